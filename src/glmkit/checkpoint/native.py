@@ -1,0 +1,118 @@
+"""The model directory that glmkit writes: config.json, model.safetensors, tokenizer files, generation.json."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from glmkit.config import GLMConfig
+from glmkit.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+GENERATION_FILE = "generation.json"
+FORMAT = 1
+
+
+def write_model(
+    directory: str | os.PathLike[str],
+    config: GLMConfig,
+    state: Mapping[str, Tensor],
+    *,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config, weights and generation settings into an existing directory.
+
+    Make it appear at once with `files.atomic_directory`; this function only fills it. Tensors keep their dtype.
+    """
+    folder = Path(directory)
+    write_json(folder / CONFIG_FILE, {"glmkit_format": FORMAT, **config.to_dict()})
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if generation is not None:
+        write_json(folder / GENERATION_FILE, dict(generation))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Readable UTF-8 JSON with a final newline."""
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError naming the file when it is missing or is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a model directory?") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds {type(values).__name__}, not an object")
+    return values
+
+
+def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
+    """The GLMConfig of a directory that glmkit wrote. Raises CheckpointError or ConfigError."""
+    path = Path(directory) / CONFIG_FILE
+    values = read_json(path)
+    version = values.pop("glmkit_format", None)
+    if version is None:
+        raise CheckpointError(f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only")
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this glmkit reads {FORMAT}; use the version that wrote it")
+    return GLMConfig.from_dict(values, source=str(path))
+
+
+def read_generation(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Generation settings beside the weights; empty when the file is absent."""
+    path = Path(directory) / GENERATION_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def load_weights(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Put a directory's weights into `model` (which may be on the meta device); strict in names and shapes.
+
+    Tensors stay memory-mapped on the CPU unless a dtype or device asks for a copy. Raises CheckpointError naming the
+    tensor and the closest expected name; then the model is unchanged.
+    """
+    path = Path(directory) / WEIGHTS_FILE
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            names = set(file.keys())
+            _check_names(path, names, set(expected))
+            for name in sorted(names):
+                tensor = file.get_tensor(name)
+                if tensor.shape != expected[name]:
+                    raise CheckpointError(
+                        f"{path}: {name} has shape {tuple(tensor.shape)}, the config asks for {tuple(expected[name])}"
+                    )
+                state[name] = tensor if dtype is None else tensor.to(dtype)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a complete model directory?") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or download it again") from None
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
+    for name in sorted(expected - found):
+        close = difflib.get_close_matches(name, found - expected, n=1)
+        raise CheckpointError(f"{path}: {name} is missing" + (f"; the file has {close[0]}" if close else ""))
+    for name in sorted(found - expected):
+        close = difflib.get_close_matches(name, expected, n=1)
+        raise CheckpointError(f"{path}: {name} is not part of this model" + (f"; closest: {close[0]}" if close else ""))

@@ -1,0 +1,170 @@
+"""Where the blanks go: lengths, placement, documents, sentences. Pure functions of their arguments and the rng.
+
+A span is (start, end), end excluded, in tokens of the text. The ORDER OF RNG CALLS is part of the contract: with
+`random.Random` the functions reproduce `THUDM/GLM:blocklm_utils.py` number for number.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rng import Rng
+
+Span = tuple[int, int]
+
+
+class LengthLaw:
+    """Draws span lengths 1, 2, ... with the given relative weights: one rng.random() a length, none with `fixed`."""
+
+    def __init__(self, weights: Sequence[float], *, fixed: int | None = None) -> None:
+        self._cumulative = list(accumulate(weights))
+        self._last = len(weights) - 1
+        self._only = fixed
+
+    def draw(self, rng: Rng) -> int:
+        if self._only is not None:
+            return self._only
+        return bisect_right(self._cumulative, rng.random() * self._cumulative[-1], 0, self._last) + 1
+
+    def draw_total(self, budget: int, rng: Rng) -> list[int]:
+        """Lengths until their sum reaches `budget` (it may overshoot; none for a budget of 0)."""
+        if self._only is not None:
+            return [self._only] * -(-budget // self._only)
+        cumulative, last, random = self._cumulative, self._last, rng.random
+        scale = cumulative[-1]
+        lengths, total = [], 0
+        while total < budget:
+            length = bisect_right(cumulative, random() * scale, 0, last) + 1
+            lengths.append(length)
+            total += length
+        return lengths
+
+
+def place(lengths: Sequence[int], total: int, rng: Rng, offset: int = 0) -> list[Span]:
+    """Spans of these lengths, in this order, inside `total` tokens from `offset`, one token apart at least.
+
+    The gaps are sorted uniform draws. Raises ValueError (from rng) when sum(lengths) + len(lengths) - 1 > total.
+    """
+    choices = total - sum(lengths) - len(lengths) + 2
+    randrange = rng.randrange
+    spans = []
+    for gap, length in zip(sorted([randrange(choices) for _ in lengths]), lengths, strict=True):
+        start = offset + gap
+        spans.append((start, start + length))
+        offset += length + 1
+    return spans
+
+
+def documents(tokens: NDArray[np.int64], eos: int, cls: int) -> list[tuple[int, int]]:
+    """(offset, length) of each document of a text, shortest first, without its [CLS] and eos.
+
+    Of equals the later one comes first. A text that does not end in eos gives up its last token as if it were one, and
+    one that does has an empty document behind it (both as in the reference; neither can hold a span).
+    """
+    found = []
+    last = size = len(tokens)
+    for index in [*np.flatnonzero(tokens == eos)[::-1].tolist(), -1]:
+        start = index + 1
+        if start < size and tokens[start] == cls:
+            start += 1
+        length = last - start
+        found.append((start, length - 1 if last == size and length > 0 else length))
+        last = index
+    found.sort(key=lambda document: document[1])
+    return found
+
+
+def spans_in_documents(
+    lengths: list[int], parts: Sequence[tuple[int, int]], ratio: float, rng: Rng
+) -> list[Span]:
+    """Share the lengths among the documents (`documents`), then place them. Shuffles `lengths` first.
+
+    Each document but the longest takes from the list while its own sum stays within int(ratio * length); the longest
+    takes what is left while it fits with one token between. Fewer spans than lengths come back when they do not fit:
+    the caller drops the text.
+    """
+    rng.shuffle(lengths)
+    spans: list[Span] = []
+    taken = 0
+    for number, (offset, length) in enumerate(parts, start=1):
+        budget = length if number == len(parts) else int(length * ratio)
+        first, total = taken, 0
+        while taken < len(lengths):
+            total += lengths[taken]
+            if total > budget or total + taken - first > length:
+                break
+            taken += 1
+        if taken > first:
+            spans += place(lengths[first:taken], length, rng, offset)
+    return spans
+
+
+def sentences(ends: NDArray[np.bool_], is_eos: NDArray[np.bool_], start: int) -> list[Span]:
+    """Sentences of a text from token `start`: each ends with a token that carries a mark; the rest at the end is one too.
+
+    ends, is_eos (n,) bool per token. An eos closes a document and belongs to no sentence; words between the last mark
+    and an eos belong to none either (as in `THUDM/GLM:blocklm_utils.py`).
+    """
+    spans = []
+    last = start
+    for index in np.flatnonzero(ends | is_eos).tolist():
+        if ends[index] and last <= index:
+            spans.append((last, index + 1))
+        last = index + 1
+    if last < len(ends):
+        spans.append((last, len(ends)))
+    return spans
+
+
+def second_texts(
+    parts: Sequence[tuple[int, int]], ends: NDArray[np.bool_]
+) -> list[Span]:
+    """The second half of every document: from the sentence end nearest its middle (the middle without one) to its end.
+
+    parts as `documents` gives them; documents of fewer than two tokens have no second text.
+    """
+    spans = []
+    for offset, length in parts:
+        if length < 2:
+            continue
+        marks = np.flatnonzero(ends[offset : offset + length - 1]) + 1
+        middle = length // 2
+        split = int(marks[np.abs(marks - length / 2).argmin()]) if len(marks) else middle
+        spans.append((offset + split, offset + length))
+    return sorted(spans)
+
+
+def context_candidates(spans: Sequence[Span], size: int, reach: int) -> list[int]:
+    """Places in part A, ascending, within `reach` tokens of a mask or of the end of the text.
+
+    spans in source order, size the text's length. That the end of the text counts like a mask is the reference's doing.
+    """
+    found: set[int] = set()
+    column, last = 0, 0
+    for start, end in [*spans, (size, size)]:
+        stop = column + start - last
+        if column:
+            found.update(range(column, min(stop, column + reach)))
+        if stop:
+            found.update(range(max(column, stop - reach), stop))
+        column, last = stop + 1, end
+    return sorted(found)
+
+
+def shorter_text(
+    good_end: NDArray[np.bool_], is_eos: NDArray[np.bool_], target: int, rng: Rng
+) -> Span:
+    """A stretch of about `target` tokens from sentence start to sentence end: one rng.randrange.
+
+    good_end (n,): the token carries a sentence mark or is eos. The start moves left to a sentence start (or 0), the end
+    left to a sentence end, unless fewer than target // 2 tokens would stay.
+    """
+    start = rng.randrange(0, len(good_end) - target)
+    starts = np.flatnonzero(good_end[:start] & ~is_eos[1 : start + 1])
+    start = int(starts[-1]) + 1 if len(starts) else 0
+    ends = np.flatnonzero(good_end[start : start + target])
+    length = int(ends[-1]) + 1 if len(ends) else 0
+    return start, start + (length if length >= target // 2 else target)

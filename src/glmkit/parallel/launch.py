@@ -1,0 +1,78 @@
+"""Start the processes of a run on this machine: what `--nproc N` does. Several machines: use torchrun."""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from glmkit.errors import TrainingError
+
+
+def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int) -> int:
+    """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
+
+    `function` must be importable (it crosses a process boundary) and return an exit status. SIGTERM and SIGINT are
+    passed on, so that the ranks can agree to stop; when one rank fails, the others are ended.
+    """
+    if nproc < 1:
+        raise TrainingError(f"--nproc is {nproc}; it must be at least 1")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
+        rendezvous = (Path(folder) / "store").as_uri()
+        ranks = [
+            context.Process(target=_enter, args=(function, arguments, rank, nproc, rendezvous), name=f"rank{rank}")
+            for rank in range(nproc)
+        ]
+        for process in ranks:
+            process.start()
+        previous = {s: signal.signal(s, _pass_on(ranks)) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return _watch(ranks)
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _watch(ranks: list[Any]) -> int:
+    running = list(ranks)
+    while running:
+        wait([process.sentinel for process in running])
+        for process in [p for p in running if not p.is_alive()]:
+            running.remove(process)
+            if process.exitcode:  # negative: killed by that signal
+                return process.exitcode if process.exitcode > 0 else 128 - process.exitcode
+    return 0
+
+
+def _pass_on(ranks: list[Any]) -> Callable[[int, FrameType | None], None]:
+    def handler(number: int, frame: FrameType | None) -> None:
+        for process in ranks:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+
+    return handler
+
+
+def _enter(function: Callable[..., int], arguments: tuple[Any, ...], rank: int, world: int, rendezvous: str) -> None:
+    # Ctrl-C reaches the whole process group; the parent passes it on once as SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "GLMKIT_RENDEZVOUS": rendezvous,
+    }
+    if "OMP_NUM_THREADS" not in os.environ:  # the ranks share the machine's cores
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    raise SystemExit(function(*arguments))

@@ -1,0 +1,260 @@
+"""The recipe: what a YAML file of `recipes/pretrain/` may say, section by section, and every default."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError
+from glmkit.objective.config import ObjectiveConfig
+
+from .schedule import BatchPlan, BatchRamp, Schedule
+from .schema import build, convert, option, refuse_unknown
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """A preset (a model directory or its config.json), changed by single fields of GLMConfig."""
+
+    preset: str | None = option(None, "model directory or config.json to start from; its weights are not read")
+    vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, vocab_size: int | None = None, special: Any = None) -> GLMConfig:
+        """The model's configuration; `vocab_size` and `special` are the tokenizer's, None without one.
+
+        Raises ConfigError when the tokenizer has more ids than the model has rows, or when neither says how many.
+        """
+        values: dict[str, Any] = {} if self.preset is None else _read_preset(self.preset)
+        values |= self.fields
+        if vocab_size is not None:
+            rows = values.get("vocab_size")
+            if rows is None:
+                values["vocab_size"] = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+            elif rows < vocab_size:
+                raise ConfigError(
+                    f"model.vocab_size {rows} is smaller than the tokenizer's {vocab_size}; "
+                    "pass --model.vocab_size null to follow the tokenizer"
+                )
+        elif values.get("vocab_size") is None:
+            raise ConfigError("model.vocab_size is not set and no prepared data names a tokenizer; give --data DIR")
+        if special is not None:
+            values["special"] = asdict(special)
+        return GLMConfig.from_dict(values, source="model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
+    sequence_length: int = option(512, "tokens of a row before blanks add theirs")
+    workers: int = option(1, "processes that build batches beside training; 0 = in the training process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    max_steps: int | None = option(None, "optimizer steps")
+    max_samples: int | None = option(None, "rows to train on, instead of max_steps")
+    micro_batch_size: int = option(8, "rows of one forward pass of one rank")
+    batch_size: int | None = option(None, "rows of one optimizer step, all ranks together (null: see next key)")
+    gradient_accumulation_steps: int | None = option(None, "micro-batches of a rank per step, instead of batch_size")
+    batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow the batch up to batch_size")
+    clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping")
+    precision: Precision = option("fp32", "fp32, bf16 (autocast), fp16 (autocast and loss scaling, CUDA only)")
+    recompute: bool = option(False, "recompute activations in the backward pass: less memory, about 30 % more time")
+    compile: bool = option(False, "torch.compile every block")
+    deterministic: bool = option(False, "ask PyTorch for deterministic kernels (CUDA; CPU is deterministic anyway)")
+    seed: int = option(1234, "of initial weights, batches and dropout")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection:
+    name: Literal["adamw", "muon"] = option("adamw", "muon: hidden matrices by Muon, the rest by AdamW")
+    learning_rate: float = option(1e-4, "peak rate of AdamW")
+    adam_beta1: float = option(0.9, "AdamW: decay of the first moment")
+    adam_beta2: float = option(0.999, "AdamW: decay of the second moment")
+    adam_eps: float = option(1e-8, "AdamW: added to the root of the second moment")
+    weight_decay: float = option(0.01, "decoupled; on matrices and embeddings, not on biases and norms")
+    muon_learning_rate: float | None = option(None, "peak rate of Muon; null = learning_rate, scaled to AdamW's RMS")
+    muon_momentum: float = option(0.95, "Muon: momentum (Nesterov)")
+    muon_weight_decay: float | None = option(None, "Muon: decoupled weight decay; null = weight_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    lr_decay_style: Literal["linear", "cosine", "constant"] = option("linear", "shape after the warm-up")
+    warmup_ratio: float = option(0.01, "share of lr_decay_iters spent on the linear warm-up")
+    lr_decay_iters: int | None = option(None, "step where the decay ends; null = max_steps")
+    lr_decay_ratio: float = option(0.1, "final rate / peak rate")
+    lr_start: float = option(0.0, "rate where the warm-up starts")
+    warmup_samples: int | None = option(None, "warm-up in rows, instead of warmup_ratio; needs lr_decay_samples")
+    lr_decay_samples: int | None = option(None, "decay in rows, instead of lr_decay_iters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSection:
+    every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal")
+    keep_last: int = option(3, "newest checkpoints kept")
+    keep_every: int | None = option(None, "also keep checkpoints at multiples of this many steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    every: int = option(1000, "steps between evaluations on the validation split; 0 = never")
+    batches: int = option(100, "micro-batches per mode")
+    previews: tuple[str, ...] = option((), "texts with [MASK], [sMASK] or [gMASK], filled at every evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSection:
+    directory: str | None = option(None, "run directory; --output sets it")
+    tensorboard: bool = option(False, "write TensorBoard events (extra [train])")
+    plot: bool = option(True, "write loss.png at checkpoints and at the end (extra [train])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run. `from_dict` builds it from a recipe's sections; `to_dict` inverts that."""
+
+    model: ModelSection
+    data: DataSection = field(default_factory=DataSection)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    output: OutputSection = field(default_factory=OutputSection)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Raises ConfigError naming section.key, the value and the closest spelling or the expected type."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a recipe must be sections of `key: value` lines, not {type(values).__name__}")
+        refuse_unknown(values, [f.name for f in fields(cls)], "")
+        hints = get_type_hints(cls)
+        special = {"model": _model_section, "objective": _objective_section}
+        sections = {
+            name: special[name](section or {}) if name in special else build(hints[name], section or {}, where=name)
+            for name, section in values.items()
+        }
+        sections.setdefault("model", ModelSection())
+        config = cls(**sections)
+        config.check()
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they may stand in a recipe."""
+        values = _plain(asdict(self))
+        values["model"] |= values["model"].pop("fields")
+        return values
+
+    def check(self) -> None:
+        """Raises ConfigError for combinations that no field can refuse alone."""
+        t, s = self.training, self.schedule
+        if (t.max_steps is None) == (t.max_samples is None):
+            raise ConfigError("give one of training.max_steps and training.max_samples")
+        for name in ("max_steps", "max_samples", "batch_size", "gradient_accumulation_steps", "micro_batch_size"):
+            value = getattr(t, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"training.{name} is {value}; it must be at least 1")
+        if t.batch_size is not None and t.gradient_accumulation_steps is not None:
+            raise ConfigError("give one of training.batch_size and training.gradient_accumulation_steps")
+        if t.batch_ramp is not None and t.batch_size is None:
+            raise ConfigError("training.batch_ramp needs training.batch_size, the size it grows to")
+        if (s.warmup_samples is None) != (s.lr_decay_samples is None):
+            raise ConfigError("schedule.warmup_samples and schedule.lr_decay_samples go together")
+        if s.lr_decay_samples is not None and s.lr_decay_iters is not None:
+            raise ConfigError("give one of schedule.lr_decay_iters and schedule.lr_decay_samples")
+        if not 0 <= s.warmup_ratio <= 1:
+            raise ConfigError(f"schedule.warmup_ratio is {s.warmup_ratio}; it must be in [0, 1]")
+        for where, value in (
+            ("training.clip_grad", t.clip_grad),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+            ("checkpoint.every", self.checkpoint.every),
+            ("evaluation.every", self.evaluation.every),
+            ("data.workers", self.data.workers),
+        ):
+            if value < 0:
+                raise ConfigError(f"{where} is {value}; it must not be negative")
+        for where, value in (
+            ("checkpoint.keep_last", self.checkpoint.keep_last),
+            ("evaluation.batches", self.evaluation.batches),
+            ("data.sequence_length", self.data.sequence_length),
+        ):
+            if value < 1:
+                raise ConfigError(f"{where} is {value}; it must be at least 1")
+
+    def batch_plan(self, world_size: int = 1) -> BatchPlan:
+        """Rows and micro-batches of every step for `world_size` ranks."""
+        t = self.training
+        rows = t.batch_size or t.micro_batch_size * world_size * (t.gradient_accumulation_steps or 1)
+        return BatchPlan(
+            micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size
+        )
+
+    def total_steps(self, plan: BatchPlan) -> int:
+        """Optimizer steps of the whole run."""
+        if self.training.max_steps is not None:
+            return self.training.max_steps
+        return plan.steps_for(self.training.max_samples or 0)
+
+    def learning_rate(self, plan: BatchPlan) -> tuple[Schedule, Literal["steps", "samples"]]:
+        """The schedule and the unit of its positions."""
+        s = self.schedule
+        shared: dict[str, Any] = {
+            "peak": self.optimizer.learning_rate,
+            "style": s.lr_decay_style,
+            "decay_ratio": s.lr_decay_ratio,
+            "start": s.lr_start,
+        }
+        if s.lr_decay_samples is not None and s.warmup_samples is not None:
+            return Schedule(warmup=s.warmup_samples, decay=s.lr_decay_samples, **shared), "samples"
+        decay = s.lr_decay_iters or self.total_steps(plan)
+        return Schedule(warmup=s.warmup_ratio * decay, decay=decay, **shared), "steps"
+
+
+def _model_section(values: Mapping[str, Any]) -> ModelSection:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"model is {values!r}; it must be a section of `key: value` lines")
+    own = ("preset", "vocab_multiple")
+    hints = {name: hint for name, hint in get_type_hints(GLMConfig).items() if name != "special"}
+    refuse_unknown(values, [*own, *hints], "model")
+    hints["vocab_size"] = int | None
+    section = build(ModelSection, {k: v for k, v in values.items() if k in own}, where="model")
+    given = {k: convert(v, hints[k], where=f"model.{k}") for k, v in values.items() if k not in own}
+    return ModelSection(preset=section.preset, vocab_multiple=section.vocab_multiple, fields=given)
+
+
+def _objective_section(values: Mapping[str, Any]) -> ObjectiveConfig:
+    """Fields of ObjectiveConfig over an optional `preset`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"objective is {values!r}; it must be a section of `key: value` lines")
+    hints = get_type_hints(ObjectiveConfig)
+    refuse_unknown(values, ["preset", *hints], "objective")
+    given = {k: convert(v, hints[k], where=f"objective.{k}") for k, v in values.items() if k != "preset"}
+    if values.get("preset") is None:
+        return ObjectiveConfig(**given)
+    return ObjectiveConfig.preset(convert(values["preset"], str, where="objective.preset"), **given)
+
+
+def _read_preset(source: str) -> dict[str, Any]:
+    path = Path(source)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"model.preset {source!r} is neither a model directory nor a config file")
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"model.preset {source!r} holds no configuration")
+    return {k: v for k, v in values.items() if k in get_type_hints(GLMConfig)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

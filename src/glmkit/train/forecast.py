@@ -1,0 +1,130 @@
+"""How much memory a run will need, estimated before it starts, against what the machine has."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glmkit.config import GLMConfig
+from glmkit.errors import TrainingError
+
+from .config import TrainConfig
+from .optim import slots_per_parameter
+
+_BASE = 400 << 20  # Python, PyTorch, buffers of the data loader
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.other
+
+    def lines(self) -> list[str]:
+        """For people."""
+        parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "other")}
+        return [f"{name:<12}{size_text(value):>10}" for name, value in (*parts.items(), ("total", self.total))]
+
+
+def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig) -> Forecast:
+    """Memory of one rank training `model` (which may be on the meta device) as `config` says.
+
+    Weights, gradients and optimizer states are exact (fp32). Activations are what the blocks keep for the backward
+    pass, counted tensor by tensor for this architecture; the loss works chunk by chunk and keeps no logits.
+    """
+    t = config.training
+    slots, trained = slots_per_parameter(config.optimizer, model)
+    weights = sum(p.numel() * p.element_size() for p in set(model.parameters()))
+    half = 2 if t.precision != "fp32" else 4
+    autocast_copies = 0 if half == 4 else 2 * trained  # autocast keeps 16-bit copies of the weights during a step
+    # Blanks lengthen a row: every span adds a mask and a start.
+    tokens = t.micro_batch_size * int(config.data.sequence_length * 1.15)
+    kept = tokens * block_bytes_per_token(shape, half, dropout=shape.hidden_dropout > 0)
+    if t.recompute:
+        activations = tokens * shape.hidden_size * 4 * shape.num_layers + kept
+    else:
+        activations = kept * shape.num_layers
+    head = 4 * shape.vocab_size * shape.hidden_size + 3 * (1 << 24) * 4  # gradient of the head, one chunk of logits
+    return Forecast(weights, 4 * trained, 4 * slots, activations, autocast_copies + head + _BASE)
+
+
+def block_bytes_per_token(shape: GLMConfig, half: int, *, dropout: bool) -> int:
+    """Bytes that one block keeps for one token: `half` is the width of matrix products' inputs (4 or 2)."""
+    h, f = shape.hidden_size, shape.inner_size
+    norms = 2 * (4 * h + half * h + 8)  # input of the norm, its (cast) output, mean and 1/std
+    attention = half * 4 * h + 4 * shape.num_heads  # q, k, v, result; log-sum-exp
+    inner = 2 if shape.mlp == "gelu" else 4  # before and after the activation; gated: both halves and the product
+    masks = 2 * h if dropout else 0
+    attention += 4 * h if shape.attention_dropout else 0
+    return norms + attention + half * inner * f + masks
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes on `device`; for the CPU the least of free memory and the container's limit. None = unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    candidates = [_meminfo(), _cgroup()]
+    known = [value for value in candidates if value is not None]
+    if known:
+        return min(known)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_memory(needed: Forecast, available: int | None, *, ranks_here: int = 1, ignore: bool = False) -> str | None:
+    """A warning for a run that is close to the limit, None for one that fits.
+
+    Raises TrainingError for one that does not, unless `ignore`.
+    """
+    if available is None:
+        return "available memory is unknown; the forecast could not be checked"
+    total = needed.total * ranks_here
+    if total <= 0.9 * available:
+        return None
+    text = f"the run needs about {size_text(total)} and {size_text(available)} are free"
+    if total <= available or ignore:
+        return text
+    raise TrainingError(
+        f"{text}; lower training.micro_batch_size, set training.recompute true, or pass --ignore-memory-forecast"
+    )
+
+
+def size_text(count: int) -> str:
+    """12345678 -> '11.8 MiB'."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
+
+
+def _meminfo() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup() -> int | None:
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text()
+        return None if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return None

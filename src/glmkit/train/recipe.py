@@ -1,0 +1,120 @@
+"""Reading a recipe and laying `--section.key value` and the well-known short names over it."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError
+from glmkit.objective.config import PRESETS
+
+from .config import TrainConfig
+from .schema import Leaf, leaves, readable
+
+# Names people know from the original scripts and from other trainers -> ours.
+ALIASES = {
+    "per_device_train_batch_size": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "batch_size": "training.batch_size",
+    "max_steps": "training.max_steps",
+    "train_iters": "training.max_steps",
+    "recompute": "training.recompute",
+    "seed": "training.seed",
+    "max_grad_norm": "training.clip_grad",
+    "clip_grad": "training.clip_grad",
+    "learning_rate": "optimizer.learning_rate",
+    "lr": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_beta1": "optimizer.adam_beta1",
+    "adam_beta2": "optimizer.adam_beta2",
+    "adam_eps": "optimizer.adam_eps",
+    "adam_epsilon": "optimizer.adam_eps",
+    "warmup_ratio": "schedule.warmup_ratio",
+    "warmup": "schedule.warmup_ratio",
+    "lr_scheduler_type": "schedule.lr_decay_style",
+    "lr_decay_style": "schedule.lr_decay_style",
+    "lr_decay_iters": "schedule.lr_decay_iters",
+    "lr_decay_ratio": "schedule.lr_decay_ratio",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep_last",
+    "eval_steps": "evaluation.every",
+    "seq_length": "data.sequence_length",
+    "output_dir": "output.directory",
+}
+SWITCHES = {"bf16": ("training.precision", "bf16"), "fp16": ("training.precision", "fp16")}
+
+# Two ways to say one thing: saying one on the command line replaces the recipe's other.
+_EITHER = [
+    ("training.max_steps", "training.max_samples"),
+    ("training.batch_size", "training.gradient_accumulation_steps"),
+    ("schedule.lr_decay_iters", "schedule.lr_decay_samples"),
+    ("schedule.warmup_ratio", "schedule.warmup_samples"),
+]
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The TrainConfig of a YAML file with `overrides` (dotted key -> text or value) laid over it.
+
+    Raises ConfigError for YAML that does not parse, unknown keys and wrong values; OSError for an unreadable file.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no recipe; expected sections such as `model:` and `training:`")
+    try:
+        return TrainConfig.from_dict(merge(values, overrides or {}))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` (sections) with dotted `overrides`; text is read as YAML, so `null`, `true` and `[a, b]` work."""
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for dotted, value in overrides.items():
+        section, _, key = dotted.partition(".")
+        target = merged.setdefault(section, {})
+        if target is None:
+            target = merged[section] = {}
+        if not isinstance(target, dict):
+            raise ConfigError(f"{section} is {target!r}; it must be a section of `key: value` lines")
+        target[key] = _parse(dotted, value)
+        for pair in _EITHER:
+            if dotted in pair:
+                other = pair[1 - pair.index(dotted)]
+                if other not in overrides:
+                    other_section, _, other_key = other.partition(".")
+                    merged.get(other_section, {}).pop(other_key, None)
+    return merged
+
+
+def flags() -> list[Leaf]:
+    """Every dotted key that the command line may set."""
+    model = [leaf for leaf in leaves(TrainConfig) if leaf.name.startswith("model.") and leaf.name != "model.fields"]
+    hints = get_type_hints(GLMConfig)
+    model += [
+        Leaf(f"model.{name}", readable(hint), getattr(GLMConfig, name, MISSING), "field of GLMConfig")
+        for name, hint in hints.items()
+        if name != "special"
+    ]
+    presets = ", ".join(PRESETS)
+    objective = Leaf("objective.preset", "text or null", None, f"a published mixture to start from: {presets}")
+    return [*model, objective, *(leaf for leaf in leaves(TrainConfig) if not leaf.name.startswith("model."))]
+
+
+def _parse(dotted: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    kind = {leaf.name: leaf.kind for leaf in flags()}.get(dotted, "")
+    if kind == "text" or (kind == "text or null" and value not in ("null", "")):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{dotted} {value!r} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,147 @@
+"""Plain values (YAML, command line) -> frozen dataclasses, with one kind of error: key, value, limit, next step."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from glmkit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(default: Any = MISSING, help: str = "") -> Any:
+    """A dataclass field with its one-line help text (units included); no default means it must be given."""
+    metadata = {"help": help}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One settable key of a dataclass tree, for building command-line flags."""
+
+    name: str  # dotted
+    kind: str  # readable type
+    default: Any  # MISSING where a value must be given
+    help: str
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """An instance of the dataclass `cls` from plain values, recursively.
+
+    Raises ConfigError naming `where`.key for an unknown key (with the closest spelling), a missing one, or a value of
+    the wrong type. Numbers may be written as text (`1e-4` without a dot is text in YAML 1.1).
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'recipe'} is {values!r}; it must be a section of `key: value` lines")
+    refuse_unknown(values, [f.name for f in fields(cls)], where)  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    given = {name: convert(value, hints[name], where=_join(where, name)) for name, value in values.items()}
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"{_join(where, f.name)} is missing; give a value{_hint(f)}")
+    return cls(**given)
+
+
+def convert(value: Any, hint: Any, *, where: str) -> Any:
+    """`value` as the annotated type `hint`; ConfigError names `where`, the value and what is expected."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else build(hint, value, where=where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        inner = [a for a in arguments if a is not type(None)]
+        for candidate in inner[:-1]:
+            try:
+                return convert(value, candidate, where=where)
+            except ConfigError:
+                continue
+        return convert(value, inner[-1], where=where)
+    if origin is Literal:
+        return _choice(value, arguments, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]")
+        if arguments[-1] is Ellipsis:
+            return tuple(convert(item, arguments[0], where=where) for item in value)
+        if len(value) != len(arguments):
+            raise ConfigError(f"{where} is {value!r}; expected {len(arguments)} values")
+        return tuple(convert(item, kind, where=where) for item, kind in zip(value, arguments, strict=True))
+    return _scalar(value, hint, where)
+
+
+def _choice(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    if value in choices:
+        return value
+    close = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(map(str, choices))}"
+    raise ConfigError(f"{where} is {value!r}; {hint}")
+
+
+def _scalar(value: Any, kind: Any, where: str) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if kind is float and number == number:
+            return number
+        if kind is int and number.is_integer():
+            return value if isinstance(value, int) else int(number)
+    if kind is Any:
+        return value
+    raise ConfigError(f"{where} is {value!r}; expected {readable(kind)}")
+
+
+def refuse_unknown(given: Iterable[Any], known: list[str], where: str) -> None:
+    """ConfigError for the first key that is not in `known`, naming the closest one."""
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {hint}")
+
+
+def leaves(cls: type, prefix: str = "") -> list[Leaf]:
+    """Every settable key under the dataclass `cls`, in the order of definition."""
+    result: list[Leaf] = []
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        hint = hints[f.name]
+        name = _join(prefix, f.name)
+        if is_dataclass(hint) and isinstance(hint, type):
+            result += leaves(hint, name)
+        else:
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            result.append(Leaf(name, readable(hint), default, f.metadata.get("help", "")))
+    return result
+
+
+def readable(hint: Any) -> str:
+    """A type annotation in words for people."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else readable(a) for a in arguments)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return "list of " + readable(arguments[0])
+    if is_dataclass(hint) and isinstance(hint, type):
+        return "{" + ", ".join(f.name for f in fields(hint)) + "}"
+    names = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _hint(f: Field[Any]) -> str:
+    text = f.metadata.get("help", "")
+    return f" ({text})" if text else ""

@@ -1,0 +1,281 @@
+"""The shape of the repository: layers, budgets, names, docstrings, light imports. Each checker is shown a bad example too."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.shared import ROOT
+
+PACKAGE = ROOT / "src" / "glmkit"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BUDGETS = {"src": 400, "tests": 500, "benchmarks": 400, "examples": 400, "scripts": 400}
+FAMILY = re.compile(r"^(chat)?glm([-_]?\d.*)?$", re.IGNORECASE)
+MACHINE_PATH = re.compile(r"(^|[^a-z.\w])/(work|farm|root|home|Users|opt)/[A-Za-z]", re.MULTILINE)
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+OUR_TEXT = (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".sh")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of what a module imports from glmkit; `from a import b` names a.b where b is a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "glmkit")
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            if base.split(".")[0] == "glmkit":
+                for alias in node.names:
+                    yield node.lineno, f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def layer_of(module: str) -> tuple[int, str] | None:
+    """(layer number from the top, part) of a module by the contract in pyproject.toml; None for the root and __main__."""
+    (contract,) = PYPROJECT["tool"]["importlinter"]["contracts"]
+    for number, layer in enumerate(contract["layers"]):
+        for part in layer.split(" | "):
+            if module == part or module.startswith(part + "."):
+                return number, part
+    return None
+
+
+def upward_imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
+    mine = layer_of(module)
+    assert mine is not None, f"{module} belongs to no layer; add its part to [tool.importlinter] in pyproject.toml"
+    wrong = []
+    for line, name in imports_of(tree, module, is_package):
+        theirs = layer_of(name)
+        if theirs is None:
+            # The root package holds nothing but the public names; only the command line may ask it for the version.
+            if mine[0] != 0:
+                wrong.append(f"line {line}: {module} imports {name}")
+        elif theirs[1] != mine[1] and theirs[0] <= mine[0]:
+            wrong.append(f"line {line}: {module} imports {name}")
+    return wrong
+
+
+@each([path for path in SOURCES if path.parent != PACKAGE or path.name not in ("__init__.py", "__main__.py")])
+def test_imports_point_down(path: Path) -> None:
+    assert upward_imports(ast.parse(path.read_text()), module_name(path), path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    "source", ["from glmkit import load", "from ..session import LM", "from .. import session", "import glmkit.cli.main"]
+)
+def test_an_upward_import_is_found(source: str) -> None:
+    MODULES.setdefault("glmkit.session", PACKAGE / "session.py")
+    assert len(upward_imports(ast.parse(source), "glmkit.model.transformer", False)) == 1
+
+
+def test_imports_within_a_part_and_downward_are_allowed() -> None:
+    source = "from .attention import A\nfrom ..errors import ConfigError\nfrom glmkit.config import GLMConfig"
+    assert upward_imports(ast.parse(source), "glmkit.model.transformer", False) == []
+
+
+def late_imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
+    functions = (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return [f"line {line}: {name}" for node in functions for line, name in imports_of(node, module, is_package)]
+
+
+@each([path for path in SOURCES if path != PACKAGE / "__init__.py" and PACKAGE / "cli" not in path.parents])
+def test_no_function_level_imports_of_our_own(path: Path) -> None:
+    assert late_imports(ast.parse(path.read_text()), module_name(path), path.name == "__init__.py") == []
+
+
+def test_a_function_level_import_is_found() -> None:
+    assert late_imports(ast.parse("def f():\n    from ..config import GLMConfig"), "glmkit.model.x", False)
+
+
+# --- budgets and names ------------------------------------------------------------------------------------------------
+
+
+@each([path for folder in BUDGETS for path in sorted((ROOT / folder).rglob("*.py"))])
+def test_file_length(path: Path) -> None:
+    limit = BUDGETS[path.relative_to(ROOT).parts[0]]
+    lines = len(path.read_text().splitlines())
+    assert lines <= limit, f"{lines} lines, the budget is {limit}; split it"
+
+
+def family_branches(tree: ast.AST) -> list[str]:
+    """Places that branch on a family: comparisons, match cases and startswith with a family's name or `.family`."""
+    suspects: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            suspects += [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            suspects.append(node.value)
+        elif isinstance(node, ast.Match):
+            suspects.append(node.subject)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("startswith", "endswith", "removeprefix"):
+                suspects += [node.func.value, *node.args]
+    found = []
+    for suspect in suspects:
+        for node in ast.walk(suspect):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and FAMILY.match(node.value):
+                found.append(f"line {node.lineno}: {node.value!r}")
+            elif isinstance(node, ast.Attribute) and node.attr == "family":
+                found.append(f"line {node.lineno}: .family")
+    return found
+
+
+@each([path for path in SOURCES if PACKAGE / "families" not in path.parents])
+def test_no_branch_on_a_family_outside_families(path: Path) -> None:
+    assert family_branches(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if name == 'chatglm': pass",
+        "x = kind in ('glm-130b', 'other')",
+        "if name.startswith('glm4'): pass",
+        "match name:\n    case 'ChatGLM2-6B': pass",
+        "if config.family != label: pass",
+    ],
+)
+def test_a_branch_on_a_family_is_found(source: str) -> None:
+    assert family_branches(ast.parse(source))
+
+
+def our_text_files() -> list[Path]:
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in OUR_TEXT or path.name == "Makefile"]
+    for folder in (*BUDGETS, "docs", "recipes"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in OUR_TEXT]
+    return files
+
+
+def test_no_machine_paths() -> None:
+    assert MACHINE_PATH.search("see /" + "home/someone/x")
+    allowed = "/usr/bin"  # standard places are not somebody's machine
+    found = [str(path.relative_to(ROOT)) for path in our_text_files() if MACHINE_PATH.search(path.read_text())]
+    assert found == [], f"machine paths; only {allowed} and relative paths belong here"
+
+
+# --- docstrings -------------------------------------------------------------------------------------------------------
+
+
+def undocumented(tree: ast.Module, path: Path) -> list[str]:
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+    # Every verb has these two; cli/main.py says what they do.
+    given = {"add_arguments", "run"} if path.parent == PACKAGE / "cli" else set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if not node.name.startswith("_") and node.name not in given and not ast.get_docstring(node):
+                missing.append(node.name)
+    return missing
+
+
+@each([path for path in SOURCES if not path.stem.startswith("_") or path.name == "__init__.py"])
+def test_public_things_have_docstrings(path: Path) -> None:
+    assert undocumented(ast.parse(path.read_text()), path) == []
+
+
+def test_a_missing_docstring_is_found() -> None:
+    assert undocumented(ast.parse("def f(): ...\nclass _C: ..."), PACKAGE / "x.py") == ["the module", "f"]
+
+
+# --- light imports ----------------------------------------------------------------------------------------------------
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_loads_nothing_heavy(argument: str) -> None:
+    code = f"import sys; from glmkit.cli.main import main; status = main([{argument!r}]); print(*sys.modules); sys.exit(status)"
+    loaded = set(run_python(code).split())
+    assert loaded.isdisjoint({"torch", "numpy", "jsonargparse", "rich", "tokenizers", "yaml", "asyncio"})
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    assert "torch" not in run_python("import sys, glmkit; print(*sys.modules)").split()
+
+
+IMPORT_ALL = """
+import importlib, importlib.abc, pkgutil, sys
+
+blocked = set(sys.argv[1:]) or {blocked!r}
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{{name}} is an extra", name=name)
+
+sys.meta_path.insert(0, Block())
+import glmkit
+for info in pkgutil.walk_packages(glmkit.__path__, "glmkit."):
+    if not info.name.endswith("__main__"):
+        importlib.import_module(info.name)
+        print(info.name)
+"""
+
+
+def extra_modules() -> set[str]:
+    """Import names of everything that only an extra brings."""
+    special = {"import-linter": "importlinter", "pytest-xdist": "xdist", "prometheus-client": "prometheus_client"}
+    names = set()
+    for requirements in PYPROJECT["project"]["optional-dependencies"].values():
+        for requirement in requirements:
+            name = re.split(r"[\[<>=~! ]", requirement, maxsplit=1)[0]
+            if name != "glmkit" and not name.startswith("types-"):
+                names.add(special.get(name, name.replace("-", "_")))
+    return names - {re.split(r"[\[<>=~! ]", text, maxsplit=1)[0] for text in PYPROJECT["project"]["dependencies"]}
+
+
+def test_every_module_imports_with_the_core_alone() -> None:
+    imported = run_python(IMPORT_ALL.format(blocked=extra_modules())).split()
+    assert set(imported) == set(MODULES) - {"glmkit", "glmkit.__main__"}
+
+
+# --- what the README says of the tree ---------------------------------------------------------------------------------
+
+
+def tree_entries(readme: str) -> set[str]:
+    """Paths of the fenced file tree: the block that begins with src/glmkit/."""
+    (block,) = [text for text in re.findall(r"```text\n(.*?)```", readme, re.DOTALL) if text.startswith("src/glmkit/")]
+    entries, parents = set(), [""]
+    for line in block.splitlines():
+        indent = (len(line) - len(line.lstrip())) // 2
+        names = [name for name in re.split(r" {2,}", line.strip())[0].split() if re.search(r"[/.]", name)]
+        parents = parents[: indent + 1]
+        entries |= {parents[-1] + name for name in names}
+        if names and names[0].endswith("/"):
+            parents.append(parents[-1] + names[0])
+    return entries
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_the_readme_tree_is_the_tree(readme: str) -> None:
+    listed = tree_entries((ROOT / readme).read_text())
+    missing = [entry for entry in listed if not (ROOT / entry).exists()]
+    assert missing == [], "the tree names things that do not exist"
+    packages = {str(path.parent.relative_to(ROOT)) + "/" for path in SOURCES if path.name == "__init__.py"}
+    assert packages <= listed, "packages that the tree does not show"
+    top = {path.name + "/" for path in ROOT.iterdir() if path.is_dir() and any(path.rglob("*.*"))}
+    assert top & {"recipes/", "tests/", "benchmarks/", "docs/", "examples/"} <= listed
