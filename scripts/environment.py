@@ -53,7 +53,11 @@ def install(venv: Path, extras: set[str]) -> None:
     wanted = extras | installed if have == fingerprint() else extras
     names = f"[{','.join(sorted(wanted))}]" if wanted else ""
     # -qq: errors only; pip's notes on indexes and versions are not for this reader.
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    pip = [
+        str(python),
+        *["-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c"],
+        str(ROOT / "constraints.txt"),
+    ]
     if have == fingerprint():  # only extras are missing: leave the project itself alone, it may be running
         subprocess.run([*pip, f"glmkit{names}"], check=True)
     else:

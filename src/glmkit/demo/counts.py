@@ -13,8 +13,7 @@ two neighbours' evidence as if they were independent given m. d, d3 and w are ch
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,13 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 _DISCOUNTS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
-_RIGHT_WEIGHTS = (0.6, 0.8, 1.0, 1.25, 1.5)
-_BATCH_CELLS = 1 << 20  # blanks * vocabulary scored at once
+_GRID = (
+    ("pair_discount", _DISCOUNTS),
+    ("right_weight", (0.6, 0.8, 1.0, 1.25, 1.5)),
+    ("triple_discount", _DISCOUNTS),
+)
+_ROUNDS = 2
+_BATCH_CELLS = 1 << 19  # blanks * vocabulary scored at once
 
 
 class _Rows:
@@ -99,19 +103,21 @@ class NeighbourCounts:
     def tune(self, left: Ids, right: Ids, truth: Ids) -> Tuning:
         """Choose the constants by exact match on validation blanks, (B,) ids each; kept in `.tuning` and returned.
 
-        Ties keep the first of the grid, so the choice is deterministic.
+        One constant at a time over a grid, until nothing changes; ties keep the first, so it is deterministic.
         """
-        best = max(_DISCOUNTS, key=lambda d: _hits(self._left(left, d), truth))
-        grid = list(product(_DISCOUNTS, _DISCOUNTS, _RIGHT_WEIGHTS))
-        hits = np.zeros(len(grid), np.int64)
-        for part in self._batches(len(truth)):
-            pairs = {(d, w): self._pair(left[part], right[part], d, w) for d, w in product(_DISCOUNTS, _RIGHT_WEIGHTS)}
-            for index, (triple, pair, weight) in enumerate(grid):
-                scores = self._triple(left[part], right[part], pairs[pair, weight], triple)
-                hits[index] += _hits(self._choose(scores), truth[part])
-        triple, pair, weight = grid[int(hits.argmax())]
-        self.tuning = Tuning(best, triple, pair, weight)
-        return self.tuning
+        ids = [np.asarray(row, np.int64) for row in (left, right, truth)]
+        left, right, truth = ids
+        best = max(_DISCOUNTS, key=lambda discount: _hits(self._left(left, discount), truth))
+        tuning = Tuning(left_discount=best)
+        for _ in range(_ROUNDS):
+            before = tuning
+            for name, grid in _GRID:
+                tried = [replace(tuning, **{name: value}) for value in grid]
+                tuning = max(tried, key=lambda chosen: _hits(self._left_right(left, right, chosen), truth))
+            if tuning == before:
+                break
+        self.tuning = tuning
+        return tuning
 
     def unigram(self, count: int) -> Ids:
         """(count,) the most frequent allowed token, `count` times."""
@@ -123,13 +129,7 @@ class NeighbourCounts:
 
     def left_right(self, left: Ids, right: Ids) -> Ids:
         """(B,) predictions from the left and right neighbours (B,) each."""
-        left, right = np.asarray(left, np.int64), np.asarray(right, np.int64)
-        chosen = self.tuning
-        out = np.empty(len(left), np.int64)
-        for part in self._batches(len(left)):
-            pair = self._pair(left[part], right[part], chosen.pair_discount, chosen.right_weight)
-            out[part] = self._choose(self._triple(left[part], right[part], pair, chosen.triple_discount))
-        return out
+        return self._left_right(np.asarray(left, np.int64), np.asarray(right, np.int64), self.tuning)
 
     def left_chain(self, left: Ids, lengths: Ids) -> list[list[int]]:
         """Greedy chains for blanks of several tokens: each token predicted from the one before it."""
@@ -153,6 +153,13 @@ class NeighbourCounts:
         distinct, inverse = np.unique(left, return_inverse=True)
         parts = [self._choose(self._given_left(distinct[part], discount)) for part in self._batches(len(distinct))]
         return np.concatenate(parts)[inverse] if parts else np.zeros(0, np.int64)
+
+    def _left_right(self, left: Ids, right: Ids, chosen: Tuning) -> Ids:
+        out = np.empty(len(left), np.int64)
+        for part in self._batches(len(left)):
+            pair = self._pair(left[part], right[part], chosen.pair_discount, chosen.right_weight)
+            out[part] = self._choose(self._triple(left[part], right[part], pair, chosen.triple_discount))
+        return out
 
     def _given_left(self, left: Ids, discount: float) -> Floats:
         """p(m | l), (B,V)."""

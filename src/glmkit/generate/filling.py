@@ -45,12 +45,13 @@ def fill_rows(
     max_tokens: int = 64,
     sampling: Sampling | None = None,
     forbidden: Iterable[int] = (),
+    only_first: bool = False,
 ) -> list[list[list[int]]]:
     """The spans for the blanks of each part A, in the order of the blanks; a later span sees the earlier ones.
 
     rows: token ids of part A, each with at least one mask token. max_tokens: the longest span, in tokens.
     forbidden: ids never produced (besides mask, start, class and padding ids, which never are). A span ends at
-    end-of-piece or end-of-text, which are not part of it.
+    end-of-piece or end-of-text, which are not part of it. only_first: leave all blanks but the first unfilled.
     Raises RequestError for rows without blanks or longer than the model's positions.
     """
     sampling = sampling or Sampling()
@@ -58,6 +59,9 @@ def fill_rows(
         raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
     states = [_Row(_find_blanks(row, index, special, model.config)) for index, row in enumerate(rows)]
     device = model.head_weight.device
+    if only_first:
+        for state in states:
+            del state.blanks[1:]
     lengths = [len(row) for row in rows]
     width = max(lengths)
     ids_BT = torch.full((len(rows), width), special.pad)

@@ -6,23 +6,22 @@ the list of places where the reference fails and this does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmkit.config import SpecialIds
-from glmkit.errors import ConfigError, DataError
+from glmkit.errors import ConfigError
 
 from .config import Mode, ObjectiveConfig
+from .forms import SampleForms, Sentinels
 from .rng import Rng
-from .sample import Ints, Sample, Tally, TextSample
-from .spans import (
-    LengthLaw, Span, context_candidates, documents, second_texts, sentences, shorter_text, spans_in_documents,
-)  # fmt: skip
+from .sample import Sample, Tally, TextSample
+from .spans import LengthLaw, Span, documents, second_texts, sentences, shorter_text, spans_in_documents
 
 _SHORTEST_SPLIT = 32
+_SENTENCE_GUESS = 8.0  # tokens; only for how much room to leave
 
 
 class Choice(NamedTuple):
@@ -30,14 +29,6 @@ class Choice(NamedTuple):
 
     mode: Mode
     single_span: bool = False
-
-
-@dataclass(frozen=True)
-class Sentinels:
-    """Ids of numbered masks and starts for `sentinel_token`: blank 0 uses index 0 ([MASK] and the plain start)."""
-
-    masks: tuple[int, ...]
-    starts: tuple[int, ...]
 
 
 class BlankInfilling:
@@ -57,24 +48,17 @@ class BlankInfilling:
         *,
         sentinels: Sentinels | None = None,
     ) -> None:
-        if config.uses_dblock and special.dblock is None:
-            raise ConfigError("block_mask_prob and context_mask_ratio need a [dBLOCK] token; this tokenizer has none")
-        if config.sentinel_token and sentinels is None:
-            raise ConfigError("sentinel_token needs the ids of the numbered masks and starts (Sentinels)")
         if config.short_seq_prob > 0 and max_length < _SHORTEST_SPLIT + 2:
             raise ConfigError(
-                f"short_seq_prob cuts texts into {_SHORTEST_SPLIT} tokens or more; texts of {max_length} are too short, "
-                "set it to 0"
+                f"short_seq_prob cuts texts into {_SHORTEST_SPLIT} tokens or more; texts of {max_length} are too "
+                "short, set it to 0"
             )
-        self.config, self.special, self.max_length, self.sentinels = config, special, max_length, sentinels
+        self.config, self.special, self.max_length = config, special, max_length
         self.sentence_end = sentence_end
+        self.forms = SampleForms(config, special, max_length, sentinels=sentinels)
         fixed = int(config.average_block_length) if config.span_lengths == "fixed" else None
         self.length_law = LengthLaw(config.length_weights(), fixed=fixed)
-        self.mask_ids: dict[Mode, int] = {
-            "bert": special.mask,
-            "sentence": special.smask if config.task_mask else special.mask,
-            "gpt": special.gmask if config.task_mask else special.mask,
-        }
+        self._mean_length = config.mean_span_length()
 
     # A batch.
 
@@ -83,9 +67,9 @@ class BlankInfilling:
     ) -> list[Sample]:
         """One batch of samples, all of one mode, from one batch of texts.
 
-        Texts may first be cut into shorter ones (short_seq_prob), which gives more samples than texts; texts that cannot
-        be blanked are left out and counted in `tally`. block_rng draws the [dBLOCK] inputs of block_mask_prob (the
-        reference uses a generator of its own for these); `rng` without it.
+        Texts may first be cut into shorter ones (short_seq_prob), which gives more samples than texts; texts that
+        cannot be blanked are left out and counted in `tally`. block_rng draws the [dBLOCK] inputs of block_mask_prob
+        (the reference uses a generator of its own for these); `rng` without it.
         """
         if self.draw_short(rng):
             texts = self.split(texts, rng)
@@ -103,6 +87,26 @@ class BlankInfilling:
         if draw < config.bert_prob:
             return Choice("bert", single)
         return Choice("sentence" if draw < config.bert_prob + config.gap_sentence_prob else "gpt")
+
+    def text_room(self, room: int, choice: Choice) -> int:
+        """How long a text may be so that its sample fits into `room` tokens, about always for generation and single
+        blanks, about four times of five for token blanks; sentences need a guess (one of eight tokens or more).
+
+        Each blank adds two tokens: its mask and a start (or end) token.
+        """
+        config = self.config
+        if choice.mode == "gpt":
+            # A second text a document; else one blank.
+            return room - (4 if config.generation_span == "second_text" else 2)
+        if config.masked_lm or choice.single_span:
+            return room - 2 * choice.single_span
+        if choice.mode == "bert":
+            ratio, width = config.bert_ratio, self._mean_length
+        else:
+            ratio, width = config.gap_sentence_ratio, _SENTENCE_GUESS
+        rate = 2 * ratio / width
+        blanks = room * rate / (1 + rate) / 2
+        return int(room - 2 * (blanks + 0.5 * blanks**0.5 + 1))
 
     def split(self, texts: Sequence[TextSample], rng: Rng) -> list[TextSample]:
         """Shorter texts, as many as fit into max_length a text, each with a [CLS] of its own. They may overlap."""
@@ -159,7 +163,8 @@ class BlankInfilling:
         tally.modes[sample.mode] = tally.modes.get(sample.mode, 0) + 1
         targets = sample.num_targets
         tally.without_targets += targets == 0
-        tally.masked_tokens += targets - int(np.count_nonzero(sample.targets[sample.prefix_length :] == self.special.eop))
+        ends = np.count_nonzero(sample.targets[sample.prefix_length :] == self.special.eop)
+        tally.masked_tokens += targets - int(ends)
 
     # The three modes. None: the text is dropped.
 
@@ -173,8 +178,8 @@ class BlankInfilling:
         if spans is None:
             return None
         if config.masked_lm:
-            return self.mask_in_place(text, spans)
-        return self.blank(text, spans, rng, "bert", block_rng)
+            return self.forms.mask_in_place(text, spans)
+        return self.forms.blank(text, spans, rng, "bert", block_rng)
 
     def _sentence_blanks(self, text: TextSample, rng: Rng) -> Sample:
         tokens = text.tokens
@@ -188,7 +193,7 @@ class BlankInfilling:
             total += span[1] - span[0]
             if total >= budget:
                 break
-        return self.blank(text, chosen, rng, "sentence")
+        return self.forms.blank(text, chosen, rng, "sentence")
 
     def _generation_length(self, texts: Sequence[TextSample], rng: Rng) -> int:
         if self.config.generation_span != "uniform" or not texts:
@@ -202,19 +207,19 @@ class BlankInfilling:
         size = len(tokens)
         if self.config.generation_span == "all":
             source = int(size > 0 and tokens[0] == special.cls)
-            return self.suffix(text, size - source) if size > source else None
+            return self.forms.suffix(text, size - source) if size > source else None
         if self.config.generation_span == "second_text":
             parts = documents(tokens, special.eos, special.cls)
             spans = second_texts(parts, self.sentence_end[tokens])
-            return self.blank(text, spans, rng, "gpt") if spans else None
+            return self.forms.blank(text, spans, rng, "gpt") if spans else None
         length = min(batch_length, size - 2)
         if length < 1:
             return None
         several = special.eos in tokens[:-1]
         if several or rng.random() < self.config.gpt_infill_prob:
-            return self.suffix(text, length)
+            return self.forms.suffix(text, length)
         placed = self._place(text, [length], rng)
-        return None if placed is None else self.blank(text, placed, rng, "gpt")
+        return None if placed is None else self.forms.blank(text, placed, rng, "gpt")
 
     def _place(self, text: TextSample, lengths: list[int], rng: Rng) -> list[Span] | None:
         # Shuffled here and again by spans_in_documents: twice, as in the reference.
@@ -222,138 +227,6 @@ class BlankInfilling:
         parts = documents(text.tokens, self.special.eos, self.special.cls)
         spans = spans_in_documents(lengths, parts, self.config.bert_ratio, rng)
         return spans if len(spans) == len(lengths) else None
-
-    # The three forms of a sample.
-
-    def blank(
-        self, text: TextSample, spans: list[Span], rng: Rng, mode: Mode = "bert", block_rng: Rng | None = None
-    ) -> Sample:
-        """Replace each span by one mask (part A) and append the spans (part B), shuffled by `rng`.
-
-        spans: disjoint, not empty, in any order; the list is reordered in place. With shuffle_blocks off (and for
-        encoder_decoder) part B follows the order of the text.
-        Raises DataError when a span holds an eos: a blank never crosses documents.
-        """
-        config, special, tokens = self.config, self.special, text.tokens
-        size, count = len(tokens), len(spans)
-        in_order = sorted(spans)
-        starts = np.array([start for start, _ in in_order], dtype=np.int64)
-        lengths = np.array([end - start for start, end in in_order], dtype=np.int64)
-        # A span's tokens share the position of its mask, so every earlier span shortens the text by length - 1.
-        mask_at = starts - (np.cumsum(lengths - 1) - (lengths - 1))
-        prefix = size - int(lengths.sum()) + count
-        offset = 0
-        if config.random_position and prefix - 1 < self.max_length - 1:
-            offset = rng.randrange(0, self.max_length - (prefix - 1))
-        if config.encoder_decoder or not config.shuffle_blocks:
-            spans[:] = in_order
-        else:
-            rng.shuffle(spans)
-        rank = {start: index for index, (start, _) in enumerate(in_order)}
-        order = np.array([rank[start] for start, _ in spans], dtype=np.int64)  # part B's k-th span -> its rank in A
-
-        widths = lengths[order] + 1
-        firsts = np.cumsum(widths) - widths
-        total = prefix + size - (prefix - count) + count
-        input_ids, targets = np.empty(total, np.int64), np.empty(total, np.int64)
-        position_ids, loss_mask = np.empty((2, total), np.int64), np.ones(total, np.int64)
-
-        keep = np.ones(size, np.bool_)
-        for start, end in in_order:
-            keep[start + 1 : end] = False
-        source = tokens.copy()
-        source[starts] = self._masks(mode, order)
-        input_ids[:prefix] = source[keep]
-        targets[:prefix] = input_ids[:prefix]
-        loss_mask[:prefix] = 0
-        position_ids[0, :prefix] = np.arange(offset, offset + prefix)
-        position_ids[1, :prefix] = 0
-
-        inside = np.arange(total - prefix) - np.repeat(firsts, widths)  # 0 on the start of a span, r on its r-th token
-        part_b, target_b = input_ids[prefix:], targets[prefix:]
-        part_b[:] = tokens[np.repeat(starts[order] - 1, widths) + inside]
-        part_b[firsts] = self._starts(count)
-        target_b[:-1] = part_b[1:]
-        if not config.encoder_decoder:
-            target_b[firsts + widths - 1] = special.eop
-        elif count:
-            target_b[-1] = special.eop
-        if special.eos in target_b:
-            raise DataError(f"a blank of tokens holds the end of a document (id {special.eos}); spans were {in_order}")
-        position_ids[0, prefix:] = self.max_length if config.sentinel_token else np.repeat(mask_at[order] + offset, widths)
-        position_ids[1, prefix:] = inside + 1 if config.block_position_encoding else 1
-        if mode == "bert" and config.uses_dblock:
-            self._hide(input_ids, prefix, firsts, in_order, size, rng, block_rng)
-        return Sample(input_ids, targets, loss_mask, position_ids, prefix, mode)
-
-    def _masks(self, mode: Mode, order: Ints) -> int | Ints:
-        """The mask id of each span, in source order."""
-        if mode != "bert" or not self.config.sentinel_token:
-            return self.mask_ids[mode]
-        masks = np.empty(len(order), np.int64)
-        masks[order] = self._sentinels("masks", len(order))
-        return masks
-
-    def _starts(self, count: int) -> int | Sequence[int]:
-        return self._sentinels("starts", count) if self.config.sentinel_token else self.special.sop
-
-    def _sentinels(self, kind: Literal["masks", "starts"], count: int) -> tuple[int, ...]:
-        ids: tuple[int, ...] = getattr(self.sentinels, kind)
-        if count > len(ids):
-            raise DataError(f"a text has {count} blanks but there are {len(ids)} sentinel {kind}; add more or mask less")
-        return ids[:count]
-
-    def _hide(
-        self, input_ids: Ints, prefix: int, firsts: Ints, spans: Sequence[Span], size: int, rng: Rng,
-        block_rng: Rng | None,
-    ) -> None:  # fmt: skip
-        """[dBLOCK] over inputs of part B (block_mask_prob) and over part A near the blanks (context_mask_ratio)."""
-        config = self.config
-        assert self.special.dblock is not None
-        if config.block_mask_prob > 0:
-            random, limit = (block_rng or rng).random, config.block_mask_prob
-            is_token = np.ones(len(input_ids) - prefix, np.bool_)
-            is_token[firsts] = False
-            columns = np.flatnonzero(is_token) + prefix
-            input_ids[columns[[random() < limit for _ in range(len(columns))]]] = self.special.dblock
-        if config.context_mask_ratio > 0:
-            candidates = context_candidates(spans, size, config.context_mask_range)
-            count = min(int(config.context_mask_ratio * size), len(candidates))
-            input_ids[rng.sample(candidates, count)] = self.special.dblock
-
-    def suffix(self, text: TextSample, length: int) -> Sample:
-        """The last `length` tokens as one blank at the end: part A is the rest and a mask, part B has no end token.
-
-        The text's own loss mask counts here, so a [CLS] inside the suffix is read but not predicted.
-        """
-        tokens, size = text.tokens, len(text)
-        source = size - length
-        input_ids, targets = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
-        input_ids[:source] = targets[:source] = tokens[:source]
-        input_ids[source] = targets[source] = self.mask_ids["gpt"]
-        input_ids[source + 1] = self.special.sop
-        input_ids[source + 2 :] = tokens[source:-1]
-        targets[source + 1 :] = tokens[source:]
-        loss_mask = np.zeros(size + 1, np.int64)
-        loss_mask[source + 1 :] = text.loss_mask[source:]
-        position_ids = np.zeros((2, size + 1), np.int64)
-        position_ids[0] = np.arange(size + 1)
-        if self.config.generation_positions == "mask":
-            position_ids[0, source + 1 :] = source
-        position_ids[1, source + 1 :] = np.arange(1, length + 1) if self.config.block_position_encoding else 1
-        return Sample(input_ids, targets, loss_mask, position_ids, source + 1, "gpt")
-
-    def mask_in_place(self, text: TextSample, spans: Sequence[Span]) -> Sample:
-        """BERT's form: every token of a span becomes [MASK] and is predicted at its place; all tokens see each other."""
-        size = len(text)
-        masked = np.zeros(size, np.bool_)
-        for start, end in spans:
-            masked[start:end] = True
-        input_ids = np.where(masked, self.special.mask, text.tokens)
-        position_ids = np.zeros((2, size), np.int64)
-        position_ids[0] = np.arange(size)
-        loss_mask = (masked & (text.loss_mask != 0)).astype(np.int64)
-        return Sample(input_ids, text.tokens.copy(), loss_mask, position_ids, size, "bert")
 
 
 __all__ = ["BlankInfilling", "Choice", "Sample", "Sentinels", "Tally", "TextSample"]

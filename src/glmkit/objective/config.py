@@ -102,14 +102,12 @@ class ObjectiveConfig:
         return self.block_mask_prob > 0 or self.context_mask_ratio > 0
 
     def length_weights(self) -> list[float]:
-        """Relative weight of span lengths 1, 2, ...: Poisson(k; average_block_length), as in `THUDM/GLM:blocklm_utils.py`."""
+        """Relative weights of span lengths 1, 2, ...: Poisson(k; average_block_length), GLM paper, section 2.1."""
         if self.span_lengths == "fixed":
             length = int(self.average_block_length)
             return [0.0] * (length - 1) + [1.0]
         rate = float(self.average_block_length)
-        return [
-            math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(1, self.max_block_length)
-        ]
+        return [math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(1, self.max_block_length)]
 
     def mean_span_length(self) -> float:
         """Expected length of one drawn span, in tokens: 3.157 for the published values."""

@@ -41,9 +41,9 @@ class CounterRng:
     """Philox 4x64-10 addressed by (seed, up to three counters): equal arguments give equal numbers, on any machine.
 
     The seed is the key, the counters are the upper three words of the 256-bit counter; the lowest word runs, so streams
-    with different arguments never overlap. All draws come from floats u = i * 2^-53 made in blocks: an integer in 0..n-1
-    is floor(u * n), whose probabilities differ from 1/n by less than 2^-53 each (a relative n * 2^-53: under 1e-4 for
-    n = 10^12, under 10^-10 for the lengths of a sample). The numbers differ from those of `random.Random`.
+    with different arguments never overlap. All draws come from floats u = i * 2^-53 made in blocks: an integer in
+    0..n-1 is floor(u * n), whose probability differs from 1/n by at most 2^-53 (a relative n * 2^-53: 1.2e-4 for
+    n = 10^12, under 10^-9 for anything inside a text). The numbers differ from those of `random.Random`.
     """
 
     random: Callable[[], float]  # an iterator's __next__: no Python frame per number

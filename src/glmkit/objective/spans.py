@@ -77,9 +77,7 @@ def documents(tokens: NDArray[np.int64], eos: int, cls: int) -> list[tuple[int, 
     return found
 
 
-def spans_in_documents(
-    lengths: list[int], parts: Sequence[tuple[int, int]], ratio: float, rng: Rng
-) -> list[Span]:
+def spans_in_documents(lengths: list[int], parts: Sequence[tuple[int, int]], ratio: float, rng: Rng) -> list[Span]:
     """Share the lengths among the documents (`documents`), then place them. Shuffles `lengths` first.
 
     Each document but the longest takes from the list while its own sum stays within int(ratio * length); the longest
@@ -103,7 +101,7 @@ def spans_in_documents(
 
 
 def sentences(ends: NDArray[np.bool_], is_eos: NDArray[np.bool_], start: int) -> list[Span]:
-    """Sentences of a text from token `start`: each ends with a token that carries a mark; the rest at the end is one too.
+    """Sentences of a text from token `start`: each ends with a token that carries a mark; the rest at the end is one.
 
     ends, is_eos (n,) bool per token. An eos closes a document and belongs to no sentence; words between the last mark
     and an eos belong to none either (as in `THUDM/GLM:blocklm_utils.py`).
@@ -119,9 +117,7 @@ def sentences(ends: NDArray[np.bool_], is_eos: NDArray[np.bool_], start: int) ->
     return spans
 
 
-def second_texts(
-    parts: Sequence[tuple[int, int]], ends: NDArray[np.bool_]
-) -> list[Span]:
+def second_texts(parts: Sequence[tuple[int, int]], ends: NDArray[np.bool_]) -> list[Span]:
     """The second half of every document: from the sentence end nearest its middle (the middle without one) to its end.
 
     parts as `documents` gives them; documents of fewer than two tokens have no second text.
@@ -154,9 +150,7 @@ def context_candidates(spans: Sequence[Span], size: int, reach: int) -> list[int
     return sorted(found)
 
 
-def shorter_text(
-    good_end: NDArray[np.bool_], is_eos: NDArray[np.bool_], target: int, rng: Rng
-) -> Span:
+def shorter_text(good_end: NDArray[np.bool_], is_eos: NDArray[np.bool_], target: int, rng: Rng) -> Span:
     """A stretch of about `target` tokens from sentence start to sentence end: one rng.randrange.
 
     good_end (n,): the token carries a sentence mark or is eos. The start moves left to a sentence start (or 0), the end

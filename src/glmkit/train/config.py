@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
-
+from glmkit.checkpoint.native import read_config
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
+from glmkit.families.base import preset
 from glmkit.objective.config import ObjectiveConfig
 
 from .schedule import BatchPlan, BatchRamp, Schedule
@@ -19,9 +19,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """A preset (a model directory or its config.json), changed by single fields of GLMConfig."""
+    """A preset, changed by single fields of GLMConfig. Only shapes are taken from it, never weights."""
 
-    preset: str | None = option(None, "model directory or config.json to start from; its weights are not read")
+    preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
     vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,7 +51,14 @@ class ModelSection:
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
     path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
-    sequence_length: int = option(512, "tokens of a row before blanks add theirs")
+    sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")
+    layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
+    row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length")
+    samples_per_row: int | None = option(None, "packed: equal shares of a row; null = fill rows with what comes")
+    aggregate_generation: bool = option(False, "samples_per_row for generation batches too")
+    non_sentence_start: float = option(0.0, "share of long texts that may start inside a sentence")
+    sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
+    add_cls: bool = option(True, "put [CLS] before every document")
     workers: int = option(1, "processes that build batches beside training; 0 = in the training process")
 
 
@@ -63,6 +70,7 @@ class TrainingSection:
     batch_size: int | None = option(None, "rows of one optimizer step, all ranks together (null: see next key)")
     gradient_accumulation_steps: int | None = option(None, "micro-batches of a rank per step, instead of batch_size")
     batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow the batch up to batch_size")
+    z_loss: float = option(0.0, "weight of log(Z)^2, Z the softmax's denominator")
     clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping")
     precision: Precision = option("fp32", "fp32, bf16 (autocast), fp16 (autocast and loss scaling, CUDA only)")
     recompute: bool = option(False, "recompute activations in the backward pass: less memory, about 30 % more time")
@@ -179,6 +187,7 @@ class TrainConfig:
             ("checkpoint.every", self.checkpoint.every),
             ("evaluation.every", self.evaluation.every),
             ("data.workers", self.data.workers),
+            ("training.z_loss", t.z_loss),
         ):
             if value < 0:
                 raise ConfigError(f"{where} is {value}; it must not be negative")
@@ -245,13 +254,11 @@ def _objective_section(values: Mapping[str, Any]) -> ObjectiveConfig:
 
 def _read_preset(source: str) -> dict[str, Any]:
     path = Path(source)
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(f"model.preset {source!r} is neither a model directory nor a config file")
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ConfigError(f"model.preset {source!r} holds no configuration")
-    return {k: v for k, v in values.items() if k in get_type_hints(GLMConfig)}
+    if path.is_file():
+        path = path.parent
+    values = read_config(path).to_dict() if path.is_dir() else preset(source).to_dict()
+    del values["special"]  # the tokenizer's
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -47,8 +47,10 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig) -> Forecas
     weights = sum(p.numel() * p.element_size() for p in set(model.parameters()))
     half = 2 if t.precision != "fp32" else 4
     autocast_copies = 0 if half == 4 else 2 * trained  # autocast keeps 16-bit copies of the weights during a step
-    # Blanks lengthen a row: every span adds a mask and a start.
-    tokens = t.micro_batch_size * int(config.data.sequence_length * 1.15)
+    # Blanks lengthen a text: every span adds a mask and a start. Packed rows have their length.
+    longest = int(config.data.sequence_length * 1.15)
+    row = longest if config.data.layout == "padded" else config.data.row_length or config.data.sequence_length
+    tokens = t.micro_batch_size * row
     kept = tokens * block_bytes_per_token(shape, half, dropout=shape.hidden_dropout > 0)
     if t.recompute:
         activations = tokens * shape.hidden_size * 4 * shape.num_layers + kept
@@ -124,7 +126,9 @@ def _meminfo() -> int | None:
 def _cgroup() -> int | None:
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text()
-        return None if limit == "max" else max(0, int(limit) - int(used))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        reclaimable = int(stat.get("inactive_file", 0))  # page cache counts as used but gives way
+        return None if limit == "max" else max(0, int(limit) - used + reclaimable)
     except (OSError, ValueError):
         return None

@@ -1,0 +1,38 @@
+"""`glm fill MODEL TEXT`: fill every blank of a text."""
+
+import json
+from argparse import ArgumentParser
+from dataclasses import asdict
+from typing import Any
+
+from glmkit import load
+from glmkit.cli.text_input import add_text_arguments, read_text
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    add_text_arguments(parser)
+    parser.add_argument("--max_tokens", type=int, default=64, help="longest answer per blank, in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--order",
+        choices=["shared", "inserted"],
+        default="shared",
+        help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B",
+    )
+
+
+def run(args: Any) -> int:
+    """Print the filled text (or JSON with text, blanks and ids)."""
+    text = read_text(args)
+    lm = load(args.model, device=args.device, dtype=args.dtype)
+    filled = lm.fill(
+        text,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        order=args.order,
+    )
+    print(json.dumps(asdict(filled), ensure_ascii=False) if args.json else filled.text)
+    return 0

@@ -1,0 +1,31 @@
+"""`glm generate MODEL TEXT`: continue a text."""
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from glmkit import load
+from glmkit.cli.text_input import add_text_arguments, read_text
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    add_text_arguments(parser)
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest continuation, in tokens (default: %(default)s)")
+
+
+def run(args: Any) -> int:
+    """Print the text with its continuation (or JSON with both apart)."""
+    text = read_text(args)
+    lm = load(args.model, device=args.device, dtype=args.dtype)
+    continuation = lm.generate(
+        text,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    answer = {"text": text, "continuation": continuation}
+    print(json.dumps(answer, ensure_ascii=False) if args.json else text + continuation)
+    return 0

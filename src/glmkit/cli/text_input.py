@@ -1,0 +1,39 @@
+"""Text for a verb: from the argument, a file or standard input."""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import RequestError
+
+
+def add_text_arguments(parser: ArgumentParser) -> None:
+    """TEXT, --file and --json, and the options of sampling that all text verbs share."""
+    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the text; without it, --file or standard input")
+    parser.add_argument("--file", type=str, default=None, help="read the text from this UTF-8 file")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default: %(default)s)")
+    parser.add_argument("--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="keep this share of probability (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise (default: %(default)s)")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def read_text(args: Any) -> str:
+    """The text asked for. Raises RequestError when there is none, two, or it is not UTF-8."""
+    if args.text is not None and args.file is not None:
+        raise RequestError("both TEXT and --file were given; leave one out")
+    if args.text is not None:
+        return str(args.text)
+    raw = Path(args.file).read_bytes() if args.file is not None else sys.stdin.buffer.read()
+    where = args.file or "standard input"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where} is not UTF-8 (byte {error.start}); convert it first") from None
+    if not text.strip():
+        raise RequestError(f"{where} is empty; give a text")
+    return text

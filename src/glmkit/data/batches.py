@@ -1,0 +1,182 @@
+"""Batches by number: each is a pure function of (seed, index), so neither workers nor ranks nor a resume change it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from glmkit.errors import ConfigError
+from glmkit.objective.blank_infilling import BlankInfilling, Choice
+from glmkit.objective.config import Mode
+from glmkit.objective.rng import CounterRng, Rng
+from glmkit.objective.sample import Sample, Tally, TextSample
+
+from .packing import Batch, balanced, collate, pack
+from .samples import TextPieces, TextSampler
+
+# Third counter of the generators: what the numbers are for.
+_TEXTS, _OBJECTIVE, _DBLOCK, _EVALUATION = range(4)
+# Rounds of new texts for dropped ones before a batch stays short.
+_MOST_REPLACEMENTS = 16
+# A packed row with less room than this is left as it is.
+_SMALLEST_ROOM = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowConfig:
+    """The rows of a batch. Raises ConfigError for numbers that cannot work."""
+
+    rows: int = 8  # of one micro-batch
+    layout: Literal["padded", "packed"] = "padded"  # one sample a row, or several that do not see each other
+    row_length: int | None = None  # tokens of a packed row; None: the sampler's text length
+    samples_per_row: int | None = None  # packed: equal shares of a row; None: fill it with what comes
+    aggregate_generation: bool = False  # with samples_per_row: generation batches share rows too
+    pad_to_multiple: int = 8  # padded rows are as long as the longest sample, rounded up to this
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("padded", "packed"):
+            raise ConfigError(f"layout is {self.layout!r}; choose one of padded, packed")
+        for name in ("rows", "row_length", "samples_per_row", "pad_to_multiple"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.layout == "padded" and self.samples_per_row is not None:
+            raise ConfigError("samples_per_row needs layout 'packed'; padded rows hold one sample")
+
+
+class TrainingBatches:
+    """The endless sequence of training batches; `batch(i)` makes the i-th from nothing but the seed and i.
+
+    Texts that cannot be blanked, or in which nothing is masked, are replaced by others and counted (num_dropped).
+    Raises ConfigError when packed shares are too small for a sample.
+    """
+
+    def __init__(self, texts: TextSampler, objective: BlankInfilling, rows: RowConfig, *, seed: int) -> None:
+        self.texts, self.objective, self.rows, self.seed = texts, objective, rows, seed
+        self.row_length = rows.row_length or texts.length
+        if rows.layout == "packed" and self.row_length // (rows.samples_per_row or 1) < 2 * _SMALLEST_ROOM:
+            raise ConfigError(
+                f"packed rows of {self.row_length} tokens for {rows.samples_per_row or 1} samples leave less than "
+                f"{2 * _SMALLEST_ROOM} tokens a sample; raise row_length"
+            )
+
+    def batch(self, index: int) -> Batch:
+        """Batch `index`, counted from 0. Raises DataError when no text can be blanked."""
+        text_rng = CounterRng(self.seed, index, _TEXTS)
+        rng = CounterRng(self.seed, index, _OBJECTIVE)
+        block_rng = CounterRng(self.seed, index, _DBLOCK) if self.objective.config.block_mask_prob > 0 else None
+        if self.rows.layout == "packed":
+            return self._packed(index, text_rng, rng, block_rng)
+        return self._padded(index, text_rng, rng, block_rng)
+
+    def _padded(self, index: int, text_rng: Rng, rng: Rng, block_rng: Rng | None) -> Batch:
+        objective, count = self.objective, self.rows.rows
+        texts = [self.texts.draw(text_rng) for _ in range(count)]
+        shortened = objective.draw_short(rng)
+        if shortened:
+            texts = objective.split(texts, rng)
+        wanted = len(texts)
+        choice = objective.draw_mode(rng)
+        samples = _with_targets(objective.apply(texts, choice, rng, block_rng))
+        num_dropped = 0
+        for _ in range(_MOST_REPLACEMENTS):
+            missing = wanted - len(samples)
+            num_dropped += missing
+            if not missing:
+                break
+            longest = max(map(len, texts))
+            texts = [self.texts.draw(text_rng, longest) for _ in range(missing)]
+            samples += _with_targets(objective.apply(texts, choice, rng, block_rng))
+        multiple = self.rows.pad_to_multiple
+        if not shortened:
+            return collate(samples, index=index, pad_to_multiple=multiple, num_dropped=num_dropped)
+        # Shorter texts are as many tokens in more samples: they share the usual number of rows.
+        shares = balanced([len(sample) for sample in samples], count)
+        rows = [[samples[item] for item in share] for share in shares]
+        return pack(rows, index=index, pad_to_multiple=multiple, num_dropped=num_dropped)
+
+    def _packed(self, index: int, text_rng: Rng, rng: Rng, block_rng: Rng | None) -> Batch:
+        objective, config = self.objective, self.rows
+        longest = self.texts.length
+        if objective.draw_short(rng):
+            longest = rng.randrange(min(32, longest), longest + 1)
+        choice = objective.draw_mode(rng)
+        shares = config.samples_per_row
+        if shares and choice.mode == "gpt" and not config.aggregate_generation:
+            shares = 1
+        share = self.row_length // shares if shares else self.row_length
+        rows: list[list[Sample]] = []
+        num_dropped = 0
+        for _ in range(config.rows):
+            row: list[Sample] = []
+            room = self.row_length
+            while room >= _SMALLEST_ROOM and (not shares or len(row) < shares):
+                sample, dropped = self._fitting(min(room, share), longest, choice, text_rng, rng, block_rng)
+                num_dropped += dropped
+                if sample is None:
+                    break
+                row.append(sample)
+                room -= len(sample)
+            rows.append(row)
+        return pack(rows, index=index, row_length=self.row_length, num_dropped=num_dropped)
+
+    def _fitting(
+        self, room: int, longest: int, choice: Choice, text_rng: Rng, rng: Rng, block_rng: Rng | None
+    ) -> tuple[Sample | None, int]:
+        """One sample of at most `room` tokens, and how many texts were dropped on the way to it."""
+        limit = min(longest, self.objective.text_room(room, choice))
+        if limit < 4:
+            return None, 0
+        text = self.texts.draw(text_rng, limit)
+        dropped = 0
+        for _ in range(_MOST_REPLACEMENTS):
+            samples = _with_targets(self.objective.apply([text], choice, rng, block_rng))
+            if samples and len(samples[0]) <= room:
+                return samples[0], dropped
+            if samples:  # more blanks than expected: the same text without its end
+                text = text.head(len(text) - (len(samples[0]) - room))
+            else:
+                dropped += 1
+                text = self.texts.draw(text_rng, limit)
+        return None, dropped
+
+
+def _with_targets(samples: list[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.num_targets]
+
+
+class EvaluationBatches:
+    """A fixed sequence of batches over a validation split, in one mode, with the same blanks at every call.
+
+    objective: made from `ObjectiveConfig.only(mode)`, or any other. limit: at most so many batches, spread evenly.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[TextSample] | TextPieces,
+        objective: BlankInfilling,
+        *,
+        rows: int,
+        mode: Mode,
+        seed: int = 0,
+        limit: int | None = None,
+        pad_to_multiple: int = 8,
+    ) -> None:
+        self.pieces, self.objective, self.mode, self.seed = pieces, objective, mode, seed
+        self.pad_to_multiple = pad_to_multiple
+        self.rows = rows
+        total = -(-len(pieces) // rows)
+        count = total if limit is None else min(limit, total)
+        self._numbers = [number * total // count for number in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def batch(self, index: int) -> Batch:
+        """Batch `index` of the evaluation; the last may have fewer rows. Raises DataError when nothing can be blanked."""
+        number = self._numbers[index]
+        first = number * self.rows
+        texts = [self.pieces[place] for place in range(first, min(first + self.rows, len(self.pieces)))]
+        rng = CounterRng(self.seed, number, _EVALUATION)
+        tally = Tally()
+        samples = self.objective.apply(texts, Choice(self.mode), rng, tally=tally)
+        return collate(samples, index=index, pad_to_multiple=self.pad_to_multiple, num_dropped=tally.dropped)

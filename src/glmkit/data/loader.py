@@ -1,0 +1,95 @@
+"""Batches in order, made ahead by worker processes."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from glmkit.errors import ConfigError, GLMKitError
+
+from .packing import Batch
+
+
+class BatchSequence(Protocol):
+    """Whatever makes batch number `index` from nothing else."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+class _ByIndex(Dataset[Batch | GLMKitError]):
+    def __init__(self, batches: BatchSequence) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Batch | GLMKitError:
+        try:
+            return self.batches.batch(index)
+        except GLMKitError as error:  # as a value: raised in a worker it would arrive as a page of traceback
+            return error
+
+
+class _Indices(Sampler[int]):
+    def __init__(self, start: int, stop: int | None, stride: int) -> None:
+        self.start, self.stop, self.stride = start, stop, stride
+
+    def __iter__(self) -> Iterator[int]:
+        if self.stop is None:
+            return count(self.start, self.stride)
+        return iter(range(self.start, self.stop, self.stride))
+
+    def __len__(self) -> int:
+        if self.stop is None:
+            raise TypeError("an endless loader has no length")
+        return len(range(self.start, self.stop, self.stride))
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+class BatchLoader:
+    """Iterates the batches with start <= index < stop (no end without stop) and index % world_size == rank, in order.
+
+    A batch depends on its index alone, so num_workers, rank and world_size never change what is in it, and a run
+    resumed at `start` sees what the uninterrupted one would. num_workers processes make batches ahead (prefetch_factor each);
+    0 makes them in this process when asked. pin_memory: for copies to a GPU that do not wait.
+    """
+
+    def __init__(
+        self,
+        batches: BatchSequence,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        prefetch_factor: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is not one of world_size {world_size}")
+        if start < 0 or num_workers < 0 or prefetch_factor < 1:
+            raise ConfigError(
+                f"start {start}, num_workers {num_workers}, prefetch_factor {prefetch_factor}: none may be negative, "
+                "and prefetch_factor must be at least 1"
+            )
+        first = start + (rank - start) % world_size
+        self._loader: DataLoader[Batch | GLMKitError] = DataLoader(
+            _ByIndex(batches),
+            batch_size=None,
+            sampler=_Indices(first, stop, world_size),
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, GLMKitError):
+                raise item
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._loader)

@@ -1,0 +1,179 @@
+"""From samples to rows of tensors: one sample a row, or several with their bounds so that none sees another.
+
+Legend: B rows, T tokens of a row.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glmkit.errors import DataError
+from glmkit.model.masks import Segments
+from glmkit.objective.sample import Sample
+
+OnOverlong = Literal["error", "truncate"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. Padding is 0 in every tensor and belongs to no segment.
+
+    input_ids, targets (B,T) int64; position_ids (B,2,T) int64; loss_mask (B,T) bool. segments: (row, start, prefix_end,
+    end) of every sample. num_tokens: tokens of samples, padding not counted. num_targets: True entries of loss_mask.
+    num_dropped: texts that could not be blanked and were replaced by others. num_cut: tokens cut off samples that were
+    longer than a row.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    loss_mask: Tensor
+    segments: Segments
+    mode: str
+    index: int
+    num_tokens: int
+    num_targets: int
+    num_dropped: int = 0
+    num_cut: int = 0
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows that is not padding."""
+        return self.num_tokens / self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on a device; the copy from pinned memory does not wait."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader for a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            input_ids=function(self.input_ids),
+            position_ids=function(self.position_ids),
+            targets=function(self.targets),
+            loss_mask=function(self.loss_mask),
+        )
+
+
+def pack(
+    rows: Sequence[Sequence[Sample]],
+    *,
+    index: int = 0,
+    row_length: int | None = None,
+    pad_to_multiple: int = 1,
+    on_overlong: OnOverlong = "error",
+    num_dropped: int = 0,
+) -> Batch:
+    """Rows of samples as tensors; the samples of a row follow each other, positions as each sample has them.
+
+    row_length: T; the fullest row without it, rounded up to pad_to_multiple. A row with more tokens than row_length is
+    an error, or with "truncate" loses the end of what does not fit (part B first, with its targets), counted in
+    num_cut.
+    An empty row is all padding. Raises DataError for an overlong row or no sample at all.
+    """
+    used = [sum(map(len, row)) for row in rows]
+    if not any(used):
+        raise DataError(f"batch {index} has no sample: no text could be blanked; see `glm show` for what was dropped")
+    longest = max(used)
+    length = -(-longest // pad_to_multiple) * pad_to_multiple if row_length is None else row_length
+    if longest > length and on_overlong == "error":
+        raise DataError(
+            f"row {used.index(longest)} of batch {index} has {longest} tokens, row_length is {length}; "
+            "raise it, shorten the texts, or truncate"
+        )
+    shape = (len(rows), length)
+    input_ids, targets, loss_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    position_ids = np.zeros((len(rows), 2, length), np.int64)
+    bounds = []
+    num_cut = num_tokens = 0
+    for number, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            size = min(len(sample), length - start)
+            num_cut += len(sample) - size
+            if not size:
+                continue
+            end = start + size
+            input_ids[number, start:end] = sample.input_ids[:size]
+            targets[number, start:end] = sample.targets[:size]
+            loss_mask[number, start:end] = sample.loss_mask[:size]
+            position_ids[number, :, start:end] = sample.position_ids[:, :size]
+            bounds.append((number, start, min(start + sample.prefix_length, end), end))
+            start = end
+        num_tokens += start
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        targets=torch.from_numpy(targets),
+        loss_mask=torch.from_numpy(loss_mask),
+        segments=Segments(tuple(bounds)),
+        mode=next(row[0].mode for row in rows if row),
+        index=index,
+        num_tokens=num_tokens,
+        num_targets=int(np.count_nonzero(loss_mask)),
+        num_dropped=num_dropped,
+        num_cut=num_cut,
+    )
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    index: int = 0,
+    row_length: int | None = None,
+    pad_to_multiple: int = 1,
+    on_overlong: OnOverlong = "error",
+    num_dropped: int = 0,
+) -> Batch:
+    """One sample a row, padded on the right with 0 to the longest (`THUDM/GLM:blocklm_utils.py`, pad_batch)."""
+    return pack(
+        [[sample] for sample in samples],
+        index=index,
+        row_length=row_length,
+        pad_to_multiple=pad_to_multiple,
+        on_overlong=on_overlong,
+        num_dropped=num_dropped,
+    )
+
+
+def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Which items share a row: longest first, each into the fullest row with room. Rows hold indices, ascending.
+
+    Needs at most 11/9 of the fewest rows possible (plus one), in O(n log n) comparisons. Raises DataError for an item
+    longer than a row.
+    """
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (room left, row), ascending
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        size = lengths[item]
+        if size > row_length:
+            raise DataError(
+                f"sample {item} has {size} tokens, row_length is {row_length}; raise it or shorten the text"
+            )
+        found = bisect_left(open_rows, (size, 0))
+        room, row = open_rows.pop(found) if found < len(open_rows) else (row_length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(item)
+        insort(open_rows, (room - size, row))
+    return [sorted(row) for row in rows]
+
+
+def balanced(lengths: Sequence[int], num_rows: int) -> list[list[int]]:
+    """Items over a fixed number of rows, about equally full: longest first, each into the emptiest row."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    used = [0] * num_rows
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        place = used.index(min(used))
+        rows[place].append(item)
+        used[place] += lengths[item]
+    return [sorted(row) for row in rows]

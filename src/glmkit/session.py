@@ -1,0 +1,153 @@
+"""The `LM` object: a loaded model with the verbs a person wants."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config import SpecialIds
+from .errors import RequestError, TokenizerError
+from .generate.filling import fill_rows
+from .generate.sampling import Sampling
+from .load import DType, Parts, load_parts
+from .model import GLM
+from .tokenizer.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens."""
+
+    text: str
+    blanks: list[str]
+    ids: list[list[int]]
+
+
+class LM:
+    """A model, its tokenizer and its config. Made by `glmkit.load`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.model: GLM = parts.model
+        self.config = parts.config
+        self.family = parts.config.family
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when the directory ships none."""
+        if self.parts.tokenizer is None:
+            raise TokenizerError(
+                f"{self.parts.directory} has no tokenizer (tokenizer.json and special_tokens.json are missing); "
+                f"give one with tokenizer=DIR"
+            )
+        return self.parts.tokenizer
+
+    @property
+    def special(self) -> SpecialIds:
+        """Special ids of the config, else of the tokenizer."""
+        return self.config.special or self.tokenizer.special
+
+    def fill(
+        self,
+        text: str,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        order: str = "shared",
+    ) -> Filled:
+        """Fill every [MASK], [sMASK] and [gMASK] of a text, in order; later blanks depend on earlier answers.
+
+        max_tokens: longest answer per blank. temperature 0 is greedy. order "shared": one part B after the text
+        (GLM's way); "inserted": each answer replaces its blank before the next is asked (GLM-130B's way).
+        Raises RequestError for a text without blanks or too long.
+        """
+        return self.fill_many(
+            [text], max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, order=order
+        )[0]
+
+    def fill_many(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        order: str = "shared",
+    ) -> list[Filled]:
+        """`fill` for several texts in one batch; each result is the same as alone."""
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "forbidden": self._padding_ids()}
+        rows = [self._part_a(text) for text in texts]
+        if order == "shared":
+            spans = fill_rows(self.model, rows, self.special, **options)
+        elif order == "inserted":
+            spans = [self._fill_inserted(row, options) for row in rows]
+        else:
+            raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'")
+        return [self._filled(text, answer) for text, answer in zip(texts, spans, strict=True)]
+
+    def generate(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Continue a text: it becomes part A, a generation mask stands for everything after it.
+
+        Returns the continuation alone. Raises RequestError as `fill` does.
+        """
+        special, tokenizer = self.special, self.tokenizer
+        mask = self.parts.generation.get("generation_mask_id", special.gmask)
+        row = [special.cls, *tokenizer.encode(text), mask]
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        spans = fill_rows(
+            self.model, [row], special, max_tokens=max_new_tokens, sampling=sampling, forbidden=self._padding_ids()
+        )
+        return tokenizer.decode(spans[0][-1])
+
+    def _part_a(self, text: str) -> list[int]:
+        special = self.special
+        return [special.cls, *self.tokenizer.encode(text, specials=True), special.eos]
+
+    def _padding_ids(self) -> range:
+        return range(self.tokenizer.vocab_size, self.config.vocab_size)
+
+    def _fill_inserted(self, row: list[int], options: dict[str, Any]) -> list[list[int]]:
+        special, spans, masks = self.special, [], set(self.special.mask_ids())
+        while True:
+            places = [index for index, token in enumerate(row) if token in masks]
+            if not places and spans:
+                return spans
+            answer = fill_rows(self.model, [row], special, only_first=True, **options)[0][0]
+            spans.append(answer)
+            row = [*row[: places[0]], *answer, *row[places[0] + 1 :]]
+
+    def _filled(self, text: str, spans: list[list[int]]) -> Filled:
+        tokenizer = self.tokenizer
+        names = [tokenizer.id_to_token(i) for i in self.special.mask_ids()]
+        pieces = re.split("|".join(re.escape(name) for name in names), text)
+        answers = [tokenizer.decode(span) for span in spans]
+        assert len(pieces) == len(answers) + 1, "the text and the tokenizer disagree about the blanks"
+        whole = "".join(piece + answer for piece, answer in zip(pieces, [*answers, ""], strict=True))
+        return Filled(whole, answers, spans)
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    dtype: DType = "auto",
+) -> LM:
+    """Open a model directory. See `load.load_parts` for the arguments and errors."""
+    return LM(load_parts(source, tokenizer=tokenizer, device=device, dtype=dtype))

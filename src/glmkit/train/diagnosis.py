@@ -1,0 +1,59 @@
+"""Why a run stops: one line that names the step, the batch, the numbers and what to try."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import TrainingError
+
+from .state import TrainState
+
+Entry = tuple[int, str, int, int]  # index, mode, tokens, targets of a micro-batch
+
+
+def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None:
+    """Raises TrainingError when micro-batches are missing or one of them has no target."""
+    if len(entries) < expected:
+        raise TrainingError(
+            f"the data ended at step {step}: {len(entries)} of {expected} micro-batches came; "
+            "lower training.max_steps or give more data"
+        )
+    for index, mode, tokens, targets in entries:
+        if targets == 0:
+            raise TrainingError(
+                f"all labels masked at step {step}: micro-batch {index} (mode {mode}) has {tokens} tokens and no target; "
+                "look at it with `glm show`, then check sequence_length and the objective's ratios"
+            )
+
+
+def explain_nonfinite(
+    entries: Sequence[Entry],
+    losses: Mapping[int, float],
+    grad_norm: float,
+    rate: float,
+    state: TrainState,
+    options: Any,
+    newest: Path | None,
+) -> str:
+    """The message for a step whose loss or gradient is not a finite number."""
+    bad = [(index, mode, losses[index]) for index, mode, _, _ in entries if not math.isfinite(losses[index])]
+    if bad:
+        index, mode, value = bad[0]
+        what = f"the loss is {value} at step {state.step + 1} in micro-batch {index} (mode {mode}"
+        what += f", and {len(bad) - 1} more of its {len(entries)} micro-batches)" if len(bad) > 1 else ")"
+    else:
+        modes = ", ".join(sorted({mode for _, mode, _, _ in entries}))
+        first, last = entries[0][0], entries[-1][0]
+        what = f"the gradient norm is {grad_norm} at step {state.step + 1}, micro-batches {first}-{last} (mode {modes})"
+    recent = " ".join(f"{loss:.4g}" for loss in state.recent_losses) or "none"
+    saved = f"the newest checkpoint is {newest.name}" if newest is not None else "there is no checkpoint yet"
+    advice = "lower the learning rate or lengthen the warm-up"
+    if options.precision == "fp16":
+        advice = "use precision bf16, or " + advice
+    elif options.clip_grad == 0:
+        advice = "set clip_grad 1.0, or " + advice
+    return (
+        f"{what}; learning rate {rate:.3g}, last losses {recent}; nothing was saved from this step and {saved}; "
+        f"{advice}, then start again or --resume auto"
+    )

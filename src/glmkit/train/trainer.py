@@ -1,0 +1,346 @@
+"""The loop: micro-batches -> gradients -> update, with evaluation, checkpoints, exact resume and clean stops.
+
+It knows nothing of blanks, recipes or parallel plans: it gets a ready model, batches, a loss and an optimizer.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from glmkit.errors import ConfigError, TrainingError
+from glmkit.parallel.ddp import replicate, without_sync
+from glmkit.parallel.mesh import Ranks
+
+from . import rng
+from .checkpoints import CheckpointStore, read_optimizer, read_state
+from .diagnosis import check_targets, explain_nonfinite
+from .metrics import MetricsLog
+from .optim import Optimizers, clip_gradients
+from .progress import ProgressLine
+from .schedule import BatchPlan
+from .state import StepRecord, TrainState
+from .stop import StopRequest
+from .usage import peak_memory
+
+
+class StepBatch(Protocol):
+    """One micro-batch: `index` counts over the whole run and all ranks."""
+
+    index: Any
+    mode: Any
+    num_tokens: Any  # without padding
+    num_targets: Any
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class Sums(Protocol):
+    """What the loss of one micro-batch returns: () tensors, summed over its targets, not averaged."""
+
+    @property
+    def loss_sum(self) -> Tensor: ...  # carries the gradient
+
+    @property
+    def cross_entropy_sum(self) -> Tensor: ...  # what is reported
+
+
+B = TypeVar("B", bound=StepBatch)
+LossFn = Callable[[nn.Module, B], Sums]
+BatchSource = Callable[[int], Iterable[B]]  # index of the next micro-batch -> this rank's share from there on
+Evaluator = Callable[[nn.Module], Mapping[str, Any]]
+Previewer = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """How to run, as opposed to what."""
+
+    total_steps: int
+    clip_grad: float = 1.0  # 0 = off
+    precision: str = "fp32"  # fp32, bf16, fp16
+    checkpoint_every: int = 0  # steps; 0 = only at the end and on a stop
+    evaluate_every: int = 0  # steps; 0 = never
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: `reason` is "finished", a signal's name, or what `stop.ask` was given."""
+
+    step: int
+    reason: str
+    losses: list[float]  # the last few
+
+
+class _Objective(nn.Module, Generic[B]):
+    """Model and loss as one forward pass, so that gradient synchronisation wraps both."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn[B]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: B) -> Sums:
+        return self.loss_fn(self.model, batch)
+
+
+class Trainer(Generic[B]):
+    """One training run. Build it with everything ready, `resume` it if there is a checkpoint, then `run`."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss_fn: LossFn[B],
+        batches: BatchSource[B],
+        plan: BatchPlan,
+        optimizers: Optimizers,
+        learning_rate: Callable[[TrainState, int], float],
+        options: TrainerOptions,
+        ranks: Ranks | None = None,
+        store: CheckpointStore | None = None,
+        write_model: Callable[[Path], None] | None = None,
+        read_model: Callable[[Path], None] | None = None,
+        record: Mapping[str, Any] | None = None,
+        log: MetricsLog | None = None,
+        progress: ProgressLine | None = None,
+        evaluators: Mapping[str, Evaluator] | None = None,
+        previewer: Previewer | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+        on_checkpoint: Callable[[Path], None] | None = None,
+    ) -> None:
+        """`learning_rate(state, rows)` gives the rate of the step that takes `rows` more rows from `state`.
+
+        `write_model` fills a checkpoint directory with the model's files, `read_model` loads them back; `record` is
+        stored beside the state. `store`, `log`, `progress`, `on_step` and `on_checkpoint` are used by rank 0 alone,
+        previews too; evaluators run on every rank and must return the same numbers there.
+        Raises ConfigError for fp16 on a CPU.
+        """
+        self.model, self.batches, self.plan = model, batches, plan
+        self.optimizers, self.learning_rate, self.options = optimizers, learning_rate, options
+        self.ranks = ranks or Ranks()
+        self.device = self.ranks.device
+        self.store, self.write_model, self.read_model = store, write_model, read_model
+        self.record, self.log = dict(record or {}), log
+        self.progress = progress or ProgressLine(options.total_steps, quiet=True)
+        self.evaluators, self.previewer = dict(evaluators or {}), previewer
+        self.on_step, self.on_checkpoint = on_step, on_checkpoint
+        self.state = TrainState()
+        self.stop = StopRequest()
+        if options.precision == "fp16" and self.device.type != "cuda":
+            raise ConfigError("precision fp16 needs CUDA (on a CPU fp16 is for storage only); use bf16 or fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
+        self._objective = replicate(_Objective(model, loss_fn), self.ranks)
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> TrainResult:
+        """Train until `total_steps`, or until a signal or `stop.ask`; then there is a checkpoint of the last step.
+
+        Raises TrainingError on a loss or gradient that is not finite (the weights are those before that step; nothing
+        is saved) and on a micro-batch without targets.
+        """
+        options, state = self.options, self.state
+        iterator = iter(self.batches(state.micro_batches))
+        reason = "finished"
+        self.model.train()
+        self.progress.start(state.step)
+        try:
+            with self.stop:
+                if state.step and self._due(options.evaluate_every) and state.evaluated != state.step:
+                    self._evaluate()  # stopped between the step and its evaluation
+                while state.step < options.total_steps:
+                    record, stop_reason = self._step(iterator)
+                    self._report(record)
+                    if self._due(options.evaluate_every) and stop_reason is None:
+                        self._evaluate()
+                    done = state.step == options.total_steps
+                    if self._due(options.checkpoint_every) or done or stop_reason is not None:
+                        self._save()
+                    if stop_reason is not None:
+                        reason = stop_reason
+                        break
+        finally:
+            self.progress.stop()
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        return TrainResult(state.step, reason, list(state.recent_losses))
+
+    def resume(self, checkpoint: Path) -> dict[str, Any]:
+        """Put weights, optimizer, random states and data position back; what `record` was when it was written.
+
+        Raises CheckpointError for a damaged checkpoint or one of another model or optimizer.
+        """
+        document = read_state(checkpoint)
+        if self.read_model is not None:
+            self.read_model(checkpoint)
+        self.optimizers.load_state_tensors(read_optimizer(checkpoint))
+        self.state = TrainState.from_dict(document["state"])
+        if self.scaler is not None and document["scaler"] is not None:
+            self.scaler.load_state_dict(document["scaler"])
+        states = document["random"]
+        if len(states) == self.ranks.world_size:
+            rng.restore(states[self.ranks.rank], self.device)
+        else:
+            self.progress.say(
+                f"resuming {len(states)} rank(s) on {self.ranks.world_size}: the data order is the same, dropout is not"
+            )
+        return dict(document["record"])
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _step(self, iterator: Iterator[B]) -> tuple[StepRecord, str | None]:
+        started = time.perf_counter()
+        state, ranks = self.state, self.ranks
+        micro_batches = self.plan.micro_batches(state.rows)
+        rows = micro_batches * self.plan.micro_batch_size
+        batches = list(islice(iterator, micro_batches // ranks.world_size))
+        data_seconds = time.perf_counter() - started
+        counts = ranks.gather([(b.index, b.mode, int(b.num_tokens), int(b.num_targets)) for b in batches])
+        everything = sorted(entry for part in counts for entry in part)
+        check_targets(everything, micro_batches, step=state.step + 1)
+        targets = sum(entry[3] for entry in everything)
+
+        rate = self.learning_rate(state, rows)
+        self.optimizers.set_rate(rate)
+        sums = self._accumulate(batches, targets)
+        gathered = ranks.gather((sums, self.stop.reason))
+        losses = {index: loss for part, _ in gathered for index, loss in part.items()}
+        if self.scaler is not None:
+            for part in self.optimizers.parts.values():
+                self.scaler.unscale_(part)
+        grad_norm = float(clip_gradients(self.optimizers.parameters(), self.options.clip_grad))
+        total = math.fsum(losses.values())
+        scale = None if self.scaler is None else self.scaler.get_scale()
+        overflow = scale is not None and not math.isfinite(grad_norm) and scale > 1
+        if not math.isfinite(total) or not (math.isfinite(grad_norm) or overflow):
+            newest = None if self.store is None else self.store.latest()
+            raise TrainingError(explain_nonfinite(everything, losses, grad_norm, rate, state, self.options, newest))
+        self.optimizers.step(self.scaler)
+        if self.scaler is not None:
+            self.scaler.update()
+        self.optimizers.zero_grad()
+
+        state.step += 1
+        state.micro_batches += micro_batches
+        state.rows += rows
+        state.tokens += sum(entry[2] for entry in everything)
+        state.targets += targets
+        state.skipped += overflow
+        state.remember(total / targets)
+        record = StepRecord(
+            step=state.step,
+            loss=total / targets,
+            losses=_by_mode(everything, losses),
+            lr=rate,
+            grad_norm=grad_norm,
+            tokens=sum(entry[2] for entry in everything),
+            targets=targets,
+            rows=rows,
+            loss_scale=scale,
+            skipped=overflow,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
+            memory=peak_memory(self.device),
+        )
+        return record, next((reason for _, reason in gathered if reason is not None), None)
+
+    def _accumulate(self, batches: Sequence[B], targets: int) -> dict[int, float]:
+        """Backward passes of this rank's micro-batches; each one's reported loss sum by index.
+
+        Every loss is divided by the targets of the whole step over all ranks, so that the sum of the gradients is that
+        of one big batch however it is cut. Replicas average their gradients, hence the factor world_size.
+        """
+        factor = self.ranks.world_size / targets
+        reported: list[Tensor] = []
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else without_sync(self._objective):
+                with self._autocast():
+                    sums: Sums = self._objective(batch.to(self.device))
+                loss = sums.loss_sum * factor
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            reported.append(sums.cross_entropy_sum.detach().double())
+        values = torch.stack(reported).tolist()  # the one wait for the device
+        return {int(batch.index): value for batch, value in zip(batches, values, strict=True)}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.options.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    # -- around the steps ----------------------------------------------------------------------------------------
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.state.step % every == 0 or self.state.step == self.options.total_steps)
+
+    def _report(self, record: StepRecord) -> None:
+        if not self.ranks.is_main:
+            return
+        if self.log is not None:
+            self.log.metrics(record.metrics())
+            self.log.throughput(record.throughput())
+        speed = record.tokens / record.seconds if record.seconds > 0 else 0.0
+        self.progress.update(record.step, record.loss, record.lr, speed, record.seconds)
+        if self.on_step is not None:
+            self.on_step(record)
+
+    def _evaluate(self) -> None:
+        self.model.eval()
+        with rng.untouched(self.device), torch.no_grad(), self._autocast():
+            for name, evaluator in self.evaluators.items():
+                result = dict(evaluator(self.model))
+                if self.ranks.is_main:
+                    if self.log is not None:
+                        self.log.metrics({"kind": name, "step": self.state.step, **result})
+                    self.progress.say(f"{name} at step {self.state.step}: {_words(result)}")
+            if self.previewer is not None and self.ranks.is_main:
+                for preview in self.previewer(self.model):
+                    if self.log is not None:
+                        self.log.preview({"step": self.state.step, **preview})
+                    self.progress.say(f"preview: {preview.get('text', preview)}")
+        self.model.train()
+        self.state.evaluated = self.state.step
+
+    def _save(self) -> None:
+        if self.store is None or self.write_model is None:
+            return
+        states = self.ranks.gather(rng.capture(self.device))
+        if self.ranks.is_main:
+            if self.log is not None:
+                self.log.sync()
+            document = {
+                "state": self.state.to_dict(),
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "random": states,
+                "record": self.record,
+            }
+            optimizer = self.optimizers.state_tensors()
+            path = self.store.save(self.state.step, write_model=self.write_model, optimizer=optimizer, state=document)
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(path)
+        self.ranks.barrier()
+
+
+def _by_mode(entries: Sequence[tuple[int, str, int, int]], losses: Mapping[int, float]) -> dict[str, float]:
+    sums: dict[str, list[float]] = {}
+    for index, mode, _, targets in entries:
+        total = sums.setdefault(mode, [0.0, 0.0])
+        total[0] += losses[index]
+        total[1] += targets
+    return {mode: loss / targets for mode, (loss, targets) in sorted(sums.items())}
+
+
+def _words(result: Mapping[str, Any]) -> str:
+    parts = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items() if not isinstance(v, Mapping)]
+    parts += [f"{k} {v:.4f}" for inner in result.values() if isinstance(inner, Mapping) for k, v in inner.items()]
+    return ", ".join(parts)

@@ -1,0 +1,233 @@
+"""The documents are true: every fenced snippet is run or checked, every path and verb they name exists.
+
+Languages of fences: `sh`, `python` and `yaml` are run or checked, `text` is output and trees. Any other language, or none,
+fails. An HTML comment on the line before a fence changes how it is treated:
+
+    <!-- with: --max_steps 2 -->   append these options to every glm command of the fence, to make it short
+    <!-- not run: the reason -->   check names and options only
+
+The snippets of one document run in order in one directory and share their Python names.
+"""
+
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glmkit.cli.main import VERBS, main
+from support.shared import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMENT = re.compile(r"<!-- (with|not run): (.+) -->")
+LANGUAGES = {"sh", "python", "yaml", "text"}
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """One fence: `line` of its first line, `language`, `body`, and what the comment before it asked for."""
+
+    line: int
+    language: str
+    body: str
+    extra: str = ""
+    not_run: str = ""
+
+    def commands(self) -> list[str]:
+        """The shell commands: continued lines joined, comments and blank lines dropped."""
+        lines = self.body.replace("\\\n", " ").splitlines()
+        return [line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines) if line]
+
+
+def snippets(text: str) -> Iterator[Snippet]:
+    """Every fence of a document; an unclosed one is an error."""
+    lines = text.splitlines()
+    number = 0
+    while number < len(lines):
+        opening = re.match(r"\s*(`{3,}|~{3,})(.*)", lines[number])
+        if opening is None:
+            number += 1
+            continue
+        fence, language = opening[1], opening[2].strip()
+        assert fence == "```", f"line {number + 1}: fences are three backticks"
+        end = next((i for i in range(number + 1, len(lines)) if lines[i].strip() == fence), None)
+        assert end is not None, f"line {number + 1}: the fence is not closed"
+        comment = COMMENT.fullmatch(lines[number - 1].strip()) if number else None
+        kind, value = (comment[1], comment[2]) if comment else ("", "")
+        body = "\n".join(lines[number + 1 : end]) + "\n"
+        yield Snippet(number + 2, language, body, value if kind == "with" else "", value if kind == "not run" else "")
+        number = end + 1
+
+
+def check_make(words: list[str]) -> None:
+    for word in words:
+        assert "=" in word or word in TARGETS, f"make {word}: no such target"
+
+
+def check_pip(words: list[str]) -> None:
+    assert words[0] == "install", f"pip {words[0]} is not checked here"
+    for names in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        assert set(names.split(",")) <= EXTRAS, f"unknown extra in [{names}]"
+
+
+def glm_status(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
+def check_glm(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verb exists and its parser takes these arguments."""
+    assert arguments, "glm alone is a mistake"
+    if arguments[0].startswith("-"):
+        assert glm_status(arguments) == 0
+        return
+    assert arguments[0] in VERBS, f"glm {arguments[0]}: no such verb"
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(VERBS[arguments[0]].module), "run", lambda args: 0)
+        assert glm_status(arguments) == 0, f"the parser of glm {arguments[0]} refuses {shlex.join(arguments)}"
+
+
+def glm_arguments(words: list[str]) -> list[str] | None:
+    """What `glm` gets in a command, also behind torchrun; None for other commands."""
+    if words[0] == "glm":
+        return words[1:]
+    if words[0] == "torchrun":
+        return words[words.index("glmkit") + 1 :]
+    return None
+
+
+def check_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    arguments = glm_arguments(words)
+    if arguments is not None:
+        check_glm(arguments, monkeypatch)
+    elif words[0] == "make":
+        check_make(words[1:])
+    elif words[0] == "pip":
+        check_pip(words[1:])
+    elif words[0] in ("pytest", "python"):
+        paths = [word.split("::")[0] for word in words[1:] if re.search(r"\.py|^tests", word)]
+        assert paths, f"{command}: nothing here can be checked"
+        assert [path for path in paths if not (ROOT / path).exists()] == []
+    else:
+        pytest.fail(f"{command}: no way to check it; write it otherwise or add one to tests/test_docs.py")
+
+
+def run_shell(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in snippet.commands():
+        check_command(command, monkeypatch)
+        words = shlex.split(command)
+        if words[0] == "glm" and not snippet.not_run:
+            status = glm_status([*words[1:], *shlex.split(snippet.extra)])
+            assert status == 0, f"{command} ended with status {status}"
+
+
+def run_snippet(snippet: Snippet, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run or check one snippet. Raises AssertionError saying what is wrong with it."""
+    assert snippet.language in LANGUAGES, f"line {snippet.line}: language {snippet.language!r}; use {LANGUAGES}"
+    if snippet.language == "sh":
+        run_shell(snippet, monkeypatch)
+    elif snippet.language == "python":
+        code = compile(snippet.body, f"line {snippet.line}", "exec")
+        if not snippet.not_run:
+            exec(code, names)
+    elif snippet.language == "yaml":
+        assert isinstance(yaml.safe_load(snippet.body), dict)
+    else:
+        command = re.search(r"^\$? ?(glm|make|pip|import|from) .*", snippet.body, re.MULTILINE)
+        assert command is None, f"line {snippet.line}: {command and command[0]!r} belongs in a sh or python fence"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as a reader's: the recipes, some text, and nothing else."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    texts = tmp_path / "my-texts"
+    texts.mkdir()
+    source = [path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))]
+    for number in range(8):
+        (texts / f"{number}.txt").write_text("\n\n".join(source[number::8]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_snippets(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"__name__": "__docs__"}
+    for snippet in snippets(path.read_text()):
+        run_snippet(snippet, names, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```\nglm fill\n```", "language ''"),
+        ("```bash\nglm fill\n```", "language 'bash'"),
+        ("```sh\nglm fil m t\n```", "no such verb"),
+        ("```sh\nglm fill m t --zzz 3\n```", "the parser of glm fill refuses"),
+        ("<!-- not run: it is an example -->\n```sh\nglm fill m t --zzz 3\n```", "the parser of glm fill refuses"),
+        ("```sh\nmake zzz\n```", "no such target"),
+        ("```sh\npip install 'glmkit[zzz]'\n```", "unknown extra"),
+        ("```sh\ncurl x\n```", "no way to check it"),
+        ("```text\nglm fill m t\n```", "belongs in a sh or python fence"),
+        ("```python\nassert 1 == 2, 'two'\n```", "two"),
+    ],
+)
+def test_a_wrong_snippet_is_found(text: str, message: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=re.escape(message)):
+        for snippet in snippets(text):
+            run_snippet(snippet, {}, monkeypatch)
+
+
+def test_an_unclosed_fence_is_found() -> None:
+    with pytest.raises(AssertionError, match="not closed"):
+        list(snippets("text\n```sh\nglm fill"))
+
+
+# --- what the prose names ---------------------------------------------------------------------------------------------
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_the_prose_names_exists(path: Path) -> None:
+    text = prose(path)
+    wrong = []
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        if not (path.parent / target).exists():
+            wrong.append(f"link {target}")
+    for span in re.findall(r"`([^`\n]+)`", text):
+        if re.fullmatch(r"[\w./-]+/|[\w.-]*/?[\w./-]+\.(py|md|yaml|toml|sh)", span) and "/" in span.rstrip("/"):
+            if not any((base / span).exists() for base in (ROOT, ROOT / "src" / "glmkit", path.parent)):
+                wrong.append(f"path {span}")
+        verb = re.match(r"glm ([a-z]+)\b", span)
+        if verb and verb[1] not in VERBS:
+            wrong.append(f"verb {span}")
+        target = re.fullmatch(r"make ([a-z]+)", span)
+        if target and target[1] not in TARGETS:
+            wrong.append(f"target {span}")
+    assert wrong == []
+
+
+def test_both_readmes_have_the_same_snippets() -> None:
+    """The Chinese README shows the same commands; only comments, trees and output are translated."""
+
+    def commands(name: str) -> list[list[str]]:
+        found = [s for s in snippets((ROOT / name).read_text()) if s.language != "text"]
+        return [[s.language, s.extra, *s.commands()] for s in found]
+
+    assert commands("README.md") == commands("README_zh.md")
