@@ -1,7 +1,7 @@
 """The documents are true: every fenced snippet is run or checked, every path and verb they name exists.
 
-Languages of fences: `sh`, `python` and `yaml` are run or checked, `text` is output and trees. Any other language, or none,
-fails. An HTML comment on the line before a fence changes how it is treated:
+Languages of fences: `sh` and `python` are run, `yaml` is read as a recipe, `text` is output and trees. Any other
+language, or none, fails. An HTML comment on the line before a fence changes how it is treated:
 
     <!-- with: --max_steps 2 -->   append these options to every glm command of the fence, to make it short
     <!-- not run: the reason -->   check names and options only
@@ -21,7 +21,12 @@ from typing import Any
 import pytest
 import yaml
 
+from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import VERBS, main
+from glmkit.config import GLMConfig
+from glmkit.model import GLM, init_weights
+from glmkit.tokenizer.training import train_tokenizer
+from glmkit.train.config import TrainConfig
 from support.shared import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -144,21 +149,36 @@ def run_snippet(snippet: Snippet, names: dict[str, Any], monkeypatch: pytest.Mon
         if not snippet.not_run:
             exec(code, names)
     elif snippet.language == "yaml":
-        assert isinstance(yaml.safe_load(snippet.body), dict)
+        TrainConfig.from_dict(yaml.safe_load(snippet.body))
     else:
         command = re.search(r"^\$? ?(glm|make|pip|import|from) .*", snippet.body, re.MULTILINE)
         assert command is None, f"line {snippet.line}: {command and command[0]!r} belongs in a sh or python fence"
 
 
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as training leaves it, tiny and untrained."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer((path.read_text() for path in sorted((ROOT / "tests").glob("*.py"))), vocab_size=400)
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "num_layers": 1, "num_heads": 2}
+    config = GLMConfig(**shape, special=tokenizer.special)
+    model = GLM(config)
+    init_weights(model, config, 0)
+    write_model(directory, config, dict(model.named_parameters()))
+    tokenizer.save(directory)
+    return directory
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory as a reader's: the recipes, some text, and nothing else."""
+def workspace(tmp_path: Path, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as a reader's: the recipes, some text, and what `make demo` left."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "model").symlink_to(model_directory)
     texts = tmp_path / "my-texts"
     texts.mkdir()
-    source = [path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))]
-    for number in range(8):
-        (texts / f"{number}.txt").write_text("\n\n".join(source[number::8]))
+    for number, path in enumerate(sorted((ROOT / "src").rglob("*.py"))):
+        (texts / f"{number}.txt").write_text(path.read_text() or "empty")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -203,24 +223,37 @@ def prose(path: Path) -> str:
     return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_the_prose_names_exists(path: Path) -> None:
+def is_path(span: str) -> bool:
+    """Whether inline code is a path of the repository: a slash and a known ending; RUN/model/ has a placeholder."""
+    path = re.fullmatch(r"([\w.-]+)/[\w./-]*", span)
+    return path is not None and not path[1].isupper() and span.endswith((".py", ".md", ".yaml", ".sh", "/"))
+
+
+def mistakes(path: Path) -> Iterator[str]:
     text = prose(path)
-    wrong = []
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         if not (path.parent / target).exists():
-            wrong.append(f"link {target}")
+            yield f"link {target}"
+    bases = (ROOT, ROOT / "src", ROOT / "src" / "glmkit", path.parent)
     for span in re.findall(r"`([^`\n]+)`", text):
-        if re.fullmatch(r"[\w./-]+/|[\w.-]*/?[\w./-]+\.(py|md|yaml|toml|sh)", span) and "/" in span.rstrip("/"):
-            if not any((base / span).exists() for base in (ROOT, ROOT / "src" / "glmkit", path.parent)):
-                wrong.append(f"path {span}")
-        verb = re.match(r"glm ([a-z]+)\b", span)
+        verb, target = re.match(r"glm ([a-z]+)\b", span), re.fullmatch(r"make ([a-z]+)", span)
+        if is_path(span) and not any((base / span).exists() for base in bases):
+            yield f"path {span}"
         if verb and verb[1] not in VERBS:
-            wrong.append(f"verb {span}")
-        target = re.fullmatch(r"make ([a-z]+)", span)
+            yield f"verb {span}"
         if target and target[1] not in TARGETS:
-            wrong.append(f"target {span}")
-    assert wrong == []
+            yield f"target {span}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_the_prose_names_exists(path: Path) -> None:
+    assert list(mistakes(path)) == []
+
+
+def test_a_wrong_name_in_the_prose_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.md"
+    path.write_text("[a](absent.md) `model/absent.py` `glm zzz MODEL` `make zzz` `model/mlp.py` `glm fill M`")
+    assert list(mistakes(path)) == ["link absent.md", "path model/absent.py", "verb glm zzz MODEL", "target make zzz"]
 
 
 def test_both_readmes_have_the_same_snippets() -> None:

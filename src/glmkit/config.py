@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from .errors import ConfigError
 
 Positions = Literal["learned_2d", "rope", "rope_2d"]
+RopeFrequencies = Literal["float32", "float16"]
 Norm = Literal["layer"]
 Residual = Literal["pre", "deepnorm"]
 MLP = Literal["gelu", "geglu"]
@@ -59,9 +60,11 @@ class GLMConfig:
     max_positions: int = 512  # P: learned tables have P + 1 rows
     positions: Positions = "learned_2d"
     rope_base: float = 10000.0
+    rope_frequencies: RopeFrequencies = "float32"  # float16: rounded as the first ChatGLM-6B and GLM-130B code did
     norm: Norm = "layer"
     norm_eps: float = 1e-5
     residual: Residual = "pre"
+    deepnorm_alpha: float | None = None  # None = sqrt(2 * num_layers)
     mlp: MLP = "gelu"
     gelu: GeluKind = "tanh"
     mask: MaskKind = "prefix"
@@ -97,6 +100,11 @@ class GLMConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be positive")
+        if self.deepnorm_alpha is not None and (self.residual != "deepnorm" or self.deepnorm_alpha <= 0):
+            raise ConfigError(
+                f"deepnorm_alpha is {self.deepnorm_alpha} with residual {self.residual!r}; it must be positive and goes with "
+                f"residual 'deepnorm' only"
+            )
         if not 0.0 < self.embedding_gradient_scale <= 1.0:
             raise ConfigError(f"embedding_gradient_scale is {self.embedding_gradient_scale}; it must be in (0, 1]")
         unit = {"rope": 2, "rope_2d": 4}.get(self.positions, 1)
@@ -140,6 +148,7 @@ class GLMConfig:
 
 _AXES: dict[str, tuple[str, ...]] = {
     "positions": get_args(Positions),
+    "rope_frequencies": get_args(RopeFrequencies),
     "norm": get_args(Norm),
     "residual": get_args(Residual),
     "mlp": get_args(MLP),

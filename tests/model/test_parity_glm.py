@@ -123,7 +123,7 @@ def test_multiple_choice_scores(reference: Reference) -> None:
     log_probs = reference.model(torch.tensor(values["input_ids"]), **options).log_softmax(-1)
     scores = [
         [
-            float(log_probs[row][indices, ids].sum())
+            log_probs[row][indices, ids].sum().item()
             for ids, indices in zip(values["choice_ids"][row], values["choice_indices"][row], strict=True)
         ]
         for row in range(len(values["choice_ids"]))

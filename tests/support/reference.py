@@ -20,6 +20,7 @@ _LAYER = {
     "mlp.dense_4h_to_h": "mlp.down_proj",
 }
 _TOP = {
+    "transformer.word_embeddings": "model.embed_tokens",
     "word_embeddings": "model.embed_tokens",
     "transformer.position_embeddings": "model.embed_positions",
     "transformer.block_position_embeddings": "model.embed_block_positions",
@@ -48,19 +49,35 @@ def read_reference(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def to_glmkit(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published GLM names to ours; the fused QKV is three contiguous thirds."""
+def to_glmkit(
+    tensors: dict[str, torch.Tensor], *, heads: int | None = None, geglu: bool = False
+) -> dict[str, torch.Tensor]:
+    """Published names to ours. The fused QKV is three contiguous thirds, or [q k v] per head when `heads` is given.
+
+    With `geglu` the first MLP matrix holds the plain half, then the gate. Stored rotary frequencies are left out.
+    """
     state = {}
     for name, value in tensors.items():
+        if name.endswith("inv_freq"):
+            continue
         name = name.removeprefix("glm.")
         stem, kind = name.rsplit(".", 1)
+        if stem == "lm_head":
+            state[name] = value
+            continue
         if stem in _TOP:
             state[f"{_TOP[stem]}.{kind}"] = value
             continue
         _, _, layer, part = stem.split(".", 3)
         if part == "attention.query_key_value":
+            if heads is not None:
+                value = value.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
             for letter, third in zip("qkv", value.chunk(3), strict=True):
                 state[f"model.layers.{layer}.self_attn.{letter}_proj.{kind}"] = third
+        elif geglu and part == "mlp.dense_h_to_4h":
+            plain, gate = value.chunk(2)
+            state[f"model.layers.{layer}.mlp.up_proj.{kind}"] = plain
+            state[f"model.layers.{layer}.mlp.gate_proj.{kind}"] = gate
         else:
             state[f"model.layers.{layer}.{_LAYER[part]}.{kind}"] = value
     return state

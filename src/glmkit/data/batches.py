@@ -172,7 +172,7 @@ class EvaluationBatches:
         return len(self._numbers)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index` of the evaluation; the last may have fewer rows. Raises DataError when nothing can be blanked."""
+        """Batch `index`; the last may have fewer rows. Raises DataError when none of its texts can be blanked."""
         number = self._numbers[index]
         first = number * self.rows
         texts = [self.pieces[place] for place in range(first, min(first + self.rows, len(self.pieces)))]

@@ -51,8 +51,8 @@ class BatchLoader:
     """Iterates the batches with start <= index < stop (no end without stop) and index % world_size == rank, in order.
 
     A batch depends on its index alone, so num_workers, rank and world_size never change what is in it, and a run
-    resumed at `start` sees what the uninterrupted one would. num_workers processes make batches ahead (prefetch_factor each);
-    0 makes them in this process when asked. pin_memory: for copies to a GPU that do not wait.
+    resumed at `start` sees what the uninterrupted one would. num_workers processes make batches ahead (prefetch_factor
+    each); 0 makes them in this process when asked. pin_memory: for copies to a GPU that do not wait.
     """
 
     def __init__(

@@ -104,7 +104,7 @@ def _tokens(documents: Sequence[Tokenized], allowed: NDArray[np.bool_]) -> NDArr
 
 def _sample(places: NDArray[np.int64], count: int, kind: str, rng: random.Random) -> list[tuple[int, int]]:
     if count > len(places):
-        raise DataError(f"{count} {kind} blanks asked for, but the held-out text has {len(places)} places; ask for less")
+        raise DataError(f"{count} {kind} blanks asked for, but the text has {len(places)} places; ask for less")
     picked = places[rng.sample(range(len(places)), count)]
     return [(int(d), int(s)) for d, s in picked]
 

@@ -132,7 +132,7 @@ class NeighbourCounts:
         return self._left_right(np.asarray(left, np.int64), np.asarray(right, np.int64), self.tuning)
 
     def left_chain(self, left: Ids, lengths: Ids) -> list[list[int]]:
-        """Greedy chains for blanks of several tokens: each token predicted from the one before it."""
+        """For blanks of several tokens, lengths (B,) given: each token predicted from the one before it."""
         current = np.asarray(left, np.int64)
         columns = []
         for _ in range(int(np.max(lengths, initial=0))):
@@ -146,7 +146,8 @@ class NeighbourCounts:
 
     def _choose(self, scores_BV: Floats) -> Ids:
         scores_BV[:, ~self._allowed] = -1.0
-        return scores_BV.argmax(axis=1).astype(np.int64)
+        best: Ids = scores_BV.argmax(axis=1).astype(np.int64)
+        return best
 
     def _left(self, left: Ids, discount: float) -> Ids:
         # One row per distinct neighbour: there are at most V of them, however many blanks.
@@ -165,7 +166,7 @@ class NeighbourCounts:
         """p(m | l), (B,V)."""
         known, rows = self._after.find(left)
         taken = np.where(known, discount * self._after.kinds[rows] / self._after.totals[rows], 1.0).astype(np.float32)
-        p_BV = taken[:, None] * self._p[None, :]
+        p_BV: Floats = taken[:, None] * self._p[None, :]
         b, entry = self._after.entries(known, rows)
         p_BV[b, self._after.tokens[entry]] += (self._after.counts[entry] - discount) / self._after.totals[rows][b]
         return p_BV

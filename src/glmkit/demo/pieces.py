@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.bpe import TrainedTokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,22 +24,10 @@ class Tokenized:
     starts: NDArray[np.int64]
 
 
-def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id adds to a text, (V,); empty for special tokens.
-
-    Raises TokenizerError for a token that stands for part of a character and is named in no known way.
-    """
+def pieces(tokenizer: TrainedTokenizer) -> list[bytes]:
+    """The bytes that each id adds to a text, (V,); empty for special tokens."""
     special = special_ids(tokenizer)
-    anchor = tokenizer.encode("a")[-1]  # decoders may treat the first token of a text in their own way
-    head = tokenizer.decode([anchor])
-    result = []
-    for index in range(tokenizer.vocab_size):
-        if index in special:
-            result.append(b"")
-            continue
-        text = tokenizer.decode([anchor, index]).removeprefix(head)
-        result.append(_named_bytes(tokenizer.id_to_token(index)) if "\ufffd" in text else text.encode())
-    return result
+    return [b"" if index in special else tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
 
 
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -74,21 +63,3 @@ def tokenize(tokenizer: Tokenizer, named_texts: Sequence[tuple[str, str]], spell
         result.append(Tokenized(name, text, ids, before[bounds] - inside))
     return result
 
-
-def _named_bytes(name: str) -> bytes:
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):  # SentencePiece's byte fallback
-        return bytes([int(name[3:5], 16)])
-    if all(letter in _BYTE_OF_LETTER for letter in name):
-        return bytes([_BYTE_OF_LETTER[letter] for letter in name])
-    raise TokenizerError(f"token {name!r} spells part of a character; its bytes cannot be told")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The byte each letter of a byte-level vocabulary stands for (`openai/gpt-2:src/encoder.py`)."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in set(visible)]
-    letters = {chr(byte): byte for byte in visible}
-    return letters | {chr(0x100 + number): byte for number, byte in enumerate(others)}
-
-
-_BYTE_OF_LETTER = _byte_letters()

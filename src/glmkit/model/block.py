@@ -35,14 +35,16 @@ class PreNormBlock(nn.Module):
 
 
 class DeepNormBlock(PreNormBlock):
-    """alpha * LN(x) + f(LN(x)), twice, alpha = sqrt(2 * num_layers): DeepNorm with each block starting at its norm.
+    """alpha * LN(x) + f(LN(x)), twice, DeepNorm with each block starting at its norm.
+
+    alpha = sqrt(2 * num_layers) unless the config says otherwise: ChatGLM-6B's code has its 28 layers as a constant.
 
     Source: GLM-130B, `SwissArmyTransformer:sat/model/official/glm130B_model.py`.
     """
 
     def __init__(self, config: GLMConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.alpha = math.sqrt(2 * config.num_layers)
+        self.alpha = config.deepnorm_alpha or math.sqrt(2 * config.num_layers)
 
     def forward(
         self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None

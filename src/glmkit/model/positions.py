@@ -88,14 +88,17 @@ def rotary_angles(position_ids_B2T: Tensor, config: GLMConfig) -> Rotary | None:
 
     `rope`: one stream over all D channels, by row 0 (GLM-130B). `rope_2d`: the first half of the channels turns by
     row 0, the second half by row 1 (ChatGLM-6B, `modeling_chatglm.py`). In a stream of width W,
-    theta_j = base^(-2j/W), the same angle for channels j and j + W/2 (half rotation). Angles stay in fp32.
+    theta_j = base^(-2j/W), the same angle for channels j and j + W/2 (half rotation). Angles stay in fp32;
+    the frequencies too unless `rope_frequencies` says that the reference rounded them.
     """
     if config.positions == "learned_2d":
         return None
     num_streams = 2 if config.positions == "rope_2d" else 1
     width = config.head_dim // num_streams
     steps = torch.arange(0, width, 2, device=position_ids_B2T.device, dtype=torch.float32)
-    frequencies = config.rope_base ** (-steps / width)
+    frequencies = 1 / config.rope_base ** (steps / width)
+    if config.rope_frequencies == "float16":
+        frequencies = frequencies.half().float()
     rows_BT2 = position_ids_B2T[:, :num_streams].transpose(1, 2).float()
     angles_BTD = (rows_BT2[..., None] * torch.cat([frequencies, frequencies])).flatten(2)
     return Rotary(angles_BTD.cos().unsqueeze(2), angles_BTD.sin().unsqueeze(2), num_streams)

@@ -1,6 +1,6 @@
 """The three forms of a sample: blanks with a part B, a suffix, masks in place. Each is pure, given its spans.
 
-Source: GLM paper, section 2.1, figure 2; `THUDM/GLM:blocklm_utils.py` (make_block_data, make_masked_data, suffix branch).
+Source: GLM paper, section 2.1 and figure 2; `THUDM/GLM:blocklm_utils.py`.
 """
 
 from collections.abc import Sequence

@@ -23,9 +23,9 @@ def sentence_end_table(tokenizer: _Vocabulary, *, chinese: bool = True) -> NDArr
     """(V,) bool: True where a token contains one of `. ? ! ; :`, a newline or (chinese) `。 ？ ！ ； …`.
 
     A substring test on the token's text, as in the reference. The vocabulary's own spelling is looked at too, but it
-    is not enough alone: a byte-level BPE spells a newline as another symbol and a Chinese mark as three, and byte fallback
-    writes <0x0A>; the decoded text shows the mark. Special tokens decode to nothing and never end a sentence. A mark
-    that the vocabulary splits over several tokens is not found.
+    is not enough alone: a byte-level BPE spells a newline as another symbol and a Chinese mark as three, and byte
+    fallback writes <0x0A>; the decoded text shows the mark. Special tokens decode to nothing and never end a sentence.
+    A mark that the vocabulary splits over several tokens is not found.
     """
     marks = set(OBJECTIVE_MARKS if chinese else ASCII_MARKS)
     table = np.zeros(tokenizer.vocab_size, np.bool_)

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -75,8 +75,7 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
 def _choice(value: Any, choices: tuple[Any, ...], where: str) -> Any:
     if value in choices:
         return value
-    close = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(map(str, choices))}"
+    hint = closest(str(value), [str(choice) for choice in choices], "choices")
     raise ConfigError(f"{where} is {value!r}; {hint}")
 
 
@@ -103,9 +102,15 @@ def refuse_unknown(given: Iterable[Any], known: list[str], where: str) -> None:
     """ConfigError for the first key that is not in `known`, naming the closest one."""
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {hint}")
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {closest(str(key), known, 'known keys')}")
+
+
+def closest(word: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """`did you mean 'x'?`, or the list of known words."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"{otherwise}: {', '.join(known)}" if otherwise else "see --help"
 
 
 def leaves(cls: type, prefix: str = "") -> list[Leaf]:

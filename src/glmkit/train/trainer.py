@@ -296,9 +296,10 @@ class Trainer(Generic[B]):
 
     def _evaluate(self) -> None:
         self.model.eval()
-        with rng.untouched(self.device), torch.no_grad(), self._autocast():
+        with rng.untouched(self.device), torch.no_grad():
             for name, evaluator in self.evaluators.items():
-                result = dict(evaluator(self.model))
+                with self._autocast():
+                    result = dict(evaluator(self.model))
                 if self.ranks.is_main:
                     if self.log is not None:
                         self.log.metrics({"kind": name, "step": self.state.step, **result})

@@ -1,0 +1,193 @@
+"""`glm pretrain RECIPE.yaml`: train a model from a recipe, or show what the recipe comes to."""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from glmkit.errors import ConfigError, GLMKitError
+from glmkit.load import Parts
+from glmkit.model import GLM
+from glmkit.parallel.launch import launch
+from glmkit.parallel.mesh import joined
+from glmkit.session import LM
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.train.config import TrainConfig
+from glmkit.train.corpus import PretrainingData
+from glmkit.train.forecast import size_text
+from glmkit.train.pretraining import pretrain
+from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
+from glmkit.train.runplan import RunPlan, plan_run
+from glmkit.train.schema import closest
+from glmkit.train.trainer import Previewer
+
+_PREVIEW_TOKENS = 32
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb: its own, the well-known short names, and every key of a recipe."""
+    parser.allow_abbrev = False
+    parser.add_argument("recipe", help="YAML file such as recipes/pretrain/tiny.yaml")
+    parser.add_argument("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
+    parser.add_argument("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
+    parser.add_argument("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the result or the dry run as JSON")
+    short = parser.add_argument_group("well-known names for keys of the recipe")
+    for name, dotted in ALIASES.items():
+        short.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="X", help=f"{dotted}")
+    for name, (dotted, value) in SWITCHES.items():
+        short.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=f"{dotted} {value}")
+    keys = parser.add_argument_group("every key of a recipe, with its default")
+    for leaf in flags():
+        default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
+        about = f"{leaf.help}; {default}" if leaf.help else default
+        keys.add_argument(f"--{leaf.name}", default=argparse.SUPPRESS, metavar="X", help=f"{about} ({leaf.kind})")
+    known = [option for action in parser._actions for option in action.option_strings]
+    original = parser.error
+    parser.error = functools.partial(_with_hint, original, known)
+
+
+def run(args: Any) -> int:
+    """Train; the result (or the dry run) goes to stdout."""
+    values = args.as_dict()
+    config = read_recipe(values["recipe"], _overrides(values))
+    if args.dry_run:
+        return _dry_run(config, args)
+    if config.data.path is None or config.output.directory is None:
+        missing = "--data DIR (written by `glm prepare`)" if config.data.path is None else "--output DIR"
+        raise ConfigError(f"pretraining needs {missing}")
+    options = {
+        "resume": args.resume,
+        "ignore_memory_forecast": args.ignore_memory_forecast,
+        "quiet": args.quiet,
+        "as_json": args.json,
+    }
+    if args.nproc != 1 and "RANK" not in os.environ:
+        plan_run(config, world_size=args.nproc, tokenizer=PretrainingData.open(config.data.path).tokenizer)
+        return launch(_run_rank, (config, options), args.nproc)
+    return _train(config, options)
+
+
+def _run_rank(config: TrainConfig, options: Mapping[str, Any]) -> int:
+    """One process of several: errors become one line here, as there is no caller to do it."""
+    try:
+        return _train(config, options)
+    except (GLMKitError, OSError) as error:
+        print(f"glm pretrain: rank {os.environ['RANK']}: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
+    from glmkit.train.progress import ProgressLine
+
+    with joined(config.training.device) as ranks:
+        outcome = pretrain(
+            config,
+            ranks=ranks,
+            resume=options["resume"],
+            ignore_memory_forecast=options["ignore_memory_forecast"],
+            previews=_previews,
+            progress=functools.partial(ProgressLine, quiet=options["quiet"]),
+        )
+        if not ranks.is_main:
+            return 0
+    result = outcome.result
+    losses = result.losses
+    summary = {
+        "step": result.step,
+        "reason": result.reason,
+        "loss": losses[-1] if losses else None,
+        "directory": str(outcome.directory),
+        "model": None if outcome.model is None else str(outcome.model),
+    }
+    if options["as_json"]:
+        print(json.dumps(summary))
+    elif outcome.model is not None:
+        print(f"finished at step {result.step}, loss {losses[-1]:.4f}; model: {outcome.model}")
+    else:
+        print(f"stopped at step {result.step} ({result.reason}); continue with --resume auto")
+    return 0
+
+
+def _dry_run(config: TrainConfig, args: Any) -> int:
+    tokenizer = None if config.data.path is None else PretrainingData.open(config.data.path).tokenizer
+    plan = plan_run(config, tokenizer, world_size=args.nproc)
+    summary = plan.summary()
+    print(json.dumps(summary, indent=2) if args.json else "\n".join(_plan_lines(plan, summary)))
+    return 0
+
+
+def _plan_lines(plan: RunPlan, summary: Mapping[str, Any]) -> list[str]:
+    s = summary
+    return [
+        f"parameters        {s['parameters']:,}",
+        f"shape             {s['layers']} layers x {s['hidden_size']} wide, {s['vocabulary_rows']:,} vocabulary rows",
+        f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} micro-batches",
+        f"tokens per step   {s['tokens_per_step']:,} (at most)",
+        f"tokens            {s['tokens']:,} (at most)",
+        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {s['schedule_unit']}",
+        f"modes             {', '.join(s['modes'])}",
+        f"memory per rank   {size_text(plan.memory.total)}",
+        *(f"  {line}" for line in plan.memory.lines()[:-1]),
+    ]
+
+
+def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value for everything the command line sets; a dotted flag wins over a short name."""
+    given: dict[str, Any] = {}
+    for name, dotted in ALIASES.items():
+        if name in values:
+            given[dotted] = values[name]
+    for name, (dotted, value) in SWITCHES.items():
+        if values.get(name):
+            if dotted in given:
+                raise ConfigError(f"--{name} and another switch both set {dotted}; give one")
+            given[dotted] = value
+    for leaf in flags():
+        section, _, key = leaf.name.partition(".")
+        if isinstance(values.get(section), Mapping) and key in values[section]:
+            given[leaf.name] = values[section][key]
+    for name, dotted in (("data_directory", "data.path"), ("output_directory", "output.directory")):
+        if values.get(name) is not None:
+            given[dotted] = values[name]
+    return given
+
+
+def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previewer:
+    """Fill the recipe's preview texts with the model as it is."""
+    lm = LM(Parts(Path(), model.config, model, tokenizer, {}))
+
+    def preview(_: Any) -> Sequence[Mapping[str, Any]]:
+        filled = lm.fill_many(list(texts), max_tokens=_PREVIEW_TOKENS)
+        return [{"prompt": t, "text": f.text, "blanks": f.blanks} for t, f in zip(texts, filled, strict=True)]
+
+    return preview
+
+
+def _with_hint(original: Any, known: list[str], message: str, *rest: Any) -> NoReturn:
+    """argparse's error, with the closest option for each unknown one."""
+    unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+    if "nrecognized" in message:
+        hints = [f"{word}: {closest(word, known)}" for word in unknown if word not in known]
+        message = f"{message} ({'; '.join(hints)})" if hints else message
+    original(message, *rest)
+    raise AssertionError("the parser's error returned")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else str(value)

@@ -1,0 +1,86 @@
+"""What one run of the demo found: report.json for scripts, report.html for people."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmkit.demo.corpus import CorpusFacts
+from glmkit.demo.examples import Example
+from glmkit.demo.page import page
+from glmkit.demo.measure import Measured
+from glmkit.files import atomic_write
+
+Points = Sequence[tuple[float, float]]  # (tokens seen, loss in nats per target)
+Facts = Mapping[str, str | int | float]  # label -> value, in the order to be shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything both files are made of. Times in seconds; losses in nats per target token.
+
+    `seconds` is the demo's own run, set-up left out; `phases` says where it went. `tokens_per_second` counts the
+    non-padding input tokens of training. `model`, `training` and `machine` are facts by label: keep private paths out.
+    """
+
+    seconds: float
+    phases: Mapping[str, float]
+    tokens_per_second: float
+    tokens_seen: int
+    parameters: int
+    validation_loss: float
+    measured: Measured
+    corpus: CorpusFacts
+    model: Facts
+    training: Facts
+    machine: Facts
+    training_losses: Points
+    validation_losses: Points
+    examples: Sequence[Example] = ()
+    blanks_left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # kind -> reason -> places
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json: numbers that are not finite become null."""
+        values = {
+            "seconds": self.seconds,
+            "phases": dict(self.phases),
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_seen": self.tokens_seen,
+            "parameters": self.parameters,
+            "validation_loss": self.validation_loss,
+            **self.measured.to_dict(),
+            "corpus": self.corpus.to_dict(),
+            "model": dict(self.model),
+            "training": dict(self.training),
+            "machine": dict(self.machine),
+            "training_losses": [list(point) for point in self.training_losses],
+            "validation_losses": [list(point) for point in self.validation_losses],
+            "blanks_left_out": {kind: dict(reasons) for kind, reasons in self.blanks_left_out.items()},
+            "examples": [example.to_dict() for example in self.examples],
+        }
+        finite = _finite(values)
+        assert isinstance(finite, dict)
+        return finite
+
+    def write(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write report.json and report.html into a directory that exists; their paths."""
+        values = self.to_dict()
+        data, html = Path(directory) / "report.json", Path(directory) / "report.html"
+        with atomic_write(data) as file:
+            file.write(json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n")
+        with atomic_write(html) as file:
+            file.write(page(values).encode())
+        return data, html
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
