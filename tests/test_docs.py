@@ -1,10 +1,10 @@
 """The documents are true: every fenced snippet is run or checked, every path and verb they name exists.
 
 Languages of fences: `sh` and `python` are run, `yaml` is read as a recipe, `text` is output and trees. Any other
-language, or none, fails. An HTML comment on the line before a fence changes how it is treated:
+language, or none, fails. HTML comments on the lines right before a fence change how it is treated:
 
-    <!-- with: --max_steps 2 -->   append these options to every glm command of the fence, to make it short
-    <!-- not run: the reason -->   check names and options only
+    <!-- with pretrain: --max_steps 2 -->   append these options to that verb's commands, to make them short
+    <!-- not run: the reason -->            check names and options only
 
 The snippets of one document run in order in one directory and share their Python names.
 """
@@ -30,7 +30,7 @@ from glmkit.train.config import TrainConfig
 from support.shared import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-COMMENT = re.compile(r"<!-- (with|not run): (.+) -->")
+COMMENT = re.compile(r"<!-- (with [a-z]+|not run): (.+) -->")
 LANGUAGES = {"sh", "python", "yaml", "text"}
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -38,13 +38,12 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULT
 
 @dataclass(frozen=True)
 class Snippet:
-    """One fence: `line` of its first line, `language`, `body`, and what the comment before it asked for."""
+    """One fence: `line` of its first line, `language`, `body`, and what the comments before it asked for."""
 
     line: int
     language: str
     body: str
-    extra: str = ""
-    not_run: str = ""
+    orders: dict[str, str]  # "with VERB" -> options, "not run" -> reason
 
     def commands(self) -> list[str]:
         """The shell commands: continued lines joined, comments and blank lines dropped."""
@@ -65,10 +64,11 @@ def snippets(text: str) -> Iterator[Snippet]:
         assert fence == "```", f"line {number + 1}: fences are three backticks"
         end = next((i for i in range(number + 1, len(lines)) if lines[i].strip() == fence), None)
         assert end is not None, f"line {number + 1}: the fence is not closed"
-        comment = COMMENT.fullmatch(lines[number - 1].strip()) if number else None
-        kind, value = (comment[1], comment[2]) if comment else ("", "")
-        body = "\n".join(lines[number + 1 : end]) + "\n"
-        yield Snippet(number + 2, language, body, value if kind == "with" else "", value if kind == "not run" else "")
+        orders, above = {}, number - 1
+        while above >= 0 and (comment := COMMENT.fullmatch(lines[above].strip())):
+            orders[comment[1]] = comment[2]
+            above -= 1
+        yield Snippet(number + 2, language, "\n".join(lines[number + 1 : end]) + "\n", orders)
         number = end + 1
 
 
@@ -134,8 +134,8 @@ def run_shell(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in snippet.commands():
         check_command(command, monkeypatch)
         words = shlex.split(command)
-        if words[0] == "glm" and not snippet.not_run:
-            status = glm_status([*words[1:], *shlex.split(snippet.extra)])
+        if words[0] == "glm" and "not run" not in snippet.orders:
+            status = glm_status([*words[1:], *shlex.split(snippet.orders.get(f"with {words[1]}", ""))])
             assert status == 0, f"{command} ended with status {status}"
 
 
@@ -146,7 +146,7 @@ def run_snippet(snippet: Snippet, names: dict[str, Any], monkeypatch: pytest.Mon
         run_shell(snippet, monkeypatch)
     elif snippet.language == "python":
         code = compile(snippet.body, f"line {snippet.line}", "exec")
-        if not snippet.not_run:
+        if "not run" not in snippet.orders:
             exec(code, names)
     elif snippet.language == "yaml":
         TrainConfig.from_dict(yaml.safe_load(snippet.body))
@@ -261,6 +261,6 @@ def test_both_readmes_have_the_same_snippets() -> None:
 
     def commands(name: str) -> list[list[str]]:
         found = [s for s in snippets((ROOT / name).read_text()) if s.language != "text"]
-        return [[s.language, s.extra, *s.commands()] for s in found]
+        return [[s.language, str(s.orders), *s.commands()] for s in found]
 
     assert commands("README.md") == commands("README_zh.md")

@@ -4,12 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from objective.toy import CLS, DBLOCK, EOP, EOS, GMASK, MASK, SENTENCE_END, SMASK, SOP, SPECIAL, ScriptedRng, as_lists
-from objective.toy import objective, text
 
 from glmkit.errors import ConfigError, DataError
 from glmkit.objective.blank_infilling import BlankInfilling, Sentinels, Tally
 from glmkit.objective.config import ObjectiveConfig
+from objective.toy import (
+    CLS,
+    DBLOCK,
+    EOP,
+    EOS,
+    GMASK,
+    MASK,
+    SENTENCE_END,
+    SMASK,
+    SOP,
+    SPECIAL,
+    ScriptedRng,
+    as_lists,
+    objective,
+    text,
+)
 
 DOCUMENT = [CLS, 11, 12, 13, 14, 15, 16, EOS]
 SPANS = [(3, 4), (5, 7)]  # x3; x5 x6: the example of figure 2 of the GLM paper
@@ -147,10 +161,11 @@ def test_encoder_decoder_has_one_target_with_one_end() -> None:
 def test_bert_like_gpt_like_t5_like() -> None:
     bert = BlankInfilling(ObjectiveConfig.preset("bert_like"), SPECIAL, SENTENCE_END, 80)
     tokens = [CLS, *range(31, 49), EOS]
-    # int(.15 * 20) = 3 spans of one token, no draw for lengths; gaps from 0 .. 18 - 3 - 3 + 1 = 13.
+    # int(.15 * 20) = 3 spans of one token, no draw for lengths; gaps from 0 .. 18 - 3 - 3 + 1 = 13: 0, 5 and 13 put
+    # them at 1 + 0, 1 + 2 + 5 and 1 + 4 + 13.
     (sample,) = bert.construct([text(tokens)], ScriptedRng(floats=[0.9, 0.9, 0.0], ints=[0, 13, 5]))
-    assert sample.input_ids[20:].tolist() == [SOP, 31, SOP, 37, SOP, 46]
-    assert sample.targets[20:].tolist() == [31, EOP, 37, EOP, 46, EOP]
+    assert sample.input_ids[20:].tolist() == [SOP, 31, SOP, 38, SOP, 48]
+    assert sample.targets[20:].tolist() == [31, EOP, 38, EOP, 48, EOP]
 
     gpt = BlankInfilling(ObjectiveConfig.preset("gpt_like"), SPECIAL, SENTENCE_END, 80)
     (sample,) = gpt.construct([text(DOCUMENT)], ScriptedRng(floats=[0.9, 0.9, 0.9]))
@@ -178,7 +193,9 @@ def test_texts_that_cannot_be_blanked_are_counted() -> None:
     assert tally.dropped == 1
 
     tally = Tally()
-    (sample,) = objective(bert_prob=1.0).construct([text(DOCUMENT[:6])], ScriptedRng(floats=[0.9, 0.9, 0.0]), tally=tally)
+    (sample,) = objective(bert_prob=1.0).construct(
+        [text(DOCUMENT[:6])], ScriptedRng(floats=[0.9, 0.9, 0.0]), tally=tally
+    )
     assert sample.num_targets == 0
     assert (tally.dropped, tally.without_targets) == (0, 1)
 

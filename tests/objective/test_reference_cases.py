@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objective.toy import SPECIAL, ScriptedRng, as_lists, objective, text
-from support.shared import shared_dir
 
 from glmkit.data.packing import collate
 from glmkit.objective.pairs import build_input_from_ids
 from glmkit.objective.sample import Sample
 from glmkit.objective.spans import place
+from objective.toy import SPECIAL, ScriptedRng, as_lists, objective, text
+from support.shared import shared_dir
 
 MODES = {"bert": "bert", "gap_sentence": "sentence", "generation": "gpt"}
 COUNTS = {"make_block_data": 16, "construct_blocks": 26, "build_input_from_ids": 18, "sample_spans": 3}

@@ -21,7 +21,9 @@ SENTENCE_END = np.array([token >= 20 and token % 10 == 0 for token in range(VOCA
 
 def text(tokens: Sequence[int], loss_mask: Sequence[int] | None = None) -> TextSample:
     ids = np.array(tokens, dtype=np.int64)
-    return TextSample(ids, np.array(loss_mask, dtype=np.int64) if loss_mask is not None else (ids != CLS).astype(np.int64))
+    return TextSample(
+        ids, np.array(loss_mask, dtype=np.int64) if loss_mask is not None else (ids != CLS).astype(np.int64)
+    )
 
 
 def objective(max_length: int = 80, **options: Any) -> BlankInfilling:

@@ -1,5 +1,6 @@
 """Run a function in several processes that form one gloo group, and bring back what each returned."""
 
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -14,10 +15,12 @@ from glmkit.parallel.mesh import joined
 def run_ranks(function: Callable[..., Any], world_size: int = 2, *arguments: Any) -> list[Any]:
     """`function(ranks, *arguments)` on every rank; the results in rank order. The function must be importable.
 
-    The group meets through a file, so no port can be taken by somebody else.
+    The group meets through a file, so no port can be taken by somebody else. The processes are forked from a server
+    that has imported torch already (and nothing else of ours), which saves seconds each.
     """
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
-        status = launch(_enter, (function, arguments, folder), world_size)
+        status = launch(_enter, (function, arguments, folder), world_size, method="forkserver")
         if status:
             errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
             raise AssertionError(f"ranks ended with status {status}\n" + "\n".join(errors))

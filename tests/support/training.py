@@ -111,8 +111,8 @@ def toy_trainer(
 ) -> Trainer[ToyBatch]:
     """A trainer over `steps` steps of `micro_batches` micro-batches, its files below `directory`."""
     ranks = ranks or Ranks()
+    model = model or toy_model(dropout)  # before seeding: building a module draws numbers
     seed_everything(seed, ranks.rank)
-    model = model or toy_model(dropout)
     section = optimizer or OptimizerSection(learning_rate=1e-2, weight_decay=0.1)
     schedule = Schedule(peak=section.learning_rate, warmup=2, decay=10, style="cosine")
 

@@ -13,16 +13,15 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from glmkit.errors import ConfigError, GLMKitError
-from glmkit.load import Parts
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import joined
-from glmkit.session import LM
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.train.config import TrainConfig
 from glmkit.train.corpus import PretrainingData
 from glmkit.train.forecast import size_text
 from glmkit.train.pretraining import pretrain
+from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
 from glmkit.train.runplan import RunPlan, plan_run
 from glmkit.train.schema import closest
@@ -89,8 +88,6 @@ def _run_rank(config: TrainConfig, options: Mapping[str, Any]) -> int:
 
 
 def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
-    from glmkit.train.progress import ProgressLine
-
     with joined(config.training.device) as ranks:
         outcome = pretrain(
             config,
@@ -166,6 +163,9 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previewer:
     """Fill the recipe's preview texts with the model as it is."""
+    from glmkit.load import Parts
+    from glmkit.session import LM
+
     lm = LM(Parts(Path(), model.config, model, tokenizer, {}))
 
     def preview(_: Any) -> Sequence[Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from .samples import TextPieces, TextSampler
 # Third counter of the generators: what the numbers are for.
 _TEXTS, _OBJECTIVE, _DBLOCK, _EVALUATION = range(4)
 # Rounds of new texts for dropped ones before a batch stays short.
-_MOST_REPLACEMENTS = 16
+_MOST_REPLACEMENTS = 100
 # A packed row with less room than this is left as it is.
 _SMALLEST_ROOM = 16
 
@@ -74,16 +74,15 @@ class TrainingBatches:
         shortened = objective.draw_short(rng)
         if shortened:
             texts = objective.split(texts, rng)
-        wanted = len(texts)
+        wanted, longest = len(texts), max(map(len, texts)) if shortened else None
         choice = objective.draw_mode(rng)
         samples = _with_targets(objective.apply(texts, choice, rng, block_rng))
-        num_dropped = 0
-        for _ in range(_MOST_REPLACEMENTS):
-            missing = wanted - len(samples)
+        num_dropped = rounds = 0
+        while missing := wanted - len(samples):
             num_dropped += missing
-            if not missing:
+            if rounds == _MOST_REPLACEMENTS:
                 break
-            longest = max(map(len, texts))
+            rounds += 1
             texts = [self.texts.draw(text_rng, longest) for _ in range(missing)]
             samples += _with_targets(objective.apply(texts, choice, rng, block_rng))
         multiple = self.rows.pad_to_multiple

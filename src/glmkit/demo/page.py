@@ -6,11 +6,11 @@ from typing import Any
 
 from glmkit.demo.curve import loss_curve
 
-KIND_NAMES = {"single_token": "one token", "multi_token": "2 to 6 tokens", "identifier": "whole identifier"}
+KIND_NAMES = {"single_token": "one token", "multi_token": "2 to 6 tokens", "identifier": "one identifier"}
 BASELINE_NAMES = {
     "unigram": "most frequent token",
     "left": "left neighbour",
-    "left_right": "left and right neighbours",
+    "left_right": "both neighbours",
 }
 
 _STYLE = """
@@ -26,7 +26,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.3rem 0; text-wrap: balance; 
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
 p { margin: 0.4rem 0; }
 .soft, caption, figcaption, dt { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.6rem; margin: 1.2rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11.5rem, 44%), 1fr)); gap: 0.6rem;
+  margin: 1.2rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem 0.8rem; }
 .tile b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 0.85rem; }
@@ -34,6 +35,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; font-size: 0.85rem; padding-bottom: 0.4rem; }
 th, td { text-align: left; padding: 0.35rem 0.5rem 0.35rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
+th, td { overflow-wrap: normal; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.model td { font-weight: 600; }
 .bar { position: relative; height: 0.7rem; min-width: 5rem; background: var(--card); border-radius: 3px; }
@@ -56,7 +58,7 @@ svg.curve circle.validation { fill: var(--second); }
 article { border: 1px solid var(--line); border-radius: 8px; margin: 0.7rem 0; overflow: hidden; }
 article header { display: flex; flex-wrap: wrap; gap: 0.2rem 0.8rem; justify-content: space-between;
   background: var(--card); padding: 0.35rem 0.7rem; font-size: 0.85rem; }
-pre { margin: 0; padding: 0.6rem 0.7rem; white-space: pre-wrap; overflow-wrap: anywhere;
+pre { margin: 0; padding: 0.6rem 0.7rem; overflow-x: auto;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 ins, del { border-radius: 3px; padding: 0.08em 0.15em; text-decoration: none; }
 ins { background: var(--good-back); color: var(--good); }
@@ -66,6 +68,7 @@ del { background: var(--bad-back); color: var(--bad); text-decoration: line-thro
 dl { display: grid; grid-template-columns: auto 1fr; gap: 0.15rem 0.8rem; margin: 0; font-size: 0.9rem; }
 dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
 h3 { font-size: 0.95rem; margin: 1rem 0 0.3rem; }
+@media (max-width: 34rem) { table { font-size: 0.85rem; } th.picture, td.picture { display: none; } }
 """
 
 _INTRODUCTION = (
@@ -108,7 +111,7 @@ def _tiles(values: Mapping[str, Any]) -> str:
     tiles = [
         (_percent(values["exact_match"]["single_token"]["rate"]), "of single-token blanks filled exactly"),
         (_times(ratio), "the left-neighbour count model"),
-        (_times(values["ratio_to_left_right"]["ratio"]), "the left-and-right count model"),
+        (_times(values["ratio_to_left_right"]["ratio"]), "the both-neighbours count model"),
         (_duration(values["seconds"]), "for everything on this page"),
         (_count(values["parameters"]), "parameters"),
         (f"{_count(values['tokens_per_second'])}/s", f"training tokens, {_count(values['tokens_seen'])} in all"),
@@ -126,18 +129,20 @@ def _rates(values: Mapping[str, Any]) -> str:
             for name, baseline in values["baselines"].items():
                 rows.append(_rate_row("", BASELINE_NAMES.get(name, name), baseline))
         elif kind in values["baseline_left_chain"]:
-            rows.append(_rate_row("", "left neighbour, chained", values["baseline_left_chain"][kind]))
+            rows.append(_rate_row("", "left neighbour, repeated", values["baseline_left_chain"][kind]))
     single = values["exact_match_by_document"]["single_token"]
-    sizes = ", ".join(f"{rate['n']:,} {KIND_NAMES.get(kind, kind)}" for kind, rate in values["exact_match"].items())
+    sizes = ", ".join(f"{rate['n']:,} of {KIND_NAMES.get(kind, kind)}" for kind, rate in values["exact_match"].items())
     return (
         "<table><caption>Share of blanks with every token right; 95 % bootstrap intervals over blanks.</caption>"
-        '<thead><tr><th>blank</th><th>by</th><th></th><th class="number">exact</th><th class="number">95 %</th></tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table>"
+        '<thead><tr><th>blank</th><th>by</th><th class="picture"></th><th class="number">exact</th>'
+        f'<th class="number">95 %</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f'<p class="soft">Blanks: {escape(sizes)}, drawn uniformly over the places of held-out text. The count models '
         "are trained on the model's training tokens, tuned on validation text, and told that a blank holds no white "
-        "space; the chained one is also told the number of tokens. Interval over documents, for single tokens: "
-        f"{_percent(single['low'])} to {_percent(single['high'])}. Times the left neighbour: "
-        f"{_interval(values['ratio_to_left'])}; times left and right: {_interval(values['ratio_to_left_right'])}.</p>"
+        "space; for several tokens the left-neighbour model goes on from its own answers and is told where to stop. "
+        "Interval over documents, for single tokens: "
+        f"{_percent(single['low'])} to {_percent(single['high'])}. On the same blanks the model is at "
+        f"{_interval(values['ratio_to_left'])} the left neighbour and {_interval(values['ratio_to_left_right'])} the "
+        "two neighbours together.</p>"
     )
 
 
@@ -148,7 +153,8 @@ def _rate_row(kind: str, name: str, rate: Mapping[str, Any], *, model: bool = Fa
         f'<u style="left:{low:.1f}%;width:{max(high - low, 0.2):.1f}%"></u></div>'
     )
     return (
-        f"<tr{' class=model' if model else ''}><td>{escape(kind)}</td><td>{escape(name)}</td><td>{bar}</td>"
+        f"<tr{' class=model' if model else ''}><td>{escape(kind)}</td><td>{escape(name)}</td>"
+        f'<td class="picture">{bar}</td>'
         f'<td class="number">{_percent(rate["rate"])}</td><td class="number">{low:.1f} to {high:.1f}</td></tr>'
     )
 

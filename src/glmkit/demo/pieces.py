@@ -62,4 +62,3 @@ def tokenize(tokenizer: Tokenizer, named_texts: Sequence[tuple[str, str]], spell
         inside = np.append(~leads, False)[bounds]
         result.append(Tokenized(name, text, ids, before[bounds] - inside))
     return result
-

@@ -10,8 +10,8 @@ from typing import Any
 
 from glmkit.demo.corpus import CorpusFacts
 from glmkit.demo.examples import Example
-from glmkit.demo.page import page
 from glmkit.demo.measure import Measured
+from glmkit.demo.page import page
 from glmkit.files import atomic_write
 
 Points = Sequence[tuple[float, float]]  # (tokens seen, loss in nats per target)

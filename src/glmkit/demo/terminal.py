@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from glmkit.demo.examples import Example
-from glmkit.demo.page import BASELINE_NAMES, KIND_NAMES
 from glmkit.demo.measure import Measured
+from glmkit.demo.page import BASELINE_NAMES, KIND_NAMES
 from glmkit.eval.cloze import Rate, Ratio
 
 
@@ -35,10 +36,10 @@ def filled_text(example: Example) -> Text:
 
 def rates_table(measured: Measured) -> Table:
     """Exact match by kind of blank, the baselines under the model."""
-    table = Table(title="Exact match on held-out modules", title_justify="left")
+    table = Table(title="Exact match on held-out modules", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("blank", "by"):
-        table.add_column(column)
-    for column in ("exact", "95 %", "blanks", "model is"):
+        table.add_column(column, no_wrap=True)
+    for column in ("exact", "95 %", "blanks", "model / it"):
         table.add_column(column, justify="right")
     for kind, rate in measured.exact_match.items():
         table.add_row(KIND_NAMES[kind], Text("this model", style="bold"), *_cells(rate), "")
@@ -46,7 +47,7 @@ def rates_table(measured: Measured) -> Table:
             for name, baseline in measured.baselines.items():
                 table.add_row("", BASELINE_NAMES[name], *_cells(baseline), _ratio(measured.ratios[name]))
         elif kind in measured.chains:
-            table.add_row("", "left neighbour, chained", *_cells(measured.chains[kind]), "")
+            table.add_row("", "left, repeated", *_cells(measured.chains[kind]), "")
     return table
 
 
@@ -55,4 +56,4 @@ def _cells(rate: Rate) -> tuple[str, str, str]:
 
 
 def _ratio(ratio: Ratio) -> str:
-    return "" if ratio.ratio is None else f"{ratio.ratio:.2f} times it"
+    return "" if ratio.ratio is None else f"{ratio.ratio:.2f}"

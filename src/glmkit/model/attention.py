@@ -51,6 +51,22 @@ class DensePlan:
 
 
 @dataclass(frozen=True)
+class ProductPlan:
+    """Two plain products and a softmax, scores and all, for short rows on a CPU: there the fused kernel's backward is
+    several times slower than the products it saves (benchmarks/attention.py).
+    """
+
+    mask_B1TS: Tensor
+
+    def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+        q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
+        scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
+        scores_BNTS = scores_BNTS.float().masked_fill(~self.mask_B1TS, -torch.inf)
+        weights_BNTS = functional.dropout(scores_BNTS.softmax(-1).to(v_BNSD.dtype), dropout)
+        return (weights_BNTS @ v_BNSD).transpose(1, 2)
+
+
+@dataclass(frozen=True)
 class SplitPlan:
     """Per packed sample: part A sees part A, part B sees part A and its own past.
 

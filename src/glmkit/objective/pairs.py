@@ -62,10 +62,12 @@ def build_input_from_ids(
                 raise DataError("add_sep needs a [SEP] token; this tokenizer has none")
             ids, types = [*ids, special.sep], [*types, 0]
         ids, types = [*ids, *text_b], types + [1] * len(text_b)
-    num_cut = 0
+    mask = special.mask if mask_id is None else mask_id
+    num_cut, cut_off = 0, False
     # Without an eos the reference still cuts to max_length - 1 once max_length is reached.
     if len(ids) >= max_length - add_eos:
         num_cut = max(0, len(ids) - (max_length - 1))
+        cut_off = mask in ids[max_length - 1 :]
         ids, types = ids[: max_length - 1], types[: max_length - 1]
     if num_cut and not allow_cut:
         raise DataError(f"the texts have {num_cut} tokens more than max_length {max_length} allows; shorten them")
@@ -76,7 +78,10 @@ def build_input_from_ids(
     row_0, row_1 = list(range(prefix)), [0] * prefix
     targets, loss_mask = [0] * prefix, [0] * prefix
     if add_piece or answer is not None:
-        at = _mask_position(ids, special.mask if mask_id is None else mask_id, num_cut, sentinel_position)
+        if mask not in ids:
+            why = f"it was among the {num_cut} tokens cut away" if cut_off else "put one where the answer belongs"
+            raise DataError(f"the texts hold no mask (id {mask}); {why}")
+        at = len(ids) - 1 - ids[::-1].index(mask) if sentinel_position is None else sentinel_position
         learnt = [0] if answer is None else list(answer)
         if not learnt:
             raise DataError("an answer of no tokens; leave it out to open the blank only")
@@ -98,12 +103,3 @@ def build_input_from_ids(
         row(ids, special.eos), row(types, special.eos), np.array(padding_mask, dtype=np.int64),
         np.stack([row(row_0), row(row_1)]), prefix, row(targets), row(loss_mask), num_cut,
     )  # fmt: skip
-
-
-def _mask_position(ids: Sequence[int], mask: int, num_cut: int, sentinel_position: int | None) -> int:
-    if mask not in ids:
-        why = f"it was among the {num_cut} tokens cut away" if num_cut else "put one where the answer belongs"
-        raise DataError(f"the texts hold no mask (id {mask}); {why}")
-    if sentinel_position is not None:
-        return sentinel_position
-    return len(ids) - 1 - list(reversed(ids)).index(mask)

@@ -13,15 +13,16 @@ from typing import Any
 from glmkit.errors import TrainingError
 
 
-def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int) -> int:
+def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int, *, method: str = "spawn") -> int:
     """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
 
     `function` must be importable (it crosses a process boundary) and return an exit status. SIGTERM and SIGINT are
-    passed on, so that the ranks can agree to stop; when one rank fails, the others are ended.
+    passed on, so that the ranks can agree to stop; when one rank fails, the others are ended. `method` is how
+    multiprocessing starts them. The ranks meet through a file, so no port is needed.
     """
     if nproc < 1:
         raise TrainingError(f"--nproc is {nproc}; it must be at least 1")
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(method)
     with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
         rendezvous = (Path(folder) / "store").as_uri()
         ranks = [

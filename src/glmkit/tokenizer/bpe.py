@@ -48,6 +48,11 @@ _LONGEST_CACHED = 64
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds the files that `TrainedTokenizer.load` reads."""
+    return all((Path(directory) / name).is_file() for name in (TOKENIZER_FILE, SPECIALS_FILE))
+
+
 def byte_alphabet() -> list[str]:
     """The 256 printable characters that stand for the bytes 0..255 in byte-level BPE (GPT-2's published table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -1,5 +1,7 @@
 """What pretraining reads: a prepared store as training and validation batches, and the loss of a batch."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,14 @@ from glmkit.data.batches import EvaluationBatches, RowConfig, TrainingBatches
 from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces, TextSampler
 from glmkit.data.store import TokenStore
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, DataError
 from glmkit.model import GLM
 from glmkit.objective.blank_infilling import BlankInfilling
 from glmkit.objective.config import ObjectiveConfig
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.objective.sentences import sentence_end_table
 from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.bpe import TrainedTokenizer
 
 from .config import TrainConfig
 from .validation import FixedBatches
@@ -35,9 +38,17 @@ class PretrainingData:
     @classmethod
     def open(cls, directory: str | Path) -> "PretrainingData":
         """Raises DataError or TokenizerError when `directory` was not written by `glm prepare`."""
-        store = TokenStore(directory)
-        tokenizer = store.tokenizer()
+        store = TokenStore.open(directory, "train")
+        tokenizer = TrainedTokenizer.load(directory)
+        if tokenizer.fingerprint() != store.fingerprint:
+            raise DataError(f"{directory}: the tokenizer is not the one that wrote the tokens; prepare it again")
         return cls(store, tokenizer, sentence_end_table(tokenizer))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the training tokens (as the manifest has it) and the tokenizer."""
+        facts = {"tokenizer": self.store.fingerprint, "train": self.store.manifest["splits"]["train"]["files"]}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def objective(self, config: ObjectiveConfig, length: int) -> BlankInfilling:
         return BlankInfilling(config, self.tokenizer.special, self.sentence_end, length)
@@ -46,7 +57,7 @@ class PretrainingData:
         """The endless sequence of training batches."""
         data = config.data
         texts = TextSampler(
-            self.store.split("train"),
+            self.store,
             self.tokenizer.special,
             self.sentence_end,
             length=data.sequence_length,
@@ -67,8 +78,8 @@ class PretrainingData:
     def validation(self, config: TrainConfig) -> dict[str, FixedBatches]:
         """Batches of the validation split for every mode of the mixture. Raises ConfigError for an empty split."""
         data = config.data
-        documents = self.store.split("validation")
-        if len(documents.offsets) < 2:
+        documents = self.store.split("validation") if "validation" in self.store.manifest["splits"] else None
+        if documents is None or not len(documents):
             raise ConfigError(
                 f"evaluation.every is {config.evaluation.every}, but {data.path} has no validation documents; "
                 "prepare it with a larger validation share or set evaluation.every 0"

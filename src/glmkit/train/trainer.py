@@ -342,6 +342,8 @@ def _by_mode(entries: Sequence[tuple[int, str, int, int]], losses: Mapping[int, 
 
 
 def _words(result: Mapping[str, Any]) -> str:
-    parts = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items() if not isinstance(v, Mapping)]
-    parts += [f"{k} {v:.4f}" for inner in result.values() if isinstance(inner, Mapping) for k, v in inner.items()]
-    return ", ".join(parts)
+    numbers = {name: value for name, value in result.items() if isinstance(value, float)}
+    for inner in result.values():
+        if isinstance(inner, Mapping):
+            numbers |= {name: value for name, value in inner.items() if isinstance(value, float)}
+    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())

@@ -1,0 +1,39 @@
+"""`glm demo`: pretrain a small GLM on the running Python's standard library and fill held-out blanks."""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from glmkit.demo.run import DemoOptions, run_demo
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("--output", type=str, default="demo", metavar="DIR", help="where model and report go (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of the whole run, in minutes (default: %(default)s)")
+    parser.add_argument("--blanks", type=int, default=5000, help="single-token blanks to fill (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, batches and blanks (default: %(default)s)")
+    parser.add_argument("--library", type=str, default=None, metavar="DIR", help="other Python sources (default: this Python's)")
+    parser.add_argument("--json", action="store_true", help="print report.json on stdout as well")
+
+
+def run(args: Any) -> int:
+    """Everything people read goes to stderr but the last lines, which name what was made."""
+    options = DemoOptions(
+        output=Path(args.output),
+        minutes=args.minutes,
+        blanks=args.blanks,
+        seed=args.seed,
+        library=Path(args.library) if args.library else None,
+    )
+    report = run_demo(options, Console(stderr=True))
+    if args.json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+        return 0
+    output = options.output
+    print(f"report: {output / 'report.html'}")
+    print(f"model:  {output / 'model'}    try: glm fill {output / 'model'} 'for i in [MASK](10):'")
+    return 0

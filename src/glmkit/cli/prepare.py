@@ -1,0 +1,124 @@
+"""`glm prepare INPUT... --output DIR`: text to a tokenizer and a memory-mapped token store."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from glmkit.data.prepare import Prepared, prepare
+from glmkit.data.progress import NoProgress, TerminalProgress
+from glmkit.data.reading import ReadOptions
+from glmkit.data.sources import FORMATS
+from glmkit.data.streams import LINE_LIMIT
+from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
+
+EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst (text and tables in UTF-8).
+A text file is one document unless it is split; elsewhere a row is. Directories are read recursively; quote globs.
+A name that is no file ("org/name", "org/name:config") is read from the Hugging Face hub.
+example: glm prepare books/ 'news/*.jsonl.gz' --text-field content --vocab-size 16000 --output prepared
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory, glob or dataset of the hub")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the store to write; appears only when complete")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--text-field", default="text", metavar="NAME", help="field or column of the text (default text)")
+    reading.add_argument(
+        "--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())],
+        help="of all files; default auto: by suffix. With a format named, directories give every file",
+    )  # fmt: skip
+    reading.add_argument("--split-lines", action="store_true", help="text files: each line is a document")
+    reading.add_argument("--split-blank-lines", action="store_true", help="text files: blank lines separate documents")
+    reading.add_argument(
+        "--max-document-bytes", type=int, default=LINE_LIMIT, metavar="BYTES",
+        help=f"text files: longer documents are cut at line ends (default {LINE_LIMIT:,})",
+    )  # fmt: skip
+    reading.add_argument("--keep-crlf", action="store_true", help="text files: keep CR LF line ends (default: become LF)")
+    reading.add_argument(
+        "--on-bad-row", default="error", choices=["error", "skip"],
+        help="stop at a row without usable text (default error), or leave it out and count it",
+    )  # fmt: skip
+    reading.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (default: all)")
+    reading.add_argument("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
+
+    tokenizer = parser.add_argument_group("tokenizer")
+    tokenizer.add_argument("--tokenizer", metavar="DIR", help="use this one (a store or model directory has one) instead of training")
+    tokenizer.add_argument(
+        "--vocab-size", type=int, metavar="N",
+        help=f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "
+        f"(default {DEFAULT_VOCAB_SIZE:,}, or as many as the text gives)",
+    )  # fmt: skip
+    tokenizer.add_argument("--tokenizer-type", default="bpe", choices=["bpe", "unigram"], help="to train (default bpe)")
+    tokenizer.add_argument(
+        "--tokenizer-sample-bytes", type=int, default=DEFAULT_SAMPLE_BYTES, metavar="BYTES",
+        help=f"text that the tokenizer is trained on at most, chosen by hash (default {DEFAULT_SAMPLE_BYTES:,})",
+    )  # fmt: skip
+
+    parser.add_argument(
+        "--validation-share", type=float, default=0.01, metavar="SHARE",
+        help="of the documents, chosen by hash, from 0 to below 1 (default 0.01)",
+    )  # fmt: skip
+    parser.add_argument("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the manifest and the remarks as JSON")
+
+
+def run(args: Any) -> int:
+    if args.split_lines and args.split_blank_lines:
+        from glmkit.errors import DataError
+
+        raise DataError("--split-lines and --split-blank-lines exclude each other; choose one")
+    read = ReadOptions(
+        text_field=args.text_field,
+        format=args.format,
+        split_text="lines" if args.split_lines else "blank_lines" if args.split_blank_lines else "file",
+        max_document_bytes=args.max_document_bytes,
+        keep_crlf=args.keep_crlf,
+        on_bad_row=args.on_bad_row,
+        max_documents=args.max_documents,
+        hub_split=args.hub_split,
+    )
+    tokenizer = TrainedTokenizer.load(args.tokenizer) if args.tokenizer is not None else None
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "vocab_size": args.vocab_size,
+        "tokenizer_type": args.tokenizer_type,
+        "sample_bytes": args.tokenizer_sample_bytes,
+        "validation_share": args.validation_share,
+        "drop_duplicates": args.drop_duplicates,
+        "read": read,
+        "replace": args.overwrite,
+    }
+    if args.quiet:
+        result = prepare(args.inputs, args.output, progress=NoProgress(), **options)
+    else:
+        with TerminalProgress() as progress:
+            result = prepare(args.inputs, args.output, progress=progress, **options)
+    if args.json:
+        facts = {"directory": str(result.directory), "notes": result.notes, "manifest": result.manifest}
+        json.dump(facts, sys.stdout, ensure_ascii=False, indent=2)
+        print()
+    else:
+        print(_summary(result))
+    return 0
+
+
+def _summary(result: Prepared) -> str:
+    manifest = result.manifest
+    tokenizer = manifest["tokenizer"]
+    lines = [f"wrote {result.directory}: {tokenizer['kind']} tokenizer of {tokenizer['vocab_size']:,} tokens"]
+    for name, split in manifest["splits"].items():
+        density = f", {split['text_bytes'] / split['tokens']:.2f} bytes a token" if split["tokens"] else ""
+        lines.append(
+            f"  {name:<10} {split['documents']:>12,} documents {split['tokens']:>15,} tokens"
+            f" {split['text_bytes']:>15,} bytes of text{density}"
+        )
+    return "\n".join(lines + [f"note: {note}" for note in result.notes])

@@ -1,0 +1,101 @@
+"""`glm show STORE_OR_RECIPE`: what training reads, sample by sample."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from glmkit.cli.show_print import print_loss, print_mask, print_sample
+from glmkit.cli.show_view import SampleView, views
+from glmkit.data.packing import Batch
+from glmkit.errors import ConfigError
+from glmkit.objective.config import PRESETS, Mode, ObjectiveConfig
+from glmkit.train.config import DataSection, ModelSection, TrainConfig, TrainingSection
+from glmkit.train.corpus import PretrainingData
+from glmkit.train.recipe import read_recipe
+
+_PRESET = "glm_large_chinese"  # all three modes
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a YAML recipe"
+    )
+    parser.add_argument("--data", metavar="DIR", default=None, help="prepared data for a recipe that names none")
+    parser.add_argument("--index", type=int, default=0, help="first batch, counted from 0 (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=3, help="samples to show (default: %(default)s)")
+    parser.add_argument("--mode", choices=get_args(Mode), default=None, help="show this mode only (default: as drawn)")
+    parser.add_argument("--seed", type=int, default=None, help="of the batches (default: the recipe's, or 1234)")
+    parser.add_argument(
+        "--sequence_length", type=int, default=None, help="longest text in tokens (default: the recipe's, or 512)"
+    )
+    parser.add_argument(
+        "--preset", default=None, help=f"objective for a store: {', '.join(PRESETS)} (default: {_PRESET})"
+    )
+    parser.add_argument(
+        "--columns", type=int, default=64, help="tokens shown of each sample; 0 = all (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print samples whole, as JSON")
+
+
+def run(args: Any) -> int:
+    """Print samples of the batches that training would see. Nothing is written."""
+    if args.index < 0 or args.count < 1 or args.columns < 0:
+        raise ConfigError(f"--index {args.index}, --count {args.count}, --columns {args.columns}: too small")
+    config = _config(args)
+    if config.data.path is None:
+        raise ConfigError(f"{args.source} names no prepared data; add --data DIR (written by `glm prepare`)")
+    data = PretrainingData.open(config.data.path)
+    maker = data.training(config)
+    batches: list[Batch] = []
+    shown: list[SampleView] = []
+    for index in count(args.index):
+        batch = maker.batch(index)
+        batches.append(batch)
+        shown += views(batch, data.tokenizer)[: args.count - len(shown)]
+        if len(shown) == args.count:
+            break
+    if args.json:
+        lost = [{"batch": b.index, "dropped": b.num_dropped, "cut_tokens": b.num_cut, "fill": b.fill} for b in batches]
+        document = {"samples": [view.to_dict() for view in shown], "batches": lost}
+        print(json.dumps(document, ensure_ascii=False))
+        return 0
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    for batch in batches:
+        own = [view for view in shown if view.batch == batch.index]
+        for view in own:
+            print_sample(console, view, columns=args.columns)
+        for row in dict.fromkeys(view.row for view in own):
+            print_mask(console, batch, row)
+        print_loss(console, batch)
+    return 0
+
+
+def _config(args: Any) -> TrainConfig:
+    if Path(args.source).is_dir():
+        if args.data is not None:
+            raise ConfigError(f"--data goes with a recipe; {args.source} is a directory already")
+        objective = ObjectiveConfig.preset(args.preset or _PRESET)
+        config = TrainConfig(
+            model=ModelSection(),
+            data=DataSection(path=args.source),
+            objective=objective,
+            training=TrainingSection(max_steps=1, micro_batch_size=1),
+        )
+    else:
+        if args.preset is not None:
+            raise ConfigError(f"--preset goes with a store; {args.source} has an objective of its own")
+        config = read_recipe(args.source, {} if args.data is None else {"data.path": args.data})
+    if args.sequence_length is not None:
+        config = replace(config, data=replace(config.data, sequence_length=args.sequence_length))
+    if args.seed is not None:
+        config = replace(config, training=replace(config.training, seed=args.seed))
+    if args.mode is not None:
+        config = replace(config, objective=config.objective.only(args.mode))
+    return config

@@ -1,0 +1,46 @@
+"""Rows of a dataset on the Hugging Face hub, streamed."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from glmkit.errors import DataError
+
+from .reading import ReadOptions, Row, text_of_row
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this could be `name`, `org/name` or either with `:config`."""
+    return _NAME.fullmatch(name) is not None
+
+
+def hub_rows(name: str, options: ReadOptions) -> Iterator[Row]:
+    """The text field of every row of `options.hub_split`. `name` may end in ":config". Raises DataError."""
+    for number, row in enumerate(_stream(name, options.hub_split), start=1):
+        yield text_of_row(row, options.text_field, f"{name} ({options.hub_split}): row {number}")
+
+
+def _stream(name: str, split: str) -> Iterator[Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{name}: no such file or directory; to read a dataset from the hub, pip install \"glmkit[train]\""
+        ) from None
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    path, _, config = name.partition(":")
+    number = 0
+    try:
+        for row in datasets.load_dataset(path, config or None, split=split, streaming=True):
+            number += 1
+            yield row
+    except GeneratorExit:
+        raise
+    except Exception as error:  # the library and the network raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if number:
+            raise DataError(f"{name}: reading from the hub failed after row {number}: {reason}") from error
+        raise DataError(f"{name}: no such file or directory, and not readable from the hub: {reason}") from error

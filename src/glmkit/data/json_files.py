@@ -1,0 +1,150 @@
+"""Rows of JSON files: one object a line, one array of objects, or objects one after the other."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from glmkit.errors import DataError
+
+from .reading import BadRow, ReadOptions, Row, decode_utf8, text_of_row
+from .streams import LINE_LIMIT, read_lines, without_mark
+
+_BLOCK = 1 << 20  # bytes
+_PEEK = 1 << 16
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NEAR_END = 16  # characters; an error this near the end of the buffer may only mean that more must be read
+
+
+def json_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, lines: bool) -> Iterator[Row]:
+    """The text field of every row. `lines`: the file is known to hold one object a line; else it is looked at first."""
+    if lines or _holds_lines(stream):
+        yield from _line_rows(stream, path, options)
+    else:
+        for where, value in _values(stream, path):
+            yield text_of_row(value, options.text_field, where)
+
+
+def _holds_lines(stream: io.BufferedReader) -> bool:
+    head = stream.peek(_PEEK).removeprefix(codecs.BOM_UTF8).lstrip()
+    line, end, _ = head.partition(b"\n")
+    return not line.startswith(b"[") and (not end or not line.startswith(b"{") or line.rstrip().endswith(b"}"))
+
+
+def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> Iterator[Row]:
+    for number, line in read_lines(stream, path):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        text = decode_utf8(line, where)
+        if isinstance(text, BadRow):
+            yield text
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            array = number == 1 and text.lstrip().startswith("[")
+            hint = "; a file that holds one array should be named .json" if array else ""
+            yield BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}{hint}")
+        except (ValueError, RecursionError) as error:  # an endless number, nesting without end
+            yield BadRow(where, "broken_json", f"unusable JSON: {str(error).split(';')[0]}")
+        else:
+            yield text_of_row(row, options.text_field, where)
+
+
+def _values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, object]]:
+    """(where, value) of the elements of a top-level array, or of values that follow one another.
+
+    Raises DataError for broken JSON: what follows it in the file cannot be told apart any more.
+    """
+    text = _JsonText(stream, path)
+    in_array = text.peek() == "["
+    if in_array:
+        text.take()
+    number = 0
+    while True:
+        following = text.peek()
+        if in_array and following == "]":
+            text.take()
+            if text.peek():
+                raise text.broken("more data after the end of the array")
+            return
+        if not following:
+            if in_array:
+                raise text.broken("the array is not closed; the file is cut off")
+            return
+        if in_array and number:
+            if following != ",":
+                raise text.broken(f"expected ',' or ']' between rows, not {following!r}")
+            text.take()
+            text.peek()
+        number += 1
+        where = f"{path}: row {number} (line {text.line})"
+        yield where, text.value()
+
+
+class _JsonText:
+    """Decoded text of a stream, parsed from the front; holds a little more than one value at a time."""
+
+    def __init__(self, stream: io.BufferedReader, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._decoder = json.JSONDecoder()
+        self._text, self._at, self._ended = "", 0, False
+        self.line = 1
+        self._first = True
+
+    def peek(self) -> str:
+        """The next character that is not white space, "" at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            end = match.end() if match else self._at
+            self.line += self._text.count("\n", self._at, end)
+            self._at = end
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._fill(_BLOCK)
+
+    def take(self) -> None:
+        self._at += 1
+
+    def value(self) -> object:
+        size = _BLOCK
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _NEAR_END
+                if self._ended or not unfinished:
+                    line = self.line + self._text.count("\n", self._at, error.pos)
+                    raise DataError(f"{self._path}: line {line}: broken JSON: {error.msg}") from None
+            except (ValueError, RecursionError) as error:
+                raise self.broken(str(error).split(";")[0]) from None
+            else:
+                if end < len(self._text) or self._ended:
+                    self.line += self._text.count("\n", self._at, end)
+                    self._at = end
+                    return value
+            if len(self._text) - self._at > LINE_LIMIT:
+                raise self.broken(f"one value is longer than {LINE_LIMIT:,} characters, the limit")
+            self._fill(size)
+            size *= 2  # so that a long value is parsed few times
+
+    def broken(self, what: str) -> DataError:
+        return DataError(f"{self._path}: line {self.line}: broken JSON: {what}")
+
+    def _fill(self, size: int) -> None:
+        data = self._stream.read(size)
+        if self._first:
+            data, self._first = without_mark(data, self._path), False
+        self._ended = not data
+        try:
+            more = self._decode(data, self._ended)
+        except UnicodeDecodeError as error:
+            line = self.line + self._text.count("\n", self._at) + data.count(b"\n", 0, error.start)
+            raise DataError(f"{self._path}: line {line}: invalid UTF-8 (byte 0x{error.object[error.start]:02x})") from None
+        self._text, self._at = self._text[self._at :] + more, 0

@@ -1,0 +1,234 @@
+"""From text to a token store: train a tokenizer unless one is given, split, encode, write."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import DataError, TokenizerError
+from glmkit.files import atomic_directory
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, TextSample, TokenizerKind, train_tokenizer
+
+from .duplicates import SeenHashes
+from .progress import NoProgress, Progress
+from .reading import ReadOptions, ReadReport
+from .sources import Sources
+from .store import SPLITS, StoreWriter
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 1024
+_TOKENIZER_STAGE, _ENCODE_STAGE = "reading for the tokenizer", "encoding"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did: the store's directory and manifest, and remarks that the user should see."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def prepare(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+    tokenizer_type: TokenizerKind = "bpe",
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES,
+    validation_share: float = 0.01,
+    drop_duplicates: bool = False,
+    read: ReadOptions | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Write a token store, whole or not at all; equal input and options give equal files.
+
+    Reads the input twice when a tokenizer is trained (on training documents only), else once. A document goes to validation
+    when the first 64 bits of the SHA-256 of its text, as a fraction of 2**64, are below `validation_share`: equal texts are never
+    in both splits, and adding input moves none. Memory does not grow with the input but for the tokenizer's sample and
+    eight bytes a document to find exact duplicates, which are counted, and left out with `drop_duplicates`.
+
+    Args:
+        inputs: files, directories, globs, names of datasets on the Hugging Face hub.
+        vocab_size: of the tokenizer to train, special tokens included; None: 32,000 or as many as the text gives.
+        sample_bytes: UTF-8 bytes of text that the tokenizer is trained on at most, chosen by hash.
+        replace: an existing `output` is replaced at the very end.
+
+    Raises: DataError, TokenizerError, FileExistsError (`output` is there, not empty, and `replace` is off), OSError.
+    """
+    if not 0.0 <= validation_share < 1.0:
+        raise DataError(f"the validation share is {validation_share}; it must be at least 0 and below 1")
+    if tokenizer is not None and vocab_size is not None:
+        raise TokenizerError("a vocabulary size has no effect on a given tokenizer; leave out one of the two")
+    sources = Sources(inputs, read)
+    target = Path(output)
+    _refuse_overlap(sources, target)
+    progress = progress or NoProgress()
+    splitter = _Splitter(validation_share)
+    with atomic_directory(target, replace=replace) as folder:
+        training: dict[str, Any] | None = None
+        if tokenizer is None:
+            sample = _sample(sources, splitter, sample_bytes, progress)
+            progress.stage("training the tokenizer", None)
+            tokenizer = train_tokenizer(sample, vocab_size=vocab_size, kind=tokenizer_type)
+            training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_kept, "sample_bytes": sample_bytes}
+        try:
+            with StoreWriter(folder, tokenizer) as writer:
+                report, duplicates = _encode(sources, splitter, writer, drop_duplicates, progress)
+                facts = {
+                    "input": _input_facts(sources),
+                    "read": report.to_dict(),
+                    "duplicates": {"documents": duplicates, "dropped": drop_duplicates},
+                    "tokenizer_training": training,
+                    "options": {"validation_share": validation_share, **asdict(sources.options)},
+                }
+                manifest = writer.finish(facts)
+        except OSError as error:
+            # Name the place the user knows, not the temporary one.
+            shown = str(error.filename or target).replace(str(folder), str(target))
+            raise OSError(error.errno, error.strerror or str(error), shown) from error
+    return Prepared(target, manifest, tuple(_notes(sources, manifest, vocab_size)))
+
+
+class _Splitter:
+    """Decides by the hash of a text. `place` returns the split and 64 other bits of the hash."""
+
+    def __init__(self, validation_share: float) -> None:
+        self._below = int(validation_share * (1 << 64))
+
+    def place(self, text: str) -> tuple[str, int]:
+        digest = hashlib.sha256(text.encode()).digest()
+        split = "validation" if int.from_bytes(digest[:8], "big") < self._below else "train"
+        return split, int.from_bytes(digest[8:16], "big")
+
+
+class _Meter:
+    """Counts bytes read and tells the progress now and then."""
+
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self._progress, self._bytes, self._documents = progress, 0, 0
+        progress.stage(name, total)
+
+    def count(self, size: int) -> None:
+        self._bytes += size
+        self._progress.update(self._bytes, self._documents)
+
+    def document(self) -> None:
+        self._documents += 1
+        if self._documents % 64 == 0:
+            self._progress.update(self._bytes, self._documents)
+
+
+def _sample(sources: Sources, splitter: _Splitter, limit: int, progress: Progress) -> TextSample:
+    sample, report = TextSample(limit), ReadReport()
+    meter = _Meter(progress, _TOKENIZER_STAGE, sources.total_bytes)
+    for text in sources.documents(report, meter.count):
+        if splitter.place(text)[0] == "train":
+            sample.add(text)
+        meter.document()
+    _require_training(sources, report, sample.bytes_seen > 0)
+    return sample
+
+
+def _encode(
+    sources: Sources, splitter: _Splitter, writer: StoreWriter, drop_duplicates: bool, progress: Progress
+) -> tuple[ReadReport, int]:
+    """Write all documents; returns what was read and the number of duplicates."""
+    report, seen, duplicates = ReadReport(), SeenHashes(), 0
+    waiting: dict[str, list[str]] = {name: [] for name in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+
+    def flush(split: str) -> None:
+        if waiting[split]:
+            writer.add(split, waiting[split])
+        waiting[split], sizes[split] = [], 0
+
+    meter = _Meter(progress, _ENCODE_STAGE, sources.total_bytes)
+    for text in sources.documents(report, meter.count):
+        meter.document()
+        split, digest = splitter.place(text)
+        if seen.add(digest):
+            duplicates += 1
+            if drop_duplicates:
+                continue
+        waiting[split].append(text)
+        sizes[split] += len(text)
+        if sizes[split] >= _BATCH_CHARACTERS or len(waiting[split]) >= _BATCH_DOCUMENTS:
+            flush(split)
+    for split in SPLITS:
+        flush(split)
+    _require_training(sources, report, writer.counts("train")[0] > 0)
+    return report, duplicates
+
+
+def _require_training(sources: Sources, report: ReadReport, has_training: bool) -> None:
+    names = ", ".join(entry.name for entry in sources.inputs)
+    if not report.documents:
+        left_out = [f"{report.empty} empty documents"] if report.empty else []
+        left_out += [f"{entry.count} bad rows ({entry.first})" for entry in report.bad_rows.values()]
+        raise DataError(f"{names}: no text found" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
+    if not has_training:
+        raise DataError(
+            f"{names}: all {report.documents} documents fell into validation; lower the validation share, "
+            "or cut the text into more documents (--split-lines, --split-blank-lines, --max-document-bytes)"
+        )
+
+
+def _refuse_overlap(sources: Sources, target: Path) -> None:
+    place = target.resolve()
+    for entry in sources.inputs:
+        top = Path(entry.name)
+        for path in [top] if top.is_dir() else [file.path for file in entry.files]:
+            real = path.resolve()
+            if real == place or real in place.parents or place in real.parents:
+                raise DataError(f"{target}: the output overlaps with the input {path}; choose a place outside of it")
+
+
+def _input_facts(sources: Sources) -> dict[str, Any]:
+    return {
+        "arguments": [
+            {"name": entry.name, "files": len(entry.files), "bytes": entry.size, "documents": entry.documents}
+            for entry in sources.inputs
+        ],
+        "ignored": dict(sorted(sources.ignored.items())),
+    }
+
+
+def _notes(sources: Sources, manifest: dict[str, Any], vocab_size: int | None) -> list[str]:
+    """One sentence for everything that is not as a user would take for granted."""
+    notes = list(sources.notes)
+    read, splits = manifest["read"], manifest["splits"]
+    for reason, entry in read["bad_rows"].items():
+        notes.append(f"skipped {entry['count']:,} bad rows ({reason}); the first: {entry['first']}")
+    if read["empty"]:
+        notes.append(f"left out {read['empty']:,} empty documents")
+    if read["crlf"]:
+        notes.append(f"changed CR LF line ends to LF in {read['crlf']:,} documents (--keep-crlf keeps them)")
+    if read["cut_files"]:
+        limit = sources.options.max_document_bytes
+        notes.append(f"cut {read['cut_files']:,} text files at line ends into documents of {limit:,} bytes or one line")
+    if read["reached_max_documents"]:
+        notes.append(f"stopped after {read['documents']:,} documents, as asked")
+    duplicates = manifest["duplicates"]
+    if duplicates["documents"]:
+        what = "dropped" if duplicates["dropped"] else "kept (--drop-duplicates drops them)"
+        notes.append(f"{duplicates['documents']:,} documents are exact duplicates of earlier ones: {what}")
+    training = manifest["tokenizer_training"]
+    if training is not None and training["bytes_used"] < training["bytes_seen"]:
+        notes.append(
+            f"trained the tokenizer on a sample of {training['bytes_used']:,} of {training['bytes_seen']:,} bytes, by hash"
+        )
+    if training is not None and vocab_size is None and manifest["tokenizer"]["vocab_size"] < 32_000:
+        notes.append(f"the text gives no more than {manifest['tokenizer']['vocab_size']:,} tokens of vocabulary")
+    share = manifest["options"]["validation_share"]
+    if share and not splits["validation"]["documents"]:
+        notes.append(
+            f"validation is empty: {splits['train']['documents']:,} documents at a share of {share}; "
+            "cut the text into more documents or raise the share"
+        )
+    return notes

@@ -1,0 +1,142 @@
+"""What all readers of input share: options, the report of what was read and left out, and the check of one text."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from glmkit.errors import DataError
+
+from .streams import LINE_LIMIT
+
+Format = Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"]
+TextSplit = Literal["file", "lines", "blank_lines"]
+BadRowPolicy = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How input becomes documents. Impossible values raise DataError."""
+
+    text_field: str = "text"  # the field or column that holds the text, in everything but text files
+    format: Format = "auto"  # auto: by the file's suffix
+    split_text: TextSplit = "file"  # what one document is in a text file
+    max_document_bytes: int = LINE_LIMIT  # a longer text file is cut at line ends; a longer line stays whole
+    keep_crlf: bool = False  # text files only; else CR LF becomes LF. Strings in JSON and tables are never changed
+    on_bad_row: BadRowPolicy = "error"
+    max_documents: int | None = None
+    hub_split: str = "train"  # of datasets on the Hugging Face hub
+
+    def __post_init__(self) -> None:
+        for name, choices in (("format", Format), ("split_text", TextSplit), ("on_bad_row", BadRowPolicy)):
+            if getattr(self, name) not in get_args(choices):
+                raise DataError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+        if self.max_document_bytes < 1:
+            raise DataError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise DataError(f"max_documents is {self.max_documents}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no text: where it stands, a short reason for counting, and a sentence for people."""
+
+    where: str
+    reason: str
+    message: str
+
+
+Row = str | BadRow
+
+
+@dataclass
+class SkippedRows:
+    count: int
+    first: str  # where, and what was wrong
+
+
+@dataclass
+class ReadReport:
+    """What came out of the input, and everything that did not."""
+
+    documents: int = 0
+    text_bytes: int = 0  # UTF-8
+    empty: int = 0  # documents without a visible character, left out
+    crlf: int = 0  # documents whose CR LF became LF
+    cut_files: int = 0  # text files cut because of max_document_bytes
+    reached_max_documents: bool = False
+    bad_rows: dict[str, SkippedRows] = field(default_factory=dict)  # by reason
+
+    def skip(self, row: BadRow) -> None:
+        entry = self.bad_rows.setdefault(row.reason, SkippedRows(0, f"{row.where}: {row.message}"))
+        entry.count += 1
+
+    @property
+    def num_bad_rows(self) -> int:
+        return sum(entry.count for entry in self.bad_rows.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decode_utf8(data: bytes, where: str) -> Row:
+    """The text, or what is wrong with its bytes."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return BadRow(where, "invalid_utf8", f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x})")
+
+
+def check_text(text: str, where: str) -> Row:
+    """The text itself unless it holds something that no document may hold. Empty text is fine here."""
+    if "\0" in text:
+        position = text.index("\0")
+        return BadRow(where, "nul_byte", f"NUL byte at character {position} (binary data?)")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            return BadRow(where, "lone_surrogate", f"lone surrogate U+{code:04X}, which is not valid Unicode")
+    return text
+
+
+def text_of_row(row: object, name: str, where: str) -> Row:
+    """The text in field `name` of a row of JSON or of a dataset."""
+    if not isinstance(row, Mapping):
+        return BadRow(where, "not_an_object", f"the row is {describe(row)}, not an object with fields")
+    if name not in row:
+        return BadRow(where, "missing_field", f"no field {name!r}; {candidates(row)}")
+    value = row[name]
+    if not isinstance(value, str):
+        hint = "" if value is None else f"; {candidates(row)}"
+        return BadRow(where, "wrong_type", f"field {name!r} is {describe(value)}, not text{hint}")
+    checked = check_text(value, where)
+    if isinstance(checked, BadRow):
+        return BadRow(where, checked.reason, f"field {name!r}: {checked.message}")
+    return checked
+
+
+def candidates(row: Mapping[Any, Any]) -> str:
+    """Which fields of this row hold text, longest first, as a hint."""
+    texts = [(len(value), str(key)) for key, value in row.items() if isinstance(value, str)]
+    names = [key for _, key in sorted(texts, key=lambda item: (-item[0], item[1]))][:6]
+    return f"fields that hold text here: {', '.join(names)}; choose with --text-field" if names else "no field holds text"
+
+
+def describe(value: object) -> str:
+    """A JSON value in a few words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"a boolean ({str(value).lower()})"
+    if isinstance(value, int | float):
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"about 1e{int(math.log10(abs(value)))}"
+        return f"a number ({shown})"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return "an object"
+    return f"of type {type(value).__name__}"

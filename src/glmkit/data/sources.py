@@ -1,0 +1,214 @@
+"""From what the user names (files, directories, globs, datasets of the hub) to a stream of documents."""
+
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glmkit.errors import DataError
+
+from .hub import hub_rows, is_hub_name
+from .json_files import json_rows
+from .reading import BadRow, ReadOptions, ReadReport, Row
+from .streams import COMPRESSIONS, open_stream
+from .tables import csv_rows, parquet_rows
+from .text_files import text_documents
+
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    path: Path
+    format: str  # a value of FORMATS
+    size: int  # bytes on disk
+
+
+@dataclass
+class Input:
+    """One argument of the user: its files, or a dataset of the hub."""
+
+    name: str
+    files: list[SourceFile] = field(default_factory=list)
+    is_hub: bool = False
+    documents: int = 0  # read so far in the latest pass
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class Sources:
+    """Inputs, resolved once; `documents` may be called again for another pass.
+
+    Directories are walked recursively in sorted order, links followed, each file and each directory once (a loop of
+    links ends there). Hidden entries and files of unknown format are left out of directories and globs and counted
+    in `ignored`; named directly, they are an error.
+    """
+
+    def __init__(self, inputs: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> None:
+        """Raises DataError when an input does not exist or holds nothing readable; OSError from the file system."""
+        self.options = options or ReadOptions()
+        self.ignored: Counter[str] = Counter()  # reason -> number of entries in directories and globs
+        self.notes: list[str] = []
+        self._seen: set[tuple[int, int]] = set()  # device and inode of files and directories
+        self._repeats = 0
+        if not inputs:
+            raise DataError("no input given")
+        self.inputs = [self._resolve(os.fspath(name)) for name in inputs]
+        if self._repeats:
+            self.notes.append(f"{self._repeats} files were named more than once and are read once")
+        if self.ignored:
+            kinds = ", ".join(f"{count} {reason}" for reason, count in sorted(self.ignored.items()))
+            self.notes.append(f"left out of directories and globs: {kinds}")
+        if not any(entry.files or entry.is_hub for entry in self.inputs):
+            names = ", ".join(entry.name for entry in self.inputs)
+            left_out = f"; {self.notes[-1]}; --format reads any suffix" if self.ignored else ""
+            raise DataError(f"{names}: no readable files (known: {' '.join(FORMATS)}, also .gz and .zst){left_out}")
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes on disk of all files; None when a dataset of the hub, whose size is not known, is among the inputs."""
+        return None if any(entry.is_hub for entry in self.inputs) else sum(entry.size for entry in self.inputs)
+
+    def documents(self, report: ReadReport, count: Callable[[int], None] = lambda size: None) -> Iterator[str]:
+        """All documents in the order of the inputs, none empty. `count` is called with the bytes read from disk.
+
+        Raises: DataError for unreadable files, and for the first bad row unless `on_bad_row` is "skip".
+        """
+        limit = self.options.max_documents
+        for entry in self.inputs:
+            entry.documents = 0
+        for entry in self.inputs:
+            for row in self._rows(entry, report, count):
+                if isinstance(row, BadRow):
+                    if self.options.on_bad_row == "error":
+                        raise DataError(f"{row.where}: {row.message}; --on-bad-row skip leaves such rows out")
+                    report.skip(row)
+                    continue
+                if not row or row.isspace():
+                    report.empty += 1
+                    continue
+                if report.documents == limit:
+                    report.reached_max_documents = True
+                    return
+                report.documents += 1
+                entry.documents += 1
+                report.text_bytes += len(row) if row.isascii() else len(row.encode())
+                yield row
+
+    def _rows(self, entry: Input, report: ReadReport, count: Callable[[int], None]) -> Iterator[Row]:
+        if entry.is_hub:
+            yield from hub_rows(entry.name, self.options)
+        for file in entry.files:
+            if file.format == "parquet":
+                yield from parquet_rows(file.path, self.options, count)
+                continue
+            with open_stream(file.path, count) as stream:
+                if file.format == "text":
+                    yield from text_documents(stream, file.path, self.options, report)
+                elif file.format in ("json", "jsonl"):
+                    yield from json_rows(stream, file.path, self.options, lines=file.format == "jsonl")
+                else:
+                    yield from csv_rows(stream, file.path, self.options, tabs=file.format == "tsv")
+
+    def _resolve(self, name: str) -> Input:
+        entry = Input(name)
+        path = Path(name)
+        if name == "-":
+            raise DataError("-: standard input cannot be read twice; write it to a file first")
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            if any(mark in name for mark in "*?["):
+                self._add_glob(entry)
+            elif is_hub_name(name) and _known_format(path) is None and not path.is_symlink():
+                entry.is_hub = True
+            else:
+                what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
+                raise DataError(f"{name}: {what}") from None
+            return entry
+        if stat.S_ISDIR(found.st_mode):
+            self._walk(entry, path)
+        elif not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{name}: neither a file nor a directory")
+        else:
+            self._add_file(entry, path, self._format_of(path), found)
+        return entry
+
+    def _add_glob(self, entry: Input) -> None:
+        matches = sorted(glob.glob(entry.name, recursive=True))
+        if not matches:
+            raise DataError(f"{entry.name}: nothing matches; quote the pattern so that the shell leaves it alone")
+        for match in matches:
+            path = Path(match)
+            self._walk(entry, path) if path.is_dir() else self._offer(entry, path)
+
+    def _walk(self, entry: Input, root: Path) -> None:
+        pending = [root]
+        while pending:
+            folder = pending.pop()
+            found = folder.stat()
+            if (found.st_dev, found.st_ino) in self._seen:
+                if folder.is_symlink():
+                    self.notes.append(f"{folder} is a link to a directory already visited, which is read once")
+                continue
+            self._seen.add((found.st_dev, found.st_ino))
+            subfolders = []
+            for child in sorted(folder.iterdir()):
+                if child.name.startswith("."):
+                    self.ignored["hidden"] += 1
+                elif child.is_dir():
+                    subfolders.append(child)
+                else:
+                    self._offer(entry, child)
+            pending.extend(reversed(subfolders))
+
+    def _offer(self, entry: Input, path: Path) -> None:
+        """A file met in a directory or a glob."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise DataError(f"{path}: a link that leads nowhere; remove it") from None
+        if not stat.S_ISREG(found.st_mode):
+            self.ignored["neither file nor directory"] += 1
+            return
+        kind = self._format_of(path)
+        if kind is None:
+            self.ignored[path.suffix.lower() or "without suffix"] += 1
+        else:
+            self._add_file(entry, path, kind, found)
+
+    def _add_file(self, entry: Input, path: Path, kind: str | None, found: os.stat_result) -> None:
+        if kind is None:
+            known = " ".join(FORMATS)
+            raise DataError(f"{path}: unknown format {path.suffix!r}; known: {known}; or name one with --format")
+        if (found.st_dev, found.st_ino) in self._seen:
+            self._repeats += 1
+            return
+        self._seen.add((found.st_dev, found.st_ino))
+        entry.files.append(SourceFile(path, kind, found.st_size))
+
+    def _format_of(self, path: Path) -> str | None:
+        return _known_format(path) if self.options.format == "auto" else self.options.format
+
+
+def _known_format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None

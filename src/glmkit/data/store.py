@@ -1,0 +1,280 @@
+"""The token store: all documents of a split back to back in one file, mapped into memory.
+
+A directory holds, for each split, `<split>.tokens.bin` (uint16, or uint32 for vocabularies above 65,536 tokens) and
+`<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), little-endian; every
+document ends with the tokenizer's eos. `manifest.json` has the counts, sizes and hashes; the tokenizer's files lie beside.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from glmkit.errors import DataError, TokenizerError
+from glmkit.files import atomic_directory, atomic_write, sha256_file
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.bpe import TrainedTokenizer
+
+FORMAT_NAME = "glmkit-token-store"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "validation")
+
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_OFFSETS = np.dtype("<i8")
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+
+class TokenStore:
+    """A store, seen at one split; read-only. Other processes that get it map the files again.
+
+    Attributes: `tokens` (N,) uint16 or uint32; `offsets` (D + 1,) int64; `name` of the split; `directory`; `manifest`,
+    the parsed manifest.json; `eos`, the id that ends each document; `vocab_size` of the tokenizer.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str = "train", *, verify: bool = False) -> None:
+        """File sizes are compared with the manifest; with `verify`, the hashes too, which reads everything.
+
+        Raises: DataError naming the file that is missing, damaged or of another version.
+        """
+        self.directory, self.name = Path(directory), split
+        self.manifest = read_manifest(self.directory)
+        splits = self.manifest["splits"]
+        if split not in splits:
+            raise DataError(f"{self.directory}: no split {split!r}; splits: {', '.join(splits)}")
+        try:
+            self.eos = int(self.manifest["eos"])
+            self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
+            documents, tokens = int(splits[split]["documents"]), int(splits[split]["tokens"])
+            files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in splits[split]["files"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.directory / MANIFEST_FILE}: damaged ({error!r}); prepare the store again") from None
+        dtype = _DTYPES[self.manifest["dtype"]]
+        for name, needed in ((tokens_file(split), tokens * dtype.itemsize), (offsets_file(split), 8 * documents + 8)):
+            size, digest = files.get(name, (needed, ""))
+            _check_file(self.directory / name, (size, needed), digest if verify else None)
+        self.tokens: Tokens = _map(self.directory / tokens_file(split), dtype, tokens)
+        self.offsets: npt.NDArray[np.int64] = _map(self.directory / offsets_file(split), _OFFSETS, documents + 1)
+        if self.offsets[0] != 0 or self.offsets[-1] != tokens:
+            raise DataError(
+                f"{self.directory / offsets_file(split)}: ends at token {self.offsets[-1]:,} of {tokens:,}; "
+                "the store is damaged, prepare it again"
+            )
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], split: str = "train", *, verify: bool = False) -> "TokenStore":
+        """The same as the constructor."""
+        return cls(directory, split, verify=verify)
+
+    def tokenizer(self) -> TrainedTokenizer:
+        """The tokenizer that the store was written with. Raises TokenizerError when its files are damaged or changed."""
+        tokenizer = TrainedTokenizer.load(self.directory)
+        if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
+            raise TokenizerError(f"{self.directory}: the tokenizer's files are not those the store was written with")
+        return tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the hashes of all token files and of the tokenizer: equal means the same data."""
+        hashes = {name: facts["sha256"] for entry in self.manifest["splits"].values() for name, facts in entry["files"].items()}
+        content = [self.manifest["tokenizer"]["fingerprint"], sorted(hashes.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def split(self, name: str) -> "TokenStore":
+        """Another split of the same store."""
+        return TokenStore(self.directory, name)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def document(self, index: int) -> Tokens:
+        """Tokens of one document, eos included: a view of the mapped file. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.directory, self.name)
+
+
+def tokens_file(split: str) -> str:
+    return f"{split}.tokens.bin"
+
+
+def offsets_file(split: str) -> str:
+    return f"{split}.offsets.bin"
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a store. Raises DataError when it is missing, damaged or of an unknown version."""
+    path = Path(directory) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file, so this is no token store; make one with: glm prepare") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
+        raise DataError(f"{path}: not the manifest of a token store; make one with: glm prepare")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: store version {manifest.get('version')!r}, this glmkit reads {FORMAT_VERSION}; prepare it again"
+        )
+    missing = [key for key in ("dtype", "eos", "tokenizer", "splits") if key not in manifest]
+    if missing or manifest["dtype"] not in _DTYPES:
+        what = f"no {missing[0]!r}" if missing else f"unknown dtype {manifest['dtype']!r}"
+        raise DataError(f"{path}: damaged: {what}; prepare it again")
+    return manifest
+
+
+class StoreWriter:
+    """Appends documents to the splits of a new store in `directory`, an existing directory.
+
+    Memory does not grow with the store. Use as a context manager and call `finish` inside it.
+    Raises: OSError naming the file when it cannot be written (a full disk).
+    """
+
+    def __init__(self, directory: Path, tokenizer: Tokenizer, splits: Iterable[str] = SPLITS) -> None:
+        self.directory, self._tokenizer = directory, tokenizer
+        self.dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+        self._splits = {name: _SplitWriter(directory, name, _DTYPES[self.dtype]) for name in splits}
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for split in self._splits.values():
+            split.close()
+
+    def add(self, split: str, texts: list[str]) -> None:
+        """Encode and append documents; eos is added to each."""
+        writer = self._splits[split]
+        writer.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        eos = self._tokenizer.special.eos
+        for ids in self._tokenizer.encode_batch(texts):
+            ids.append(eos)
+            writer.append(ids)
+
+    def counts(self, split: str) -> tuple[int, int]:
+        """(documents, tokens) so far."""
+        return self._splits[split].documents, self._splits[split].num_tokens
+
+    def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Close the files, write the tokenizer and the manifest (with `facts` in it); returns the manifest."""
+        manifest: dict[str, Any] = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "dtype": self.dtype,
+            "eos": self._tokenizer.special.eos,
+            "tokenizer": {
+                "fingerprint": self._tokenizer.fingerprint(),
+                "kind": getattr(self._tokenizer, "kind", type(self._tokenizer).__name__),
+                "vocab_size": self._tokenizer.vocab_size,
+            },
+            "splits": {name: split.close() for name, split in self._splits.items()},
+            **facts,
+        }
+        self._tokenizer.save(self.directory)
+        with atomic_write(self.directory / MANIFEST_FILE) as file:
+            file.write((json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
+        return manifest
+
+
+def write_store(
+    directory: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    splits: Mapping[str, Iterable[str]],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write a whole store from texts that are already split; nothing is left behind on an error. Returns the manifest.
+
+    Raises: FileExistsError when `directory` exists, is not empty and `replace` is off.
+    """
+    with atomic_directory(directory, replace=replace) as folder, StoreWriter(folder, tokenizer, splits) as writer:
+        for name, texts in splits.items():
+            for text in texts:
+                writer.add(name, [text])
+        return writer.finish(facts or {})
+
+
+class _SplitWriter:
+    def __init__(self, directory: Path, name: str, dtype: np.dtype[Any]) -> None:
+        self.documents = self.num_tokens = self.text_bytes = 0
+        self._dtype = dtype
+        self._tokens = _HashedFile(directory / tokens_file(name))
+        self._offsets = _HashedFile(directory / offsets_file(name))
+        self._offsets.write(np.zeros(1, dtype=_OFFSETS))
+
+    def append(self, ids: list[int]) -> None:
+        self._tokens.write(np.array(ids, dtype=self._dtype))
+        self.num_tokens += len(ids)
+        self.documents += 1
+        self._offsets.write(np.array([self.num_tokens], dtype=_OFFSETS))
+
+    def close(self) -> dict[str, Any]:
+        files = {file.path.name: file.close() for file in (self._tokens, self._offsets)}
+        return {
+            "documents": self.documents,
+            "tokens": self.num_tokens,
+            "text_bytes": self.text_bytes,
+            "files": files,
+        }
+
+
+class _HashedFile:
+    """A file written front to back, its SHA-256 kept along; errors name it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed in close()
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        data = array.tobytes()
+        self._hash.update(data)
+        self._size += len(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> dict[str, Any]:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        return {"bytes": self._size, "sha256": self._hash.hexdigest()}
+
+
+def _check_file(path: Path, sizes: tuple[int, int], digest: str | None) -> None:
+    """`sizes`: what the manifest says, and what its counts need. `digest`: the SHA-256 to compare, or None."""
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing from the token store; prepare it again") from None
+    for expected in sizes:
+        if found != expected:
+            raise DataError(f"{path}: {found:,} bytes, but the manifest says {expected:,}; prepare the store again")
+    if digest is not None and sha256_file(path) != digest:
+        raise DataError(f"{path}: the content does not match the SHA-256 in the manifest; prepare the store again")
+
+
+def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    if count == 0:  # an empty file cannot be mapped
+        return np.zeros(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))

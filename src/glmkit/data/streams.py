@@ -1,0 +1,138 @@
+"""Opening input files: plain, .gz and .zst as one kind of byte stream, lines of bounded length, checked UTF-8."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from glmkit.errors import DataError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+LINE_LIMIT = 64 * 2**20  # bytes of one line, one JSON value or one table row
+
+_BLOCK = 1 << 18
+_ZSTD_INPUT = 1 << 13  # small, because one compressed byte can stand for many kilobytes
+_BOM = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def open_stream(path: Path, count: Callable[[int], None]) -> io.BufferedReader:
+    """A buffered stream of the file's (unpacked) bytes. `count` is called with the bytes read from disk.
+
+    Reading raises DataError, naming the file, for damaged or truncated compressed data.
+    """
+    raw = _CountingFile(path, count)
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return io.BufferedReader(_GzipReader(path, raw), _BLOCK)
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstdReader(path, raw), _BLOCK)
+    return io.BufferedReader(raw, _BLOCK)
+
+
+def read_lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line with its end). A leading byte-order mark is left out. Raises DataError: line too long."""
+    number = 0
+    while line := stream.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            raise DataError(f"{path}: line {number} is longer than {LINE_LIMIT:,} bytes, the limit; break it up")
+        if number == 1:
+            line = without_mark(line, path)
+        yield number, line
+
+
+def without_mark(data: bytes, path: Path) -> bytes:
+    """The first bytes of a file without UTF-8's byte-order mark. Raises DataError for UTF-16."""
+    if data.startswith(_UTF16_MARKS):
+        raise DataError(f"{path}: the file is UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
+    return data.removeprefix(_BOM)
+
+
+class _CountingFile(io.FileIO):
+    """An unbuffered file that reports what is read and names itself in errors."""
+
+    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._path, self._count = path, count
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            size = super().readinto(buffer)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._count(size or 0)
+        return size
+
+
+class _Reader(io.RawIOBase):
+    """A readable raw stream made from one function that returns some bytes, b"" at the end."""
+
+    def __init__(self, path: Path, source: BinaryIO) -> None:
+        self._path, self._source = path, source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._some(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+    def _some(self, size: int) -> bytes | memoryview:
+        raise NotImplementedError
+
+
+class _GzipReader(_Reader):
+    def __init__(self, path: Path, raw: _CountingFile) -> None:
+        super().__init__(path, io.BufferedReader(raw, _BLOCK))
+        self._gzip = gzip.GzipFile(fileobj=self._source, mode="rb")
+
+    def _some(self, size: int) -> bytes:
+        try:
+            return self._gzip.read1(size)
+        except EOFError:
+            raise DataError(f"{self._path}: the gzip data stops in the middle; the file is truncated") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{self._path}: damaged gzip data: {error}") from None
+
+
+class _ZstdReader(_Reader):
+    def __init__(self, path: Path, raw: _CountingFile) -> None:
+        super().__init__(path, io.BufferedReader(raw, _BLOCK))
+        try:
+            import zstandard
+        except ImportError:
+            raise DataError(f'{path}: reading .zst needs zstandard: pip install "glmkit[train]"') from None
+        self._zstandard = zstandard
+        self._decompressor: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def _some(self, size: int) -> bytes | memoryview:
+        while not self._output:
+            if not self._input:
+                self._input = self._source.read(_ZSTD_INPUT)
+            if not self._input:
+                if self._decompressor is not None:
+                    raise DataError(f"{self._path}: the zstd data stops in the middle; the file is truncated")
+                return b""
+            if self._decompressor is None:  # a file is one or more frames
+                self._decompressor = self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._output = memoryview(self._decompressor.decompress(self._input))
+            except self._zstandard.ZstdError as error:
+                raise DataError(f"{self._path}: damaged zstd data: {error}") from None
+            self._input = self._decompressor.unused_data if self._decompressor.eof else b""
+            if self._decompressor.eof:
+                self._decompressor = None
+        data, self._output = self._output[:size], self._output[size:]
+        return data
+
+

@@ -1,0 +1,85 @@
+"""The demo's exam: blanks from held-out modules, how the model answers them, and the counts it is compared with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from glmkit.data.store import TokenStore
+from glmkit.demo.blanks import KINDS, Blank, Drawn, Kind, draw
+from glmkit.demo.corpus import Module, Split
+from glmkit.demo.counts import NeighbourCounts
+from glmkit.demo.measure import Fill, tune_counts
+from glmkit.demo.pieces import Tokenized, blankable, pieces, tokenize
+from glmkit.generate.filling import fill_rows
+from glmkit.session import LM
+from glmkit.tokenizer.bpe import TrainedTokenizer
+
+_ROWS = 128
+_TUNING_BLANKS = 5000
+# Longest answer in tokens. A single-token blank is known to be one token, for the counts as for the model.
+_LONGEST: dict[Kind, int] = {"single_token": 1, "multi_token": 8, "identifier": 16}
+
+
+class Exam:
+    """Blanks drawn once; `window` tokens of text around and including each."""
+
+    def __init__(self, tokenizer: TrainedTokenizer, parts: Split, *, count: int, window: int, seed: int) -> None:
+        self.tokenizer, self.count, self.window, self.seed = tokenizer, count, window, seed
+        self.spelled = pieces(tokenizer)
+        self.allowed = blankable(self.spelled)
+        self.texts = {module.name: module.text for module in parts.held_out}
+        self._validation = self._tokenized(parts.validation)
+        held_out = self._tokenized(parts.held_out)
+        drawn = {kind: self._draw(held_out, kind, count if kind == "single_token" else count // 2) for kind in KINDS}
+        self.blanks = {kind: one.blanks for kind, one in drawn.items()}
+        self.left_out = {kind: one.left_out for kind, one in drawn.items()}
+
+    def counts(self, store: Path) -> NeighbourCounts:
+        """Count baselines on the tokens the model trained on, tuned on validation blanks."""
+        counts = NeighbourCounts(np.asarray(TokenStore.open(store, "train").tokens), len(self.spelled), self.allowed)
+        places = sum(int(self.allowed[text.ids].sum()) for text in self._validation)
+        tune_counts(counts, self._draw(self._validation, "single_token", min(_TUNING_BLANKS, places)).blanks)
+        return counts
+
+    def filler(self, lm: LM) -> Fill:
+        """Greedy filling in batches of similar length. Like the counts, it is told that no blank is white space alone
+        when the blank is a single token."""
+        white = [index for index, allowed in enumerate(self.allowed) if not allowed]
+
+        def fill(blanks: Sequence[Blank]) -> list[list[int]]:
+            order = sorted(range(len(blanks)), key=lambda number: len(blanks[number].window))
+            answers: dict[int, list[int]] = {}
+            for start in range(0, len(order), _ROWS):
+                numbers = order[start : start + _ROWS]
+                kind = blanks[numbers[0]].kind
+                spans = fill_rows(
+                    lm.model,
+                    [self._row(lm, blanks[number]) for number in numbers],
+                    lm.special,
+                    max_tokens=_LONGEST[kind],
+                    forbidden=white if kind == "single_token" else (),
+                )
+                answers.update((number, row[0]) for number, row in zip(numbers, spans, strict=True))
+            return [answers[number] for number in range(len(blanks))]
+
+        return fill
+
+    def _row(self, lm: LM, blank: Blank) -> list[int]:
+        special = lm.special
+        return [special.cls, *blank.window[: blank.start], special.mask, *blank.window[blank.end :]]
+
+    def _tokenized(self, modules: Sequence[Module]) -> list[Tokenized]:
+        return tokenize(self.tokenizer, [(module.name, module.text) for module in modules], self.spelled)
+
+    def _draw(self, texts: Sequence[Tokenized], kind: Kind, count: int) -> Drawn:
+        return draw(
+            texts,
+            kind,
+            count,
+            allowed=self.allowed,
+            spelled=self.spelled,
+            eos=self.tokenizer.special.eos,
+            window=self.window,
+            seed=self.seed,
+        )

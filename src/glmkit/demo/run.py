@@ -1,0 +1,197 @@
+"""The demo from end to end: the standard library's source -> tokenizer -> a small GLM -> filled blanks and a report."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from glmkit.data.packing import Batch
+from glmkit.data.store import write_store
+from glmkit.demo.clockline import ClockLine
+from glmkit.demo.corpus import collect, split
+from glmkit.demo.exam import Exam
+from glmkit.demo.examples import examples
+from glmkit.demo.machine import machine_facts
+from glmkit.demo.measure import measure
+from glmkit.demo.recipe import SEQUENCE, VOCABULARY, ClockSchedule, recipe
+from glmkit.demo.report import Report
+from glmkit.demo.terminal import print_examples, rates_table
+from glmkit.errors import RequestError
+from glmkit.load import cpu_has_bfloat16
+from glmkit.parallel.mesh import Ranks
+from glmkit.session import LM, load
+from glmkit.tokenizer.training import train_tokenizer
+from glmkit.train.checkpoints import CheckpointStore, write_final_model
+from glmkit.train.config import TrainConfig
+from glmkit.train.corpus import PretrainingData, blank_infilling_loss
+from glmkit.train.pretraining import pretrain
+from glmkit.train.state import StepRecord
+from glmkit.train.trainer import Trainer
+from glmkit.train.validation import ValidationLoss
+
+_SHORTEST_MINUTES = 0.2
+_RESERVE = 0.14  # share of the run kept for filling blanks and the report
+_VALIDATIONS = 8  # points of the validation curve
+_MOST_STEPS = 10_000_000  # the clock ends the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """minutes: of the whole run on this machine. blanks: single-token blanks; half as many of the other kinds."""
+
+    output: Path
+    minutes: float = 5.0
+    blanks: int = 5000
+    seed: int = 0
+    library: Path | None = None  # other Python sources than the running interpreter's
+
+    def __post_init__(self) -> None:
+        if not self.minutes >= _SHORTEST_MINUTES:
+            raise RequestError(f"minutes is {self.minutes}; give at least {_SHORTEST_MINUTES}")
+        if self.blanks < 2:
+            raise RequestError(f"blanks is {self.blanks}; give at least 2")
+
+
+@dataclass
+class _Clock:
+    """Seconds since the start, and where they went."""
+
+    started: float = field(default_factory=time.monotonic)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def phase(self, name: str, console: Console) -> Iterator[None]:
+        start = self.elapsed()
+        console.print(f"[bold]{name}[/bold]")
+        yield
+        self.phases[name] = self.elapsed() - start
+
+
+def run_demo(options: DemoOptions, console: Console) -> Report:
+    """Run it all; `output` then holds model/ (works with every verb), data/, run/, report.html and report.json.
+
+    Progress goes to `console`. Raises GLMKitError subclasses and OSError.
+    """
+    clock = _Clock()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with clock.phase("reading the standard library", console):
+        parts = split(collect(options.library).modules)
+    with clock.phase("training a tokenizer", console):
+        tokenizer = train_tokenizer((module.text for module in parts.train), vocab_size=VOCABULARY)
+        store = options.output / "data"
+        splits = {"train": parts.train, "validation": parts.validation}
+        texts = {name: [module.text for module in modules] for name, modules in splits.items()}
+        write_store(store, tokenizer, texts, facts={"source": "the Python standard library"}, replace=True)
+    with clock.phase("pretraining", console):
+        course = _pretrain(store, options, clock, console)
+    with clock.phase("filling held-out blanks", console):
+        lm = load(_model_directory(options.output))
+        exam = Exam(tokenizer, parts, count=options.blanks, window=SEQUENCE - 1, seed=options.seed)
+        measured = measure(exam.blanks, exam.filler(lm), exam.counts(store), seed=options.seed)
+    shown = examples(exam.blanks, measured, exam.texts, exam.spelled)
+    report = Report(
+        seconds=clock.elapsed(),
+        phases=clock.phases,
+        tokens_per_second=course.tokens / course.seconds,
+        tokens_seen=course.tokens,
+        parameters=sum(p.numel() for p in lm.model.parameters()),
+        validation_loss=course.validation[-1][1],
+        measured=measured,
+        corpus=parts.facts(),
+        model=_model_facts(lm),
+        training=course.facts(),
+        machine=machine_facts(),
+        training_losses=course.training,
+        validation_losses=course.validation,
+        examples=shown,
+        blanks_left_out=exam.left_out,
+    )
+    report.write(options.output)
+    print_examples(shown, console)
+    console.print(rates_table(measured))
+    return report
+
+
+@dataclass
+class _Course:
+    """How the training went."""
+
+    config: TrainConfig
+    training: list[tuple[float, float]] = field(default_factory=list)  # (tokens, loss)
+    validation: list[tuple[float, float]] = field(default_factory=list)
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0  # of the steps alone
+
+    def facts(self) -> dict[str, str | int | float]:
+        config = self.config
+        return {
+            "objective": f"[MASK] spans of {config.objective.average_block_length} tokens on average, "
+            f"{config.objective.bert_ratio:.0%} of a text",
+            "text length": config.data.sequence_length,
+            "rows per step": config.training.micro_batch_size,
+            "steps": self.steps,
+            "tokens seen": self.tokens,
+            "optimizer": config.optimizer.name,
+            "precision": config.training.precision,
+            "seed": config.training.seed,
+        }
+
+
+def _pretrain(store: Path, options: DemoOptions, clock: _Clock, console: Console) -> _Course:
+    """Train until its share of the time is over; the rate follows the clock, so that it always ends low."""
+    seconds = options.minutes * 60 * (1 - _RESERVE) - clock.elapsed()
+    precision = "bf16" if cpu_has_bfloat16() else "fp32"
+    config = recipe(store, options.output / "run", seed=options.seed, steps=_MOST_STEPS, precision=precision)
+    validation = ValidationLoss(PretrainingData.open(store).validation(config), blank_infilling_loss(), Ranks())
+    course = _Course(config)
+    schedule = ClockSchedule(config.optimizer.learning_rate, seconds)
+    line = ClockLine(seconds, console)
+
+    def on_step(record: StepRecord, trainer: Trainer[Batch]) -> None:
+        course.tokens, course.steps = trainer.state.tokens, record.step
+        course.seconds += record.seconds
+        course.training.append((course.tokens, record.loss))
+        share = line.update(record)
+        if share >= (len(course.validation) + 1) / _VALIDATIONS or share >= 1:
+            trainer.model.eval()
+            with torch.no_grad():
+                course.validation.append((course.tokens, validation(trainer.model)["loss"]))
+            trainer.model.train()
+        if share >= 1:
+            trainer.stop.ask("time is up")
+
+    shutil.rmtree(options.output / "run", ignore_errors=True)
+    pretrain(config, on_step=on_step, learning_rate=lambda *_: schedule.rate(line.elapsed()), progress=line.quiet)
+    line.stop()
+    return course
+
+
+def _model_directory(output: Path) -> Path:
+    """The newest checkpoint's model, moved to where people look for it."""
+    newest = CheckpointStore(output / "run").latest()
+    assert newest is not None, "training ends with a checkpoint"
+    made = write_final_model(output / "run", newest)
+    target = output / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    return made.rename(target)
+
+
+def _model_facts(lm: LM) -> dict[str, str | int | float]:
+    config = lm.config
+    return {
+        "parameters": sum(p.numel() for p in lm.model.parameters()),
+        "layers": config.num_layers,
+        "width": config.hidden_size,
+        "heads": config.num_heads,
+        "positions": config.positions,
+        "vocabulary": lm.tokenizer.vocab_size,
+    }
