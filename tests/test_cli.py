@@ -100,6 +100,14 @@ def test_a_verb_gets_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "dir 3 inserted\n"
 
 
+@pytest.mark.usefixtures("verb")
+@pytest.mark.parametrize("option", ["--max_tokens", "--max-tokens"])
+def test_dashes_and_underscores_are_the_same(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "dir", option, "3"]) == 0
+    assert main(["probe", "dir", f"{option}=3"]) == 0
+    assert capsys.readouterr().out == "dir 3 shared\n" * 2
+
+
 def test_the_status_of_a_verb_is_passed_on(verb: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "run", lambda args: 7)
     assert main(["probe", "dir"]) == 7

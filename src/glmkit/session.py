@@ -10,7 +10,7 @@ from .config import SpecialIds
 from .errors import RequestError, TokenizerError
 from .generate.filling import fill_rows
 from .generate.sampling import Sampling
-from .load import DType, Parts, load_parts
+from .loading import DType, Parts, load_parts
 from .model import GLM
 from .tokenizer.base import Tokenizer
 
@@ -149,5 +149,5 @@ def load(
     device: str = "auto",
     dtype: DType = "auto",
 ) -> LM:
-    """Open a model directory. See `load.load_parts` for the arguments and errors."""
+    """Open a model directory. See `loading.load_parts` for the arguments and errors."""
     return LM(load_parts(source, tokenizer=tokenizer, device=device, dtype=dtype))

@@ -30,7 +30,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
 
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--text-field", default="text", metavar="NAME", help="field or column of the text (default text)")
+    reading.add_argument(
+        "--text-field", default="text", metavar="NAME", help="field or column with the text (default text)"
+    )
     reading.add_argument(
         "--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())],
         help="of all files; default auto: by suffix. With a format named, directories give every file",
@@ -41,7 +43,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--max-document-bytes", type=int, default=LINE_LIMIT, metavar="BYTES",
         help=f"text files: longer documents are cut at line ends (default {LINE_LIMIT:,})",
     )  # fmt: skip
-    reading.add_argument("--keep-crlf", action="store_true", help="text files: keep CR LF line ends (default: become LF)")
+    reading.add_argument(
+        "--keep-crlf", action="store_true", help="text files: keep CR LF line ends (default: become LF)"
+    )
     reading.add_argument(
         "--on-bad-row", default="error", choices=["error", "skip"],
         help="stop at a row without usable text (default error), or leave it out and count it",
@@ -50,7 +54,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     reading.add_argument("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
 
     tokenizer = parser.add_argument_group("tokenizer")
-    tokenizer.add_argument("--tokenizer", metavar="DIR", help="use this one (a store or model directory has one) instead of training")
+    tokenizer.add_argument(
+        "--tokenizer", metavar="DIR", help="use the tokenizer of this store or model instead of training one"
+    )
     tokenizer.add_argument(
         "--vocab-size", type=int, metavar="N",
         help=f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "

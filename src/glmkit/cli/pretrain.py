@@ -33,6 +33,10 @@ _PREVIEW_TOKENS = 32
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb: its own, the well-known short names, and every key of a recipe."""
     parser.allow_abbrev = False
+    parser.usage = (
+        "glm pretrain RECIPE [--data DIR] [--output DIR] [--resume auto|never|PATH] [--dry-run] [--nproc N]\n"
+        "                    [--SECTION.KEY VALUE ...]"
+    )
     parser.add_argument("recipe", help="YAML file such as recipes/pretrain/tiny.yaml")
     parser.add_argument("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
     parser.add_argument("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
@@ -51,7 +55,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     for leaf in flags():
         default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
         about = f"{leaf.help}; {default}" if leaf.help else default
-        keys.add_argument(f"--{leaf.name}", default=argparse.SUPPRESS, metavar="X", help=f"{about} ({leaf.kind})")
+        keys.add_argument(
+            f"--{leaf.name}", dest=_flat(leaf.name), default=argparse.SUPPRESS, metavar="X", help=f"{about} ({leaf.kind})"
+        )
     known = [option for action in parser._actions for option in action.option_strings]
     original = parser.error
     parser.error = functools.partial(_with_hint, original, known)
@@ -151,10 +157,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
             if dotted in given:
                 raise ConfigError(f"--{name} and another switch both set {dotted}; give one")
             given[dotted] = value
-    for leaf in flags():
-        section, _, key = leaf.name.partition(".")
-        if isinstance(values.get(section), Mapping) and key in values[section]:
-            given[leaf.name] = values[section][key]
+    given |= {leaf.name: values[_flat(leaf.name)] for leaf in flags() if _flat(leaf.name) in values}
     for name, dotted in (("data_directory", "data.path"), ("output_directory", "output.directory")):
         if values.get(name) is not None:
             given[dotted] = values[name]
@@ -163,7 +166,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previewer:
     """Fill the recipe's preview texts with the model as it is."""
-    from glmkit.load import Parts
+    from glmkit.loading import Parts
     from glmkit.session import LM
 
     lm = LM(Parts(Path(), model.config, model, tokenizer, {}))
@@ -183,6 +186,11 @@ def _with_hint(original: Any, known: list[str], message: str, *rest: Any) -> NoR
         message = f"{message} ({'; '.join(hints)})" if hints else message
     original(message, *rest)
     raise AssertionError("the parser's error returned")
+
+
+def _flat(dotted: str) -> str:
+    # Without dots: jsonargparse would nest the value of --output.plot below --output.
+    return "set_" + dotted.replace(".", "__")
 
 
 def _text(value: Any) -> str:

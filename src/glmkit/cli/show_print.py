@@ -11,7 +11,7 @@ from glmkit.model.masks import Segments, dense_from_segments
 
 _COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
 _SHADES = " ░▒▓█"
-_PICTURE = 32  # rows and columns of a mask picture at most
+_PICTURE = 20  # rows and columns of a mask picture at most
 _VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
 
 

@@ -27,7 +27,7 @@ def _stream(name: str, split: str) -> Iterator[Any]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{name}: no such file or directory; to read a dataset from the hub, pip install \"glmkit[train]\""
+            f'{name}: no such file or directory; to read a dataset from the hub, pip install "glmkit[train]"'
         ) from None
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -43,7 +43,7 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> I
             yield text
             continue
         try:
-            row = json.loads(text)
+            row = json.loads(text.rstrip("\r\n"))
         except json.JSONDecodeError as error:
             array = number == 1 and text.lstrip().startswith("[")
             hint = "; a file that holds one array should be named .json" if array else ""
@@ -146,5 +146,6 @@ class _JsonText:
             more = self._decode(data, self._ended)
         except UnicodeDecodeError as error:
             line = self.line + self._text.count("\n", self._at) + data.count(b"\n", 0, error.start)
-            raise DataError(f"{self._path}: line {line}: invalid UTF-8 (byte 0x{error.object[error.start]:02x})") from None
+            what = f"invalid UTF-8 (byte 0x{error.object[error.start]:02x})"
+            raise DataError(f"{self._path}: line {line}: {what}") from None
         self._text, self._at = self._text[self._at :] + more, 0

@@ -48,10 +48,11 @@ def prepare(
 ) -> Prepared:
     """Write a token store, whole or not at all; equal input and options give equal files.
 
-    Reads the input twice when a tokenizer is trained (on training documents only), else once. A document goes to validation
-    when the first 64 bits of the SHA-256 of its text, as a fraction of 2**64, are below `validation_share`: equal texts are never
-    in both splits, and adding input moves none. Memory does not grow with the input but for the tokenizer's sample and
-    eight bytes a document to find exact duplicates, which are counted, and left out with `drop_duplicates`.
+    Reads the input twice when a tokenizer is trained (on training documents only), else once. A document goes to
+    validation when the first 64 bits of the SHA-256 of its text, as a fraction of 2**64, are below `validation_share`:
+    equal texts are never in both splits, and adding input moves none. Memory does not grow with the input but for the
+    tokenizer's sample, and eight bytes a document to find exact duplicates; those are counted, and left out with
+    `drop_duplicates`.
 
     Args:
         inputs: files, directories, globs, names of datasets on the Hugging Face hub.
@@ -221,7 +222,7 @@ def _notes(sources: Sources, manifest: dict[str, Any], vocab_size: int | None) -
     training = manifest["tokenizer_training"]
     if training is not None and training["bytes_used"] < training["bytes_seen"]:
         notes.append(
-            f"trained the tokenizer on a sample of {training['bytes_used']:,} of {training['bytes_seen']:,} bytes, by hash"
+            f"trained the tokenizer on {training['bytes_used']:,} of {training['bytes_seen']:,} bytes, chosen by hash"
         )
     if training is not None and vocab_size is None and manifest["tokenizer"]["vocab_size"] < 32_000:
         notes.append(f"the text gives no more than {manifest['tokenizer']['vocab_size']:,} tokens of vocabulary")

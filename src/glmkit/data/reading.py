@@ -121,7 +121,7 @@ def candidates(row: Mapping[Any, Any]) -> str:
     """Which fields of this row hold text, longest first, as a hint."""
     texts = [(len(value), str(key)) for key, value in row.items() if isinstance(value, str)]
     names = [key for _, key in sorted(texts, key=lambda item: (-item[0], item[1]))][:6]
-    return f"fields that hold text here: {', '.join(names)}; choose with --text-field" if names else "no field holds text"
+    return f"fields with text: {', '.join(names)}; choose with --text-field" if names else "no field holds text"
 
 
 def describe(value: object) -> str:
@@ -131,8 +131,8 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return f"a boolean ({str(value).lower()})"
     if isinstance(value, int | float):
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"about 1e{int(math.log10(abs(value)))}"
-        return f"a number ({shown})"
+        is_long = isinstance(value, int) and abs(value) >= 10**20
+        return f"a number of {int(math.log10(abs(value))) + 1} digits" if is_long else f"a number ({value!r})"
     if isinstance(value, str):
         return "a string"
     if isinstance(value, list | tuple):

@@ -121,18 +121,18 @@ class TextSampler:
         reach = length // 2
         if rng.random() < 0.5:
             low = max(0, start - reach)
-            marks = np.flatnonzero(self.sentence_end[document[low:start]])
+            marks = self.sentence_end[document[low:start]].nonzero()[0]
             return low + int(marks[-1]) + 1 if len(marks) else low
         if start == 0:  # already a sentence start; the reference moves on to the next one
             return 0
-        marks = np.flatnonzero(self.sentence_end[document[start - 1 : start + reach - 1]])
+        marks = self.sentence_end[document[start - 1 : start + reach - 1]].nonzero()[0]
         return start + int(marks[0]) if len(marks) else min(start + reach, len(document) - 1)
 
     def _cut(self, document: NDArray[Any], room: int) -> NDArray[Any]:
         """Go back to the last sentence end, unless less than half of the room would stay."""
         cls = int(self.add_cls)
         half = max(0, (room + cls) // 2 - cls - 1)
-        marks = np.flatnonzero(self.sentence_end[document[half:]])
+        marks = self.sentence_end[document[half:]].nonzero()[0]
         return document[: half + int(marks[-1]) + 1] if len(marks) else document
 
     def _text(self, parts: list[NDArray[Any]]) -> TextSample:

@@ -2,15 +2,15 @@
 
 A directory holds, for each split, `<split>.tokens.bin` (uint16, or uint32 for vocabularies above 65,536 tokens) and
 `<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), little-endian; every
-document ends with the tokenizer's eos. `manifest.json` has the counts, sizes and hashes; the tokenizer's files lie beside.
+document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes. The tokenizer's files lie there too.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation")
 
-_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _OFFSETS = np.dtype("<i8")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -52,8 +52,9 @@ class TokenStore:
         try:
             self.eos = int(self.manifest["eos"])
             self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
-            documents, tokens = int(splits[split]["documents"]), int(splits[split]["tokens"])
-            files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in splits[split]["files"].items()}
+            entry = splits[split]
+            documents, tokens = int(entry["documents"]), int(entry["tokens"])
+            files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in entry["files"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self.directory / MANIFEST_FILE}: damaged ({error!r}); prepare the store again") from None
         dtype = _DTYPES[self.manifest["dtype"]]
@@ -74,7 +75,7 @@ class TokenStore:
         return cls(directory, split, verify=verify)
 
     def tokenizer(self) -> TrainedTokenizer:
-        """The tokenizer that the store was written with. Raises TokenizerError when its files are damaged or changed."""
+        """The tokenizer that the store was written with. Raises TokenizerError when its files are not as written."""
         tokenizer = TrainedTokenizer.load(self.directory)
         if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
             raise TokenizerError(f"{self.directory}: the tokenizer's files are not those the store was written with")
@@ -83,8 +84,9 @@ class TokenStore:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the hashes of all token files and of the tokenizer: equal means the same data."""
-        hashes = {name: facts["sha256"] for entry in self.manifest["splits"].values() for name, facts in entry["files"].items()}
-        content = [self.manifest["tokenizer"]["fingerprint"], sorted(hashes.items())]
+        files = [item for entry in self.manifest["splits"].values() for item in entry["files"].items()]
+        hashes = sorted((name, facts["sha256"]) for name, facts in files)
+        content = [self.manifest["tokenizer"]["fingerprint"], hashes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def split(self, name: str) -> "TokenStore":
@@ -154,9 +156,10 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         for split in self._splits.values():
-            split.close()
+            with suppress(OSError):  # after `finish` nothing can fail; before it, another error is on its way
+                split.close()
 
     def add(self, split: str, texts: list[str]) -> None:
         """Encode and append documents; eos is added to each."""

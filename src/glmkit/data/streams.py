@@ -33,7 +33,7 @@ def open_stream(path: Path, count: Callable[[int], None]) -> io.BufferedReader:
 
 
 def read_lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end). A leading byte-order mark is left out. Raises DataError: line too long."""
+    """(line number from 1, line with its end), without a leading byte-order mark. Raises DataError: line too long."""
     number = 0
     while line := stream.readline(LINE_LIMIT + 1):
         number += 1
@@ -134,5 +134,3 @@ class _ZstdReader(_Reader):
                 self._decompressor = None
         data, self._output = self._output[:size], self._output[size:]
         return data
-
-

@@ -40,7 +40,8 @@ def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tab
             return
         except csv.Error as error:
             if "field limit" in str(error):
-                raise DataError(f"{where}: a field is longer than {LINE_LIMIT:,} characters; a quote not closed?") from None
+                what = f"a field is longer than {LINE_LIMIT:,} characters, the limit; is a quote not closed?"
+                raise DataError(f"{where}: {what}") from None
             yield BadRow(where, "broken_csv", f"broken CSV: {error}")
             continue
         if not fields:  # a blank line

@@ -8,9 +8,7 @@ from .reading import BadRow, ReadOptions, ReadReport, Row
 from .streams import read_lines
 
 
-def text_documents(
-    stream: io.BufferedReader, path: Path, options: ReadOptions, report: ReadReport
-) -> Iterator[Row]:
+def text_documents(stream: io.BufferedReader, path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Row]:
     """One document a file, a line, or a paragraph between blank lines, as `options.split_text` says.
 
     Line ends inside a document stay, as LF unless `keep_crlf`. A document that would be longer than

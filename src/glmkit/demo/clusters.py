@@ -55,16 +55,10 @@ class Overlap:
 
 def shingles(texts: Sequence[str], width: int = SHINGLE) -> list[NDArray[np.uint64]]:
     """The sorted distinct shingle hashes (64 bit) of each text; a text shorter than `width` words is one shingle."""
-    numbers: dict[str, int] = {}
-    words = []
-    for text in texts:
-        found = (word if not word[0].isdigit() else "0" for word in _WORD.findall(text))
-        words.append(np.fromiter((numbers.setdefault(word, len(numbers)) for word in found), dtype=np.int64))
-    # Hash the words themselves: their running numbers depend on which texts were read.
-    hashes = np.array([_hash64(word) for word in numbers], dtype=np.uint64)
+    hashes = _WordHashes()
     result = []
-    for ids in words:
-        hashed = hashes[ids] if len(ids) else np.zeros(0, np.uint64)
+    for text in texts:
+        hashed = np.fromiter(map(hashes.__getitem__, _WORD.findall(text)), dtype=np.uint64)
         size = min(width, len(hashed))
         rolled = np.zeros(len(hashed) - size + 1 if size else 0, np.uint64)
         for offset in range(size):
@@ -128,5 +122,11 @@ def copies(found: Overlap, group: Sequence[int], *, containment: float = CONTAIN
     return sorted(dropped)
 
 
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+class _WordHashes(dict[str, int]):
+    """64-bit hashes of words, made when first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        name = "0" if word[0].isdigit() else word
+        value = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        self[word] = value
+        return value

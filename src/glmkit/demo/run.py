@@ -22,7 +22,7 @@ from glmkit.demo.recipe import SEQUENCE, VOCABULARY, ClockSchedule, recipe
 from glmkit.demo.report import Report
 from glmkit.demo.terminal import print_examples, rates_table
 from glmkit.errors import RequestError
-from glmkit.load import cpu_has_bfloat16
+from glmkit.loading import cpu_has_bfloat16
 from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer

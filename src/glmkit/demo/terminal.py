@@ -36,11 +36,11 @@ def filled_text(example: Example) -> Text:
 
 def rates_table(measured: Measured) -> Table:
     """Exact match by kind of blank, the baselines under the model."""
-    table = Table(title="Exact match on held-out modules", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Exact match on held-out modules", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("blank", "by"):
         table.add_column(column, no_wrap=True)
-    for column in ("exact", "95 %", "blanks", "model / it"):
-        table.add_column(column, justify="right")
+    for column in ("exact", "95 %", "blanks", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
     for kind, rate in measured.exact_match.items():
         table.add_row(KIND_NAMES[kind], Text("this model", style="bold"), *_cells(rate), "")
         if kind == "single_token":

@@ -61,7 +61,8 @@ class SampleForms:
         starts = np.array([start for start, _ in in_order], dtype=np.int64)
         lengths = np.array([end - start for start, end in in_order], dtype=np.int64)
         # A span's tokens share the position of its mask, so every earlier span shortens the text by length - 1.
-        mask_at = starts - (np.cumsum(lengths - 1) - (lengths - 1))
+        shrinkage = lengths - 1
+        mask_at = starts - (shrinkage.cumsum() - shrinkage)
         prefix = size - int(lengths.sum()) + count
         offset = 0
         if config.random_position and prefix - 1 < self.max_length - 1:
@@ -74,8 +75,8 @@ class SampleForms:
         order = np.array([rank[start] for start, _ in spans], dtype=np.int64)  # part B's k-th span -> its rank in A
 
         widths = lengths[order] + 1
-        firsts = np.cumsum(widths) - widths
-        total = prefix + size - (prefix - count) + count
+        firsts = widths.cumsum() - widths
+        total = size + 2 * count  # every blank adds its mask and a start
         input_ids, targets = np.empty(total, np.int64), np.empty(total, np.int64)
         position_ids, loss_mask = np.empty((2, total), np.int64), np.ones(total, np.int64)
 
@@ -90,9 +91,9 @@ class SampleForms:
         position_ids[0, :prefix] = np.arange(offset, offset + prefix)
         position_ids[1, :prefix] = 0
 
-        inside = np.arange(total - prefix) - np.repeat(firsts, widths)  # 0 on the start of a span, r on its r-th token
+        inside = np.arange(total - prefix) - firsts.repeat(widths)  # 0 on the start of a span, r on its r-th token
         part_b, target_b = input_ids[prefix:], targets[prefix:]
-        part_b[:] = tokens[np.repeat(starts[order] - 1, widths) + inside]
+        part_b[:] = tokens[(starts[order] - 1).repeat(widths) + inside]
         part_b[firsts] = self._starts(count)
         target_b[:-1] = part_b[1:]
         if not config.encoder_decoder:
@@ -101,7 +102,7 @@ class SampleForms:
             target_b[-1] = special.eop
         if special.eos in target_b:
             raise DataError(f"a blank of tokens holds the end of a document (id {special.eos}); spans were {in_order}")
-        at_masks = self.max_length if config.sentinel_token else np.repeat(mask_at[order] + offset, widths)
+        at_masks = self.max_length if config.sentinel_token else (mask_at[order] + offset).repeat(widths)
         position_ids[0, prefix:] = at_masks
         position_ids[1, prefix:] = inside + 1 if config.block_position_encoding else 1
         if mode == "bert" and config.uses_dblock:
@@ -136,7 +137,7 @@ class SampleForms:
             random, limit = (block_rng or rng).random, config.block_mask_prob
             is_token = np.ones(len(input_ids) - prefix, np.bool_)
             is_token[firsts] = False
-            columns = np.flatnonzero(is_token) + prefix
+            columns = is_token.nonzero()[0] + prefix
             input_ids[columns[[random() < limit for _ in range(len(columns))]]] = self.special.dblock
         if config.context_mask_ratio > 0:
             candidates = context_candidates(spans, size, config.context_mask_range)

@@ -66,7 +66,7 @@ def documents(tokens: NDArray[np.int64], eos: int, cls: int) -> list[tuple[int, 
     """
     found = []
     last = size = len(tokens)
-    for index in [*np.flatnonzero(tokens == eos)[::-1].tolist(), -1]:
+    for index in [*(tokens == eos).nonzero()[0][::-1].tolist(), -1]:
         start = index + 1
         if start < size and tokens[start] == cls:
             start += 1
@@ -108,7 +108,7 @@ def sentences(ends: NDArray[np.bool_], is_eos: NDArray[np.bool_], start: int) ->
     """
     spans = []
     last = start
-    for index in np.flatnonzero(ends | is_eos).tolist():
+    for index in (ends | is_eos).nonzero()[0].tolist():
         if ends[index] and last <= index:
             spans.append((last, index + 1))
         last = index + 1
@@ -126,7 +126,7 @@ def second_texts(parts: Sequence[tuple[int, int]], ends: NDArray[np.bool_]) -> l
     for offset, length in parts:
         if length < 2:
             continue
-        marks = np.flatnonzero(ends[offset : offset + length - 1]) + 1
+        marks = ends[offset : offset + length - 1].nonzero()[0] + 1
         middle = length // 2
         split = int(marks[np.abs(marks - length / 2).argmin()]) if len(marks) else middle
         spans.append((offset + split, offset + length))
@@ -157,8 +157,8 @@ def shorter_text(good_end: NDArray[np.bool_], is_eos: NDArray[np.bool_], target:
     left to a sentence end, unless fewer than target // 2 tokens would stay.
     """
     start = rng.randrange(0, len(good_end) - target)
-    starts = np.flatnonzero(good_end[:start] & ~is_eos[1 : start + 1])
+    starts = (good_end[:start] & ~is_eos[1 : start + 1]).nonzero()[0]
     start = int(starts[-1]) + 1 if len(starts) else 0
-    ends = np.flatnonzero(good_end[start : start + target])
+    ends = good_end[start : start + target].nonzero()[0]
     length = int(ends[-1]) + 1 if len(ends) else 0
     return start, start + (length if length >= target // 2 else target)

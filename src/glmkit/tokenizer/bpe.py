@@ -1,8 +1,8 @@
 """Tokenizers that glmkit trains itself: byte-level BPE, and unigram with byte fallback.
 
 Both live in the `tokenizer.json` of the `tokenizers` library. Every byte is in the vocabulary, so every text comes back
-exactly: decode(encode(text)) == text. The special strings are cut out of the text here, only when asked for, and never by
-the library: ordinary text that happens to read "[MASK]" stays ordinary text.
+exactly: decode(encode(text)) == text. The special strings are cut out of the text here, only when asked for, and never
+by the library: ordinary text that happens to read "[MASK]" stays ordinary text.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
 """How text is cut into words before the vocabulary is applied: one rule, written for two regular-expression engines.
 
-The rule keeps code and Chinese readable: a line break with the indentation after it is one word, an identifier takes the
-space before it along (underscores included), every digit stands alone, a run of Chinese characters is never joined with
-Latin letters, and runs of spaces stay together. Joining the words gives the text back, character by character.
+The rule keeps code and Chinese readable: a line break with the indentation after it is one word, an identifier takes
+the space before it along (underscores included), every digit stands alone, a run of Chinese characters is never joined
+with Latin letters, and runs of spaces stay together. Joining the words gives the text back, character by character.
 
-`RUST_PATTERN` is the definition; it is stored in tokenizer.json. `split_words` is the same rule for Python's `re`, about
-five times as fast because words can then be looked up in a table; the two agree on every character that `is_usual`
+`RUST_PATTERN` is the definition; it is stored in tokenizer.json. `split_words` is the same rule for Python's `re`,
+several times as fast because words can then be looked up in a table; the two agree on every character that `is_usual`
 accepts (a test compares them character by character), and all other text takes the first.
 """
 

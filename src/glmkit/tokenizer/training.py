@@ -151,5 +151,3 @@ def _train_unigram(sample: TextSample, vocab_size: int) -> Any:
 
 def _split() -> Any:
     return pre_tokenizers.Split(Regex(RUST_PATTERN), behavior="isolated")
-
-

@@ -9,6 +9,7 @@ the trainer of the `tokenizers` library walks hash maps in random order and does
 import math
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ def learn_pieces(counts: Mapping[str, int], target: int) -> list[tuple[str, floa
 
 
 def _normalise(frequency: Floats) -> Floats:
-    """Log-probabilities of expected counts; half a count less is the sparse prior (exp(digamma(c)) is about c - 1/2)."""
+    """Log-probabilities of expected counts; half a count less is a sparse prior (exp(digamma(c)) is about c - 1/2)."""
     weight = np.maximum(frequency - 0.5, _MIN_COUNT)
     scores: Floats = np.log(weight) - math.log(float(weight.sum()))
     return scores
@@ -82,8 +83,8 @@ class _Lattice:
     """All ways to spell some words with pieces.
 
     Words lie back to back in one array of nodes, L + 1 nodes for a word of L characters. An edge goes from node `start`
-    to node `start + length` and carries a piece. Edges are sorted by (position of their end in the word, length): within
-    one such group no node occurs twice as an end, nor as a start, so a group is one vector operation.
+    to node `start + length` and carries a piece. Edges are sorted by (position of their end in the word, length):
+    within one such group no node is an end twice, nor a start twice, so a group is one vector operation.
     """
 
     def __init__(self, first: Ints, last: Ints, weight: Floats, start: Ints, length: Ints, piece: Ints) -> None:
@@ -95,7 +96,7 @@ class _Lattice:
         self.start, self.length, self.piece = start[order], length[order], piece[order]
         bounds = np.flatnonzero(np.diff(key[order])) + 1
         edges = [0, *bounds.tolist(), len(order)]
-        self.groups = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        self.groups = [slice(a, b) for a, b in pairwise(edges) if b > a]
 
     def expected_counts(self, probability: Floats, num_pieces: int) -> Floats:
         """How often each piece is used, over all spellings weighted by probability: (num_pieces,)."""
@@ -110,8 +111,7 @@ class _Lattice:
         for group in reversed(self.groups):
             ways_from[self.start[group]] += ways_from[ends[group]] * edge_probability[group]
         use = ways_to[self.start] * edge_probability * ways_from[ends]
-        counts: Floats = np.bincount(self.piece, weights=use, minlength=num_pieces)
-        return counts
+        return np.bincount(self.piece, weights=use, minlength=num_pieces).astype(np.float64, copy=False)
 
     def best_scores(self, scores: Floats) -> Floats:
         """Log-probability of the best spelling of each word; -inf where there is none."""

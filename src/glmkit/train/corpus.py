@@ -1,7 +1,5 @@
 """What pretraining reads: a prepared store as training and validation batches, and the loss of a batch."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,13 @@ from glmkit.data.batches import EvaluationBatches, RowConfig, TrainingBatches
 from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces, TextSampler
 from glmkit.data.store import TokenStore
-from glmkit.errors import ConfigError, DataError
+from glmkit.errors import ConfigError
 from glmkit.model import GLM
 from glmkit.objective.blank_infilling import BlankInfilling
 from glmkit.objective.config import ObjectiveConfig
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.objective.sentences import sentence_end_table
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.bpe import TrainedTokenizer
 
 from .config import TrainConfig
 from .validation import FixedBatches
@@ -38,17 +35,9 @@ class PretrainingData:
     @classmethod
     def open(cls, directory: str | Path) -> "PretrainingData":
         """Raises DataError or TokenizerError when `directory` was not written by `glm prepare`."""
-        store = TokenStore.open(directory, "train")
-        tokenizer = TrainedTokenizer.load(directory)
-        if tokenizer.fingerprint() != store.fingerprint:
-            raise DataError(f"{directory}: the tokenizer is not the one that wrote the tokens; prepare it again")
+        store = TokenStore(directory)
+        tokenizer = store.tokenizer()
         return cls(store, tokenizer, sentence_end_table(tokenizer))
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the training tokens (as the manifest has it) and the tokenizer."""
-        facts = {"tokenizer": self.store.fingerprint, "train": self.store.manifest["splits"]["train"]["files"]}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def objective(self, config: ObjectiveConfig, length: int) -> BlankInfilling:
         return BlankInfilling(config, self.tokenizer.special, self.sentence_end, length)

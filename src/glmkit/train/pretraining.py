@@ -180,7 +180,7 @@ def _build(
         record={
             "config": config.to_dict(),
             "model": shape.to_dict(),
-            "data": data.fingerprint,
+            "data": data.store.fingerprint,
             "versions": {"glmkit": glmkit.__version__, "torch": torch.__version__},
         },
         progress=line,
