@@ -21,7 +21,9 @@ from glmkit.model.masks import dense_from_segments, from_prefix
 SHAPES = [(16, 3, 160, 64), (16, 6, 160, 32), (8, 12, 256, 64), (8, 12, 512, 64), (1, 32, 1024, 128)]
 
 
-def timed(attend: Callable[[Tensor, Tensor, Tensor, float], Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[float, float]:
+def timed(
+    attend: Callable[[Tensor, Tensor, Tensor, float], Tensor], inputs: list[Tensor], grad: Tensor
+) -> tuple[float, float]:
     start = time.perf_counter()
     out = attend(*inputs, 0.0)
     middle = time.perf_counter()

@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = GLMConfig(vocab_size=VOCABULARY, hidden_size=768, num_layers=args.layers, num_heads=12, max_positions=LENGTH)
+    config = GLMConfig(
+        vocab_size=VOCABULARY, hidden_size=768, num_layers=args.layers, num_heads=12, max_positions=LENGTH
+    )
     model = GLM(config)
     init_weights(model, config, 0)
     ids = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -64,7 +66,9 @@ def main() -> None:
     ratio = statistics.median(b / a for a, b in pairs)
     print(f"full rows {statistics.median(a for a, _ in pairs):.2f} s, {len(mixed.bounds)} packed documents "
           f"{statistics.median(b for _, b in pairs):.2f} s: {ratio:.3f} x")  # fmt: skip
-    print(json.dumps({"ratio": round(ratio, 3), "documents": len(mixed.bounds), "pairs": pairs, "threads": args.threads}))
+    print(
+        json.dumps({"ratio": round(ratio, 3), "documents": len(mixed.bounds), "pairs": pairs, "threads": args.threads})
+    )
 
 
 if __name__ == "__main__":

@@ -89,7 +89,12 @@ class Contender:
 
 def ours(name: str, gpt_like: bool, compiled: bool) -> Contender:
     config = GLMConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, max_positions=LENGTH, special=SPECIAL
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        max_positions=LENGTH,
+        special=SPECIAL,
     )
     model = GLM(config)
     init_weights(model, config, 0)
@@ -168,7 +173,7 @@ def main() -> None:
         print(f"round {round_number}: " + ", ".join(f"{c.name} {c.times[-1]:.2f} s" for c in contenders), flush=True)
     peak = statistics.median(peaks)
     result: dict[str, Any] = {"compiled": args.compile, "threads": args.threads, "peak_gflops": round(peak / 1e9)}
-    base = [c for c in contenders if c.name == "gpt2"][0]
+    base = next(c for c in contenders if c.name == "gpt2")
     for contender in contenders:
         rate = contender.tokens / statistics.median(contender.times)
         ratios = [contender.tokens / t / (base.tokens / b) for t, b in zip(contender.times, base.times, strict=True)]

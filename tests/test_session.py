@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny import tiny_config
+from safetensors.torch import load_file, save_file
 
 import glmkit
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import main
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
+from glmkit.generate.filling import fill_rows
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
 from glmkit.tokenizer.training import train_tokenizer
+from support.tiny import tiny_config
 
 TEXT = "凯旋门是为纪念[MASK]而建的，位于[gMASK]。"
 
@@ -57,22 +59,19 @@ def test_inserted_answers_are_read_again(lm: LM) -> None:
     row = [special.cls, *tokenizer.encode(TEXT, specials=True), special.eos]
     place = row.index(special.mask)
     row[place : place + 1] = inserted.ids[0]
-    from glmkit.generate.filling import fill_rows
-
     alone = fill_rows(lm.model, [row], special, max_tokens=4, forbidden=range(tokenizer.vocab_size, 320))
     assert alone[0] == [inserted.ids[1]]
 
 
 def test_padding_rows_of_the_vocabulary_are_never_produced(lm: LM) -> None:
     filled = lm.fill("a [MASK] b", max_tokens=40, temperature=8.0)
-    assert filled.ids[0] and max(filled.ids[0]) < lm.tokenizer.vocab_size
+    assert filled.ids[0]
+    assert max(filled.ids[0]) < lm.tokenizer.vocab_size
 
 
 def test_generate_continues_after_a_generation_mask(lm: LM) -> None:
     special, tokenizer = lm.special, lm.tokenizer
     row = [special.cls, *tokenizer.encode("The quick"), special.gmask]
-    from glmkit.generate.filling import fill_rows
-
     spans = fill_rows(lm.model, [row], special, max_tokens=9, forbidden=range(tokenizer.vocab_size, 320))
     assert lm.generate("The quick", max_new_tokens=9) == tokenizer.decode(spans[0][0])
 
@@ -102,8 +101,6 @@ def test_loading_is_exact_and_does_not_change_the_file(directory: Path) -> None:
     ],
 )
 def test_weights_are_strict(directory: Path, tmp_path: Path, change: dict[str, str], message: str) -> None:
-    from safetensors.torch import load_file, save_file
-
     state = load_file(directory / "model.safetensors")
     if "drop" in change:
         del state[change["drop"]]

@@ -102,8 +102,8 @@ class GLMConfig:
                 raise ConfigError(f"{name} is {value}; it must be positive")
         if self.deepnorm_alpha is not None and (self.residual != "deepnorm" or self.deepnorm_alpha <= 0):
             raise ConfigError(
-                f"deepnorm_alpha is {self.deepnorm_alpha} with residual {self.residual!r}; it must be positive and goes with "
-                f"residual 'deepnorm' only"
+                f"deepnorm_alpha is {self.deepnorm_alpha} with residual {self.residual!r}; it must be positive "
+                f"and goes with residual 'deepnorm' only"
             )
         if not 0.0 < self.embedding_gradient_scale <= 1.0:
             raise ConfigError(f"embedding_gradient_scale is {self.embedding_gradient_scale}; it must be in (0, 1]")

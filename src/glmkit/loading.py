@@ -57,7 +57,7 @@ def load_parts(
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" or a torch device name. Raises RequestError when that device is not there."""
+    """ "auto" or a torch device name. Raises RequestError when that device is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -123,7 +123,8 @@ class LM:
         return range(self.tokenizer.vocab_size, self.config.vocab_size)
 
     def _fill_inserted(self, row: list[int], options: dict[str, Any]) -> list[list[int]]:
-        special, spans, masks = self.special, [], set(self.special.mask_ids())
+        special, masks = self.special, set(self.special.mask_ids())
+        spans: list[list[int]] = []
         while True:
             places = [index for index, token in enumerate(row) if token in masks]
             if not places and spans:

@@ -182,5 +182,9 @@ def test_refusals() -> None:
         RowConfig(layout="tight")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs layout 'packed'"):
         RowConfig(samples_per_row=4)
+    with pytest.raises(ConfigError, match="row_length needs layout 'packed'"):
+        RowConfig(row_length=512)
+    with pytest.raises(ConfigError, match="no effect without samples_per_row"):
+        RowConfig(layout="packed", aggregate_generation=True)
     with pytest.raises(ConfigError, match="leave less than 32 tokens a sample"):
         batches(layout="packed", row_length=100, samples_per_row=4)

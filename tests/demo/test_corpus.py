@@ -121,7 +121,7 @@ def test_planted_copies_follow_their_original_and_leave_training():
         assert len(parts.copies) == len(parts.train)
     kept = split(made + copies, keep_copies=True)
     assert kept.copies == ()
-    assert len(kept.train) + len(kept.validation) + len(kept.held_out) == 120
+    assert len(kept.train) + len(kept.validation) + len(kept.held_out) == 300
 
 
 def test_too_little_text_says_so():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.tiny import SPECIAL, random_ids, tiny_model
 
 from glmkit.errors import RequestError
 from glmkit.generate.filling import fill_rows
 from glmkit.generate.sampling import Sampling, keep_top_k, keep_top_p, next_tokens
 from glmkit.model import GLM
+from support.tiny import SPECIAL, random_ids, tiny_model
 
 NEVER = {SPECIAL.pad, SPECIAL.cls, SPECIAL.sop, *SPECIAL.mask_ids(), SPECIAL.dblock, SPECIAL.sep}
 MIXES = [{}, {"positions": "rope"}, {"positions": "rope_2d", "residual": "deepnorm", "mlp": "geglu"}]
@@ -69,14 +69,20 @@ def test_the_second_blank_depends_on_the_answer_to_the_first() -> None:
     """Same text, same second blank; only what was written into the first blank differs (two seeds)."""
     model = tiny_model(seed=5)
     row = row_with_blanks(16, [4, 11], 7)
-    hot = [fill_rows(model, [row], SPECIAL, max_tokens=3, sampling=Sampling(temperature=3.0, seed=s))[0] for s in (1, 2)]
+    hot = [
+        fill_rows(model, [row], SPECIAL, max_tokens=3, sampling=Sampling(temperature=3.0, seed=s))[0] for s in (1, 2)
+    ]
     assert hot[0][0] != hot[1][0]
     second_logits = []
     for first, _ in hot:
         tail = [SPECIAL.sop, *first, SPECIAL.sop]
         places = [[4] * (len(first) + 1) + [11], [*range(1, len(first) + 2), 1]]
         positions = torch.tensor([[[*range(16), *places[0]], [*[0] * 16, *places[1]]]])
-        second_logits.append(model(torch.tensor([row + tail]), position_ids=positions, prefix_length=torch.tensor([16]), logits_at="last"))
+        second_logits.append(
+            model(
+                torch.tensor([row + tail]), position_ids=positions, prefix_length=torch.tensor([16]), logits_at="last"
+            )
+        )
     assert (second_logits[0] - second_logits[1]).abs().max() > 1e-3
     # and greedy decoding of blank two alone, with the first one left open, is another distribution again
     closed = fill_rows(model, [row], SPECIAL, max_tokens=3)[0]
@@ -88,7 +94,7 @@ def test_the_second_blank_depends_on_the_answer_to_the_first() -> None:
 def test_inference_of_positions_agrees_with_explicit_ones() -> None:
     model = tiny_model(seed=2)
     row = row_with_blanks(10, [2, 6], 1)
-    ids = torch.tensor([row + [SPECIAL.sop, 20, 21, SPECIAL.sop, 30]])
+    ids = torch.tensor([[*row, SPECIAL.sop, 20, 21, SPECIAL.sop, 30]])
     positions = torch.tensor([[[*range(10), 2, 2, 2, 6, 6], [*[0] * 10, 1, 2, 3, 1, 2]]])
     explicit = model(ids, position_ids=positions, prefix_length=torch.tensor([10]))
     torch.testing.assert_close(model(ids), explicit, rtol=0, atol=0)

@@ -3,10 +3,10 @@
 import math
 
 import torch
-from support.tiny import random_ids, tiny_config
 
 from glmkit.config import GLMConfig
 from glmkit.model import GLM, init_weights
+from support.tiny import random_ids, tiny_config
 
 
 def initialised(seed: int = 0, **changes: object) -> GLM:

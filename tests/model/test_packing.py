@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.tiny import SPECIAL, random_ids, tiny_model
 
 from glmkit.errors import RequestError
 from glmkit.model import GLM, Segments
 from glmkit.objective.loss import linear_cross_entropy
+from support.tiny import SPECIAL, random_ids, tiny_model
 
 LENGTHS = [(7, 19), (1, 5), (12, 12), (3, 40), (10, 11)]  # (part A, whole sample)
 MIXES = [{}, {"positions": "rope_2d", "residual": "deepnorm"}]
@@ -49,13 +49,19 @@ def losses_alone(model: GLM) -> list[float]:
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize("split", [False, True])
-def test_packed_losses_equal_one_by_one(mix: dict[str, str], gap: int, split: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_losses_equal_one_by_one(
+    mix: dict[str, str], gap: int, split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", 1 if split else 10_000)
     model = tiny_model(seed=1, **mix)
     ids, positions, segments = pack(gap)
     hidden = model.hidden(ids, position_ids=positions, segments=segments)
     packed = [
-        float(linear_cross_entropy(hidden[row, start:end], model.head_weight, ids[row, start:end].roll(-1)).loss_sum.detach())
+        float(
+            linear_cross_entropy(
+                hidden[row, start:end], model.head_weight, ids[row, start:end].roll(-1)
+            ).loss_sum.detach()
+        )
         for row, start, _, end in segments.bounds
     ]
     assert packed == pytest.approx(losses_alone(model), rel=1e-5)
@@ -74,7 +80,8 @@ def test_gradients_of_split_and_dense_attention_agree(monkeypatch: pytest.Monkey
             inside[row, start:end] = True
         hidden[inside].square().mean().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
+    assert grads[0].keys() == grads[1].keys()
+    assert len(grads[0]) > 20
     for name, value in grads[0].items():
         torch.testing.assert_close(value, grads[1][name], rtol=1e-4, atol=1e-6, msg=name)
 

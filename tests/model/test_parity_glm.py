@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.reference import load_reference
-from support.shared import shared_dir
 from torch.nn import functional
 
 from glmkit.model import GLM, KVCache
+from support.reference import load_reference
+from support.shared import shared_dir
 
 TOLERANCE = 1e-4  # the fixtures' own
 REFERENCES = {"glm-hf": "erf", "glm-paddle": "tanh"}
@@ -94,7 +94,10 @@ def test_cached_greedy(reference: Reference) -> None:
     recorded = reference.expected["greedy.tokens"].reshape(-1).tolist()
     assert tokens == recorded[-steps:]
     if "greedy.logits" in reference.expected:
-        close(torch.stack(step_logits, 1).reshape(reference.expected["greedy.logits"].shape), reference.expected["greedy.logits"])
+        close(
+            torch.stack(step_logits, 1).reshape(reference.expected["greedy.logits"].shape),
+            reference.expected["greedy.logits"],
+        )
 
 
 def test_defaults_are_causal_with_running_positions(reference: Reference) -> None:

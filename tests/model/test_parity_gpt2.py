@@ -1,12 +1,12 @@
 """Parity that needs no recordings: with a zero block table and a causal mask, GLM's network is GPT-2's."""
 
 import torch
-from support.tiny import random_ids, tiny_config
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from glmkit.model import GLM
 from glmkit.objective.loss import linear_cross_entropy
+from support.tiny import random_ids, tiny_config
 
 _NAMES = {"attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
 _NORMS = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}

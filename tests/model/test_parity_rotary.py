@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.reference import to_glmkit
-from support.shared import shared_dir
 
 from glmkit.config import GLMConfig
 from glmkit.model import GLM
+from support.reference import to_glmkit
+from support.shared import shared_dir
 
 
 def build(config: GLMConfig, state: dict[str, torch.Tensor]) -> GLM:

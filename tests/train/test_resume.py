@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from support.training import toy_trainer
+from support.training import toy_batch, toy_trainer
 
 from glmkit.errors import CheckpointError
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
@@ -42,6 +42,23 @@ def test_resume_is_bit_equal(tmp_path, name, stop_at):
         assert torch.equal(value, second.optimizers.state_tensors()[key]), key
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
     assert whole.state == second.state
+
+
+def test_starting_the_loader_may_draw_numbers(tmp_path):
+    # torch's DataLoader takes its workers' seed from the global generator whenever it is started.
+    def drawing(start):
+        torch.rand(1)
+        return iter([toy_batch(i) for i in range(start, 40)])
+
+    curves = []
+    for parts in ([6], [3, 6]):
+        for steps in parts:
+            folder = tmp_path / str(parts)
+            trainer = toy_trainer(folder, steps=steps, dropout=0.2, resume=CheckpointStore(folder).latest())
+            trainer.batches = drawing
+            trainer.run()
+        curves.append((folder / "metrics.jsonl").read_bytes())
+    assert curves[0] == curves[1]
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path):

@@ -64,7 +64,9 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
     values = read_json(path)
     version = values.pop("glmkit_format", None)
     if version is None:
-        raise CheckpointError(f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only")
+        raise CheckpointError(
+            f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only"
+        )
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this glmkit reads {FORMAT}; use the version that wrote it")
     return GLMConfig.from_dict(values, source=str(path))

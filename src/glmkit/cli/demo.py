@@ -12,11 +12,17 @@ from glmkit.demo.run import DemoOptions, run_demo
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("--output", type=str, default="demo", metavar="DIR", help="where model and report go (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="length of the whole run, in minutes (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=str, default="demo", metavar="DIR", help="where model and report go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="length of the whole run, in minutes (default: %(default)s)"
+    )
     parser.add_argument("--blanks", type=int, default=5000, help="single-token blanks to fill (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, batches and blanks (default: %(default)s)")
-    parser.add_argument("--library", type=str, default=None, metavar="DIR", help="other Python sources (default: this Python's)")
+    parser.add_argument(
+        "--library", type=str, default=None, metavar="DIR", help="other Python sources (default: this Python's)"
+    )
     parser.add_argument("--json", action="store_true", help="print report.json on stdout as well")
 
 

@@ -11,7 +11,9 @@ from glmkit.cli.text_input import add_text_arguments, read_text
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     add_text_arguments(parser)
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest continuation, in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=128, help="longest continuation, in tokens (default: %(default)s)"
+    )
 
 
 def run(args: Any) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
@@ -73,6 +74,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="of the documents, chosen by hash, from 0 to below 1 (default 0.01)",
     )  # fmt: skip
     parser.add_argument("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents")
+    parser.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one for each processor)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print the manifest and the remarks as JSON")
 
@@ -102,6 +104,7 @@ def run(args: Any) -> int:
         "drop_duplicates": args.drop_duplicates,
         "read": read,
         "replace": args.overwrite,
+        "workers": args.workers if args.workers is not None else len(os.sched_getaffinity(0)),
     }
     if args.quiet:
         result = prepare(args.inputs, args.output, progress=NoProgress(), **options)

@@ -14,11 +14,17 @@ def add_text_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the text; without it, --file or standard input")
     parser.add_argument("--file", type=str, default=None, help="read the text from this UTF-8 file")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default: %(default)s)")
-    parser.add_argument("--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="keep this share of probability (default: %(default)s)")
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="keep this share of probability (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise (default: %(default)s)")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

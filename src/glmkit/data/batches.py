@@ -39,8 +39,12 @@ class RowConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        if self.layout == "padded" and self.samples_per_row is not None:
-            raise ConfigError("samples_per_row needs layout 'packed'; padded rows hold one sample")
+        if self.layout == "padded":
+            for name in ("row_length", "samples_per_row"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} needs layout 'packed'; a padded row is as long as its one sample")
+        if self.aggregate_generation and self.samples_per_row is None:
+            raise ConfigError("aggregate_generation has no effect without samples_per_row; set that or leave it out")
 
 
 class TrainingBatches:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, TextSample, TokenizerKind, train_tokenizer
 
 from .duplicates import SeenHashes
+from .encoding import encode_all
 from .progress import NoProgress, Progress
 from .reading import ReadOptions, ReadReport
 from .sources import Sources
@@ -20,6 +21,7 @@ from .store import SPLITS, StoreWriter
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
+_WORTH_WORKERS = 1 << 24  # bytes of input; starting processes takes about a second
 _TOKENIZER_STAGE, _ENCODE_STAGE = "reading for the tokenizer", "encoding"
 
 
@@ -44,6 +46,7 @@ def prepare(
     drop_duplicates: bool = False,
     read: ReadOptions | None = None,
     replace: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Prepared:
     """Write a token store, whole or not at all; equal input and options give equal files.
@@ -59,11 +62,15 @@ def prepare(
         vocab_size: of the tokenizer to train, special tokens included; None: 32,000 or as many as the text gives.
         sample_bytes: UTF-8 bytes of text that the tokenizer is trained on at most, chosen by hash.
         replace: an existing `output` is replaced at the very end.
+        workers: processes that encode, when there are 16 MiB of input or more; they change the speed, never the result.
+            They start as new interpreters, so a script that asks for them needs `if __name__ == "__main__":`.
 
     Raises: DataError, TokenizerError, FileExistsError (`output` is there, not empty, and `replace` is off), OSError.
     """
     if not 0.0 <= validation_share < 1.0:
         raise DataError(f"the validation share is {validation_share}; it must be at least 0 and below 1")
+    if workers < 1:
+        raise DataError(f"workers is {workers}; it must be at least 1")
     if tokenizer is not None and vocab_size is not None:
         raise TokenizerError("a vocabulary size has no effect on a given tokenizer; leave out one of the two")
     sources = Sources(inputs, read)
@@ -80,11 +87,15 @@ def prepare(
             training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_kept, "sample_bytes": sample_bytes}
         try:
             with StoreWriter(folder, tokenizer) as writer:
-                report, duplicates = _encode(sources, splitter, writer, drop_duplicates, progress)
+                second = _Pass(sources, splitter, drop_duplicates)
+                is_long = sources.total_bytes is None or sources.total_bytes >= _WORTH_WORKERS
+                for split, encoded in encode_all(second.batches(progress), tokenizer, workers if is_long else 1):
+                    writer.append(split, encoded)
+                _require_training(sources, second.report, writer.counts("train")[0] > 0)
                 facts = {
                     "input": _input_facts(sources),
-                    "read": report.to_dict(),
-                    "duplicates": {"documents": duplicates, "dropped": drop_duplicates},
+                    "read": second.report.to_dict(),
+                    "duplicates": {"documents": second.duplicates, "dropped": drop_duplicates},
                     "tokenizer_training": training,
                     "options": {"validation_share": validation_share, **asdict(sources.options)},
                 }
@@ -136,35 +147,34 @@ def _sample(sources: Sources, splitter: _Splitter, limit: int, progress: Progres
     return sample
 
 
-def _encode(
-    sources: Sources, splitter: _Splitter, writer: StoreWriter, drop_duplicates: bool, progress: Progress
-) -> tuple[ReadReport, int]:
-    """Write all documents; returns what was read and the number of duplicates."""
-    report, seen, duplicates = ReadReport(), SeenHashes(), 0
-    waiting: dict[str, list[str]] = {name: [] for name in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
+class _Pass:
+    """The second reading: documents in batches of one split each, duplicates counted on the way."""
 
-    def flush(split: str) -> None:
-        if waiting[split]:
-            writer.add(split, waiting[split])
-        waiting[split], sizes[split] = [], 0
+    def __init__(self, sources: Sources, splitter: _Splitter, drop_duplicates: bool) -> None:
+        self._sources, self._splitter, self._drop = sources, splitter, drop_duplicates
+        self.report = ReadReport()
+        self.duplicates = 0
 
-    meter = _Meter(progress, _ENCODE_STAGE, sources.total_bytes)
-    for text in sources.documents(report, meter.count):
-        meter.document()
-        split, digest = splitter.place(text)
-        if seen.add(digest):
-            duplicates += 1
-            if drop_duplicates:
-                continue
-        waiting[split].append(text)
-        sizes[split] += len(text)
-        if sizes[split] >= _BATCH_CHARACTERS or len(waiting[split]) >= _BATCH_DOCUMENTS:
-            flush(split)
-    for split in SPLITS:
-        flush(split)
-    _require_training(sources, report, writer.counts("train")[0] > 0)
-    return report, duplicates
+    def batches(self, progress: Progress) -> Iterator[tuple[str, list[str]]]:
+        waiting: dict[str, list[str]] = {name: [] for name in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
+        seen = SeenHashes()
+        meter = _Meter(progress, _ENCODE_STAGE, self._sources.total_bytes)
+        for text in self._sources.documents(self.report, meter.count):
+            meter.document()
+            split, digest = self._splitter.place(text)
+            if seen.add(digest):
+                self.duplicates += 1
+                if self._drop:
+                    continue
+            waiting[split].append(text)
+            sizes[split] += len(text)
+            if sizes[split] >= _BATCH_CHARACTERS or len(waiting[split]) >= _BATCH_DOCUMENTS:
+                yield split, waiting[split]
+                waiting[split], sizes[split] = [], 0
+        for split in SPLITS:
+            if waiting[split]:
+                yield split, waiting[split]
 
 
 def _require_training(sources: Sources, report: ReadReport, has_training: bool) -> None:

@@ -1,8 +1,8 @@
 """The token store: all documents of a split back to back in one file, mapped into memory.
 
 A directory holds, for each split, `<split>.tokens.bin` (uint16, or uint32 for vocabularies above 65,536 tokens) and
-`<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), little-endian; every
-document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes. The tokenizer's files lie there too.
+`<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), both little-endian.
+Every document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes; the tokenizer's files lie there too.
 """
 
 import hashlib
@@ -21,12 +21,13 @@ from glmkit.files import atomic_directory, atomic_write, sha256_file
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.bpe import TrainedTokenizer
 
+from .encoding import DTYPES, Encoded, encode, token_dtype
+
 FORMAT_NAME = "glmkit-token-store"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation")
 
-_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _OFFSETS = np.dtype("<i8")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -57,7 +58,7 @@ class TokenStore:
             files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in entry["files"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self.directory / MANIFEST_FILE}: damaged ({error!r}); prepare the store again") from None
-        dtype = _DTYPES[self.manifest["dtype"]]
+        dtype = DTYPES[self.manifest["dtype"]]
         for name, needed in ((tokens_file(split), tokens * dtype.itemsize), (offsets_file(split), 8 * documents + 8)):
             size, digest = files.get(name, (needed, ""))
             _check_file(self.directory / name, (size, needed), digest if verify else None)
@@ -135,7 +136,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: store version {manifest.get('version')!r}, this glmkit reads {FORMAT_VERSION}; prepare it again"
         )
     missing = [key for key in ("dtype", "eos", "tokenizer", "splits") if key not in manifest]
-    if missing or manifest["dtype"] not in _DTYPES:
+    if missing or manifest["dtype"] not in DTYPES:
         what = f"no {missing[0]!r}" if missing else f"unknown dtype {manifest['dtype']!r}"
         raise DataError(f"{path}: damaged: {what}; prepare it again")
     return manifest
@@ -150,8 +151,8 @@ class StoreWriter:
 
     def __init__(self, directory: Path, tokenizer: Tokenizer, splits: Iterable[str] = SPLITS) -> None:
         self.directory, self._tokenizer = directory, tokenizer
-        self.dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-        self._splits = {name: _SplitWriter(directory, name, _DTYPES[self.dtype]) for name in splits}
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self._splits = {name: _SplitWriter(directory, name, DTYPES[self.dtype]) for name in splits}
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -163,12 +164,11 @@ class StoreWriter:
 
     def add(self, split: str, texts: list[str]) -> None:
         """Encode and append documents; eos is added to each."""
-        writer = self._splits[split]
-        writer.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-        eos = self._tokenizer.special.eos
-        for ids in self._tokenizer.encode_batch(texts):
-            ids.append(eos)
-            writer.append(ids)
+        self.append(split, encode(self._tokenizer, texts))
+
+    def append(self, split: str, encoded: Encoded) -> None:
+        """Append documents that are encoded already."""
+        self._splits[split].append(encoded)
 
     def counts(self, split: str) -> tuple[int, int]:
         """(documents, tokens) so far."""
@@ -222,11 +222,13 @@ class _SplitWriter:
         self._offsets = _HashedFile(directory / offsets_file(name))
         self._offsets.write(np.zeros(1, dtype=_OFFSETS))
 
-    def append(self, ids: list[int]) -> None:
-        self._tokens.write(np.array(ids, dtype=self._dtype))
-        self.num_tokens += len(ids)
-        self.documents += 1
-        self._offsets.write(np.array([self.num_tokens], dtype=_OFFSETS))
+    def append(self, encoded: Encoded) -> None:
+        assert encoded.tokens.dtype == self._dtype
+        self._tokens.write(encoded.tokens)
+        self._offsets.write((self.num_tokens + np.cumsum(encoded.lengths)).astype(_OFFSETS))
+        self.num_tokens += len(encoded.tokens)
+        self.documents += len(encoded.lengths)
+        self.text_bytes += encoded.text_bytes
 
     def close(self) -> dict[str, Any]:
         files = {file.path.name: file.close() for file in (self._tokens, self._offsets)}

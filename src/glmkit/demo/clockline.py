@@ -45,7 +45,9 @@ class ClockLine:
             self._bar.update(self._task, completed=elapsed, info=info)
         elif elapsed - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = elapsed
-            self._console.print(f"  {elapsed:4.0f} of {self.seconds:.0f} s  step {record.step}  {info}", highlight=False)
+            self._console.print(
+                f"  {elapsed:4.0f} of {self.seconds:.0f} s  step {record.step}  {info}", highlight=False
+            )
         return elapsed / self.seconds
 
     def quiet(self, total_steps: int) -> ProgressLine:

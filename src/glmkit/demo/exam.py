@@ -33,7 +33,7 @@ class Exam:
         held_out = self._tokenized(parts.held_out)
         drawn = {kind: self._draw(held_out, kind, count if kind == "single_token" else count // 2) for kind in KINDS}
         self.blanks = {kind: one.blanks for kind, one in drawn.items()}
-        self.left_out = {kind: one.left_out for kind, one in drawn.items()}
+        self.left_out: dict[str, dict[str, int]] = {kind: one.left_out for kind, one in drawn.items()}
 
     def counts(self, store: Path) -> NeighbourCounts:
         """Count baselines on the tokens the model trained on, tuned on validation blanks."""

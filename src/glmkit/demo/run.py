@@ -112,7 +112,7 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
         training_losses=course.training,
         validation_losses=course.validation,
         examples=shown,
-        blanks_left_out=exam.left_out,
+        blanks_left_out=dict(exam.left_out),
     )
     report.write(options.output)
     print_examples(shown, console)

@@ -1,7 +1,7 @@
 """GLM (2021-2022): base, large, 410M, 515M, RoBERTa, 2B, 10B and the Chinese models.
 
-Shapes from `THUDM/GLM:config_tasks/model_*.sh` and `THUDM/GLM:config/*.sh`; the parameter counts that follow from them are
-checked by a test.
+Shapes from `THUDM/GLM:config_tasks/model_*.sh` and `THUDM/GLM:config/*.sh`; the parameter counts that follow from
+them are checked by a test.
 """
 
 from glmkit.config import GLMConfig

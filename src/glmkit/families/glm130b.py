@@ -1,4 +1,7 @@
-"""GLM-130B: one-stream rotary positions, DeepNorm, GEGLU. Source: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11."""
+"""GLM-130B: one-stream rotary positions, DeepNorm, GEGLU.
+
+Source: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11.
+"""
 
 from glmkit.config import GLMConfig
 

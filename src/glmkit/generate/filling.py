@@ -116,13 +116,14 @@ def _step(model: GLM, states: list[_Row], special: SpecialIds, cache: KVCache) -
         # The block table ends at max_positions; a longer span stays on its last row.
         places.append((state.blanks[len(state.spans) - 1], min(state.fed, model.config.max_positions)))
     device = cache.visible_BS.device
-    return model(
+    logits_BV: Tensor = model(
         torch.tensor(tokens, device=device)[:, None],
         position_ids=torch.tensor(places, device=device)[:, :, None],
         attention_mask=torch.tensor(live, device=device)[:, None],
         cache=cache,
         logits_at="last",
-    ).float()  # type: ignore[no-any-return]
+    )
+    return logits_BV.float()
 
 
 def _take(state: _Row, token: int, stops: set[int], max_tokens: int, sop: int) -> None:

@@ -87,7 +87,9 @@ class SplitPlan:
         return torch.stack(out)
 
 
-def _attend_row(q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[int, int, int]], dropout: float) -> Tensor:
+def _attend_row(
+    q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[int, int, int]], dropout: float
+) -> Tensor:
     sizes, samples, column = [], [], 0
     for start, prefix_end, end in bounds:
         if start > column:
@@ -97,7 +99,7 @@ def _attend_row(q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[
         column = end
     if column < q_TND.shape[0]:
         sizes.append(q_TND.shape[0] - column)
-    q_parts, k_parts, v_parts = (x.split(sizes) for x in (q_TND, k_TND, v_TND))
+    q_parts, k_parts, v_parts = (torch.split(x, sizes) for x in (q_TND, k_TND, v_TND))
     out = list(v_parts)  # padding keeps its own value; nobody reads it
     for index, prefix in samples:
         out[index] = _attend_sample(q_parts[index], k_parts[index], v_parts[index], prefix, dropout)
@@ -112,12 +114,12 @@ def _attend_sample(q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, prefix: int, dro
     if prefix <= 1:  # the first token sees itself either way
         return _sdpa(q, k, v, None, True, dropout)[0]
     sizes = [prefix, length - prefix]
-    (q_a, q_b), (k_a, _), (v_a, _) = q.split(sizes, 1), k.split(sizes, 1), v.split(sizes, 1)
+    (q_a, q_b), (k_a, _), (v_a, _) = (torch.split(x, sizes, 1) for x in (q, k, v))
     out_a = _sdpa(q_a, k_a, v_a, None, False, dropout)
     if 2 * prefix < length:
         # A row of part B sees exactly its past, so plain causal attention is right for it; with a short part A the
         # wasted upper rows cost less than a mask.
-        out_b = _sdpa(q, k, v, None, True, dropout).split(sizes, 1)[1]
+        out_b = torch.split(_sdpa(q, k, v, None, True, dropout), sizes, 1)[1]
     else:
         mask = torch.ones(length - prefix, length, dtype=torch.bool, device=q.device).tril(prefix)
         out_b = _sdpa(q_b, k, v, mask, False, dropout)
@@ -138,9 +140,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
 
-    def forward(
-        self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
         heads = (*x_BTH.shape[:2], self.num_heads, self.head_dim)
         q_BTND, k_BSND, v_BSND = (
             projection(x_BTH).view(heads) for projection in (self.q_proj, self.k_proj, self.v_proj)

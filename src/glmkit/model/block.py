@@ -27,9 +27,7 @@ class PreNormBlock(nn.Module):
         self.mlp = build_mlp(config)
         self.drop = nn.Dropout(config.hidden_dropout)
 
-    def forward(
-        self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
         x_BTH = x_BTH + self.drop(self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache))
         return x_BTH + self.drop(self.mlp(self.post_attention_layernorm(x_BTH)))  # type: ignore[no-any-return]
 
@@ -46,9 +44,7 @@ class DeepNormBlock(PreNormBlock):
         super().__init__(config, layer)
         self.alpha = config.deepnorm_alpha or math.sqrt(2 * config.num_layers)
 
-    def forward(
-        self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
         u_BTH = self.input_layernorm(x_BTH)
         x_BTH = self.alpha * u_BTH + self.drop(self.self_attn(u_BTH, plan, rotary, cache))
         u_BTH = self.post_attention_layernorm(x_BTH)

@@ -17,7 +17,9 @@ class KVCache:
     numbers up to rounding (`THUDM/GLM:model/modeling_glm.py`, "mems").
     """
 
-    def __init__(self, config: GLMConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: GLMConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (batch, capacity, config.num_heads, config.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]

@@ -14,7 +14,7 @@ from glmkit.errors import RequestError
 
 
 class Segment(NamedTuple):
-    """One sample inside a row: tokens [start, prefix_end) see each other, [prefix_end, end) see those and their past."""
+    """One sample inside a row: [start, prefix_end) see each other, [prefix_end, end) those and their past."""
 
     row: int
     start: int

@@ -23,7 +23,7 @@ class GeluMLP(nn.Module):
 
 
 class GegluMLP(nn.Module):
-    """`down(up(x) * gelu(gate(x)))`: the order of GLM-130B's code, which activates the second chunk of its fused matrix."""
+    """`down(up(x) * gelu(gate(x)))`: GLM-130B's code activates the second chunk of its fused matrix."""
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()

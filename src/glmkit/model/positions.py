@@ -106,6 +106,7 @@ def rotary_angles(position_ids_B2T: Tensor, config: GLMConfig) -> Rotary | None:
 
 def rotate(x_BTND: Tensor, rotary: Rotary) -> Tensor:
     """Apply the half rotation; cos and sin are rounded to the activation's dtype first, as the references do."""
-    first, second = x_BTND.unflatten(-1, (rotary.num_streams, -1)).chunk(2, dim=-1)
+    streams = x_BTND.view(*x_BTND.shape[:-1], rotary.num_streams, -1)
+    first, second = streams.chunk(2, dim=-1)
     turned_BTND = torch.cat([-second, first], dim=-1).flatten(-2)
     return x_BTND * rotary.cos_BT1D.to(x_BTND.dtype) + turned_BTND * rotary.sin_BT1D.to(x_BTND.dtype)

@@ -131,8 +131,8 @@ class GLM(nn.Module):
             if every_layer is not None:
                 every_layer.append(x_BTH)
         if cache is not None:
-            two_dim = attention_mask is not None and attention_mask.dim() == 2
-            cache.advance(attention_mask if two_dim else torch.ones_like(input_ids, dtype=torch.bool))
+            everything = torch.ones_like(input_ids, dtype=torch.bool)
+            cache.advance(everything if attention_mask is None or attention_mask.dim() != 2 else attention_mask)
         return self.model.norm(x_BTH)  # type: ignore[no-any-return]
 
     def _check(
@@ -145,22 +145,28 @@ class GLM(nn.Module):
         cache: KVCache | None,
     ) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
-            raise RequestError(f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}; give whole numbers (B,T), T >= 1")
+            raise RequestError(
+                f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}; give whole numbers (B,T), T >= 1"
+            )
         batch, length = input_ids.shape
         past = 0 if cache is None else cache.length
-        shapes = {
+        shapes: dict[str, tuple[Tensor | None, set[tuple[int, ...]]]] = {
             "position_ids": (position_ids, {(batch, 2, length), (batch, length)}),
             "prefix_length": (prefix_length, {(batch,)}),
             "attention_mask": (attention_mask, {(batch, length), (batch, 1, length, past + length)}),
         }
         for name, (value, allowed) in shapes.items():
             if value is not None and tuple(value.shape) not in allowed:
-                raise RequestError(f"{name} has shape {tuple(value.shape)}; expected {' or '.join(map(str, sorted(allowed)))}")
+                raise RequestError(
+                    f"{name} has shape {tuple(value.shape)}; expected {' or '.join(map(str, sorted(allowed)))}"
+                )
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             raise RequestError(f"attention_mask is {attention_mask.dtype}; give booleans, True = visible")
         if segments is not None:
             if prefix_length is not None or attention_mask is not None or cache is not None:
-                raise RequestError("segments already say what is visible; leave out prefix_length, attention_mask and cache")
+                raise RequestError(
+                    "segments already say what is visible; leave out prefix_length, attention_mask and cache"
+                )
             segments.check(batch, length)
         if cache is not None:
             cache.check_room(length)

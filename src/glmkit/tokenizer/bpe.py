@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ MASK_ROLES = ("mask", "smask", "gmask")
 _REQUIRED_ROLES = ("pad", "eos", "cls", "mask", "smask", "gmask", "sop", "eop")
 
 _PIECE = 16_384  # characters encoded at a time, which bounds memory for texts of any length
+_UNUSUAL_PIECE = 256
 _CACHED_WORDS = 1 << 17  # about 50 MB
 _LONGEST_CACHED = 64
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -197,7 +198,7 @@ class TrainedTokenizer:
         pieces: list[list[list[int]]] = []
         for number, text in enumerate(texts):
             parts: list[list[int]] = []
-            for piece in cut_pieces(text, _PIECE) if len(text) > _PIECE else (text,):
+            for piece in self._pieces(text):
                 if self._fast and is_usual(piece):
                     parts.append(list(chain.from_iterable(map(self._words.__getitem__, split_words(piece)))))
                 else:
@@ -213,6 +214,14 @@ class TrainedTokenizer:
         for parts in pieces:
             results.append(parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
         return results
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Pieces to encode one by one; short ones around unusual characters, for the slow path is meant for few."""
+        for piece in cut_pieces(text, _PIECE):
+            if is_usual(piece):
+                yield piece
+            else:
+                yield from cut_pieces(piece, _UNUSUAL_PIECE)
 
     def _special_ids(self, content: dict[str, Any]) -> dict[str, int]:
         missing = [role for role in _REQUIRED_ROLES if role not in self._specials]

@@ -148,7 +148,8 @@ class Trainer(Generic[B]):
         is saved) and on a micro-batch without targets.
         """
         options, state = self.options, self.state
-        iterator = iter(self.batches(state.micro_batches))
+        with rng.untouched(self.device):  # starting a DataLoader draws a number; a resumed run must not see it
+            iterator = iter(self.batches(state.micro_batches))
         reason = "finished"
         self.model.train()
         self.progress.start(state.step)

@@ -1,0 +1,85 @@
+"""Turning batches of documents into token arrays, in this process or in several, always in the order given."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glmkit.errors import DataError
+from glmkit.tokenizer.base import Tokenizer
+
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Some documents: `tokens` (n,) back to back, eos after each; `lengths` (d,) int64; UTF-8 bytes of their text."""
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    text_bytes: int
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The narrowest name in `DTYPES` that holds all ids."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    dtype = DTYPES[token_dtype(tokenizer.vocab_size)]
+    eos = tokenizer.special.eos
+    arrays = []
+    for ids in tokenizer.encode_batch(texts):
+        ids.append(eos)
+        arrays.append(np.array(ids, dtype=dtype))
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return Encoded(np.concatenate([np.zeros(0, dtype=dtype), *arrays]), lengths, text_bytes)
+
+
+def encode_all(
+    batches: Iterable[tuple[str, list[str]]], tokenizer: Tokenizer, workers: int = 1
+) -> Iterator[tuple[str, Encoded]]:
+    """(label, documents) to (label, tokens), in the same order, with at most two batches a worker in memory.
+
+    Raises: DataError when a worker process dies.
+    """
+    if workers <= 1:
+        for label, texts in batches:
+            yield label, encode(tokenizer, texts)
+        return
+    # Not fork: the tokenizers library runs threads, which do not survive it.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer,))
+    pending: deque[tuple[str, Future[Encoded]]] = deque()
+    try:
+        for label, texts in batches:
+            pending.append((label, pool.submit(_encode_in_worker, texts)))
+            if len(pending) >= 2 * workers:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    except BrokenProcessPool:
+        raise DataError("an encoding process was killed (out of memory?); try again with one worker") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_tokenizer: Tokenizer | None = None  # of this process, when it is a worker
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = tokenizer
+
+
+def _encode_in_worker(texts: list[str]) -> Encoded:
+    assert _worker_tokenizer is not None
+    return encode(_worker_tokenizer, texts)
