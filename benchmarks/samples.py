@@ -43,7 +43,7 @@ class MadeUp:
     offsets: NDArray[np.int64]
 
 
-def made_up(num_tokens: int = 20_000_000, seed: int = 0) -> tuple[MadeUp, NDArray[np.bool_]]:
+def made_up(num_tokens: int, seed: int = 0) -> tuple[MadeUp, NDArray[np.bool_]]:
     """Documents of 20 to some thousands of tokens; every twelfth token on average ends a sentence."""
     numbers = np.random.default_rng(seed)
     sizes = np.maximum(20, numbers.lognormal(6.5, 1.0, num_tokens // 1000)).astype(np.int64)
@@ -90,6 +90,7 @@ def main() -> None:
         "--seconds", type=float, default=1.0, help="processor seconds per repeat (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--made_up_tokens", type=int, default=20_000_000, help="without --store (default: %(default)s)")
     options = parser.parse_args()
     documents: Documents
     if options.store:
@@ -97,7 +98,7 @@ def main() -> None:
         tokenizer = store.tokenizer()
         special, table = tokenizer.special, sentence_end_table(tokenizer)
     else:
-        documents, table = made_up()
+        documents, table = made_up(options.made_up_tokens)
         special = SPECIAL
     results = {}
     for name, values in MIXTURES.items():

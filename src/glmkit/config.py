@@ -83,7 +83,14 @@ class GLMConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.ffn_size is not None and self.ffn_size < 1:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                hint = "; YAML reads 1e-5 as text, write 1.0e-5" if isinstance(value, str) else ""
+                raise ConfigError(f"{name} is {value!r}; it must be a number{hint}")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ConfigError(f"tie_embeddings is {self.tie_embeddings!r}; it must be true or false")
+        if self.ffn_size is not None and (not isinstance(self.ffn_size, int) or self.ffn_size < 1):
             raise ConfigError(f"ffn_size is {self.ffn_size!r}; it must be at least 1, or null for 4 * hidden_size")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
@@ -114,7 +121,11 @@ class GLMConfig:
                 f"change num_heads"
             )
         if self.special is not None:
+            if not isinstance(self.special, SpecialIds):
+                raise ConfigError(f"special is {self.special!r}; it must be a table of token ids by role, or null")
             for name, value in asdict(self.special).items():
+                if value is not None and not isinstance(value, int):
+                    raise ConfigError(f"special id {name} is {value!r}; it must be a token id")
                 if value is not None and not 0 <= value < self.vocab_size:
                     raise ConfigError(f"special id {name}={value} is outside the vocabulary of {self.vocab_size} rows")
 
@@ -139,13 +150,24 @@ class GLMConfig:
         special = values.get("special")
         if isinstance(special, Mapping):
             _refuse_unknown(special, SpecialIds, f"{source}: special")
-            values["special"] = SpecialIds(**special)
         try:
+            if isinstance(special, Mapping):
+                values["special"] = SpecialIds(**special)
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"{source}: {str(error).removeprefix('GLMConfig.__init__() ')}") from error
+            # Only missing keys are left: "GLMConfig.__init__() missing 1 required keyword-only argument: 'vocab_size'".
+            raise ConfigError(f"{source}: {str(error).replace('.__init__()', '')}") from error
 
 
+_NUMBERS = (
+    "embedding_dropout",
+    "attention_dropout",
+    "hidden_dropout",
+    "norm_eps",
+    "init_std",
+    "rope_base",
+    "embedding_gradient_scale",
+)
 _AXES: dict[str, tuple[str, ...]] = {
     "positions": get_args(Positions),
     "rope_frequencies": get_args(RopeFrequencies),

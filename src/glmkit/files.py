@@ -65,7 +65,12 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
         if target.exists():
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             os.replace(target, old)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if old is not None:
+                os.replace(old, target)
+            raise
         _fsync_path(target.parent)
         if old is not None:
             shutil.rmtree(old)

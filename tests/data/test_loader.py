@@ -1,6 +1,9 @@
 """Batches are functions of (seed, index): whatever the workers, the ranks and the start."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 from itertools import islice
 from typing import Any
 
@@ -15,7 +18,7 @@ from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces
 from glmkit.errors import ConfigError, DataError
 from glmkit.objective.config import ObjectiveConfig
-from objective.toy import CLS, EOP, EOS, GMASK, SPECIAL, objective
+from objective.toy import CLS, EOP, EOS, GMASK, SPECIAL, objective, text
 
 SIZES = np.random.default_rng(0).integers(5, 200, 60).tolist()
 MIXED = {"bert_prob": 0.4, "gap_sentence_prob": 0.3, "short_seq_prob": 0.2, "block_mask_prob": 0.1, "task_mask": True}
@@ -169,6 +172,29 @@ def test_evaluation_sees_every_piece_once_and_always_the_same() -> None:
     places = [number * len(made) // 3 for number in range(3)]
     for index, place in enumerate(places):
         assert torch.equal(few.batch(index).input_ids, made[place].input_ids)
+
+
+def test_an_evaluation_batch_without_blanks_has_no_targets() -> None:
+    pieces = [text([CLS, EOS]), text([CLS, 11])]
+    evaluation = EvaluationBatches(pieces, objective(64, bert_prob=0.0), rows=2, mode="gpt")
+    batch = evaluation.batch(0)
+    assert (batch.num_targets, batch.num_dropped, batch.num_tokens) == (0, 2, 2)
+
+
+def test_workers_outlive_signals_to_the_group() -> None:
+    maker = batches()
+    iterator = iter(BatchLoader(maker, num_workers=1, prefetch_factor=1))
+    made = [next(iterator)]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+        made += [next(iterator) for _ in range(4)]
+    assert worker.is_alive()
+    assert same_lists(made, [maker.batch(index) for index in range(9)])
+    iterator.close()  # type: ignore[attr-defined]
+    worker.join(20)
+    assert not worker.is_alive()
 
 
 def test_refusals() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmkit.data.packing import balanced, best_fit, collate, pack
@@ -9,7 +9,7 @@ from glmkit.errors import DataError
 from glmkit.model.masks import dense_from_segments
 from glmkit.objective.rng import CounterRng
 from glmkit.objective.sample import Sample
-from objective.toy import CLS, EOP, EOS, MASK, SOP, objective, text
+from objective.toy import CLS, EOP, EOS, MASK, SOP, STEADY, objective, text
 
 ONE = objective().forms.blank(text([CLS, 11, 12, EOS]), [(2, 3)], CounterRng(1))
 TWO = objective().forms.blank(text([CLS, 13, 14, 15, EOS]), [(1, 3)], CounterRng(1))
@@ -72,6 +72,7 @@ def test_moving_a_batch_keeps_its_numbers() -> None:
     assert (moved.index, moved.segments) == (9, batch.segments)
 
 
+@settings(STEADY)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(100, 300))
 def test_best_fit(lengths: list[int], row_length: int) -> None:
     rows = best_fit(lengths, row_length)
@@ -89,6 +90,7 @@ def test_best_fit_wastes_little() -> None:
         best_fit([5, 513], 512)
 
 
+@settings(STEADY)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 9))
 def test_balanced(lengths: list[int], num_rows: int) -> None:
     rows = balanced(lengths, num_rows)

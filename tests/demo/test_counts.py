@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glmkit.demo.counts import NeighbourCounts, Tuning
+from glmkit.demo.counts import NeighbourCounts
 from glmkit.errors import DataError
 
 # eos = 0. a=1 b=2 c=3 d=4
@@ -11,7 +11,7 @@ STREAM = np.array([1, 2, 3, 0, 1, 2, 4, 0, 1, 3, 3, 0])
 
 
 def test_unigram_is_the_most_frequent_allowed_token():
-    assert NeighbourCounts(STREAM, 5).unigram(2).tolist() == [3, 3] or NeighbourCounts(STREAM, 5).unigram(1)[0] == 0
+    assert NeighbourCounts(np.append(STREAM, 3), 5).unigram(2).tolist() == [3, 3]
     allowed = np.array([False, True, True, False, True])
     assert NeighbourCounts(STREAM, 5, allowed).unigram(3).tolist() == [1, 1, 1]
 
@@ -19,8 +19,8 @@ def test_unigram_is_the_most_frequent_allowed_token():
 def test_left_is_the_most_frequent_successor_and_backs_off():
     counts = NeighbourCounts(STREAM, 6, np.array([False, True, True, True, True, True]))
     assert counts.left(np.array([1, 0])).tolist() == [2, 1]  # a b twice, a c once; eos a twice
-    # 2 -> 3 and 2 -> 4 once each: the unigram decides for 3. 5 was never seen: the unigram alone.
-    assert counts.left(np.array([2, 5, 2])).tolist() == [3, 3, 3]
+    # 2 -> 3 and 2 -> 4 once each: the unigram decides for 3. 5 was never seen: the unigram alone, of two the first.
+    assert counts.left(np.array([2, 5, 2])).tolist() == [3, 1, 3]
 
 
 def test_left_probabilities():
@@ -109,7 +109,3 @@ def test_bad_input_is_named():
         NeighbourCounts(np.array([1, 7, 2]), 5)
     with pytest.raises(DataError, match="check `allowed`"):
         NeighbourCounts(np.array([1, 2, 1]), 5, np.zeros(5, bool))
-
-
-def test_constants_are_within_the_grids():
-    assert Tuning().right_weight == 1.0

@@ -35,7 +35,12 @@ def test_long_texts_are_cut_and_counted_or_refused() -> None:
 
 def test_the_answer_is_never_cut() -> None:
     with pytest.raises(DataError, match="text and answer have 7 tokens, max_length is 6"):
-        build_input_from_ids([MASK, 20], None, [1, 2, 3], 6, SPECIAL)
+        build_input_from_ids([MASK, 20], None, [1, 2, 3], 6, SPECIAL, allow_longer=False)
+    # The reference's way: the row grows.
+    row = build_input_from_ids([MASK, *range(20, 30)], None, [31, 32, 33], 6, SPECIAL)
+    assert row.input_ids.tolist() == [CLS, MASK, 20, 21, 22, EOS, SOP, 31, 32]
+    assert row.targets.tolist() == [0] * 6 + [31, 32, 33]
+    assert (row.prefix_length, row.num_cut) == (6, 7)
 
 
 def test_missing_masks_say_why() -> None:

@@ -4,11 +4,15 @@ from collections.abc import MutableSequence, Sequence
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 
 from glmkit.config import SpecialIds
 from glmkit.objective.blank_infilling import BlankInfilling
 from glmkit.objective.config import ObjectiveConfig
 from glmkit.objective.sample import Sample, TextSample
+
+# The same examples on every run, and no time limit on a busy machine.
+STEADY = settings(derandomize=True, deadline=None)
 
 VOCABULARY = 100
 EOS, CLS, MASK, GMASK, SMASK, SOP, EOP, SEP, DBLOCK = range(9)

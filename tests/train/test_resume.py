@@ -48,7 +48,7 @@ def test_starting_the_loader_may_draw_numbers(tmp_path):
     # torch's DataLoader takes its workers' seed from the global generator whenever it is started.
     def drawing(start):
         torch.rand(1)
-        return iter([toy_batch(i) for i in range(start, 40)])
+        yield from (toy_batch(i) for i in range(start, 40))
 
     curves = []
     for parts in ([6], [3, 6]):

@@ -1,0 +1,1 @@
+"""Model directories on disk: one file per format."""

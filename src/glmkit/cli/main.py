@@ -9,6 +9,8 @@ from glmkit.errors import GLMKitError
 
 
 class Verb(NamedTuple):
+    """Where a verb lives: a module with `add_arguments(parser)` and `run(args) -> exit status`."""
+
     module: str
     help: str
 
@@ -24,6 +26,7 @@ VERBS: dict[str, Verb] = {
 
 
 def usage() -> str:
+    """The text of `glm --help`."""
     width = max(map(len, VERBS))
     lines = ["usage: glm VERB [options]", "", "The GLM family on today's PyTorch.", "", "verbs:"]
     lines += [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
@@ -63,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, rest: list[str]) -> int:
-    from jsonargparse import ArgumentParser
+    from glmkit.cli.parser import OneLineParser
 
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
-    parser = ArgumentParser(prog=f"glm {name}", description=verb.help, exit_on_error=True)
+    parser = OneLineParser(prog=f"glm {name}", description=verb.help)
     module.add_arguments(parser)
     status: int = module.run(parser.parse_args(rest))
     return status

@@ -13,6 +13,7 @@ from glmkit.data.progress import NoProgress, TerminalProgress
 from glmkit.data.reading import ReadOptions
 from glmkit.data.sources import FORMATS
 from glmkit.data.streams import LINE_LIMIT
+from glmkit.errors import DataError
 from glmkit.tokenizer.bpe import TrainedTokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
 
@@ -81,8 +82,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Any) -> int:
     if args.split_lines and args.split_blank_lines:
-        from glmkit.errors import DataError
-
         raise DataError("--split-lines and --split-blank-lines exclude each other; choose one")
     read = ReadOptions(
         text_field=args.text_field,
@@ -104,7 +103,7 @@ def run(args: Any) -> int:
         "drop_duplicates": args.drop_duplicates,
         "read": read,
         "replace": args.overwrite,
-        "workers": args.workers if args.workers is not None else len(os.sched_getaffinity(0)),
+        "workers": args.workers if args.workers is not None else _processors(),
     }
     if args.quiet:
         result = prepare(args.inputs, args.output, progress=NoProgress(), **options)
@@ -118,6 +117,10 @@ def run(args: Any) -> int:
     else:
         print(_summary(result))
     return 0
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _summary(result: Prepared) -> str:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from glmkit.errors import ConfigError, GLMKitError
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
-from glmkit.parallel.mesh import joined
+from glmkit.parallel.mesh import choose_device, joined
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.train.config import TrainConfig
 from glmkit.train.corpus import PretrainingData
@@ -79,7 +79,7 @@ def run(args: Any) -> int:
         "as_json": args.json,
     }
     if args.nproc != 1 and "RANK" not in os.environ:
-        plan_run(config, world_size=args.nproc, tokenizer=PretrainingData.open(config.data.path).tokenizer)
+        plan_run(config, PretrainingData.open(config.data.path).tokenizer, args.nproc)  # mistakes are told once, here
         return launch(_run_rank, (config, options), args.nproc)
     return _train(config, options)
 
@@ -125,8 +125,9 @@ def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
 
 def _dry_run(config: TrainConfig, args: Any) -> int:
     tokenizer = None if config.data.path is None else PretrainingData.open(config.data.path).tokenizer
-    plan = plan_run(config, tokenizer, world_size=args.nproc)
-    summary = plan.summary()
+    device = choose_device(config.training.device)
+    plan = plan_run(config, tokenizer, world_size=args.nproc, device=device)
+    summary = {**plan.summary(), "device": device.type}
     print(json.dumps(summary, indent=2) if args.json else "\n".join(_plan_lines(plan, summary)))
     return 0
 
@@ -141,7 +142,7 @@ def _plan_lines(plan: RunPlan, summary: Mapping[str, Any]) -> list[str]:
         f"tokens            {s['tokens']:,} (at most)",
         f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {s['schedule_unit']}",
         f"modes             {', '.join(s['modes'])}",
-        f"memory per rank   {size_text(plan.memory.total)}",
+        f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
         *(f"  {line}" for line in plan.memory.lines()[:-1]),
     ]
 

@@ -1,0 +1,1 @@
+"""From text to batches: sources, the token store, samples, packing, the loader."""

@@ -175,11 +175,13 @@ class EvaluationBatches:
         return len(self._numbers)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`; the last may have fewer rows. Raises DataError when none of its texts can be blanked."""
+        """Batch `index`; the last may have fewer rows. One in which nothing can be blanked has no targets."""
         number = self._numbers[index]
         first = number * self.rows
         texts = [self.pieces[place] for place in range(first, min(first + self.rows, len(self.pieces)))]
         rng = CounterRng(self.seed, number, _EVALUATION)
         tally = Tally()
         samples = self.objective.apply(texts, Choice(self.mode), rng, tally=tally)
+        if not samples:  # a validation pass goes on: the text as it is, without targets
+            samples = [self.objective.forms.blank(texts[0], [], rng, self.mode)]
         return collate(samples, index=index, pad_to_multiple=self.pad_to_multiple, num_dropped=tally.dropped)

@@ -1,5 +1,6 @@
 """Batches in order, made ahead by worker processes."""
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, Protocol
@@ -43,6 +44,15 @@ class _Indices(Sampler[int]):
         return len(range(self.start, self.stop, self.stride))
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer still needs batches for its step.
+
+    Workers end when the loader says so, or a few seconds after their parent is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _unchanged(item: Any) -> Any:
     return item
 
@@ -81,6 +91,7 @@ class BatchLoader:
             sampler=_Indices(first, stop, world_size),
             num_workers=num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if num_workers else None,
         )

@@ -2,7 +2,8 @@
 
 A directory holds, for each split, `<split>.tokens.bin` (uint16, or uint32 for vocabularies above 65,536 tokens) and
 `<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), both little-endian.
-Every document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes; the tokenizer's files lie there too.
+Every document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes; the tokenizer's files lie
+beside it.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINE_LIMIT = 64 * 2**20  # bytes of one line, one JSON value or one table row
 
 _BLOCK = 1 << 18
-_ZSTD_INPUT = 1 << 13  # small, because one compressed byte can stand for many kilobytes
+_ZSTD_INPUT = 256  # bytes at a time: four can stand for 128 KiB, so that 8 MiB may come out
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 

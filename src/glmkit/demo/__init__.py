@@ -1,0 +1,1 @@
+"""glm demo: the standard library as text, count baselines, the report."""

@@ -144,8 +144,8 @@ def _identifiers(
         starts = np.array([a for a, _ in spans], dtype=np.int64)
         ends = np.array([b for _, b in spans], dtype=np.int64)
         first = np.searchsorted(document.starts, starts, side="right") - 1  # the token that holds the first character
-        last = np.searchsorted(document.starts, ends)
-        for (a, b), s, e in zip(spans, first.tolist(), last.tolist(), strict=True):
+        after = np.searchsorted(document.ends, ends) + 1  # one past the token that holds the last
+        for (a, b), s, e in zip(spans, first.tolist(), after.tolist(), strict=True):
             name = document.text[a:b].encode()
             spelling = b"".join([spelled[index] for index in document.ids[s:e]])
             if spelling not in (name, b" " + name):
@@ -161,7 +161,7 @@ def _blank(kind: Kind, document: Tokenized, lines: list[int], start: int, end: i
     ids = document.ids
     first = max(0, min((start + end - window) // 2, len(ids) - window))
     shown = tuple(int(index) for index in ids[first : first + window])
-    span = (int(document.starts[start]), int(document.starts[end]))
+    span = (int(document.starts[start]), int(document.ends[end - 1]))
     return Blank(
         kind=kind,
         document=document.name,

@@ -56,8 +56,8 @@ class Split:
     clusters: tuple[tuple[str, ...], ...]  # names, every module of the corpus in exactly one
     held_out_seen: float  # share of the held-out shingles that training has too (below the near-duplicate thresholds)
 
-    def facts(self) -> "CorpusFacts":
-        """The figures of this split."""
+    def facts(self, *, unreadable: int = 0) -> "CorpusFacts":
+        """The figures of this split; `unreadable`: files that `collect` could not use."""
         largest = max(self.clusters, key=len, default=())
         return CorpusFacts(
             modules=sum(map(len, self.clusters)),
@@ -71,6 +71,7 @@ class Split:
             held_out_characters=_characters(self.held_out),
             copies_left_out=len(self.copies),
             held_out_seen=self.held_out_seen,
+            unreadable_files=unreadable,
         )
 
 
@@ -89,7 +90,7 @@ class CorpusFacts:
     held_out_characters: int
     copies_left_out: int
     held_out_seen: float
-    unreadable_files: int = 0
+    unreadable_files: int
     shingle_words: int = SHINGLE
     jaccard: float = JACCARD
     containment: float = CONTAINMENT

@@ -137,8 +137,9 @@ def _rates(values: Mapping[str, Any]) -> str:
         '<thead><tr><th>blank</th><th>by</th><th class="picture"></th><th class="number">exact</th>'
         f'<th class="number">95 %</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f'<p class="soft">Blanks: {escape(sizes)}, drawn uniformly over the places of held-out text. The count models '
-        "are trained on the model's training tokens, tuned on validation text, and told that a blank holds no white "
-        "space; for several tokens the left-neighbour model goes on from its own answers and is told where to stop. "
+        "are trained on the model's training tokens and tuned on validation text. For one token, they and the model "
+        "are told that it is one and not white space; for several, the left-neighbour model goes on from its own "
+        "answers and is told where to stop, which the model is not. "
         "Interval over documents, for single tokens: "
         f"{_percent(single['low'])} to {_percent(single['high'])}. On the same blanks the model is at "
         f"{_interval(values['ratio_to_left'])} the left neighbour and {_interval(values['ratio_to_left_right'])} the "

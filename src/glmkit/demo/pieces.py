@@ -13,15 +13,16 @@ from glmkit.tokenizer.bpe import TrainedTokenizer
 
 @dataclass(frozen=True, eq=False)
 class Tokenized:
-    """A named text as tokens: `ids` (n,) int64; token i spells the characters starts[i]..starts[i + 1], (n+1,) int64.
+    """A named text as tokens: `ids` (n,) int64; token i spells the characters [starts[i], ends[i]), (n,) int64 each.
 
-    A token boundary inside a character of several bytes counts as its start.
+    Tokens that share a character of several bytes both count it.
     """
 
     name: str
     text: str
     ids: NDArray[np.int64]
     starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 def pieces(tokenizer: TrainedTokenizer) -> list[bytes]:
@@ -58,7 +59,7 @@ def tokenize(tokenizer: Tokenizer, named_texts: Sequence[tuple[str, str]], spell
         ids = np.array(encoded, dtype=np.int64)
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[ids])])
         leads = (np.frombuffer(raw, np.uint8) & 0xC0) != 0x80  # bytes that begin a character
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(leads)])  # characters begun before each byte
+        begun = np.concatenate([np.zeros(1, np.int64), np.cumsum(leads)])[bounds]  # characters begun before each bound
         inside = np.append(~leads, False)[bounds]
-        result.append(Tokenized(name, text, ids, before[bounds] - inside))
+        result.append(Tokenized(name, text, ids, (begun - inside)[:-1], begun[1:]))
     return result

@@ -83,7 +83,8 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
     clock = _Clock()
     options.output.mkdir(parents=True, exist_ok=True)
     with clock.phase("reading the standard library", console):
-        parts = split(collect(options.library).modules)
+        found = collect(options.library)
+        parts = split(found.modules)
     with clock.phase("training a tokenizer", console):
         tokenizer = train_tokenizer((module.text for module in parts.train), vocab_size=VOCABULARY)
         store = options.output / "data"
@@ -105,7 +106,7 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
         parameters=sum(p.numel() for p in lm.model.parameters()),
         validation_loss=course.validation[-1][1],
         measured=measured,
-        corpus=parts.facts(),
+        corpus=parts.facts(unreadable=len(found.unreadable)),
         model=_model_facts(lm),
         training=course.facts(),
         machine=machine_facts(),

@@ -1,0 +1,1 @@
+"""Filling blanks token by token, and choosing tokens."""

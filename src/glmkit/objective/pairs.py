@@ -13,10 +13,10 @@ from .sample import Ints
 
 @dataclass(frozen=True, slots=True)
 class PairInput:
-    """A padded row of `max_length` tokens; all arrays int64.
+    """A row padded to `max_length` tokens (n; longer when the answer did not fit); all arrays int64.
 
-    input_ids, token_types (0 first text, 1 second), padding_mask (1 = token), targets, loss_mask (max_length,);
-    position_ids (2, max_length). prefix_length: part A with its eos. num_cut: tokens of the texts that did not fit.
+    input_ids, token_types (0 first text, 1 second), padding_mask (1 = token), targets, loss_mask (n,);
+    position_ids (2, n). prefix_length: part A with its eos. num_cut: tokens of the texts that did not fit.
     Padding is eos in ids and types (eos is the pad of the published tokenizers) and 0 elsewhere.
     """
 
@@ -45,14 +45,16 @@ def build_input_from_ids(
     block_position_encoding: bool = True,
     sentinel_position: int | None = None,
     allow_cut: bool = True,
+    allow_longer: bool = True,
 ) -> PairInput:
     """[CLS] A [SEP] B eos, then the answer as part B at the LAST mask of the ids.
 
     text_a or text_b holds the mask (`mask_id`, [MASK] by default). answer: the target tokens, end token included if it
     is to be learnt; the input is the start token and the answer without its last token. Without an answer, add_piece
     still opens part B with the start token (loss 1, target 0), for scoring. sentinel_position puts part B there instead
-    of at the mask. Texts beyond max_length - 1 tokens are cut on the right and counted, or refused without allow_cut.
-    Raises DataError: cut text not allowed, no mask left, an empty answer, or part B beyond max_length.
+    of at the mask. As in the reference, texts beyond max_length - 1 tokens are cut on the right (counted in num_cut),
+    and an answer is never cut: the row gets longer than max_length. Without allow_cut and allow_longer these raise.
+    Raises DataError: a cut or a longer row that is not allowed, no mask left, or an empty answer.
     """
     ids = [special.cls] * add_cls + list(text_a)
     types = [0] * len(ids)
@@ -91,9 +93,9 @@ def build_input_from_ids(
         row_1 += range(1, len(learnt) + 1) if block_position_encoding else [1] * len(learnt)
         targets += learnt
         loss_mask += [1] * len(learnt)
-    if len(ids) > max_length:
+    if len(ids) > max_length and not allow_longer:
         raise DataError(f"text and answer have {len(ids)} tokens, max_length is {max_length}; raise it or shorten them")
-    padding = max_length - len(ids)
+    padding = max(0, max_length - len(ids))
     padding_mask = [1] * len(ids) + [0] * padding
 
     def row(values: list[int], fill: int = 0) -> Ints:

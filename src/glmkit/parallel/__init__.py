@@ -1,0 +1,1 @@
+"""Processes and changes applied to a built model from outside."""

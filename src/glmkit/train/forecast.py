@@ -1,14 +1,17 @@
 """How much memory a run will need, estimated before it starts, against what the machine has."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmkit.config import GLMConfig
 from glmkit.errors import TrainingError
+from glmkit.model import GLM
+from glmkit.model.masks import from_prefix
 
 from .config import TrainConfig
 from .optim import slots_per_parameter
@@ -36,39 +39,56 @@ class Forecast:
         return [f"{name:<12}{size_text(value):>10}" for name, value in (*parts.items(), ("total", self.total))]
 
 
-def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig) -> Forecast:
-    """Memory of one rank training `model` (which may be on the meta device) as `config` says.
+def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: torch.device) -> Forecast:
+    """Memory of one rank training `model` (which may be on the meta device) on `device` as `config` says.
 
-    Weights, gradients and optimizer states are exact (fp32). Activations are what the blocks keep for the backward
-    pass, counted tensor by tensor for this architecture; the loss works chunk by chunk and keeps no logits.
+    Weights, gradients and optimizer states are exact (fp32). Activations are counted by running the model's own code
+    for one and two blocks on tensors without storage. The loss works chunk by chunk and keeps no logits.
     """
-    t = config.training
+    t, data = config.training, config.data
     slots, trained = slots_per_parameter(config.optimizer, model)
     weights = sum(p.numel() * p.element_size() for p in set(model.parameters()))
-    half = 2 if t.precision != "fp32" else 4
-    autocast_copies = 0 if half == 4 else 2 * trained  # autocast keeps 16-bit copies of the weights during a step
+    autocast_copies = 0 if t.precision == "fp32" else 2 * trained  # 16-bit copies of the weights during a step
     # Blanks lengthen a text: every span adds a mask and a start. Packed rows have their length.
-    longest = int(config.data.sequence_length * 1.15)
-    row = longest if config.data.layout == "padded" else config.data.row_length or config.data.sequence_length
-    tokens = t.micro_batch_size * row
-    kept = tokens * block_bytes_per_token(shape, half, dropout=shape.hidden_dropout > 0)
+    longest = -(-data.sequence_length * 115 // 100)
+    row = longest if data.layout == "padded" else data.row_length or data.sequence_length
+    one, two = (kept_bytes(replace(shape, num_layers=n), t.micro_batch_size, row, t.precision, device) for n in (1, 2))
+    block = two - one
+    around = one - block
     if t.recompute:
-        activations = tokens * shape.hidden_size * 4 * shape.num_layers + kept
+        inputs = t.micro_batch_size * row * shape.hidden_size * 4
+        activations = around + inputs * shape.num_layers + block
     else:
-        activations = kept * shape.num_layers
+        activations = around + block * shape.num_layers
     head = 4 * shape.vocab_size * shape.hidden_size + 3 * (1 << 24) * 4  # gradient of the head, one chunk of logits
     return Forecast(weights, 4 * trained, 4 * slots, activations, autocast_copies + head + _BASE)
 
 
-def block_bytes_per_token(shape: GLMConfig, half: int, *, dropout: bool) -> int:
-    """Bytes that one block keeps for one token: `half` is the width of matrix products' inputs (4 or 2)."""
-    h, f = shape.hidden_size, shape.inner_size
-    norms = 2 * (4 * h + half * h + 8)  # input of the norm, its (cast) output, mean and 1/std
-    attention = half * 4 * h + 4 * shape.num_heads  # q, k, v, result; log-sum-exp
-    inner = 2 if shape.mlp == "gelu" else 4  # before and after the activation; gated: both halves and the product
-    masks = 2 * h if dropout else 0
-    attention += 4 * h if shape.attention_dropout else 0
-    return norms + attention + half * inner * f + masks
+def kept_bytes(shape: GLMConfig, rows: int, length: int, precision: str, device: torch.device) -> int:
+    """What a forward pass keeps for the backward pass, weights left out, for rows of one sample, half of it part A."""
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # an address may be used again once a tensor is gone
+
+    with FakeTensorMode(), device:
+        model = GLM(replace(shape, vocab_size=1, special=None))
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        positions = torch.zeros(rows, 2, length, dtype=torch.long)
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"),
+        ):
+            model.hidden(ids, position_ids=positions, segments=from_prefix([length // 2] * rows, length))
+    return sum(kept.values())
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -35,6 +35,7 @@ from .state import StepRecord, TrainState
 from .trainer import Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss
 
+RateFn = Callable[[TrainState, int], float]  # as `Trainer` takes it
 PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...]], Previewer]
 
 
@@ -56,12 +57,14 @@ def pretrain(
     previews: PreviewFactory | None = None,
     progress: Callable[[int], ProgressLine] = ProgressLine,
     on_step: Callable[[StepRecord, Trainer[Batch]], None] | None = None,
+    learning_rate: RateFn | None = None,
 ) -> PretrainResult:
     """Train from a recipe whose data.path and output.directory are set; all ranks call it.
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
     there is one; a path continues that checkpoint. `previews(model, tokenizer, texts)` makes the previewer.
-    `on_step(record, trainer)` runs on rank 0 after every step and may call `trainer.stop.ask`.
+    `on_step(record, trainer)` runs on rank 0 after every step and may call `trainer.stop.ask`. `learning_rate` takes the
+    place of the recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
     ranks = ranks or Ranks()
@@ -70,7 +73,7 @@ def pretrain(
         raise ConfigError(f"{missing} is not set")
     line = progress(0) if ranks.is_main else ProgressLine(0, quiet=True)
     data = PretrainingData.open(config.data.path)
-    plan = plan_run(config, data.tokenizer, ranks.world_size)
+    plan = plan_run(config, data.tokenizer, ranks.world_size, ranks.device)
     line.total = plan.steps
     if warning := check_memory(
         plan.memory,
@@ -90,6 +93,8 @@ def pretrain(
             for name in store.clean():
                 line.say(f"removed {name}, left by an interrupted run")
         trainer = _build(config, plan, data, ranks, store, line, checkpoint, previews)
+        if learning_rate is not None:
+            trainer.learning_rate = learning_rate
         if on_step is not None:
             trainer.on_step = lambda record: on_step(record, trainer)
         try:

@@ -14,6 +14,8 @@ from .config import TrainConfig
 from .forecast import Forecast, forecast
 from .schedule import BatchPlan
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -55,8 +57,13 @@ class RunPlan:
         }
 
 
-def plan_run(config: TrainConfig, tokenizer: Tokenizer | None = None, world_size: int = 1) -> RunPlan:
-    """Check a recipe as a whole, on the meta device: no weights are made.
+def plan_run(
+    config: TrainConfig,
+    tokenizer: Tokenizer | None = None,
+    world_size: int = 1,
+    device: torch.device = _CPU,
+) -> RunPlan:
+    """Check a recipe as a whole, on the meta device: no weights are made. `device` is where it is to run.
 
     Raises ConfigError for sizes that do not fit each other.
     """
@@ -72,4 +79,4 @@ def plan_run(config: TrainConfig, tokenizer: Tokenizer | None = None, world_size
     with torch.device("meta"):
         model = GLM(shape)
     count = sum(p.numel() for p in set(model.parameters()))
-    return RunPlan(config, shape, count, steps, batches, forecast(model, shape, config))
+    return RunPlan(config, shape, count, steps, batches, forecast(model, shape, config, device))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -148,8 +148,7 @@ class Trainer(Generic[B]):
         is saved) and on a micro-batch without targets.
         """
         options, state = self.options, self.state
-        with rng.untouched(self.device):  # starting a DataLoader draws a number; a resumed run must not see it
-            iterator = iter(self.batches(state.micro_batches))
+        source, iterator = self._start_data()
         reason = "finished"
         self.model.train()
         self.progress.start(state.step)
@@ -170,7 +169,7 @@ class Trainer(Generic[B]):
                         break
         finally:
             self.progress.stop()
-            close = getattr(iterator, "close", None)
+            close = getattr(source, "close", None)
             if close is not None:
                 close()
         return TrainResult(state.step, reason, list(state.recent_losses))
@@ -195,6 +194,16 @@ class Trainer(Generic[B]):
                 f"resuming {len(states)} rank(s) on {self.ranks.world_size}: the data order is the same, dropout is not"
             )
         return dict(document["record"])
+
+    def _start_data(self) -> tuple[Iterator[B], Iterator[B]]:
+        """The iterator of the source, and the same with the first batch already there.
+
+        Starting a DataLoader draws a number from PyTorch's generator; neither run, resumed or not, may notice.
+        """
+        with rng.untouched(self.device):
+            source = iter(self.batches(self.state.micro_batches))
+            first = [] if self.state.step >= self.options.total_steps else list(islice(source, 1))
+        return source, chain(first, source)
 
     # -- one step ------------------------------------------------------------------------------------------------
 

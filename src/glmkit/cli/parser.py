@@ -1,0 +1,37 @@
+"""The parser of every verb: jsonargparse, with wrong options as one line that names the closest spelling."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from glmkit.errors import RequestError
+
+
+class OneLineParser(ArgumentParser):
+    """Raises RequestError, one line, where argparse would print its usage and exit; reads --a-b and --a_b alike."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """The values of `args`. Raises RequestError."""
+        return super().parse_args([self._spelling(word) for word in args or []], *rest, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turn a parser's complaint into one line."""
+        line = " ".join(str(message).split())
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", line, re.IGNORECASE)
+        close = difflib.get_close_matches(unknown[1], self._known(), n=1) if unknown else []
+        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        raise RequestError(f"{line}; {hint}") from ex
+
+    def _known(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+    def _spelling(self, word: str) -> str:
+        """An option as it was declared, where only dashes and underscores differ."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            return word
+        same = [option for option in self._known() if option.replace("_", "-") == name.replace("_", "-")]
+        return f"{name if name in same or not same else same[0]}{equals}{value}"

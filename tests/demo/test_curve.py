@@ -1,0 +1,58 @@
+"""The loss curve's numbers."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from glmkit.demo.curve import HEIGHT, WIDTH, _smoothed, loss_curve
+
+
+def points(svg: str, name: str) -> list[tuple[float, float]]:
+    line = next(node for node in ElementTree.fromstring(svg).iter("polyline") if node.get("class") == name)
+    return [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
+
+
+def labels(svg: str) -> list[str]:
+    return [node.text or "" for node in ElementTree.fromstring(svg).iter("text")]
+
+
+def test_points_are_at_the_scale_of_the_ticks():
+    svg = loss_curve([(0.0, 4.0), (500_000.0, 3.0), (1_000_000.0, 2.0)], [], x_label="tokens", smoothing=0.0)
+    assert labels(svg) == ["2", "2.5", "3", "3.5", "4", "0", "200k", "400k", "600k", "800k", "1M", "tokens"]
+    (x0, y0), (x1, y1), (x2, y2) = points(svg, "train")
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y1 - y0 == pytest.approx(y2 - y1, abs=0.11)
+    grid = [float(node.get("y1", "")) for node in ElementTree.fromstring(svg).iter("line")]
+    assert (y0, y2) == (min(grid), max(grid))
+
+
+def test_smoothing_is_a_moving_average_without_bias():
+    assert _smoothed([(0.0, 1.0), (10.0, 3.0)], 1.0) == [(0.0, 1.0), (10.0, pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75))]
+    assert _smoothed([(float(x), 2.0) for x in range(9)], 0.5)[-1] == (8.0, pytest.approx(2.0))
+    noisy = [(float(x), 3.0 + (-1) ** x) for x in range(200)]
+    assert all(abs(y - 3.0) < 0.2 for _, y in _smoothed(noisy, 0.1)[20:])
+
+
+def test_many_points_are_thinned_to_the_last_one():
+    svg = loss_curve([(float(step), 5 - step / 10_000) for step in range(9_999)], [(9_000.0, 4.1)], x_label="step")
+    line = points(svg, "train")
+    assert 200 < len(line) <= 402
+    assert line[-1][0] == pytest.approx(max(x for x, _ in line))
+    assert 'ends at 4.100"' in svg
+
+
+def test_everything_stays_inside_the_picture():
+    svg = loss_curve([(1.0, 1e9), (2.0, 3.0), (3.0, 2.9), (4.0, math.nan)], [(3.0, 50.0), (2.0, 2.0)], x_label="<step>")
+    for x, y in points(svg, "raw") + points(svg, "train") + points(svg, "validation"):
+        assert 0 <= x <= WIDTH
+        assert 0 <= y <= HEIGHT
+    assert "<step>" not in svg
+    assert not re.search(r"nan|inf", svg)
+
+
+def test_one_point_and_none():
+    assert points(loss_curve([(5.0, 2.0)], [], x_label="step"), "train")
+    assert "circle" in loss_curve([], [(5.0, 2.0)], x_label="step")
+    assert loss_curve([], [(1.0, math.inf)], x_label="step") == "<p>No losses were recorded.</p>"

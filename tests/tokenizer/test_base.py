@@ -1,0 +1,90 @@
+"""Decoding one token at a time gives the text of the whole, never a broken character."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmkit.tokenizer.base import IncrementalDecoder
+from tokenizer.trained import trained
+
+VOCABULARY = 380
+random_ids = st.lists(st.integers(0, VOCABULARY - 1), max_size=40)
+# Mostly single bytes (ids 11 .. 266), of which characters are put together, wrong ones among them.
+byte_ids = st.lists(st.one_of(st.integers(11, 266), st.just(3)), max_size=30)
+
+
+def pushed(decoder: IncrementalDecoder, ids: Sequence[int]) -> list[str]:
+    return [decoder.push(index) for index in ids] + [decoder.flush()]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("skip", [True, False])
+@settings(max_examples=120, deadline=None)
+@given(st.one_of(random_ids, byte_ids))
+def test_the_pieces_joined_are_the_whole(kind: str, skip: bool, ids: list[int]) -> None:
+    tokenizer = trained(kind)
+    pieces = pushed(IncrementalDecoder(tokenizer, skip_specials=skip), ids)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_specials=skip)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@settings(max_examples=120, deadline=None)
+@given(st.text(st.sampled_from("ab 中鑫😀é\n\u0301"), max_size=30))
+def test_valid_text_is_never_shown_broken(kind: str, text: str) -> None:
+    tokenizer = trained(kind)
+    pieces = pushed(IncrementalDecoder(tokenizer), tokenizer.encode(text))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_comes_out_with_its_last_byte() -> None:
+    tokenizer = trained("bpe")
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("😀"), *tokenizer.encode("b")]
+    assert len(ids) == 6
+    assert pushed(IncrementalDecoder(tokenizer), ids) == ["a", "", "", "", "😀", "b", ""]
+    assert pushed(IncrementalDecoder(tokenizer), ids[:3]) == ["a", "", "", "\ufffd"]
+
+
+def test_flush_starts_over() -> None:
+    tokenizer = trained("bpe")
+    decoder = IncrementalDecoder(tokenizer)
+    half, rest = tokenizer.encode("中鑫")[-3:-1], tokenizer.encode("ok")
+    assert "".join(pushed(decoder, half)) == "\ufffd"
+    assert "".join(pushed(decoder, rest)) == "ok"
+
+
+@dataclass
+class DummySpace:
+    """A tokenizer like SentencePiece: every word brings a space, the first of a text is dropped."""
+
+    words: tuple[str, ...] = ("", " the", " dog", "gy", " ", "<special>")
+
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+        return "".join(self.words[i] for i in ids if i != 5 or not skip_specials).removeprefix(" ")
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.sampled_from([1, 2, 3, 5]), max_size=12))
+def test_tokenizers_that_drop_the_first_space_keep_the_others(ids: list[int]) -> None:
+    tokenizer = DummySpace()
+    decoder = IncrementalDecoder(tokenizer)  # type: ignore[arg-type]
+    assert "".join(pushed(decoder, ids)) == tokenizer.decode(ids)
+
+
+def test_the_window_stays_short() -> None:
+    """The work of one step must not grow with the text."""
+    longest = 0
+    tokenizer = trained("bpe")
+
+    class Watched:
+        def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+            nonlocal longest
+            longest = max(longest, len(ids))
+            return tokenizer.decode(ids, skip_specials=skip_specials)
+
+    ids = tokenizer.encode("some text 中鑫😀 " * 50)
+    assert "".join(pushed(IncrementalDecoder(Watched()), ids)) == "some text 中鑫😀 " * 50  # type: ignore[arg-type]
+    assert longest <= 8
