@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
-from glmkit.model import GLM, Segments
+from glmkit.model import GLM, Segments, attention
 from glmkit.objective.loss import linear_cross_entropy
 from support.tiny import SPECIAL, random_ids, tiny_model
 
@@ -128,3 +128,27 @@ def test_overlapping_segments_are_refused() -> None:
         model.hidden(ids, position_ids=positions, segments=Segments(((0, 0, 5, 10), (0, 9, 12, 20))))
     with pytest.raises(RequestError, match="segments already say"):
         model(ids, position_ids=positions, segments=pack(0)[2], prefix_length=torch.tensor([1, 1]))
+
+
+def test_plain_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training on short rows in bf16 takes plain products; in fp32 both ways can be compared to the last digits."""
+    model = tiny_model(seed=8)
+    ids, positions, segments = pack(2)
+    outputs = [model.hidden(ids, position_ids=positions, segments=segments)]
+    monkeypatch.setattr(attention, "_sdpa", lambda q, k, v, mask, causal, p: attention._products(q, k, v, mask, p))
+    outputs.append(model.hidden(ids, position_ids=positions, segments=segments))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", [0, 256])
+def test_bfloat16_training_stays_near_fp32(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    model = tiny_model(seed=8, init_std=0.1)
+    ids, positions, segments = pack(2)
+    inside = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, start, _, end in segments.bounds:
+        inside[row, start:end] = True
+    exact = model.hidden(ids, position_ids=positions, segments=segments)[inside]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.hidden(ids, position_ids=positions, segments=segments)[inside]
+    assert (exact - rounded).norm() / exact.norm() < 0.02  # bf16 keeps 8 bits; two layers

@@ -19,6 +19,9 @@ from .cache import KVCache
 from .masks import Segments
 from .positions import Rotary, rotate
 
+# Longest rows, in tokens, for which all scores at once beat the fused kernel in a bfloat16 training step on a CPU.
+SHORT = 256
+
 
 class AttentionPlan(Protocol):
     """Anything that can attend: the seam where another backend plugs in."""
@@ -41,29 +44,29 @@ def _sdpa(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask: Tensor | None, c
 
 @dataclass(frozen=True)
 class DensePlan:
-    """One call for the whole batch: with `mask_B1TS` (True = visible), or causal, or free when both are off."""
+    """One call for the whole batch: with `mask_B1TS` (True = visible), or causal, or free when both are off.
+
+    Training on short rows in bfloat16 on a CPU takes plain products instead: there the fused kernel's backward costs
+    two to four times as much (benchmarks/attention.py).
+    """
 
     mask_B1TS: Tensor | None = None
     causal: bool = False
 
     def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+        on_cpu_in_bf16 = q_BTND.device.type == "cpu" and q_BTND.dtype == torch.bfloat16
+        if self.mask_B1TS is not None and on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT:
+            return _products(q_BTND, k_BSND, v_BSND, self.mask_B1TS, dropout)
         return _sdpa(q_BTND, k_BSND, v_BSND, self.mask_B1TS, self.causal, dropout)
 
 
-@dataclass(frozen=True)
-class ProductPlan:
-    """Two plain products and a softmax, scores and all, for short rows on a CPU: there the fused kernel's backward is
-    several times slower than the products it saves (benchmarks/attention.py).
-    """
-
-    mask_B1TS: Tensor
-
-    def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
-        q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
-        scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
-        scores_BNTS = scores_BNTS.float().masked_fill(~self.mask_B1TS, -torch.inf)
-        weights_BNTS = functional.dropout(scores_BNTS.softmax(-1).to(v_BNSD.dtype), dropout)
-        return (weights_BNTS @ v_BNSD).transpose(1, 2)
+def _products(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask_B1TS: Tensor, dropout: float) -> Tensor:
+    """Attention as two plain products with all scores in memory, softmax in fp32."""
+    q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
+    scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
+    scores_BNTS = scores_BNTS.float().masked_fill(~mask_B1TS, -torch.inf)
+    weights_BNTS = functional.dropout(scores_BNTS.softmax(-1).to(v_BNSD.dtype), dropout)
+    return (weights_BNTS @ v_BNSD).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .positions import infer_positions, infer_prefix, rotary_angles, running_pos
 LogitsAt = Literal["last"] | Tensor | None
 
 # Below this many tokens one masked call is faster than calls per sample (benchmarks/attention.py).
-SPLIT_FROM = 256
+SPLIT_FROM = 512
 
 
 class Transformer(nn.Module):

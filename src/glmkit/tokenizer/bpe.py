@@ -44,8 +44,8 @@ _REQUIRED_ROLES = ("pad", "eos", "cls", "mask", "smask", "gmask", "sop", "eop")
 
 _PIECE = 16_384  # characters encoded at a time, which bounds memory for texts of any length
 _UNUSUAL_PIECE = 256
-_CACHED_WORDS = 1 << 17  # about 50 MB
-_LONGEST_CACHED = 64
+_CACHED_WORDS = 1 << 18  # about 80 MB
+_LONGEST_CACHED = 16  # characters; longer words rarely come again
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
