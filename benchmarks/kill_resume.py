@@ -23,11 +23,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.store import toy_store  # noqa: E402
-
 from glmkit.checkpoint.native import load_weights, read_config  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.train.checkpoints import CheckpointStore, read_optimizer, read_state  # noqa: E402
+from support.store import toy_store  # noqa: E402
 
 PATIENCE = 300.0  # seconds until a step must have come
 

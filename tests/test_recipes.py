@@ -1,4 +1,4 @@
-"""Every recipe is parsed, checked as a whole and sized on the meta device; the published ones have the published sizes."""
+"""Every recipe is parsed, checked as a whole and sized on the meta device; the published ones have published sizes."""
 
 from pathlib import Path
 
@@ -38,7 +38,10 @@ def test_parameters(name):
 
 
 def test_tiny():
-    assert plan("tiny", **{"model.vocab_size": 2048}).parameters == 4 * (12 * 128**2 + 13 * 128) + (2048 + 2 * 257 + 2) * 128
+    assert (
+        plan("tiny", **{"model.vocab_size": 2048}).parameters
+        == 4 * (12 * 128**2 + 13 * 128) + (2048 + 2 * 257 + 2) * 128
+    )
 
 
 @pytest.mark.parametrize("name", [*PARAMETERS, "tiny"])

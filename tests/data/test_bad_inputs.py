@@ -81,7 +81,7 @@ FILES: dict[str, tuple[str | bytes | Callable[[Path], None], str]] = {
     "utf8.csv": (b"text\nok\n\xff\n", "utf8.csv: line 3: field 'text': invalid UTF-8"),
     "nul.txt": ("a\nb\0c", "nul.txt: line 2: NUL byte (is this a binary file?) at byte 1 of the line"),
     "nul.jsonl": ('{"text": "a\\u0000"}', "nul.jsonl: line 1: field 'text': NUL byte at character 1"),
-    "missing.jsonl": ('{"text": "a"}\n{"body": "bb", "n": ""}', "line 2: no field 'text'; fields with text: body, n; choose"),
+    "missing.jsonl": ('{"text": "a"}\n{"body": "bb", "n": ""}', "line 2: no field 'text'; fields with text: body, n;"),
     "missing.csv": ("id,body\n1,a\n", "missing.csv: no column 'text'; columns: 'id', 'body'; choose with --text-field"),
     "missing.parquet": (parquet(body=["a"]), "missing.parquet: no column 'text'; columns: 'body'; choose with"),
     "number.jsonl": ('{"text": 3.5}\n', "number.jsonl: line 1: field 'text' is a number (3.5), not text"),
@@ -179,13 +179,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(name: str, folder: Path, capsys
 @pytest.mark.parametrize("name", ["long.txt", "long.jsonl"])
 def test_a_line_of_five_megabytes_is_fine(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ("a line of words without an end " * 170_000)[: 5 * 2**20]
-    content = {
-        "txt": text,
-        "jsonl": json_lines([{"text": text}]),
-        "json": json_lines([{"text": text}]),
-        "csv": f"text\n{text}\n",
-    }
-    write(folder / name, content[name.split(".")[1]])
+    write(folder / name, text if name.endswith(".txt") else json_lines([{"text": text}]))
     assert main(["prepare", f"in/{name}", "--output", "out", "--tokenizer", "tokenizer"]) == 0
     stored = TokenStore("out")
     assert len(stored) == 1
@@ -292,7 +286,8 @@ def test_a_bad_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "fewer than the 9000 asked for" in err
     assert "at least 267" in refused(capsys, "in", "--output", "out", "--vocab-size", "100")
     options = ["in", "--output", "out", "--tokenizer", "tokenizer"]
-    assert "has no effect on a given tokenizer" in refused(capsys, *options, "--vocab-size", "300")
+    for useless in (["--vocab-size", "300"], ["--tokenizer-type", "bpe"], ["--tokenizer-sample-bytes", "9"]):
+        assert f"{useless[0]} has no effect on a given tokenizer" in refused(capsys, *options, *useless)
     assert "exclude each other" in refused(capsys, *options, "--split-lines", "--split-blank-lines")
 
 

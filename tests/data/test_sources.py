@@ -15,7 +15,7 @@ import zstandard
 
 from data.corpora import TEXTS, json_lines, read, read_with_report, write
 from glmkit.data import hub
-from glmkit.data.reading import ReadReport
+from glmkit.data.reading import ReadOptions, ReadReport
 from glmkit.data.sources import Sources
 from glmkit.errors import DataError
 from support.shared import shared_dir
@@ -192,6 +192,23 @@ def test_the_bytes_read_add_up_to_the_size_on_disk(name: str, tmp_path: Path) ->
     for _ in sources.documents(ReadReport(), counted.append):
         pass
     assert sum(counted) == path.stat().st_size == sources.total_bytes
+
+
+def test_options_without_effect_are_said(tmp_path: Path) -> None:
+    rows, text = write(tmp_path / "a.jsonl", json_lines(ROWS)), write(tmp_path / "a.txt", "x")
+    changed = ReadOptions(split_text="lines", keep_crlf=True, hub_split="test", text_field="body")
+    expected = [
+        "the option split_text has no effect: there is no text file",
+        "the option keep_crlf has no effect: there is no text file",
+        "the option hub_split has no effect: there is no dataset of the hub",
+    ]
+    assert Sources([rows], changed).notes == expected
+    assert Sources([text], changed).notes == [
+        "the option text_field has no effect: all files are plain text",
+        expected[2],
+    ]
+    assert Sources([rows, text, "c4"], changed).notes == []
+    assert Sources([rows]).notes == Sources([text]).notes == []
 
 
 def test_several_frames_and_members_in_one_file(tmp_path: Path) -> None:

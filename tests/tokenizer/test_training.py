@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from glmkit.errors import TokenizerError
+from glmkit.tokenizer import training
+from glmkit.tokenizer.pretokens import split_words
 from glmkit.tokenizer.training import MIN_VOCAB_SIZE, TextSample, train_tokenizer
 from support.shared import ROOT
 from tokenizer.trained import CHINESE, CODE, ENGLISH, trained
@@ -113,6 +115,20 @@ def test_one_long_text_is_sampled_in_pieces() -> None:
     assert 50_000 < sample.bytes_kept <= 100_000
     assert len(kept) >= 2
     assert all(text in " ".join(words) for text in kept)
+
+
+def test_text_of_too_many_different_words_is_used_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_MOST_WORD_BYTES", 1000)
+    sample, same = TextSample(), TextSample()
+    for i in range(400):
+        sample.add(f"word {'x' * (i % 50)}y{'z' * (i // 50)} ")
+        same.add("the same few words " + "again " * (i % 30))
+    assert len(list(same.texts())) == 400
+    assert same.bytes_used == same.bytes_kept
+    texts = list(sample.texts())
+    different = {word for text in texts for word in split_words(text)}
+    assert 1000 <= sum(map(len, different)) < 1100
+    assert sample.bytes_used == sum(map(len, texts)) < sample.bytes_kept
 
 
 def test_training_takes_a_sample_as_text() -> None:

@@ -144,5 +144,9 @@ def test_short_names_point_at_keys():
 def test_defaults_are_the_published_ones():
     result = config()
     assert (result.objective.bert_prob, result.training.seed, result.training.clip_grad) == (0.5, 1234, 1.0)
-    assert (result.schedule.lr_decay_style, result.schedule.warmup_ratio, result.schedule.lr_decay_ratio) == ("linear", 0.01, 0.1)
+    assert (result.schedule.lr_decay_style, result.schedule.warmup_ratio, result.schedule.lr_decay_ratio) == (
+        "linear",
+        0.01,
+        0.1,
+    )
     assert (result.optimizer.learning_rate, result.optimizer.weight_decay) == (1e-4, 0.01)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.training import CONFIG
 
 from glmkit.errors import TrainingError
 from glmkit.model import GLM, init_weights
@@ -12,6 +11,7 @@ from glmkit.model.masks import from_prefix
 from glmkit.train.config import TrainConfig
 from glmkit.train.forecast import Forecast, available_memory, check_memory, forecast, kept_bytes, size_text
 from glmkit.train.optim import build_optimizers
+from support.training import CONFIG
 
 CPU = torch.device("cpu")
 SHAPE = replace(CONFIG, max_positions=512)

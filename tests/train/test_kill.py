@@ -2,16 +2,17 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.store import toy_store
 
 from glmkit.train.checkpoints import CheckpointStore
 from glmkit.train.metrics import read_metrics
+from support.store import toy_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,12 +47,13 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**kill_resume.os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     for line in process.stderr:  # the first line of progress
         if line.startswith("step "):
             break
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # launcher, ranks and data workers alike, as a service manager does
     printed, errors = process.communicate(timeout=kill_resume.PATIENCE)
     assert process.returncode == 0, errors
     summary = json.loads(printed)

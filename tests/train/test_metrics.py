@@ -9,7 +9,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-from support.training import toy_trainer
 
 from glmkit.errors import CheckpointError, TrainingError
 from glmkit.train import rng
@@ -18,6 +17,7 @@ from glmkit.train.plot import plot_losses, smooth
 from glmkit.train.progress import ProgressLine, duration
 from glmkit.train.runlock import RunLock
 from glmkit.train.stop import StopRequest
+from support.training import toy_trainer
 
 CPU = torch.device("cpu")
 
@@ -154,6 +154,8 @@ def test_the_second_signal_leaves_at_once(monkeypatch):
     monkeypatch.setattr(os, "_exit", left.append)
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same request, by way of the launcher
         assert (stop.reason, left) == ("SIGTERM", [])
+        stop.grace = 0.0
         os.kill(os.getpid(), signal.SIGINT)
         assert left == [128 + signal.SIGINT]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.training import toy_model
 
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.train.config import OptimizerSection
 from glmkit.train.optim import build_optimizers, clip_gradients, slots_per_parameter
+from support.training import toy_model
 
 
 def fill_gradients(model, seed=0):
@@ -22,7 +22,9 @@ def names_in(optimizers, part, model):
 
 def test_biases_and_norms_are_not_decayed_embeddings_are():
     model = toy_model()
-    (decayed, rate), (plain, zero) = names_in(build_optimizers(model, OptimizerSection(weight_decay=0.1)), "adamw", model)
+    (decayed, rate), (plain, zero) = names_in(
+        build_optimizers(model, OptimizerSection(weight_decay=0.1)), "adamw", model
+    )
     assert (rate, zero) == (0.1, 0.0)
     assert plain == {n for n, _ in model.named_parameters() if n.endswith("bias") or "norm" in n}
     assert {"model.embed_tokens.weight", "model.embed_positions.weight"} <= decayed

@@ -1,12 +1,12 @@
 """Several processes give the answer of one, and agree when to stop."""
 
 import pytest
-from support.rank_jobs import fail_on_one, poisoned, signalled, train
-from support.ranks import run_ranks
 
 from glmkit.parallel.mesh import Ranks
 from glmkit.train.checkpoints import CheckpointStore
 from glmkit.train.config import OptimizerSection
+from support.rank_jobs import fail_on_one, poisoned, signalled, train
+from support.ranks import run_ranks
 
 # A large eps: Adam would blow up rounding where gradients are tiny.
 OPTIONS = {"steps": 6, "micro_batches": 4, "optimizer": OptimizerSection(learning_rate=1e-3, adam_eps=1e-4)}

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from support.training import toy_batch, toy_trainer
 
 from glmkit.errors import CheckpointError
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
 from glmkit.train.config import OptimizerSection
 from glmkit.train.metrics import cut_back
+from support.training import toy_batch, toy_trainer
 
 
 def fake_evaluator(model):

@@ -84,7 +84,9 @@ def test_steps_and_samples_agree():
 
 
 def test_sizes_that_do_not_divide_are_refused():
-    with pytest.raises(ConfigError, match=r"batch_size 10 is not a multiple of micro_batch_size 4 x 2 rank\(s\) = 8; try 8"):
+    with pytest.raises(
+        ConfigError, match=r"batch_size 10 is not a multiple of micro_batch_size 4 x 2 rank\(s\) = 8; try 8"
+    ):
         BatchPlan(micro_batch_size=4, batch_size=10, world_size=2)
     with pytest.raises(ConfigError, match="never reaches"):
         BatchPlan(micro_batch_size=1, batch_size=10, ramp=BatchRamp(start=4, increment=4, samples=100))

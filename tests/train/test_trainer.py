@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.training import ToyBatch, toy_batch, toy_loss, toy_model, toy_trainer
 
 from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.blocks import apply_recompute
 from glmkit.train.config import OptimizerSection
 from glmkit.train.metrics import read_metrics
+from support.training import ToyBatch, toy_batch, toy_loss, toy_model, toy_trainer
 
 PLAIN = OptimizerSection(learning_rate=1e-2)
 
@@ -90,6 +90,30 @@ def test_bf16_is_near_fp32():
 def test_fp16_needs_cuda():
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
         toy_trainer(precision="fp16")
+
+
+def test_loss_scaling_skips_overflows_and_resumes(tmp_path):
+    # fp16 itself needs a GPU; the scaler's part of the loop does not.
+    def overflowing(model, batch):
+        sums = toy_loss(model, batch)
+        return replace(sums, loss_sum=sums.loss_sum * (1e35 if batch.index == 4 else 1.0))
+
+    plain = losses(toy_trainer(steps=2))
+    trainer = toy_trainer(tmp_path, steps=5, loss_fn=overflowing)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=2)
+    records = []
+    trainer.on_step = records.append
+    before = []
+    trainer.on_checkpoint = lambda path: before.append(trainer.scaler.get_scale())
+    trainer.run()
+    assert [r.loss for r in records[:2]] == pytest.approx(plain, abs=1e-6)
+    assert [r.skipped for r in records] == [False, False, True, False, False]
+    assert [r.loss_scale for r in records] == [2.0**16, 2.0**16, 2.0**17, 2.0**16, 2.0**16]
+    assert trainer.state.skipped == 1
+    again = toy_trainer(tmp_path, steps=6)
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.resume(trainer.store.latest())
+    assert again.scaler.get_scale() == before[0] == 2.0**17
 
 
 def test_nan_loss_stops_with_a_diagnosis(tmp_path):

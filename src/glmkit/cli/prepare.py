@@ -64,9 +64,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "
         f"(default {DEFAULT_VOCAB_SIZE:,}, or as many as the text gives)",
     )  # fmt: skip
-    tokenizer.add_argument("--tokenizer-type", default="bpe", choices=["bpe", "unigram"], help="to train (default bpe)")
+    tokenizer.add_argument("--tokenizer-type", choices=["bpe", "unigram"], help="to train (default bpe)")
     tokenizer.add_argument(
-        "--tokenizer-sample-bytes", type=int, default=DEFAULT_SAMPLE_BYTES, metavar="BYTES",
+        "--tokenizer-sample-bytes", type=int, metavar="BYTES",
         help=f"text that the tokenizer is trained on at most, chosen by hash (default {DEFAULT_SAMPLE_BYTES:,})",
     )  # fmt: skip
 
@@ -93,12 +93,17 @@ def run(args: Any) -> int:
         max_documents=args.max_documents,
         hub_split=args.hub_split,
     )
+    if args.tokenizer is not None:
+        for name in ("vocab_size", "tokenizer_type", "tokenizer_sample_bytes"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                raise DataError(f"--{option} has no effect on a given tokenizer; leave out it or --tokenizer")
     tokenizer = TrainedTokenizer.load(args.tokenizer) if args.tokenizer is not None else None
     options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "vocab_size": args.vocab_size,
-        "tokenizer_type": args.tokenizer_type,
-        "sample_bytes": args.tokenizer_sample_bytes,
+        "tokenizer_type": args.tokenizer_type or "bpe",
+        "sample_bytes": DEFAULT_SAMPLE_BYTES if args.tokenizer_sample_bytes is None else args.tokenizer_sample_bytes,
         "validation_share": args.validation_share,
         "drop_duplicates": args.drop_duplicates,
         "read": read,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -24,7 +24,6 @@ from glmkit.train.pretraining import pretrain
 from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
 from glmkit.train.runplan import RunPlan, plan_run
-from glmkit.train.schema import closest
 from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
@@ -38,7 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "                    [--SECTION.KEY VALUE ...]"
     )
     parser.add_argument("recipe", help="YAML file such as recipes/pretrain/tiny.yaml")
-    parser.add_argument("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
+    parser.add_argument(
+        "--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)"
+    )
     parser.add_argument("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
     parser.add_argument("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
@@ -56,11 +57,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
         about = f"{leaf.help}; {default}" if leaf.help else default
         keys.add_argument(
-            f"--{leaf.name}", dest=_flat(leaf.name), default=argparse.SUPPRESS, metavar="X", help=f"{about} ({leaf.kind})"
+            f"--{leaf.name}",
+            dest=_flat(leaf.name),
+            default=argparse.SUPPRESS,
+            metavar="X",
+            help=f"{about} ({leaf.kind})",
         )
-    known = [option for action in parser._actions for option in action.option_strings]
-    original = parser.error
-    parser.error = functools.partial(_with_hint, original, known)
 
 
 def run(args: Any) -> int:
@@ -133,14 +135,14 @@ def _dry_run(config: TrainConfig, args: Any) -> int:
 
 
 def _plan_lines(plan: RunPlan, summary: Mapping[str, Any]) -> list[str]:
-    s = summary
+    s, unit = summary, summary["schedule_unit"]
     return [
         f"parameters        {s['parameters']:,}",
         f"shape             {s['layers']} layers x {s['hidden_size']} wide, {s['vocabulary_rows']:,} vocabulary rows",
-        f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} micro-batches",
+        f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} parts",
         f"tokens per step   {s['tokens_per_step']:,} (at most)",
         f"tokens            {s['tokens']:,} (at most)",
-        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {s['schedule_unit']}",
+        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {unit}",
         f"modes             {', '.join(s['modes'])}",
         f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
         *(f"  {line}" for line in plan.memory.lines()[:-1]),
@@ -177,16 +179,6 @@ def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previ
         return [{"prompt": t, "text": f.text, "blanks": f.blanks} for t, f in zip(texts, filled, strict=True)]
 
     return preview
-
-
-def _with_hint(original: Any, known: list[str], message: str, *rest: Any) -> NoReturn:
-    """argparse's error, with the closest option for each unknown one."""
-    unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-    if "nrecognized" in message:
-        hints = [f"{word}: {closest(word, known)}" for word in unknown if word not in known]
-        message = f"{message} ({'; '.join(hints)})" if hints else message
-    original(message, *rest)
-    raise AssertionError("the parser's error returned")
 
 
 def _flat(dotted: str) -> str:

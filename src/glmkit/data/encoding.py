@@ -1,5 +1,6 @@
 """Turning batches of documents into token arrays, in this process or in several, always in the order given."""
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +33,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """Tokens of some documents; eos is added to each."""
     dtype = DTYPES[token_dtype(tokenizer.vocab_size)]
     eos = tokenizer.special.eos
     arrays = []
@@ -77,6 +79,7 @@ _worker_tokenizer: Tokenizer | None = None  # of this process, when it is a work
 
 def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
     _worker_tokenizer = tokenizer
 
 

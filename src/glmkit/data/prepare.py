@@ -84,7 +84,7 @@ def prepare(
             sample = _sample(sources, splitter, sample_bytes, progress)
             progress.stage("training the tokenizer", None)
             tokenizer = train_tokenizer(sample, vocab_size=vocab_size, kind=tokenizer_type)
-            training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_kept, "sample_bytes": sample_bytes}
+            training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_used, "sample_bytes": sample_bytes}
         try:
             with StoreWriter(folder, tokenizer) as writer:
                 second = _Pass(sources, splitter, drop_duplicates)

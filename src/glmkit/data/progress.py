@@ -39,10 +39,10 @@ class TerminalProgress:
         self._console = Console(file=sys.stderr)
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             DownloadColumn(),
             TransferSpeedColumn(),
-            TextColumn("{task.fields[documents]:,} documents, {task.fields[rate]:,.0f}/s, left"),
+            TextColumn("{task.fields[documents]:,} docs {task.fields[rate]:,.0f}/s"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,

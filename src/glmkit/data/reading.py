@@ -51,6 +51,8 @@ Row = str | BadRow
 
 @dataclass
 class SkippedRows:
+    """Bad rows of one reason: how many, and the first of them."""
+
     count: int
     first: str  # where, and what was wrong
 

@@ -33,6 +33,8 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class SourceFile:
+    """One file to read, and how."""
+
     path: Path
     format: str  # a value of FORMATS
     size: int  # bytes on disk
@@ -79,6 +81,7 @@ class Sources:
             names = ", ".join(entry.name for entry in self.inputs)
             left_out = f"; {self.notes[-1]}; --format reads any suffix" if self.ignored else ""
             raise DataError(f"{names}: no readable files (known: {' '.join(FORMATS)}, also .gz and .zst){left_out}")
+        self.notes += self._options_without_effect()
 
     @property
     def total_bytes(self) -> int | None:
@@ -202,6 +205,23 @@ class Sources:
             return
         self._seen.add((found.st_dev, found.st_ino))
         entry.files.append(SourceFile(path, kind, found.st_size))
+
+    def _options_without_effect(self) -> list[str]:
+        kinds = {file.format for entry in self.inputs for file in entry.files}
+        kinds |= {"hub" for entry in self.inputs if entry.is_hub}
+        needs = {
+            "text_field": (kinds != {"text"}, "all files are plain text"),
+            "split_text": ("text" in kinds, "there is no text file"),
+            "max_document_bytes": ("text" in kinds, "there is no text file"),
+            "keep_crlf": ("text" in kinds, "there is no text file"),
+            "hub_split": ("hub" in kinds, "there is no dataset of the hub"),
+        }
+        standard = ReadOptions()
+        return [
+            f"the option {name} has no effect: {why}"
+            for name, (has_effect, why) in needs.items()
+            if not has_effect and getattr(self.options, name) != getattr(standard, name)
+        ]
 
     def _format_of(self, path: Path) -> str | None:
         return _known_format(path) if self.options.format == "auto" else self.options.format

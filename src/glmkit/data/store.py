@@ -114,10 +114,12 @@ class TokenStore:
 
 
 def tokens_file(split: str) -> str:
+    """Name of a split's file of tokens."""
     return f"{split}.tokens.bin"
 
 
 def offsets_file(split: str) -> str:
+    """Name of a split's file of document bounds."""
     return f"{split}.offsets.bin"
 
 

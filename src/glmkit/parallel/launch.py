@@ -50,7 +50,8 @@ def _watch(ranks: list[Any]) -> int:
         for process in [p for p in running if not p.is_alive()]:
             running.remove(process)
             if process.exitcode:  # negative: killed by that signal
-                return process.exitcode if process.exitcode > 0 else 128 - process.exitcode
+                status = int(process.exitcode)
+                return status if status > 0 else 128 - status
     return 0
 
 

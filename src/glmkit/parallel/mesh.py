@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from glmkit.errors import ConfigError
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -19,7 +21,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def is_main(self) -> bool:

@@ -21,6 +21,7 @@ DEFAULT_VOCAB_SIZE = 32_000
 MIN_VOCAB_SIZE = len(SPECIAL_STRINGS) + 256
 
 _SAMPLE_PIECE = 32_768  # characters; long documents are sampled piece by piece
+_MOST_WORD_BYTES = 12 * 2**20  # of different words: training then takes about 1.4 GB
 _LONGEST_TOKEN = 48  # characters of the byte alphabet: 48 letters, 16 Chinese characters
 _MIN_PAIR_COUNT = 2  # a pair seen once is no pattern
 
@@ -30,6 +31,9 @@ class TextSample:
 
     Long texts are cut into pieces; those with the smallest hashes are kept. So the sample does not depend on the order
     of the texts, and it is all of the text while that fits. Memory: `limit` bytes and a little.
+
+    `texts` stops earlier when the text has very many different words, as long Chinese text has, because the memory of
+    training goes with those (about 110 bytes for each of their bytes). `bytes_used` tells how much it gave.
     """
 
     def __init__(self, limit: int = DEFAULT_SAMPLE_BYTES) -> None:
@@ -38,6 +42,7 @@ class TextSample:
         self.limit = limit
         self.bytes_seen = 0
         self.bytes_kept = 0
+        self.bytes_used = 0  # after `texts`
         self._heap: list[tuple[int, bytes]] = []  # largest hash first
         self._ceiling = 1 << 64  # pieces with this hash or a larger one are out for good
 
@@ -58,8 +63,18 @@ class TextSample:
 
     def texts(self) -> Iterator[str]:
         """The kept pieces, smallest hash first."""
+        words: set[str] = set()
+        self.bytes_used = word_bytes = 0
         for _, data in sorted(self._heap, reverse=True):
-            yield data.decode()
+            text = data.decode()
+            self.bytes_used += len(data)
+            yield text
+            if self.bytes_kept > _MOST_WORD_BYTES:
+                fresh = set(split_words(text)) - words
+                word_bytes += sum(len(word.encode()) for word in fresh)
+                words |= fresh
+                if word_bytes >= _MOST_WORD_BYTES:
+                    return
 
 
 def train_tokenizer(

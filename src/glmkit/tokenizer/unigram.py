@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+AnyInts = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 MAX_PIECE_LENGTH = 16  # characters
@@ -87,13 +88,16 @@ class _Lattice:
     within one such group no node is an end twice, nor a start twice, so a group is one vector operation.
     """
 
-    def __init__(self, first: Ints, last: Ints, weight: Floats, start: Ints, length: Ints, piece: Ints) -> None:
+    def __init__(
+        self, first: Ints, last: Ints, weight: Floats, start: AnyInts, length: AnyInts, piece: AnyInts
+    ) -> None:
         self.first, self.last, self.weight = first, last, weight  # of each word: its outer nodes and its count
         self.num_nodes = int(last[-1]) + 1 if len(last) else 0
-        self.word = np.repeat(np.arange(len(first)), last - first + 1)
-        key = (start + length - first[self.word[start]]) * (MAX_PIECE_LENGTH + 1) + length
+        self.word = np.repeat(np.arange(len(first), dtype=np.int32), last - first + 1)
+        # At most 48 * 17, so that sorting is by radix.
+        key = ((start + length - first[self.word[start]]) * (MAX_PIECE_LENGTH + 1) + length).astype(np.int16)
         order = np.argsort(key, kind="stable")
-        self.start, self.length, self.piece = start[order], length[order], piece[order]
+        self.start, self.length, self.piece = (array[order].astype(np.int32) for array in (start, length, piece))
         bounds = np.flatnonzero(np.diff(key[order])) + 1
         edges = [0, *bounds.tolist(), len(order)]
         self.groups = [slice(a, b) for a, b in pairwise(edges) if b > a]

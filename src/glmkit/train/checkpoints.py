@@ -61,13 +61,14 @@ class CheckpointStore:
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
     ) -> Path:
-        """Write one checkpoint, visible only when whole and on disk, then remove those that retention no longer keeps."""
+        """Write one checkpoint, visible only when whole and on disk, then remove those that need not be kept."""
         target = self.path(step)
         if target.exists():
             raise CheckpointError(f"{target} exists already; resume from it, or give another --output")
         with atomic_directory(target) as temporary:
             write_model(temporary)
-            save_file({k: v.detach().contiguous().cpu() for k, v in optimizer.items()}, temporary / "optimizer.safetensors")
+            tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in optimizer.items()}
+            save_file(tensors, temporary / "optimizer.safetensors")
             sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
             document = {"format": _FORMAT, "step": step, **state, "files": sizes}
             (temporary / "trainer.json").write_text(json.dumps(document), encoding="utf-8")
@@ -107,7 +108,9 @@ class CheckpointStore:
         if (path / "checkpoints").is_dir():  # a run directory: its newest checkpoint
             path = CheckpointStore(path).latest() or path
         if not (path / "trainer.json").is_file():
-            raise CheckpointError(f"{resume} is no training checkpoint (no trainer.json); give a .../checkpoints/step-N")
+            raise CheckpointError(
+                f"{resume} is no training checkpoint (no trainer.json); give a .../checkpoints/step-N"
+            )
         match = _NAME.fullmatch(path.name)
         if path.resolve().parent == self.directory.resolve() and match and self.steps()[-1] > int(match[1]):
             raise CheckpointError(

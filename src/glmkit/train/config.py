@@ -14,8 +14,6 @@ from glmkit.objective.config import ObjectiveConfig
 from .schedule import BatchPlan, BatchRamp, Schedule
 from .schema import build, convert, option, refuse_unknown
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
@@ -69,10 +67,10 @@ class TrainingSection:
     micro_batch_size: int = option(8, "rows of one forward pass of one rank")
     batch_size: int | None = option(None, "rows of one optimizer step, all ranks together (null: see next key)")
     gradient_accumulation_steps: int | None = option(None, "micro-batches of a rank per step, instead of batch_size")
-    batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow the batch up to batch_size")
+    batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow to batch_size")  # noqa: RUF009
     z_loss: float = option(0.0, "weight of log(Z)^2, Z the softmax's denominator")
     clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping")
-    precision: Precision = option("fp32", "fp32, bf16 (autocast), fp16 (autocast and loss scaling, CUDA only)")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16: autocast; fp16: also loss scaling, CUDA only")
     recompute: bool = option(False, "recompute activations in the backward pass: less memory, about 30 % more time")
     compile: bool = option(False, "torch.compile every block")
     deterministic: bool = option(False, "ask PyTorch for deterministic kernels (CUDA; CPU is deterministic anyway)")
@@ -147,7 +145,7 @@ class TrainConfig:
         refuse_unknown(values, [f.name for f in fields(cls)], "")
         hints = get_type_hints(cls)
         special = {"model": _model_section, "objective": _objective_section}
-        sections = {
+        sections: dict[str, Any] = {
             name: special[name](section or {}) if name in special else build(hints[name], section or {}, where=name)
             for name, section in values.items()
         }
@@ -158,7 +156,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they may stand in a recipe."""
-        values = _plain(asdict(self))
+        values: dict[str, Any] = _plain(asdict(self))
         values["model"] |= values["model"].pop("fields")
         return values
 
@@ -203,9 +201,7 @@ class TrainConfig:
         """Rows and micro-batches of every step for `world_size` ranks."""
         t = self.training
         rows = t.batch_size or t.micro_batch_size * world_size * (t.gradient_accumulation_steps or 1)
-        return BatchPlan(
-            micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size
-        )
+        return BatchPlan(micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size)
 
     def total_steps(self, plan: BatchPlan) -> int:
         """Optimizer steps of the whole run."""

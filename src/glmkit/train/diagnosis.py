@@ -22,8 +22,8 @@ def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None
     for index, mode, tokens, targets in entries:
         if targets == 0:
             raise TrainingError(
-                f"all labels masked at step {step}: micro-batch {index} (mode {mode}) has {tokens} tokens and no target; "
-                "look at it with `glm show`, then check sequence_length and the objective's ratios"
+                f"all labels masked at step {step}: micro-batch {index} (mode {mode}) has {tokens} tokens and no "
+                "target; look at it with `glm show`, then check sequence_length and the objective's ratios"
             )
 
 

@@ -43,7 +43,7 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: to
     """Memory of one rank training `model` (which may be on the meta device) on `device` as `config` says.
 
     Weights, gradients and optimizer states are exact (fp32). Activations are counted by running the model's own code
-    for one and two blocks on tensors without storage. The loss works chunk by chunk and keeps no logits.
+    for one and two blocks and one row, on tensors without storage. The loss works chunk by chunk and keeps no logits.
     """
     t, data = config.training, config.data
     slots, trained = slots_per_parameter(config.optimizer, model)
@@ -52,11 +52,12 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: to
     # Blanks lengthen a text: every span adds a mask and a start. Packed rows have their length.
     longest = -(-data.sequence_length * 115 // 100)
     row = longest if data.layout == "padded" else data.row_length or data.sequence_length
-    one, two = (kept_bytes(replace(shape, num_layers=n), t.micro_batch_size, row, t.precision, device) for n in (1, 2))
+    rows = t.micro_batch_size
+    one, two = (rows * kept_bytes(replace(shape, num_layers=n), 1, row, t.precision, device) for n in (1, 2))
     block = two - one
     around = one - block
     if t.recompute:
-        inputs = t.micro_batch_size * row * shape.hidden_size * 4
+        inputs = rows * row * shape.hidden_size * 4
         activations = around + inputs * shape.num_layers + block
     else:
         activations = around + block * shape.num_layers

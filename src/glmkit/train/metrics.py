@@ -105,4 +105,4 @@ def _open_board(directory: Path, step: int) -> Any:
         raise ConfigError(
             'output.tensorboard needs the package tensorboard; install it: pip install "glmkit[train]"'
         ) from error
-    return SummaryWriter(str(directory), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(directory), purge_step=step + 1)

@@ -63,8 +63,8 @@ def pretrain(
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
     there is one; a path continues that checkpoint. `previews(model, tokenizer, texts)` makes the previewer.
-    `on_step(record, trainer)` runs on rank 0 after every step and may call `trainer.stop.ask`. `learning_rate` takes the
-    place of the recipe's schedule.
+    `on_step(record, trainer)` runs on rank 0 after every step and may call `trainer.stop.ask`. `learning_rate` takes
+    the place of the recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
     ranks = ranks or Ranks()

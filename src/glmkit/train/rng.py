@@ -23,7 +23,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 def capture(device: torch.device) -> dict[str, Any]:
     """All states as JSON-able values."""
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],

@@ -79,7 +79,8 @@ class BatchPlan:
                 raise ConfigError(f"batch_ramp {self.ramp} needs positive start, increment and samples")
             if self.ramp.start > self.batch_size or (self.batch_size - self.ramp.start) % self.ramp.increment:
                 raise ConfigError(
-                    f"batch_ramp from {self.ramp.start} by {self.ramp.increment} never reaches batch_size {self.batch_size}"
+                    f"batch_ramp from {self.ramp.start} by {self.ramp.increment} never reaches batch_size "
+                    f"{self.batch_size}"
                 )
             sizes |= {"batch_ramp.start": self.ramp.start, "batch_ramp.increment": self.ramp.increment}
         for name, rows in sizes.items():

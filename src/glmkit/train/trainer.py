@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,26 @@ from .optim import Optimizers, clip_gradients
 from .progress import ProgressLine
 from .schedule import BatchPlan
 from .state import StepRecord, TrainState
-from .stop import StopRequest
+from .stop import StopRequest, shielded_children
 from .usage import peak_memory
 
 
 class StepBatch(Protocol):
     """One micro-batch: `index` counts over the whole run and all ranks."""
 
-    index: Any
-    mode: Any
-    num_tokens: Any  # without padding
-    num_targets: Any
+    @property
+    def index(self) -> int: ...
 
-    def to(self, device: torch.device) -> Self: ...
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def num_tokens(self) -> int: ...  # without padding
+
+    @property
+    def num_targets(self) -> int: ...
+
+    def to(self, device: torch.device) -> Any: ...  # one like it
 
 
 class Sums(Protocol):
@@ -200,7 +207,7 @@ class Trainer(Generic[B]):
 
         Starting a DataLoader draws a number from PyTorch's generator; neither run, resumed or not, may notice.
         """
-        with rng.untouched(self.device):
+        with rng.untouched(self.device), shielded_children():
             source = iter(self.batches(self.state.micro_batches))
             first = [] if self.state.step >= self.options.total_steps else list(islice(source, 1))
         return source, chain(first, source)
@@ -214,7 +221,7 @@ class Trainer(Generic[B]):
         rows = micro_batches * self.plan.micro_batch_size
         batches = list(islice(iterator, micro_batches // ranks.world_size))
         data_seconds = time.perf_counter() - started
-        counts = ranks.gather([(b.index, b.mode, int(b.num_tokens), int(b.num_targets)) for b in batches])
+        counts = ranks.gather([(b.index, b.mode, b.num_tokens, b.num_targets) for b in batches])
         everything = sorted(entry for part in counts for entry in part)
         check_targets(everything, micro_batches, step=state.step + 1)
         targets = sum(entry[3] for entry in everything)
@@ -277,10 +284,10 @@ class Trainer(Generic[B]):
                 with self._autocast():
                     sums: Sums = self._objective(batch.to(self.device))
                 loss = sums.loss_sum * factor
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
             reported.append(sums.cross_entropy_sum.detach().double())
         values = torch.stack(reported).tolist()  # the one wait for the device
-        return {int(batch.index): value for batch, value in zip(batches, values, strict=True)}
+        return {batch.index: value for batch, value in zip(batches, values, strict=True)}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.options.precision == "fp32":
