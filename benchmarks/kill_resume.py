@@ -69,7 +69,7 @@ def write_recipe(path: Path, steps: int, workers: int = 1) -> Path:
 
 def start(recipe: Path, store: Path, output: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "glmkit", "pretrain", str(recipe), "--data", str(store), "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     return subprocess.Popen(
         [*command, "--resume", "auto", "--quiet"],
         env=environment,

@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(recipe, store, tmp_path, capsys, more, message):
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert message in errors[0]
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_directories_are_named(recipe, store, capsys):

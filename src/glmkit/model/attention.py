@@ -79,6 +79,8 @@ class SplitPlan:
 
     segments: Segments
 
+    # Not compiled: the bounds change with every batch, and a compiled copy for each would be made and thrown away.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
         rows: list[list[tuple[int, int, int]]] = [[] for _ in range(q_BTND.shape[0])]
         for row, start, prefix_end, end in self.segments.bounds:

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from glmkit.errors import TrainingError
 
 # Logits of one chunk: 2^24 fp32 numbers are 64 MB.
 _CHUNK_NUMBERS = 1 << 24
+# Chunks are padded to a multiple of this many targets: oneDNN compiles and keeps a kernel for every shape it meets, and
+# the number of targets differs from batch to batch (docs/log.md, 2026-11-22).
+_ROUND = 64
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, targets_N.numel(), chunk):
                 part = slice(start, start + chunk)
-                hidden_CH, targets_C1 = hidden_NH[part].detach().to(dtype), targets_N[part, None]
+                count = targets_N[part].numel()
+                filling = -count % _ROUND
+                hidden_CH = pad(hidden_NH[part].detach().to(dtype), (0, 0, 0, filling))
+                targets_C1 = pad(targets_N[part], (0, filling))[:, None]
                 logits_CV = (hidden_CH @ weight.T).float()
                 log_p_CV = torch.log_softmax(logits_CV, dim=-1)
                 target_log_p_C1 = log_p_CV.gather(1, targets_C1)
-                entropy -= target_log_p_C1.double().sum()
+                entropy -= target_log_p_C1[:count].double().sum()
                 log_z_C1 = logits_CV.gather(1, targets_C1) - target_log_p_C1 if z_loss else None
                 if log_z_C1 is not None:
-                    z_sum += log_z_C1.double().square().sum()
+                    z_sum += log_z_C1[:count].double().square().sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
                 del logits_CV
@@ -81,9 +88,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if log_z_C1 is not None:
                     grad_CV *= 1 + 2 * z_loss * log_z_C1
                 grad_CV.scatter_add_(1, targets_C1, torch.full_like(targets_C1, -1, dtype=torch.float32))
+                grad_CV[count:] = 0
                 grad_CV = grad_CV.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[part] = grad_CV @ weight
+                    grad_hidden[part] = (grad_CV @ weight)[:count]
                 if grad_weight is not None:
                     grad_weight += grad_CV.T @ hidden_CH
         ctx.save_for_backward(grad_hidden, grad_weight)

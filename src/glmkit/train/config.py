@@ -48,6 +48,8 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
+    """Which prepared data, and how texts become rows."""
+
     path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
     sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")
     layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
@@ -62,6 +64,8 @@ class DataSection:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection:
+    """How long, how much at once, in which precision, where."""
+
     max_steps: int | None = option(None, "optimizer steps")
     max_samples: int | None = option(None, "rows to train on, instead of max_steps")
     micro_batch_size: int = option(8, "rows of one forward pass of one rank")
@@ -80,6 +84,8 @@ class TrainingSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSection:
+    """AdamW or Muon, and their numbers."""
+
     name: Literal["adamw", "muon"] = option("adamw", "muon: hidden matrices by Muon, the rest by AdamW")
     learning_rate: float = option(1e-4, "peak rate of AdamW")
     adam_beta1: float = option(0.9, "AdamW: decay of the first moment")
@@ -93,6 +99,8 @@ class OptimizerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
+    """The learning rate over time, in steps or in samples."""
+
     lr_decay_style: Literal["linear", "cosine", "constant"] = option("linear", "shape after the warm-up")
     warmup_ratio: float = option(0.01, "share of lr_decay_iters spent on the linear warm-up")
     lr_decay_iters: int | None = option(None, "step where the decay ends; null = max_steps")
@@ -104,6 +112,8 @@ class ScheduleSection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSection:
+    """How often to save, and what to keep."""
+
     every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal")
     keep_last: int = option(3, "newest checkpoints kept")
     keep_every: int | None = option(None, "also keep checkpoints at multiples of this many steps")
@@ -111,6 +121,8 @@ class CheckpointSection:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
+    """How often to look at the validation split, and the preview texts."""
+
     every: int = option(1000, "steps between evaluations on the validation split; 0 = never")
     batches: int = option(100, "micro-batches per mode")
     previews: tuple[str, ...] = option((), "texts with [MASK], [sMASK] or [gMASK], filled at every evaluation")
@@ -118,6 +130,8 @@ class EvaluationSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSection:
+    """Where the run's files go, and which pictures are made."""
+
     directory: str | None = option(None, "run directory; --output sets it")
     tensorboard: bool = option(False, "write TensorBoard events (extra [train])")
     plot: bool = option(True, "write loss.png at checkpoints and at the end (extra [train])")

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
 
-import glmkit
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
@@ -186,7 +186,7 @@ def _build(
             "config": config.to_dict(),
             "model": shape.to_dict(),
             "data": data.store.fingerprint,
-            "versions": {"glmkit": glmkit.__version__, "torch": torch.__version__},
+            "versions": {"glmkit": version("glmkit"), "torch": torch.__version__},
         },
         progress=line,
         evaluators=evaluators,

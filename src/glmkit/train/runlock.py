@@ -39,6 +39,10 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._file is None:
+            return
+        if error is not None and [entry.name for entry in self.directory.iterdir()] == [".lock"]:
+            (self.directory / ".lock").unlink()  # nothing came of the run: leave nothing
+            self.directory.rmdir()
+        os.close(self._file)
+        self._file = None
