@@ -136,7 +136,7 @@ class LM:
     def _filled(self, text: str, spans: list[list[int]]) -> Filled:
         tokenizer = self.tokenizer
         names = [tokenizer.id_to_token(i) for i in self.special.mask_ids()]
-        pieces = re.split("|".join(re.escape(name) for name in names), text)
+        pieces = re.split("|".join(re.escape(name) for name in names), tokenizer.without_blank_space(text))
         answers = [tokenizer.decode(span) for span in spans]
         assert len(pieces) == len(answers) + 1, "the text and the tokenizer disagree about the blanks"
         whole = "".join(piece + answer for piece, answer in zip(pieces, [*answers, ""], strict=True))

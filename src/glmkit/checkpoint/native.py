@@ -35,9 +35,15 @@ def write_model(
     folder = Path(directory)
     write_json(folder / CONFIG_FILE, {"glmkit_format": FORMAT, **config.to_dict()})
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, tensors)
     if generation is not None:
         write_json(folder / GENERATION_FILE, dict(generation))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that others may read (the library makes it private to its owner)."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -31,7 +31,9 @@ class Exam:
         self.texts = {module.name: module.text for module in parts.held_out}
         self._validation = self._tokenized(parts.validation)
         held_out = self._tokenized(parts.held_out)
-        drawn = {kind: self._draw(held_out, kind, count if kind == "single_token" else count // 2) for kind in KINDS}
+        drawn = {
+            kind: self._draw(held_out, kind, count if kind == "single_token" else -(-count // 5)) for kind in KINDS
+        }
         self.blanks = {kind: one.blanks for kind, one in drawn.items()}
         self.left_out: dict[str, dict[str, int]] = {kind: one.left_out for kind, one in drawn.items()}
 

@@ -42,7 +42,7 @@ _MOST_STEPS = 10_000_000  # the clock ends the run
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """minutes: of the whole run on this machine. blanks: single-token blanks; half as many of the other kinds."""
+    """minutes: of the whole run on this machine. blanks: single-token blanks; a fifth as many of the other kinds."""
 
     output: Path
     minutes: float = 5.0

@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def without_blank_space(self, text: str) -> str:
+        """The text as `encode(text, specials=True)` reads it: without the white space that belongs to its blanks."""
+        ...
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text; faster than one call per text where the tokenizer can."""
         ...

@@ -71,8 +71,9 @@ _TO_ALPHABET = dict(enumerate(_ALPHABET))
 class TrainedTokenizer:
     """A `Tokenizer` of ours. Made by `train_tokenizer` or `TrainedTokenizer.load`.
 
-    `lstrip_masks` tells whether white space on the left of a mask token is dropped when special strings are read from
-    text. The published GLM tokenizers do that; ours are trained without it, so it is off unless asked for in training.
+    A word carries the space in front of it, so "a [MASK] b" reads as "a", blank, " b": one space between a word and a
+    blank belongs to the blank. With `lstrip_masks` all white space on the left of a mask does, as in the published GLM
+    tokenizers.
     """
 
     def __init__(self, tokenizer_json: str, specials: Mapping[str, str], *, source: str = "tokenizer") -> None:
@@ -95,6 +96,8 @@ class TrainedTokenizer:
         masks = {self._specials[role] for role in MASK_ROLES}
         flags = {entry["content"]: bool(entry.get("lstrip")) for entry in content["added_tokens"]}
         self._stripping = frozenset(text for text in masks if flags.get(text))
+        space = r"\s+" if self._stripping else r"(?<=\S) "
+        self._blank_space = re.compile(f"{space}(?=(?:{'|'.join(map(re.escape, sorted(masks)))}))")
         longest_first = sorted(self._specials.values(), key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._fast = _split_pattern(content) == RUST_PATTERN
@@ -144,17 +147,18 @@ class TrainedTokenizer:
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         if not specials:
             return self._encode_plain([text])[0]
-        parts = self._special_pattern.split(text)
+        parts = self._special_pattern.split(self.without_blank_space(text))
         plain = parts[0::2]
         found = parts[1::2]
-        for i, mark in enumerate(found):
-            if mark in self._stripping:
-                plain[i] = plain[i].rstrip()
         ids, *rest = self._encode_plain(plain)
         for mark, part in zip(found, rest, strict=True):
             ids.append(self._id_of[mark])
             ids.extend(part)
         return ids
+
+    def without_blank_space(self, text: str) -> str:
+        """The text as `encode(text, specials=True)` reads it: without the white space that belongs to its blanks."""
+        return self._blank_space.sub("", text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._encode_plain(texts)

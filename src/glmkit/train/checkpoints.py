@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from glmkit.checkpoint.native import write_tensors
 from glmkit.errors import CheckpointError
 from glmkit.files import atomic_directory
 
@@ -68,7 +68,7 @@ class CheckpointStore:
         with atomic_directory(target) as temporary:
             write_model(temporary)
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in optimizer.items()}
-            save_file(tensors, temporary / "optimizer.safetensors")
+            write_tensors(temporary / "optimizer.safetensors", tensors)
             sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
             document = {"format": _FORMAT, "step": step, **state, "files": sizes}
             (temporary / "trainer.json").write_text(json.dumps(document), encoding="utf-8")
