@@ -82,7 +82,7 @@ class LM:
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "forbidden": self._padding_ids()}
+        options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, **self._fixed()}
         rows = [self._part_a(text) for text in texts]
         if order == "shared":
             spans = fill_rows(self.model, rows, self.special, **options)
@@ -108,16 +108,24 @@ class LM:
         """
         special, tokenizer = self.special, self.tokenizer
         mask = self.parts.generation.get("generation_mask_id", special.gmask)
-        row = [special.cls, *tokenizer.encode(text), mask]
+        row = [*self._opening(), *tokenizer.encode(text), mask]
+        running = bool(self.parts.generation.get("running_positions", False))
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         spans = fill_rows(
-            self.model, [row], special, max_tokens=max_new_tokens, sampling=sampling, forbidden=self._padding_ids()
+            self.model, [row], special, max_tokens=max_new_tokens, sampling=sampling, running=running, **self._fixed()
         )
         return tokenizer.decode(spans[0][-1])
 
     def _part_a(self, text: str) -> list[int]:
         special = self.special
-        return [special.cls, *self.tokenizer.encode(text, specials=True), special.eos]
+        return [*self._opening(), *self.tokenizer.encode(text, specials=True), special.eos]
+
+    def _opening(self) -> list[int]:
+        return [self.special.cls] if self.parts.generation.get("add_cls", True) else []
+
+    def _fixed(self) -> dict[str, Any]:
+        block_positions = bool(self.parts.generation.get("block_positions", True))
+        return {"forbidden": self._padding_ids(), "block_positions": block_positions}
 
     def _padding_ids(self) -> range:
         return range(self.tokenizer.vocab_size, self.config.vocab_size)
@@ -129,7 +137,8 @@ class LM:
             places = [index for index, token in enumerate(row) if token in masks]
             if not places and spans:
                 return spans
-            answer = fill_rows(self.model, [row], special, only_first=True, **options)[0][0]
+            drawn = sum(len(span) + 1 for span in spans)
+            answer = fill_rows(self.model, [row], special, only_first=True, drawn=drawn, **options)[0][0]
             spans.append(answer)
             row = [*row[: places[0]], *answer, *row[places[0] + 1 :]]
 

@@ -41,8 +41,14 @@ def write_model(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that others may read (the library makes it private to its owner)."""
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    """A safetensors file that others may read (the library makes it private to its owner).
+
+    Raises CheckpointError for what the library makes of an OSError, such as a full disk.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written ({error}); make room or choose another place") from error
     path.chmod(0o644)
 
 

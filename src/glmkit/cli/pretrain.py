@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from glmkit.errors import ConfigError, GLMKitError
+from glmkit.errors import ConfigError, GLMKitError, RequestError
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import choose_device, joined
@@ -68,6 +68,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Any) -> int:
     """Train; the result (or the dry run) goes to stdout."""
     values = args.as_dict()
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
     config = read_recipe(values["recipe"], _overrides(values))
     if args.dry_run:
         return _dry_run(config, args)
@@ -173,6 +175,10 @@ def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previ
     from glmkit.session import LM
 
     lm = LM(Parts(Path(), model.config, model, tokenizer, {}))
+    try:
+        lm.fill_many(list(texts), max_tokens=1)
+    except RequestError as error:  # told now, not at the first evaluation
+        raise ConfigError(f"evaluation.previews: {error}") from error
 
     def preview(_: Any) -> Sequence[Mapping[str, Any]]:
         filled = lm.fill_many(list(texts), max_tokens=_PREVIEW_TOKENS)

@@ -76,6 +76,8 @@ def prepare(
     sources = Sources(inputs, read)
     target = Path(output)
     _refuse_overlap(sources, target)
+    if replace and target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        raise DataError(f"{target} is not empty and no token store; nothing else is replaced, choose another name")
     progress = progress or NoProgress()
     splitter = _Splitter(validation_share)
     with atomic_directory(target, replace=replace) as folder:

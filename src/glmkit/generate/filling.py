@@ -46,17 +46,25 @@ def fill_rows(
     sampling: Sampling | None = None,
     forbidden: Iterable[int] = (),
     only_first: bool = False,
+    drawn: int = 0,
+    running: bool = False,
+    block_positions: bool = True,
 ) -> list[list[list[int]]]:
     """The spans for the blanks of each part A, in the order of the blanks; a later span sees the earlier ones.
 
     rows: token ids of part A, each with at least one mask token. max_tokens: the longest span, in tokens.
     forbidden: ids never produced (besides mask, start, class and padding ids, which never are). A span ends at
     end-of-piece or end-of-text, which are not part of it. only_first: leave all blanks but the first unfilled.
+    drawn: how many tokens earlier calls for the same text have drawn, so that the noise goes on.
+    running: row 0 of the positions counts on from the mask (ObjectiveConfig.generation_positions). block_positions
+    False: row 1 stays 1 in spans (block_position_encoding).
     Raises RequestError for rows without blanks or longer than the model's positions.
     """
     sampling = sampling or Sampling()
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
+    if not rows:
+        return []
     states = [_Row(_find_blanks(row, index, special, model.config)) for index, row in enumerate(rows)]
     device = model.head_weight.device
     if only_first:
@@ -70,7 +78,10 @@ def fill_rows(
     real_BT = torch.arange(width) < torch.tensor(lengths)[:, None]
     most_blanks = max(len(state.blanks) for state in states)
     capacity = width + most_blanks * (max_tokens + 1)
-    cache = KVCache(model.config, len(rows), capacity, dtype=model.head_weight.dtype, device=device)
+    try:
+        cache = KVCache(model.config, len(rows), capacity, dtype=model.head_weight.dtype, device=device)
+    except RuntimeError as error:
+        raise RequestError(f"no memory for {len(rows)} x {capacity} tokens; lower max_tokens ({max_tokens})") from error
     positions_B2T = torch.stack([torch.arange(width), torch.zeros(width, dtype=torch.long)]).expand(len(rows), 2, width)
     model.hidden(
         ids_BT.to(device),
@@ -84,9 +95,9 @@ def fill_rows(
     banned = _banned(model.config, special, forbidden, device)
     stops = {special.eop, special.eos}
     while not all(state.done for state in states):
-        logits_BV = _step(model, states, special, cache)
+        logits_BV = _step(model, states, special, cache, running, block_positions)
         logits_BV[:, banned] = -torch.inf
-        chosen = next_tokens(logits_BV, sampling, [_written(state) for state in states]).tolist()
+        chosen = next_tokens(logits_BV, sampling, [drawn + _written(state) for state in states]).tolist()
         for state, token in zip(states, chosen, strict=True):
             _take(state, token, stops, max_tokens, special.sop)
     return [state.spans for state in states]
@@ -102,7 +113,9 @@ def _find_blanks(row: Sequence[int], index: int, special: SpecialIds, config: GL
     return blanks
 
 
-def _step(model: GLM, states: list[_Row], special: SpecialIds, cache: KVCache) -> Tensor:
+def _step(
+    model: GLM, states: list[_Row], special: SpecialIds, cache: KVCache, running: bool, block_positions: bool
+) -> Tensor:
     """Feed each row's next token at its place; (B,V) logits. Finished rows feed padding that nobody sees."""
     tokens, places, live = [], [], []
     for state in states:
@@ -113,8 +126,12 @@ def _step(model: GLM, states: list[_Row], special: SpecialIds, cache: KVCache) -
             continue
         tokens.append(state.queue.pop(0))
         state.fed += 1
-        # The block table ends at max_positions; a longer span stays on its last row.
-        places.append((state.blanks[len(state.spans) - 1], min(state.fed, model.config.max_positions)))
+        # Learned tables end at max_positions; a longer span stays on their last row.
+        place = state.blanks[len(state.spans) - 1] + (state.fed if running else 0)
+        inside = state.fed if block_positions else 1
+        if model.config.positions == "learned_2d":
+            place, inside = min(place, model.config.max_positions), min(inside, model.config.max_positions)
+        places.append((place, inside))
     device = cache.visible_BS.device
     logits_BV: Tensor = model(
         torch.tensor(tokens, device=device)[:, None],

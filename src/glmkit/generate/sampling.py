@@ -38,7 +38,9 @@ def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int])
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    log_p_BV = torch.log_softmax(logits_BV.float() / sampling.temperature, dim=-1)
+    # From the largest down and within fp32's range: an extreme temperature is greedy or uniform, never NaN.
+    above_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
+    log_p_BV = torch.log_softmax(above_BV / min(max(sampling.temperature, 1e-30), 1e30), dim=-1)
     log_p_BV = keep_top_p(keep_top_k(log_p_BV, sampling.top_k), sampling.top_p)
     noise_BV = torch.stack([_gumbel(log_p_BV.shape[1], sampling.seed, position) for position in positions])
     return (log_p_BV + noise_BV.to(log_p_BV.device)).argmax(-1)
@@ -58,7 +60,7 @@ def keep_top_p(log_p_BV: Tensor, p: float) -> Tensor:
         return log_p_BV
     sorted_BV, order_BV = log_p_BV.softmax(-1).sort(dim=-1, descending=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
-    drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= p)
+    drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, (before_BV >= p) & (before_BV > 0))
     return log_p_BV.masked_fill(drop_BV, -torch.inf)
 
 

@@ -36,13 +36,15 @@ def infer_prefix(input_ids_BT: Tensor, special: SpecialIds | None) -> Tensor:
     return torch.where(is_start_BT.any(1), first_B, whole_B)
 
 
-def infer_positions(input_ids_BT: Tensor, prefix_B: Tensor, special: SpecialIds | None) -> Tensor:
+def infer_positions(input_ids_BT: Tensor, prefix_B: Tensor, config: GLMConfig) -> Tensor:
     """(B,2,T) int64 position rows for rows of part A followed by spans in the order of their blanks.
 
     The k-th start-of-piece opens the span of the k-th blank; a span beyond the last blank belongs to the last one.
     Without blanks (or special ids) part B continues from the last token of part A, as in suffix generation.
-    Source: `THUDM/GLM:blocklm_utils.py`, spans in source order.
+    Source: `THUDM/GLM:blocklm_utils.py`, spans in source order. With one rotary stream a [gMASK] span, or one without
+    a blank, goes on counting instead (`THUDM/GLM-130B:generation/`).
     """
+    special, one_stream = config.special, config.positions == "rope"
     batch, length = input_ids_BT.shape
     positions = running_positions(batch, length, device=input_ids_BT.device).clone()
     mask_ids = _mask_ids(special, input_ids_BT) if special is not None else None
@@ -53,12 +55,16 @@ def infer_positions(input_ids_BT: Tensor, prefix_B: Tensor, special: SpecialIds 
         tail = torch.arange(1, length - prefix + 1, device=ids_T.device)
         blanks = torch.isin(ids_T[:prefix], mask_ids).nonzero()[:, 0] if mask_ids is not None else tail[:0]
         if special is None or len(blanks) == 0:
-            positions[row, 0, prefix:], positions[row, 1, prefix:] = prefix - 1, tail
+            if not one_stream:
+                positions[row, 0, prefix:], positions[row, 1, prefix:] = prefix - 1, tail
             continue
         starts = ids_T[prefix:] == special.sop
         span = (starts.long().cumsum(0) - 1).clamp(0, len(blanks) - 1)
         opened_at = torch.where(starts, tail, torch.ones_like(tail)).cummax(0).values
-        positions[row, 0, prefix:] = blanks[span]
+        place = blanks[span]
+        if one_stream and special.gmask != special.mask:
+            place = torch.where(ids_T[place] == special.gmask, positions[row, 0, prefix:], place)
+        positions[row, 0, prefix:] = place
         positions[row, 1, prefix:] = tail - opened_at + 1
     return positions
 
@@ -69,10 +75,13 @@ def _mask_ids(special: SpecialIds, like: Tensor) -> Tensor:
 
 def check_positions(position_ids_B2T: Tensor, config: GLMConfig) -> None:
     """Raise RequestError when a learned table has no row for a position (the table has max_positions + 1 rows)."""
-    if position_ids_B2T.numel() and int(position_ids_B2T.max()) > config.max_positions:
-        raise RequestError(
-            f"position {int(position_ids_B2T.max())} is beyond this model's {config.max_positions}; shorten the text"
-        )
+    if not position_ids_B2T.numel():
+        return
+    low, high = (int(value) for value in position_ids_B2T.aminmax())
+    if low < 0:
+        raise RequestError(f"position {low} is negative; positions count from 0")
+    if high > config.max_positions:
+        raise RequestError(f"position {high} is beyond this model's {config.max_positions}; shorten the text")
 
 
 class Rotary(NamedTuple):

@@ -18,7 +18,7 @@ from .block import build_block
 from .cache import KVCache
 from .masks import Segments, dense_from_prefix, dense_from_segments, from_prefix, open_empty_rows
 from .norm import build_norm
-from .positions import infer_positions, infer_prefix, rotary_angles, running_positions
+from .positions import check_positions, infer_positions, infer_prefix, rotary_angles, running_positions
 
 LogitsAt = Literal["last"] | Tensor | None
 
@@ -89,6 +89,11 @@ class GLM(nn.Module):
         `positions.infer_prefix`); without them the model is causal with running positions and block 0.
         Raises RequestError for ids, positions or shapes that do not fit.
         """
+        if isinstance(logits_at, Tensor):
+            if logits_at.dtype != torch.bool or logits_at.shape != input_ids.shape:
+                raise RequestError(f"logits_at is {tuple(logits_at.shape)} {logits_at.dtype}; give booleans (B,T)")
+        elif logits_at not in (None, "last"):
+            raise RequestError(f"logits_at is {logits_at!r}; use None, 'last' or booleans (B,T)")
         hidden_BTH = self.hidden(
             input_ids,
             position_ids=position_ids,
@@ -121,6 +126,8 @@ class GLM(nn.Module):
         self._check(input_ids, position_ids, prefix_length, attention_mask, segments, cache)
         prefix_B = self._prefix(input_ids, prefix_length, segments, cache)
         position_ids = self._positions(input_ids, position_ids, prefix_B, segments, cache)
+        if _can_look(input_ids, segments) and self.config.positions == "learned_2d":
+            check_positions(position_ids, self.config)
         plan = self._plan(input_ids, prefix_B, attention_mask, segments, cache)
         rotary = rotary_angles(position_ids, self.config)
         x_BTH = self.model.embed(input_ids, position_ids)
@@ -144,7 +151,7 @@ class GLM(nn.Module):
         segments: Segments | None,
         cache: KVCache | None,
     ) -> None:
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.dtype not in (torch.int64, torch.int32):
             raise RequestError(
                 f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}; give whole numbers (B,T), T >= 1"
             )
@@ -160,6 +167,17 @@ class GLM(nn.Module):
                 raise RequestError(
                     f"{name} has shape {tuple(value.shape)}; expected {' or '.join(map(str, sorted(allowed)))}"
                 )
+        if _can_look(input_ids, segments):
+            low, high = (int(value) for value in input_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise RequestError(f"id {wrong} is outside the vocabulary of {self.config.vocab_size} rows")
+        if prefix_length is not None:
+            kind, values = prefix_length.dtype, prefix_length.tolist()
+            if kind not in (torch.int64, torch.int32) or not all(0 <= value <= length for value in values):
+                raise RequestError(f"prefix_length is {values} ({kind}); give whole numbers from 0 to {length}")
+        if position_ids is not None and position_ids.dtype not in (torch.int64, torch.int32):
+            raise RequestError(f"position_ids are {position_ids.dtype}; give whole numbers")
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             raise RequestError(f"attention_mask is {attention_mask.dtype}; give booleans, True = visible")
         if segments is not None:
@@ -168,7 +186,12 @@ class GLM(nn.Module):
                     "segments already say what is visible; leave out prefix_length, attention_mask and cache"
                 )
             segments.check(batch, length)
+        mask_BT = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        if mask_BT is not None and position_ids is None and not past and not bool(mask_BT[:, 0].all()):
+            raise RequestError("rows padded on the left need position_ids: their text does not start at column 0")
         if cache is not None:
+            if cache.visible_BS.shape[0] != batch:
+                raise RequestError(f"the cache has {cache.visible_BS.shape[0]} rows, input_ids {batch}")
             cache.check_room(length)
             if past and position_ids is None and self.config.mask == "prefix":
                 raise RequestError("continuing a cache needs position_ids: where the new tokens stand is not in them")
@@ -202,9 +225,9 @@ class GLM(nn.Module):
             raise RequestError("packed rows need position_ids: each sample counts from its own start")
         if cache is not None and cache.length:
             return running_positions(batch, length, start=cache.length, device=input_ids.device)
-        if self.config.positions == "rope" or not bool(prefix_B.any()):
+        if not bool(prefix_B.any()):
             return running_positions(batch, length, device=input_ids.device)
-        return infer_positions(input_ids, prefix_B, self.config.special)
+        return infer_positions(input_ids, prefix_B, self.config)
 
     def _plan(
         self,
@@ -218,6 +241,8 @@ class GLM(nn.Module):
         if attention_mask is not None and attention_mask.dim() == 4:
             return DensePlan(open_empty_rows(attention_mask))
         if segments is not None:
+            if self.config.mask == "causal":  # no part A: what inference does
+                segments = Segments(tuple((row, start, start, end) for row, start, _, end in segments.bounds))
             if length >= SPLIT_FROM:
                 return SplitPlan(segments)
             return DensePlan(dense_from_segments(segments, batch, length, input_ids.device))
@@ -236,3 +261,8 @@ class GLM(nn.Module):
             mask_B1TS = mask_B1TS.clone()
             mask_B1TS[..., mask_B1TS.shape[-1] - length :] &= attention_mask[:, None, None, :]
         return DensePlan(open_empty_rows(mask_B1TS))
+
+
+def _can_look(input_ids_BT: Tensor, segments: Segments | None) -> bool:
+    """Whether values are checked: packed rows are our own batches, and a GPU would have to wait for the answer."""
+    return segments is None and input_ids_BT.device.type == "cpu" and input_ids_BT.numel() > 0

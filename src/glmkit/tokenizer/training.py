@@ -22,6 +22,7 @@ MIN_VOCAB_SIZE = len(SPECIAL_STRINGS) + 256
 
 _SAMPLE_PIECE = 32_768  # characters; long documents are sampled piece by piece
 _MOST_WORD_BYTES = 12 * 2**20  # of different words: training then takes about 1.4 GB
+_LONGEST_WORD = 1024  # characters; the time to train on a word grows with the square of its length
 _LONGEST_TOKEN = 48  # characters of the byte alphabet: 48 letters, 16 Chinese characters
 _MIN_PAIR_COUNT = 2  # a pair seen once is no pattern
 
@@ -68,13 +69,24 @@ class TextSample:
         for _, data in sorted(self._heap, reverse=True):
             text = data.decode()
             self.bytes_used += len(data)
-            yield text
+            yield from _bounded(text)
             if self.bytes_kept > _MOST_WORD_BYTES:
                 fresh = set(split_words(text)) - words
                 word_bytes += sum(len(word.encode()) for word in fresh)
                 words |= fresh
                 if word_bytes >= _MOST_WORD_BYTES:
                     return
+
+
+def _bounded(text: str) -> Iterator[str]:
+    """The text itself; one with very long words (base64, a rule of 5 MB) as its words, in parts."""
+    words = split_words(text)
+    if max(map(len, words), default=0) <= _LONGEST_WORD:
+        yield text
+        return
+    for word in words:
+        for start in range(0, len(word), _LONGEST_WORD):
+            yield word[start : start + _LONGEST_WORD]
 
 
 def train_tokenizer(

@@ -203,12 +203,19 @@ class TrainConfig:
         ):
             if value < 0:
                 raise ConfigError(f"{where} is {value}; it must not be negative")
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
+            if not 0 <= getattr(self.optimizer, name) < 1:
+                raise ConfigError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be in [0, 1)")
+        if self.optimizer.adam_eps <= 0:
+            raise ConfigError(f"optimizer.adam_eps is {self.optimizer.adam_eps}; it must be positive")
         for where, value in (
             ("checkpoint.keep_last", self.checkpoint.keep_last),
             ("evaluation.batches", self.evaluation.batches),
             ("data.sequence_length", self.data.sequence_length),
+            ("data.row_length", self.data.row_length),
+            ("checkpoint.keep_every", self.checkpoint.keep_every),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{where} is {value}; it must be at least 1")
 
     def batch_plan(self, world_size: int = 1) -> BatchPlan:

@@ -135,7 +135,7 @@ def _build(
     evaluators = {}
     if config.evaluation.every:
         evaluators["validation"] = ValidationLoss(data.validation(config), loss_fn, ranks)
-    texts = config.evaluation.previews
+    texts = config.evaluation.previews if config.evaluation.every else ()
 
     def source(start: int) -> BatchLoader:
         return BatchLoader(
@@ -151,7 +151,13 @@ def _build(
         return schedule(state.step + 1 if unit == "steps" else state.rows + rows)
 
     special, task_mask = data.tokenizer.special, config.objective.task_mask
-    generation = {"generation_mask_id": special.gmask if task_mask else special.mask}
+    # What filling has to do as training did.
+    generation = {
+        "generation_mask_id": special.gmask if task_mask else special.mask,
+        "add_cls": config.data.add_cls,
+        "running_positions": config.objective.generation_positions == "running",
+        "block_positions": config.objective.block_position_encoding,
+    }
 
     def write(directory: Path) -> None:
         write_model(directory, shape, dict(model.named_parameters()), generation=generation)
