@@ -1,6 +1,8 @@
 """The command line's frame: dispatch, help, exit statuses and one-line errors. The verbs have their own tests."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -115,14 +117,35 @@ def test_the_status_of_a_verb_is_passed_on(verb: types.ModuleType, monkeypatch: 
 
 @pytest.mark.usefixtures("verb")
 @pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["--max_tokens", "3", "dir"], "dir 3 shared"),
+        (["-[MASK]"], "-[MASK] 64 shared"),
+        (["--max_tokens", "3", "-x", "--order=inserted"], "-x 3 inserted"),
+        (["--max_tokens", "3", "--", "--order"], "--order 3 shared"),
+        (["- a dash"], "- a dash 64 shared"),
+    ],
+    ids=str,
+)
+def test_a_text_may_follow_options_and_begin_with_a_dash(
+    arguments: list[str], printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", *arguments]) == 0
+    assert capsys.readouterr().out == printed + "\n"
+
+
+@pytest.mark.usefixtures("verb")
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["m", "--mx_tokens", "3"], ["--mx_tokens", "did you mean --max_tokens"]),
         (["m", "--zzz"], ["--zzz"]),
+        (["m", "--max_tok", "3"], ["--max_tok", "did you mean --max_tokens"]),
         ([], ["MODEL|model"]),
         (["m", "--max_tokens", "x"], ["max_tokens", "x"]),
         (["m", "--order", "foo"], ["order", "foo", "shared", "inserted"]),
         (["m", "surplus"], ["surplus"]),
+        (["m", "--max_tokens"], ["max_tokens", "expected one argument"]),
     ],
     ids=str,
 )
@@ -167,6 +190,34 @@ def test_mistakes_are_one_line_without_a_traceback(
     assert main(["probe", "dir"]) == status
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", message)
+
+
+def test_sigterm_unwinds_like_ctrl_c(
+    verb: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def run(args: Any) -> int:
+        child = os.fork()
+        if child == 0:  # a worker: dies of the signal and cleans nothing up
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os._exit(1)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # again, as `timeout` does: cleaning up goes on
+            seen.append("cleaned up")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(verb, "run", run)
+    assert main(["probe", "dir"]) == 143
+    assert seen == [-signal.SIGTERM, "cleaned up"]
+    assert capsys.readouterr().err == "glm probe: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_our_own_mistakes_keep_their_traceback(verb: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,20 @@ def test_a_kill_in_the_middle_shows_nothing_half_written(tmp_path: Path, kind: s
         with atomic_directory(target, replace=True) as temporary:
             make(temporary, new="new")
         assert contents(target) == {"new": "new"}
+        assert os.listdir(tmp_path) == ["out"]
+
+
+def test_only_directories_of_dead_writers_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive, gone = f".out.tmp-{os.getppid()}", f".out.tmp-{dead.pid}"
+    others = [alive, f".other.tmp-{dead.pid}", ".out.tmp-", ".out.tmp-12x", f".out.tmp-{10**30}", f"out.tmp-{dead.pid}"]
+    for name in (gone, *others):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, half="half")
+    with atomic_directory(tmp_path / "out") as temporary:
+        make(temporary, one="1")
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", *others])
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

@@ -2,17 +2,24 @@
 
 import io
 import json
+import os
+import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import glmkit
-from glmkit.checkpoint.native import write_model
+from glmkit.checkpoint.native import write_model, write_tensors
 from glmkit.cli.main import main
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.generate.filling import fill_rows
+from glmkit.generate.sampling import Sampling, next_tokens
+from glmkit.loading import pick_device
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
 from glmkit.tokenizer.training import train_tokenizer
@@ -61,6 +68,19 @@ def test_inserted_answers_are_read_again(lm: LM) -> None:
     row[place : place + 1] = inserted.ids[0]
     alone = fill_rows(lm.model, [row], special, max_tokens=4, forbidden=range(tokenizer.vocab_size, 320))
     assert alone[0] == [inserted.ids[1]]
+
+
+def test_inserted_answers_never_meet_the_same_noise(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[int] = []
+
+    def record(logits: torch.Tensor, sampling: Sampling, positions: list[int]) -> torch.Tensor:
+        places.extend(positions)
+        return next_tokens(logits, sampling, positions)
+
+    monkeypatch.setattr("glmkit.generate.filling.next_tokens", record)
+    lm.fill(TEXT, max_tokens=3, temperature=2.0, order="inserted")
+    assert len(places) > 3
+    assert len(set(places)) == len(places)
 
 
 def test_padding_rows_of_the_vocabulary_are_never_produced(lm: LM) -> None:
@@ -139,6 +159,153 @@ def test_mistakes_in_requests(lm: LM, tmp_path: Path) -> None:
         glmkit.load(tmp_path / "nothing")
 
 
+class Fed:
+    """Ids and positions of everything that is fed to a model, call by call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: list[list[int]] = []
+        self.places: list[list[list[int]]] = []
+        hidden = GLM.hidden
+
+        def record(model: GLM, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            self.ids.append(input_ids[0].tolist())
+            self.places.append(options["position_ids"][0].tolist())
+            return hidden(model, input_ids, **options)
+
+        monkeypatch.setattr(GLM, "hidden", record)
+
+
+@pytest.mark.parametrize("add_cls", [None, True, False])
+@pytest.mark.parametrize("running", [None, False, True])
+@pytest.mark.parametrize("block", [None, True, False])
+def test_filling_does_as_training_did(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, add_cls: bool | None, running: bool | None, block: bool | None
+) -> None:
+    special, encode = lm.special, lm.tokenizer.encode
+    settings = {"add_cls": add_cls, "running_positions": running, "block_positions": block}
+    settings = {name: value for name, value in settings.items() if value is not None}  # None: an older directory
+    ours = LM(replace(lm.parts, generation={"generation_mask_id": special.smask, **settings}))
+    opening = [special.cls] if add_cls is not False else []
+    fed = Fed(monkeypatch)
+    ours.generate("The quick", max_new_tokens=4)
+    part_a = [*opening, *encode("The quick"), special.smask]
+    assert fed.ids[0] == part_a
+    assert fed.ids[1] == [special.sop]
+    mask, steps = len(part_a) - 1, range(1, len(fed.ids))
+    places = [[[mask + (step if running else 0)], [1 if block is False else step]] for step in steps]
+    assert len(places) >= 3
+    assert fed.places[1:] == places
+    fed.ids.clear(), fed.places.clear()
+    ours.fill("The [MASK] fox", max_tokens=4)
+    part_a = [*opening, *encode("The [MASK] fox", specials=True), special.eos]
+    assert fed.ids[0] == part_a
+    mask = part_a.index(special.mask)  # blanks inside a text never have running positions
+    assert fed.places[1:] == [[[mask], [1 if block is False else step]] for step in range(1, len(fed.ids))]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"generation_mask_id": "7"}, "generation_mask_id is '7'; it must be an id from 0 to 319"),
+        ({"generation_mask_id": True}, "generation_mask_id is True; it must be an id"),
+        ({"generation_mask_id": None}, "generation_mask_id is None; it must be an id"),
+        ({"generation_mask_id": -1}, "generation_mask_id is -1; it must be an id"),
+        ({"generation_mask_id": 320}, "generation_mask_id is 320; it must be an id"),
+        ({"generation_mask_id": 300}, "generation_mask_id is 300, no mask id of this model; these are "),
+        ({"add_cls": "no"}, "add_cls is 'no'; it must be true or false"),
+        ({"running_positions": 1}, "running_positions is 1; it must be true or false"),
+        ({"block_positions": None}, "block_positions is None; it must be true or false"),
+        ([], "holds list, not an object"),
+    ],
+)
+def test_broken_generation_settings_are_named(directory: Path, tmp_path: Path, values: Any, message: str) -> None:
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as error:
+        glmkit.load(tmp_path, device="cpu")
+    assert message in str(error.value)
+    assert str(tmp_path / "generation.json") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("text", {"text": None}),
+        ("text", {"text": 3}),
+        ("text", {"text": b"a [MASK]"}),
+        ("max_tokens", {"max_tokens": "3"}),
+        ("max_tokens", {"max_tokens": 1.5}),
+        ("max_tokens", {"max_tokens": True}),
+        ("temperature", {"temperature": "1"}),
+        ("temperature", {"temperature": None}),
+        ("top_k", {"top_k": 1.5}),
+        ("top_p", {"top_p": "0.5"}),
+        ("seed", {"seed": "x"}),
+    ],
+    ids=str,
+)
+def test_wrong_types_are_named(lm: LM, name: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} is .*; give "):
+        lm.fill(**{"text": "a [MASK]", **arguments})
+    if name != "max_tokens":
+        with pytest.raises(RequestError, match=rf"^{name} is .*; give "):
+            lm.generate(**{"text": "a", **arguments})
+
+
+@pytest.mark.parametrize("texts", ["a [MASK]", b"a [MASK]", None, 3])
+def test_texts_are_a_list(lm: LM, texts: Any) -> None:
+    with pytest.raises(RequestError, match="^texts is .*; give a list of texts"):
+        lm.fill_many(texts)
+
+
+def test_numbers_of_other_libraries_are_numbers(lm: LM) -> None:
+    options = {"max_tokens": np.int64(4), "top_k": np.int32(5), "seed": np.int64(2**62), "temperature": np.float32(2)}
+    plain = {"max_tokens": 4, "top_k": 5, "seed": 2**62, "temperature": 2}
+    assert lm.fill(TEXT, **options) == lm.fill(TEXT, **plain)
+    with pytest.raises(RequestError, match="max_new_tokens is '3'"):
+        lm.generate("a", max_new_tokens="3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", ["shared", "inserted"])
+def test_no_text_gives_no_answer(lm: LM, order: str) -> None:
+    assert lm.fill_many([], order=order) == []
+
+
+@pytest.mark.parametrize("max_tokens", [10**13, 10**15])
+def test_more_tokens_than_memory_is_a_mistake(lm: LM, max_tokens: int) -> None:
+    with pytest.raises(RequestError, match=rf"no memory for 1 x \d+ tokens; lower max_tokens \({max_tokens}\)"):
+        lm.fill("a [MASK]", max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "cuda:x", "cuda:-1", "CPU", "cpu:0", "", None, 0])
+def test_other_devices_are_unknown(name: Any) -> None:
+    with pytest.raises(RequestError, match=r"is unknown; use auto, cpu, cuda or cuda:N"):
+        pick_device(name)
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = [pick_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")]
+    assert devices == [torch.device(name) for name in ("cuda", "cpu", "cuda", "cuda:1")]
+    with pytest.raises(RequestError, match=r"device 'cuda:2' was asked for, but torch sees 2 CUDA devices"):
+        pick_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RequestError, match="sees no CUDA device; use cpu"):
+        pick_device("cuda:0")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_weights_get_the_rights_of_any_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o666 & ~umask
+
+
 class Result:
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
@@ -160,6 +327,9 @@ def test_the_command_reads_argument_file_and_standard_input(
     expected = lm.fill(TEXT, max_tokens=5)
     options = ("--max_tokens", "5", "--device", "cpu")
     assert run("fill", str(directory), TEXT, *options).out == expected.text + "\n"
+    dashed = lm.fill("-[MASK]", max_tokens=5).text + "\n"
+    assert run("fill", str(directory), "-[MASK]", *options).out == dashed
+    assert run("fill", str(directory), *options, "-[MASK]").out == dashed
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     assert run("fill", str(directory), "--file", str(file), *options).out == expected.text + "\n"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,22 @@ def _fsync_path(path: Path) -> None:
 
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Temporary directories that killed writers of `target` on this machine left beside it."""
+    if os.name != "posix":  # elsewhere asking for a process may end it
+        return
+    prefix = _temporary_name(target).name.removesuffix(str(os.getpid()))
+    for entry in target.parent.iterdir():
+        number = entry.name.removeprefix(prefix)
+        if entry.name.startswith(prefix) and re.fullmatch("[0-9]+", number) and entry.is_dir():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                shutil.rmtree(entry, ignore_errors=True)
+            except (PermissionError, OverflowError):  # somebody else's process; no process number
+                continue
 
 
 @contextmanager
@@ -46,12 +63,14 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     """Yield a temporary directory that becomes `path` when the block ends without an error.
 
     With `replace`, an existing directory is moved aside first and removed after the rename; without it, an
-    existing non-empty directory raises FileExistsError before anything is written.
+    existing non-empty directory raises FileExistsError before anything is written. What killed processes left
+    beside `path` is removed first.
     """
     target = Path(path)
     if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; choose another name or allow replacing it")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
     temporary = _temporary_name(target)
     if temporary.exists():  # left by a killed process that had our number
         shutil.rmtree(temporary)

@@ -1,6 +1,7 @@
 """The one place where parts are joined: a source becomes config, model and tokenizer."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,19 +54,22 @@ def load_parts(
         model = model.to(torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
     folder = Path(tokenizer) if tokenizer is not None else directory
     loaded = TrainedTokenizer.load(folder) if tokenizer is not None or has_tokenizer(folder) else None
-    return Parts(directory, config, model.eval(), loaded, read_generation(directory))
+    special = config.special or (None if loaded is None else loaded.special)
+    generation = read_generation(directory, config.vocab_size, None if special is None else special.mask_ids())
+    return Parts(directory, config, model.eval(), loaded, generation)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" or a torch device name. Raises RequestError when that device is not there."""
+    """ "auto", "cpu", "cuda" or "cuda:N". Raises RequestError when it is another or not there."""
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
+        raise RequestError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RequestError(f"device {name!r} is unknown; use auto, cpu or cuda") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise RequestError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
     return device
 
 

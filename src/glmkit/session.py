@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from .config import SpecialIds
 from .errors import RequestError, TokenizerError
 from .generate.filling import fill_rows
-from .generate.sampling import Sampling
+from .generate.sampling import Sampling, check_type
 from .loading import DType, Parts, load_parts
 from .model import GLM
 from .tokenizer.base import Tokenizer
@@ -81,6 +82,10 @@ class LM:
         order: str = "shared",
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
+        check_type("texts", texts, Iterable, "a list of texts")
+        if isinstance(texts, str | bytes):
+            raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use fill")
+        texts = list(texts)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, **self._fixed()}
         rows = [self._part_a(text) for text in texts]
@@ -106,6 +111,8 @@ class LM:
 
         Returns the continuation alone. Raises RequestError as `fill` does.
         """
+        check_type("text", text, str, "a text (str)")
+        check_type("max_new_tokens", max_new_tokens, Integral, "a whole number")
         special, tokenizer = self.special, self.tokenizer
         mask = self.parts.generation.get("generation_mask_id", special.gmask)
         row = [*self._opening(), *tokenizer.encode(text), mask]
@@ -117,6 +124,7 @@ class LM:
         return tokenizer.decode(spans[0][-1])
 
     def _part_a(self, text: str) -> list[int]:
+        check_type("text", text, str, "a text (str)")
         special = self.special
         return [*self._opening(), *self.tokenizer.encode(text, specials=True), special.eos]
 

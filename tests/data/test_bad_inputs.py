@@ -1,11 +1,14 @@
 """Bad input and bad output places through the command: one line on stderr, exit 2, nothing half-written."""
 
+import base64
 import builtins
 import io
 import json
+import logging
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from glmkit.data import store
 from glmkit.data.store import TokenStore
 
 GOOD = json_lines([{"text": text} for text in TEXTS])
+LETTERS = str.maketrans("0123456789", "qwertyuiop")
 NOISE = random.Random(0).randbytes(20_000).hex()
 
 
@@ -186,6 +190,16 @@ def test_a_line_of_five_megabytes_is_fine(name: str, folder: Path, capsys: pytes
     assert stored.tokenizer().decode(stored.document(0).tolist()) == text
 
 
+def test_five_megabytes_without_a_space_train_a_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = base64.b64encode(random.Random(1).randbytes(5 * 2**20 * 3 // 4)).decode()  # one word, to a tokenizer
+    write(folder / "long.txt", text.replace("+", "a").replace("/", "b").replace("=", "c").translate(LETTERS))
+    write(folder / "good.jsonl", GOOD)
+    arguments = ["-m", "glmkit", "prepare", "in", "--output", "out", "--vocab-size", "300", "--validation-share", "0"]
+    # Two seconds; without parts of bounded length, minutes.
+    subprocess.run([sys.executable, *arguments], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    assert TokenStore("out").tokenizer().vocab_size == 300
+
+
 @pytest.mark.parametrize("name", ["long.txt", "long.jsonl", "long.csv", "long.json"])
 def test_a_line_beyond_the_limit_is_refused(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -213,6 +227,8 @@ def test_a_line_beyond_the_limit_is_refused(
         ("missing.txt", "missing.txt: no such file or directory"),
         ("in/gone/x", "in/gone/x: no such file or directory"),
         ("org/no_such_name", "org/no_such_name: no such file or directory, and not readable from the hub: "),
+        ("in/missing", "in/missing: no such file or directory\n"),
+        ("missing.gz", "missing.gz: no such file or directory\n"),
         ("in", "in: no readable files (known: .txt"),
         ("in/*.txt", "in/*.txt: nothing matches"),
         ("-", "-: standard input cannot be read twice"),
@@ -275,6 +291,59 @@ def test_bad_output_places(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     for overlapping in ("in", "in/out", "in/../in/a.jsonl", "."):
         err = refused(capsys, *options, overlapping, "--overwrite")
         assert "the output overlaps with the input in" in err
+
+
+def test_only_a_store_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "a.jsonl", GOOD)
+    options = ["in", "--tokenizer", "tokenizer", "--overwrite", "--output"]
+    write(folder.parent / "thesis/chapter.tex", "years of work")
+    assert "thesis is not empty and no token store" in refused(capsys, *options, "thesis")
+    assert (folder.parent / "thesis/chapter.tex").read_text() == "years of work"
+    (folder.parent / "empty").mkdir()
+    for _ in range(2):  # an empty directory, then the store itself
+        assert main(["prepare", *options, "empty"]) == 0
+    assert len(TokenStore("empty"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_leaves_nothing(number: int, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    program = (  # the encoding stage waits at a pipe until the signal comes
+        "import sys; from glmkit.cli.main import main; from glmkit.data import prepare as module;"
+        "module.encode_all = lambda *a: iter(open('in/pipe').read());"
+        "sys.exit(main())"
+    )
+    write(folder / "a.jsonl", GOOD)
+    arguments = ["prepare", "in/a.jsonl", "--output", "out", "--tokenizer", "tokenizer"]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
+    with open(folder / "pipe", "w"):  # opens when the other side does
+        assert any(path.name.startswith(".out.tmp-") for path in folder.parent.iterdir())
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors == f"glm prepare: {'terminated' if number == signal.SIGTERM else 'interrupted'}\n"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["in", "tokenizer"]
+
+
+def test_the_hub_is_asked_once_and_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+            raise ConnectionError("no route\nto the host")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    err = refused(capsys, "org/name", "--output", "out", "--tokenizer", "tokenizer")
+    assert "org/name: no such file or directory, and not readable from the hub: " in err
+    assert f"{huggingface_hub.constants.ENDPOINT} does not answer (no route)" in err
+    assert asked == [huggingface_hub.constants.ENDPOINT]
+    assert logging.getLogger("huggingface_hub").getEffectiveLevel() >= logging.ERROR
 
 
 def test_a_bad_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

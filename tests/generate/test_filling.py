@@ -138,6 +138,61 @@ def test_forbidden_tokens_never_appear() -> None:
     assert not produced & (NEVER | set(range(40, 64)))
 
 
+EXTREMES = [
+    {"temperature": 1e-320},
+    {"temperature": 1e-9, "top_p": 1e-9},
+    {"temperature": 1e308},
+    {"temperature": 1e308, "top_k": 3, "top_p": 0.999999},
+    {"temperature": 1.0, "top_p": 5e-324},
+    {"temperature": 1.0, "top_k": 10**9},
+]
+
+
+@pytest.mark.parametrize("options", EXTREMES, ids=str)
+def test_extreme_sampling_never_gives_a_forbidden_token(options: dict[str, float]) -> None:
+    logits = 40 * torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+    logits[:, ::2] = -torch.inf  # forbidden
+    logits[:, 1] = 1e9  # far above the rest: greedy would overflow at tiny temperatures
+    for seed in range(40):
+        tokens = next_tokens(logits, Sampling(seed=seed, **options), range(8))
+        assert (tokens % 2 == 1).all()
+        if options["temperature"] < 1e-6 or options.get("top_p") == 5e-324:
+            assert (tokens == 1).all()
+
+
+def test_a_huge_temperature_draws_evenly_from_what_is_allowed() -> None:
+    logits = torch.tensor([[5.0, -torch.inf, 0.0, -5.0]])
+    sampling = Sampling(temperature=1e300, seed=3)
+    counts = torch.zeros(4)
+    for position in range(3000):
+        counts[next_tokens(logits, sampling, [position])] += 1
+    assert counts[1] == 0
+    assert ((counts[[0, 2, 3]] / 3000 - 1 / 3).abs() < 4 * (2 / 9 / 3000) ** 0.5).all()
+
+
+def test_spans_beyond_the_table_of_positions_stay_on_its_last_row() -> None:
+    model = tiny_model(seed=3)
+    row = row_with_blanks(96, [90], 1)
+    for running in (False, True):
+        span = fill_rows(model, [row], SPECIAL, max_tokens=120, sampling=Sampling(temperature=9.0), running=running)
+        assert 0 < len(span[0][0]) <= 120
+
+
+def test_noise_goes_on_from_call_to_call() -> None:
+    """`drawn` makes a later call for the same text use other noise than an earlier one."""
+    model = tiny_model(seed=3)
+    row = row_with_blanks(12, [4], 1)
+    hot = Sampling(temperature=1e30, seed=5)
+    first, second = (fill_rows(model, [row], SPECIAL, max_tokens=8, sampling=hot, drawn=n)[0][0] for n in (0, 9))
+    assert first != second
+
+
+def test_no_rows_and_too_many_tokens() -> None:
+    assert fill_rows(tiny_model(), [], SPECIAL) == []
+    with pytest.raises(RequestError, match=r"no memory for 1 x .*; lower max_tokens \(1000000000000000\)"):
+        fill_rows(tiny_model(), [row_with_blanks(20, [5], 1)], SPECIAL, max_tokens=10**15)
+
+
 def test_mistakes_are_named() -> None:
     model = tiny_model()
     with pytest.raises(RequestError, match="no blank"):

@@ -36,6 +36,7 @@ class ToyBatch:
     loss_mask: Tensor
     index: int
     mode: str
+    num_dropped: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -56,6 +56,12 @@ def test_numbers_may_be_text():
         ({"checkpoint": {"keep_last": 0}}, "checkpoint.keep_last is 0"),
         ({"evaluation": {"previews": "text"}}, "evaluation.previews is 'text'; expected a list"),
         ({"optimizer": {"name": "moun"}}, "optimizer.name is 'moun'; did you mean 'muon'?"),
+        ({"optimizer": {"adam_beta1": 1}}, "optimizer.adam_beta1 is 1.0; it must be in [0, 1)"),
+        ({"optimizer": {"adam_beta2": -0.1}}, "optimizer.adam_beta2 is -0.1; it must be in [0, 1)"),
+        ({"optimizer": {"muon_momentum": 1.5}}, "optimizer.muon_momentum is 1.5; it must be in [0, 1)"),
+        ({"optimizer": {"adam_eps": 0}}, "optimizer.adam_eps is 0.0; it must be positive"),
+        ({"data": {"row_length": 0}}, "data.row_length is 0; it must be at least 1"),
+        ({"checkpoint": {"keep_every": 0}}, "checkpoint.keep_every is 0; it must be at least 1"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; it must be a section"),
     ],
 )

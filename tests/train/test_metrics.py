@@ -27,7 +27,8 @@ def test_times_are_kept_apart(tmp_path):
     trainer.run()
     train = read_metrics(tmp_path)
     assert [line["step"] for line in train] == [1, 2, 3]
-    assert set(train[0]) == {"kind", "step", "loss", "losses", "lr", "grad_norm", "tokens", "targets", "rows"}
+    counts = {"tokens", "targets", "dropped", "rows"}
+    assert set(train[0]) == {"kind", "step", "loss", "losses", "lr", "grad_norm"} | counts
     times = (tmp_path / "throughput.jsonl").read_text().splitlines()
     assert len(times) == 3
     assert all(key in times[0] for key in ("seconds", "tokens_per_second", "memory"))
@@ -89,6 +90,13 @@ def test_quiet_is_quiet():
     line.say("something")
     line.stop()
     assert stream.getvalue() == ""
+
+
+def test_warnings_are_shown_though_quiet_but_by_one_rank_only():
+    stream = io.StringIO()
+    ProgressLine(10, stream=stream, quiet=True).warn("the curve will differ")
+    ProgressLine(10, stream=stream, silent=True).warn("from another rank")
+    assert stream.getvalue() == "the curve will differ\n"
 
 
 def test_bar_on_a_terminal():

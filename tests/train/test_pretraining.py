@@ -1,6 +1,10 @@
 """Recipe, prepared data and command line together, on a store of made-up text."""
 
 import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +92,43 @@ def test_validation_is_the_mean_over_all_targets(recipe, store):
     assert result["loss"] == pytest.approx(mean)
 
 
+def test_validation_counts_what_it_left_out(recipe, store):
+    from glmkit.parallel.mesh import Ranks
+    from glmkit.train.validation import ValidationLoss
+
+    class Sparse:  # a batch with targets and one without any; both lost texts
+        def __init__(self, batches):
+            self.batches = batches
+
+        def __len__(self):
+            return 2
+
+        def batch(self, index):
+            return replace(self.batches.batch(0), num_dropped=2 + index, **({"num_targets": 0} if index else {}))
+
+    config = read_recipe(recipe, {"data.path": str(store)})
+    data = PretrainingData.open(store)
+    model = glmkit.model.GLM(config.model.config(data.tokenizer.vocab_size, data.tokenizer.special)).eval()
+    batches = {mode: Sparse(sequence) for mode, sequence in data.validation(config).items()}
+    with torch.no_grad():
+        result = ValidationLoss(batches, blank_infilling_loss(), Ranks())(model)
+    assert result["dropped"] == {"bert": 5, "sentence": 5, "gpt": 5}
+    assert result["targets"]["bert"] == batches["bert"].batch(0).num_targets
+    assert result["losses"].keys() == result["dropped"].keys()
+
+
+def test_replaced_texts_are_in_the_summary(recipe, store, tmp_path, capsys, monkeypatch):
+    from glmkit.data.batches import TrainingBatches
+
+    whole = TrainingBatches.batch
+    monkeypatch.setattr(TrainingBatches, "batch", lambda self, index: replace(whole(self, index), num_dropped=600))
+    more = ("--max_steps", "2", "--evaluation.every", "0", "--output.plot", "false")
+    assert main(arguments(recipe, store, tmp_path, *more)) == 0
+    assert "others replaced 2,400 texts" in capsys.readouterr().out
+    assert main(arguments(recipe, store, tmp_path, *more, "--resume", "auto", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 2400
+
+
 def test_z_loss_pulls_but_is_not_reported(recipe, store, tmp_path):
     def first_two(z):
         overrides = {"data.path": str(store), "output.directory": str(tmp_path / z), "output.plot": "false"}
@@ -127,6 +168,7 @@ def test_dry_run(recipe, store, tmp_path, capsys):
         (["--resume", "/nowhere"], "/nowhere is no training checkpoint"),
         (["--per_device_train_batch_size", "8000000", "--batch_size", "8000000"], "pass --ignore-memory-forecast"),
         (["--nproc", "3"], "x 3 rank(s) = 12"),
+        (["--nproc", "0"], "--nproc is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(recipe, store, tmp_path, capsys, more, message):
@@ -163,6 +205,76 @@ def test_resuming_with_changes(recipe, store, tmp_path, capsys):
     branch = [str(recipe), "--data", str(store), "--output", str(tmp_path / "branch"), "--max_steps", "9"]
     assert main(["pretrain", *branch, "--resume", str(tmp_path / "run")]) == 0
     assert [line["step"] for line in read_metrics(tmp_path / "branch") if line["kind"] == "train"] == list(range(1, 10))
+
+
+def test_a_run_that_is_past_its_end_is_refused(recipe, store, tmp_path, capsys):
+    more = ("--evaluation.every", "0", "--output.plot", "false", "--quiet")
+    assert main(arguments(recipe, store, tmp_path, "--max_steps", "5", *more)) == 0
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    assert capsys.readouterr().err == ""
+    assert main(arguments(recipe, store, tmp_path, "--max_steps", "3", "--resume", "auto", *more)) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("glm pretrain: the run is already at step 5, past max_steps 3; raise training.max_steps")
+    assert errors.count("\n") == 1
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+    # Quiet, but not about what changes the curve.
+    assert main(arguments(recipe, store, tmp_path, "--max_steps", "6", "--resume", "auto", *more)) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("resuming with training.max_steps 6 instead of 5; the curve will differ")
+
+
+@pytest.mark.parametrize("text", ["no blank here", "much " * 80 + "[MASK]"])
+def test_a_useless_preview_is_refused_at_the_start(recipe, store, tmp_path, capsys, text):
+    more = ("--evaluation.previews", json.dumps([text]))
+    assert main(arguments(recipe, store, tmp_path, *more)) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("glm pretrain: evaluation.previews: text 0 has ")
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    more = (*more, "--evaluation.every", "0", "--max_steps", "1", "--output.plot", "false")
+    assert main(arguments(recipe, store, tmp_path, *more)) == 0  # nobody asks for previews then
+
+
+def test_a_full_disk_in_a_checkpoint_is_one_line(recipe, store, tmp_path):
+    more = ("--max_steps", "2", "--checkpoint.every", "1", "--evaluation.every", "0", "--quiet")
+    limit = 40_000  # metrics and recipe fit, the weights do not
+    result = subprocess.run(
+        [sys.executable, "-m", "glmkit", *arguments(recipe, store, tmp_path, *more)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("glm pretrain: ")
+    assert "model.safetensors cannot be written" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, {"add_cls": True, "running_positions": False, "block_positions": True}),
+        (
+            {
+                "data.add_cls": "false",
+                "objective.generation_positions": "running",
+                "objective.gpt_infill_prob": "1",
+                "objective.block_position_encoding": "false",
+            },
+            {"add_cls": False, "running_positions": True, "block_positions": False},
+        ),
+    ],
+    ids=["published", "changed"],
+)
+def test_the_model_says_how_it_was_trained(recipe, store, tmp_path, overrides, expected):
+    fixed = {"data.path": str(store), "output.directory": str(tmp_path / "run"), "output.plot": "false"}
+    short = {"training.max_steps": "1", "evaluation.every": "0"}
+    pretrain(read_recipe(recipe, {**fixed, **short, **overrides}), progress=lambda n: ProgressLine(n, quiet=True))
+    lm = glmkit.load(tmp_path / "run" / "model", device="cpu")
+    assert lm.parts.generation == {"generation_mask_id": lm.special.gmask, **expected}
+    assert lm.fill("The dog [MASK].", max_tokens=2).blanks
 
 
 def test_other_data_is_refused(tmp_path):

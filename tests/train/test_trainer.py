@@ -64,6 +64,14 @@ def test_first_step_is_the_plain_mean_over_targets():
     )
 
 
+def test_replaced_texts_are_counted(tmp_path):
+    options = {"change": lambda b: replace(b, num_dropped=b.index % 3), "micro_batches": 4}
+    toy_trainer(tmp_path, steps=2, **options).run()
+    trainer = toy_trainer(tmp_path, steps=3, resume=tmp_path / "checkpoints/step-00000002", **options)
+    assert trainer.run().dropped == 3 + 4 + 5  # over the whole run, not since the resume
+    assert [line["dropped"] for line in read_metrics(tmp_path)] == [3, 4, 5]
+
+
 def test_loss_goes_down():
     curve = losses(toy_trainer(steps=40, optimizer=replace(PLAIN, learning_rate=3e-2)))
     assert sum(curve[-5:]) / 5 < curve[0] - 0.2

@@ -3,7 +3,8 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,17 @@ def write_model(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that others may read (the library makes it private to its owner).
+    """A safetensors file with the rights that any new file gets (the library makes it private to its owner).
 
     Raises CheckpointError for what the library makes of an OSError, such as a full disk.
     """
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); make room or choose another place") from error
-    path.chmod(0o644)
+    path.chmod(rights)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -84,10 +87,25 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
     return GLMConfig.from_dict(values, source=str(path))
 
 
-def read_generation(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Generation settings beside the weights; empty when the file is absent."""
+def read_generation(
+    directory: str | os.PathLike[str], vocab_size: int, mask_ids: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Generation settings beside the weights; empty when the file is absent.
+
+    mask_ids: those of the model, where they are known. Raises CheckpointError naming the key of a bad value.
+    """
     path = Path(directory) / GENERATION_FILE
-    return read_json(path) if path.exists() else {}
+    values = read_json(path) if path.exists() else {}
+    for key in values.keys() & {"add_cls", "running_positions", "block_positions"}:
+        if not isinstance(values[key], bool):
+            raise CheckpointError(f"{path}: {key} is {values[key]!r}; it must be true or false")
+    mask = values.get("generation_mask_id", 0)
+    if type(mask) is not int or not 0 <= mask < vocab_size:
+        raise CheckpointError(f"{path}: generation_mask_id is {mask!r}; it must be an id from 0 to {vocab_size - 1}")
+    if "generation_mask_id" in values and mask_ids is not None and mask not in mask_ids:
+        known = ", ".join(map(str, sorted(mask_ids)))
+        raise CheckpointError(f"{path}: generation_mask_id is {mask}, no mask id of this model; these are {known}")
+    return values
 
 
 def load_weights(

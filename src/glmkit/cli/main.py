@@ -1,7 +1,13 @@
 """`glm VERB …`: lazy dispatch. No verb's module is imported before it is chosen, so `glm --help` needs no torch."""
 
 import importlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 from glmkit import __version__
@@ -35,7 +41,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0 success, 2 the user's mistake, 130 interrupted."""
+    """Run one verb. Returns the exit status: 0 success, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -52,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glm: unknown verb {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        return _run(name, rest)
+        with _sigterm_raises():
+            return _run(name, rest)
     except GLMKitError as error:
         print(f"glm {name}: {error}", file=sys.stderr)
         return 2
@@ -60,9 +67,46 @@ def main(argv: list[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"glm {name}: {error.strerror or error}{where}", file=sys.stderr)
         return 2
+    except _Terminated:
+        print(f"glm {name}: terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print(f"glm {name}: interrupted", file=sys.stderr)
         return 130
+
+
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds this process as Ctrl-C does, so that temporary files go; once: the rest is cleaning up.
+
+    Verbs may install handlers of their own. A forked child dies of SIGTERM as before.
+    """
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python forbids handlers
+        yield
+        return
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        signal.signal(number, signal.SIG_IGN)  # `timeout` and service managers send it twice
+        raise _Terminated
+
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)
 
 
 def _run(name: str, rest: list[str]) -> int:

@@ -13,9 +13,12 @@ from glmkit.errors import RequestError
 class OneLineParser(ArgumentParser):
     """Raises RequestError, one line, where argparse would print its usage and exit; reads --a-b and --a_b alike."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """The values of `args`. Raises RequestError."""
-        return super().parse_args([self._spelling(word) for word in args or []], *rest, **options)
+        return super().parse_args(self._options_first([self._spelling(word) for word in args or []]), *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turn a parser's complaint into one line."""
@@ -24,6 +27,23 @@ class OneLineParser(ArgumentParser):
         close = difflib.get_close_matches(unknown[1], self._known(), n=1) if unknown else []
         hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
         raise RequestError(f"{line}; {hint}") from ex
+
+    def _options_first(self, words: list[str]) -> list[str]:
+        """Options with their values, `--`, the rest: so a text may follow options or begin with a dash."""
+        arity = {name: action.nargs for action in self._actions for name in action.option_strings}
+        options: list[str] = []
+        others: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            if word == "--":
+                others += rest
+            elif not word.startswith("--") and word not in arity:
+                others.append(word)
+            else:
+                options.append(word)
+                if word in arity and arity[word] is None:
+                    options += [value for value in [next(rest, None)] if value is not None]
+        return [*options, "--", *others] if others else options
 
     def _known(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]

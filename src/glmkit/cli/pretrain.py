@@ -115,6 +115,7 @@ def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
         "step": result.step,
         "reason": result.reason,
         "loss": losses[-1] if losses else None,
+        "dropped": result.dropped,
         "directory": str(outcome.directory),
         "model": None if outcome.model is None else str(outcome.model),
     }
@@ -124,6 +125,8 @@ def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
         print(f"finished at step {result.step}, loss {losses[-1]:.4f}; model: {outcome.model}")
     else:
         print(f"stopped at step {result.step} ({result.reason}); continue with --resume auto")
+    if result.dropped and not options["as_json"]:
+        print(f"note: others replaced {result.dropped:,} texts in which nothing could be blanked (`glm show`)")
     return 0
 
 
@@ -169,12 +172,12 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...]) -> Previewer:
+def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generation: dict[str, Any]) -> Previewer:
     """Fill the recipe's preview texts with the model as it is."""
     from glmkit.loading import Parts
     from glmkit.session import LM
 
-    lm = LM(Parts(Path(), model.config, model, tokenizer, {}))
+    lm = LM(Parts(Path(), model.config, model, tokenizer, generation))
     try:
         lm.fill_many(list(texts), max_tokens=1)
     except RequestError as error:  # told now, not at the first evaluation

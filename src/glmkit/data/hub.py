@@ -31,6 +31,7 @@ def _stream(name: str, split: str) -> Iterator[Any]:
         ) from None
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    _require_hub(name)
     path, _, config = name.partition(":")
     number = 0
     try:
@@ -44,3 +45,24 @@ def _stream(name: str, split: str) -> Iterator[Any]:
         if number:
             raise DataError(f"{name}: reading from the hub failed after row {number}: {reason}") from error
         raise DataError(f"{name}: no such file or directory, and not readable from the hub: {reason}") from error
+
+
+def _require_hub(name: str) -> None:
+    """Ask the hub once for a sign of life: its library tries for half a minute, with a warning each time.
+
+    Raises DataError when there is no answer. Without network by choice (HF_HUB_OFFLINE) nothing is asked.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session, logging
+
+    logging.set_verbosity_error()
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # of whichever HTTP library it uses
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{name}: no such file or directory, and not readable from the hub: "
+            f"{constants.ENDPOINT} does not answer ({reason})"
+        ) from error

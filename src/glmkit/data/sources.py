@@ -139,7 +139,7 @@ class Sources:
         except FileNotFoundError:
             if any(mark in name for mark in "*?["):
                 self._add_glob(entry)
-            elif is_hub_name(name) and _known_format(path) is None and not path.is_symlink():
+            elif is_hub_name(name) and not _looks_like_a_path(path):
                 entry.is_hub = True
             else:
                 what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
@@ -225,6 +225,12 @@ class Sources:
 
     def _format_of(self, path: Path) -> str | None:
         return _known_format(path) if self.options.format == "auto" else self.options.format
+
+
+def _looks_like_a_path(path: Path) -> bool:
+    """Whether a name that does not exist and could be a dataset's is more likely a slip in a path."""
+    has_suffix = _known_format(path) is not None or path.suffix.lower() in COMPRESSIONS
+    return has_suffix or path.is_symlink() or (path.parent != Path() and path.parent.is_dir())
 
 
 def _known_format(path: Path) -> str | None:

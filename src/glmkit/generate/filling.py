@@ -7,6 +7,7 @@ Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.p
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
 from glmkit.model import GLM, KVCache
 
-from .sampling import Sampling, next_tokens
+from .sampling import Sampling, check_type, next_tokens
 
 
 @dataclass
@@ -61,6 +62,7 @@ def fill_rows(
     Raises RequestError for rows without blanks or longer than the model's positions.
     """
     sampling = sampling or Sampling()
+    check_type("max_tokens", max_tokens, Integral, "a whole number")
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
     if not rows:

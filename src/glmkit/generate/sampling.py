@@ -4,13 +4,21 @@ Legend: B rows, V vocabulary rows.
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from glmkit.errors import RequestError
+
+
+def check_type(name: str, value: object, kind: type, what: str) -> None:
+    """Raises RequestError naming the argument unless `value` is a `kind`; True and False are no numbers."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RequestError(f"{name} is {reprlib.repr(value)}; give {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +31,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Raises RequestError for values that mean nothing."""
+        check_type("temperature", self.temperature, Real, "a number")
+        check_type("top_k", self.top_k, Integral, "a whole number")
+        check_type("top_p", self.top_p, Real, "a number")
+        check_type("seed", self.seed, Integral, "a whole number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise RequestError(f"temperature is {self.temperature}; give 0 (greedy) or more")
         if self.top_k < 0:
@@ -41,8 +54,8 @@ def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int])
     # From the largest down and within fp32's range: an extreme temperature is greedy or uniform, never NaN.
     above_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
     log_p_BV = torch.log_softmax(above_BV / min(max(sampling.temperature, 1e-30), 1e30), dim=-1)
-    log_p_BV = keep_top_p(keep_top_k(log_p_BV, sampling.top_k), sampling.top_p)
-    noise_BV = torch.stack([_gumbel(log_p_BV.shape[1], sampling.seed, position) for position in positions])
+    log_p_BV = keep_top_p(keep_top_k(log_p_BV, int(sampling.top_k)), sampling.top_p)
+    noise_BV = torch.stack([_gumbel(log_p_BV.shape[1], int(sampling.seed), position) for position in positions])
     return (log_p_BV + noise_BV.to(log_p_BV.device)).argmax(-1)
 
 

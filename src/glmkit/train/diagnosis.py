@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ from glmkit.errors import TrainingError
 
 from .state import TrainState
 
-Entry = tuple[int, str, int, int]  # index, mode, tokens, targets of a micro-batch
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """What a rank tells the others about one of its micro-batches."""
+
+    index: int
+    mode: str
+    tokens: int
+    targets: int
+    dropped: int
 
 
 def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None:
@@ -19,11 +29,12 @@ def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None
             f"the data ended at step {step}: {len(entries)} of {expected} micro-batches came; "
             "lower training.max_steps or give more data"
         )
-    for index, mode, tokens, targets in entries:
-        if targets == 0:
+    for entry in entries:
+        if entry.targets == 0:
             raise TrainingError(
-                f"all labels masked at step {step}: micro-batch {index} (mode {mode}) has {tokens} tokens and no "
-                "target; look at it with `glm show`, then check sequence_length and the objective's ratios"
+                f"all labels masked at step {step}: micro-batch {entry.index} (mode {entry.mode}) has {entry.tokens} "
+                "tokens and no target; look at it with `glm show`, then check sequence_length and the objective's "
+                "ratios"
             )
 
 
@@ -37,14 +48,14 @@ def explain_nonfinite(
     newest: Path | None,
 ) -> str:
     """The message for a step whose loss or gradient is not a finite number."""
-    bad = [(index, mode, losses[index]) for index, mode, _, _ in entries if not math.isfinite(losses[index])]
+    bad = [(e.index, e.mode, losses[e.index]) for e in entries if not math.isfinite(losses[e.index])]
     if bad:
         index, mode, value = bad[0]
         what = f"the loss is {value} at step {state.step + 1} in micro-batch {index} (mode {mode}"
         what += f", and {len(bad) - 1} more of its {len(entries)} micro-batches)" if len(bad) > 1 else ")"
     else:
-        modes = ", ".join(sorted({mode for _, mode, _, _ in entries}))
-        first, last = entries[0][0], entries[-1][0]
+        modes = ", ".join(sorted({entry.mode for entry in entries}))
+        first, last = entries[0].index, entries[-1].index
         what = f"the gradient norm is {grad_norm} at step {state.step + 1}, micro-batches {first}-{last} (mode {modes})"
     recent = " ".join(f"{loss:.4g}" for loss in state.recent_losses) or "none"
     saved = f"the newest checkpoint is {newest.name}" if newest is not None else "there is no checkpoint yet"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -36,7 +37,7 @@ from .trainer import Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss
 
 RateFn = Callable[[TrainState, int], float]  # as `Trainer` takes it
-PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...]], Previewer]
+PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...], dict[str, Any]], Previewer]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def pretrain(
     """Train from a recipe whose data.path and output.directory are set; all ranks call it.
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
-    there is one; a path continues that checkpoint. `previews(model, tokenizer, texts)` makes the previewer.
+    there is one; a path continues that checkpoint. `previews(model, tokenizer, texts, generation)` makes the previewer.
     `on_step(record, trainer)` runs on rank 0 after every step and may call `trainer.stop.ask`. `learning_rate` takes
     the place of the recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
@@ -71,7 +72,7 @@ def pretrain(
     if config.data.path is None or config.output.directory is None:
         missing = "data.path (--data DIR)" if config.data.path is None else "output.directory (--output DIR)"
         raise ConfigError(f"{missing} is not set")
-    line = progress(0) if ranks.is_main else ProgressLine(0, quiet=True)
+    line = progress(0) if ranks.is_main else ProgressLine(0, silent=True)
     data = PretrainingData.open(config.data.path)
     plan = plan_run(config, data.tokenizer, ranks.world_size, ranks.device)
     line.total = plan.steps
@@ -81,7 +82,7 @@ def pretrain(
         ranks_here=ranks.world_size if ranks.device.type == "cpu" else 1,
         ignore=ignore_memory_forecast,
     ):
-        line.say(f"memory: {warning}")
+        line.warn(f"memory: {warning}")
     directory = Path(config.output.directory)
     with RunLock(directory, active=ranks.is_main):
         store = CheckpointStore(
@@ -196,12 +197,18 @@ def _build(
         },
         progress=line,
         evaluators=evaluators,
-        previewer=previews(model, data.tokenizer, texts) if previews is not None and texts else None,
+        previewer=previews(model, data.tokenizer, texts, generation) if previews is not None and texts else None,
         on_checkpoint=lambda path: _plot(directory, config, line),
     )
     if checkpoint is not None:
-        for change in compare_records(read_state(checkpoint)["record"], trainer.record, checkpoint):
-            line.say(f"resuming with {change}; the curve will differ from an uninterrupted run's")
+        stored = read_state(checkpoint)
+        if stored["step"] > plan.steps:
+            raise ConfigError(
+                f"the run is already at step {stored['step']}, past max_steps {plan.steps}; "
+                "raise training.max_steps, or branch off from an older checkpoint with another --output"
+            )
+        for change in compare_records(stored["record"], trainer.record, checkpoint):
+            line.warn(f"resuming with {change}; the curve will differ from an uninterrupted run's")
         trainer.resume(checkpoint)
         line.say(f"resumed {checkpoint} at step {trainer.state.step}")
     if ranks.is_main:
@@ -220,7 +227,7 @@ def _open_log(trainer: Trainer[Batch], directory: Path, checkpoint: Path | None,
                     file.write((origin / name).read_bytes())
     dropped = cut_back(directory / "metrics.jsonl", step)
     if dropped:
-        trainer.progress.say(f"metrics.jsonl: dropped {dropped} line(s) after step {step}; they are trained again")
+        trainer.progress.warn(f"metrics.jsonl: dropped {dropped} line(s) after step {step}; they are trained again")
     with atomic_write(directory / "recipe.yaml") as file:
         file.write(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode())
     trainer.log = MetricsLog(directory, step=step, tensorboard=config.output.tensorboard)
@@ -250,4 +257,4 @@ def _plot(directory: Path, config: TrainConfig, line: ProgressLine) -> None:
     try:
         plot_losses(read_metrics(directory), directory / "loss.png", title=directory.name)
     except ConfigError as error:  # training must not die of a missing picture
-        line.say(f"{error} (or set output.plot false)")
+        line.warn(f"{error} (or set output.plot false)")

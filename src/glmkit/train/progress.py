@@ -10,19 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class ProgressLine:
-    """Shows step, loss, learning rate, tokens/s and time left. `quiet` shows nothing (other ranks, tests)."""
+    """Shows step, loss, learning rate, tokens/s and time left. `quiet` shows warnings only, `silent` nothing at all
+    (other ranks)."""
 
     def __init__(
         self,
         total_steps: int,
         *,
         quiet: bool = False,
+        silent: bool = False,
         stream: IO[str] | None = None,
         seconds_between_lines: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total = total_steps
-        self.quiet = quiet
+        self.quiet = quiet or silent
+        self.silent = silent
         self._stream = stream or sys.stderr
         self._pause = seconds_between_lines
         self._clock = clock
@@ -59,7 +62,12 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""
-        if self.quiet:
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line that is shown even if quiet: what happens is not quite what was asked for."""
+        if self.silent:
             return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)

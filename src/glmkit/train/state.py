@@ -18,6 +18,7 @@ class TrainState:
     rows: int = 0
     tokens: int = 0  # without padding
     targets: int = 0
+    dropped: int = 0  # texts in which nothing could be blanked; others took their place
     skipped: int = 0  # fp16 steps without an update
     evaluated: int = 0  # step of the last evaluation
     recent_losses: list[float] = field(default_factory=list)
@@ -48,6 +49,7 @@ class StepRecord:
     grad_norm: float  # before clipping
     tokens: int
     targets: int
+    dropped: int  # texts replaced because nothing could be blanked
     rows: int
     loss_scale: float | None  # fp16
     skipped: bool  # fp16: infinite gradients, no update
@@ -59,7 +61,7 @@ class StepRecord:
     def metrics(self) -> dict[str, Any]:
         """The line for metrics.jsonl."""
         line: dict[str, Any] = {"kind": "train"}
-        for name in ("step", "loss", "losses", "lr", "grad_norm", "tokens", "targets", "rows"):
+        for name in ("step", "loss", "losses", "lr", "grad_norm", "tokens", "targets", "dropped", "rows"):
             line[name] = getattr(self, name)
         if self.loss_scale is not None:
             line |= {"loss_scale": self.loss_scale, "skipped": self.skipped}

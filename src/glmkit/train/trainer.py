@@ -21,7 +21,7 @@ from glmkit.parallel.mesh import Ranks
 
 from . import rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
-from .diagnosis import check_targets, explain_nonfinite
+from .diagnosis import Entry, check_targets, explain_nonfinite
 from .metrics import MetricsLog
 from .optim import Optimizers, clip_gradients
 from .progress import ProgressLine
@@ -45,6 +45,9 @@ class StepBatch(Protocol):
 
     @property
     def num_targets(self) -> int: ...
+
+    @property
+    def num_dropped(self) -> int: ...  # texts that could not be used and were replaced
 
     def to(self, device: torch.device) -> Any: ...  # one like it
 
@@ -84,6 +87,7 @@ class TrainResult:
     step: int
     reason: str
     losses: list[float]  # the last few
+    dropped: int = 0  # texts replaced since the start of the run
 
 
 class _Objective(nn.Module, Generic[B]):
@@ -136,7 +140,7 @@ class Trainer(Generic[B]):
         self.device = self.ranks.device
         self.store, self.write_model, self.read_model = store, write_model, read_model
         self.record, self.log = dict(record or {}), log
-        self.progress = progress or ProgressLine(options.total_steps, quiet=True)
+        self.progress = progress or ProgressLine(options.total_steps, quiet=True, silent=not self.ranks.is_main)
         self.evaluators, self.previewer = dict(evaluators or {}), previewer
         self.on_step, self.on_checkpoint = on_step, on_checkpoint
         self.state = TrainState()
@@ -179,7 +183,7 @@ class Trainer(Generic[B]):
             close = getattr(source, "close", None)
             if close is not None:
                 close()
-        return TrainResult(state.step, reason, list(state.recent_losses))
+        return TrainResult(state.step, reason, list(state.recent_losses), state.dropped)
 
     def resume(self, checkpoint: Path) -> dict[str, Any]:
         """Put weights, optimizer, random states and data position back; what `record` was when it was written.
@@ -197,7 +201,7 @@ class Trainer(Generic[B]):
         if len(states) == self.ranks.world_size:
             rng.restore(states[self.ranks.rank], self.device)
         else:
-            self.progress.say(
+            self.progress.warn(
                 f"resuming {len(states)} rank(s) on {self.ranks.world_size}: the data order is the same, dropout is not"
             )
         return dict(document["record"])
@@ -221,10 +225,10 @@ class Trainer(Generic[B]):
         rows = micro_batches * self.plan.micro_batch_size
         batches = list(islice(iterator, micro_batches // ranks.world_size))
         data_seconds = time.perf_counter() - started
-        counts = ranks.gather([(b.index, b.mode, b.num_tokens, b.num_targets) for b in batches])
+        counts = ranks.gather([Entry(b.index, b.mode, b.num_tokens, b.num_targets, b.num_dropped) for b in batches])
         everything = sorted(entry for part in counts for entry in part)
         check_targets(everything, micro_batches, step=state.step + 1)
-        targets = sum(entry[3] for entry in everything)
+        targets, dropped = sum(entry.targets for entry in everything), sum(entry.dropped for entry in everything)
 
         rate = self.learning_rate(state, rows)
         self.optimizers.set_rate(rate)
@@ -249,8 +253,9 @@ class Trainer(Generic[B]):
         state.step += 1
         state.micro_batches += micro_batches
         state.rows += rows
-        state.tokens += sum(entry[2] for entry in everything)
+        state.tokens += sum(entry.tokens for entry in everything)
         state.targets += targets
+        state.dropped += dropped
         state.skipped += overflow
         state.remember(total / targets)
         record = StepRecord(
@@ -259,8 +264,9 @@ class Trainer(Generic[B]):
             losses=_by_mode(everything, losses),
             lr=rate,
             grad_norm=grad_norm,
-            tokens=sum(entry[2] for entry in everything),
+            tokens=sum(entry.tokens for entry in everything),
             targets=targets,
+            dropped=dropped,
             rows=rows,
             loss_scale=scale,
             skipped=overflow,
@@ -349,12 +355,12 @@ class Trainer(Generic[B]):
         self.ranks.barrier()
 
 
-def _by_mode(entries: Sequence[tuple[int, str, int, int]], losses: Mapping[int, float]) -> dict[str, float]:
+def _by_mode(entries: Sequence[Entry], losses: Mapping[int, float]) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
-    for index, mode, _, targets in entries:
-        total = sums.setdefault(mode, [0.0, 0.0])
-        total[0] += losses[index]
-        total[1] += targets
+    for entry in entries:
+        total = sums.setdefault(entry.mode, [0.0, 0.0])
+        total[0] += losses[entry.index]
+        total[1] += entry.targets
     return {mode: loss / targets for mode, (loss, targets) in sorted(sums.items())}
 
 
