@@ -35,10 +35,8 @@ SPECIAL = SpecialIds(pad=0, eos=0, cls=101, sep=102, mask=103, smask=103, gmask=
 def glm_batch(gpt_like: bool) -> dict[str, Any]:
     """Eight samples whose part A and part B together fill 512 tokens (to within a span)."""
     rng = CounterRng(1, 0)
-    options: dict[str, Any] = {"bert_prob": 1.0}
-    if gpt_like:
-        options = {"bert_prob": 0.0, "gpt_infill_prob": 1.0}
-    objective = BlankInfilling(ObjectiveConfig(**options), SPECIAL, np.zeros(VOCABULARY, bool), LENGTH)
+    config = ObjectiveConfig.preset("gpt_like") if gpt_like else ObjectiveConfig(bert_prob=1.0)
+    objective = BlankInfilling(config, SPECIAL, np.zeros(VOCABULARY, bool), LENGTH)
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     positions = torch.zeros(ROWS, 2, LENGTH, dtype=torch.long)
     targets, loss_mask, bounds = ids.clone(), torch.zeros(ROWS, LENGTH, dtype=torch.bool), []
@@ -48,7 +46,7 @@ def glm_batch(gpt_like: bool) -> dict[str, Any]:
         sample = None
         for size in range(LENGTH, 16, -1):
             shorter = TextSample(text[:size], np.ones(size, np.int64))
-            sample = objective.suffix(shorter, size - 1) if gpt_like else objective.construct([shorter], rng)[0]
+            sample = objective.construct([shorter], rng)[0]
             if len(sample) <= LENGTH:
                 break
         assert sample is not None
