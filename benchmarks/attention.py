@@ -6,6 +6,7 @@ The numbers decide two constants: `transformer.SPLIT_FROM` and `attention.SHORT`
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -32,6 +33,10 @@ def timed(
     return middle - start, time.perf_counter() - middle
 
 
+def by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float, bias: Tensor) -> Tensor:
+    return attention.products(q, k, v, bias, dropout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -48,7 +53,9 @@ def main() -> None:
                 plans = {
                     "dense": DensePlan(mask).attend,
                     "split": SplitPlan(segments).attend,
-                    "products": lambda q, k, v, p, mask=mask: attention._products(q, k, v, mask, p),
+                    "products": functools.partial(by_products, bias=attention.as_bias(mask, dtype)),
+                        q, k, v, attention.as_bias(mask, q.dtype), p
+                    ),
                 }
                 inputs = [torch.randn(rows, tokens, heads, width, dtype=dtype, requires_grad=True) for _ in range(3)]
                 grad = torch.randn(rows, tokens, heads, width, dtype=dtype)

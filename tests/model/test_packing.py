@@ -135,14 +135,20 @@ def test_plain_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) 
     model = tiny_model(seed=8)
     ids, positions, segments = pack(2)
     outputs = [model.hidden(ids, position_ids=positions, segments=segments)]
-    monkeypatch.setattr(attention, "_sdpa", lambda q, k, v, mask, causal, p: attention._products(q, k, v, mask, p))
+
+    def by_products(q, k, v, mask, causal, dropout):  # type: ignore[no-untyped-def]
+        return attention.products(q, k, v, attention.as_bias(mask, q.dtype), dropout)
+
+    monkeypatch.setattr(attention, "_sdpa", by_products)
     outputs.append(model.hidden(ids, position_ids=positions, segments=segments))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("split_from", [1, 10_000])
 @pytest.mark.parametrize("short", [0, 256])
-def test_bfloat16_training_stays_near_fp32(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_training_stays_near_fp32(short: int, split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
     model = tiny_model(seed=8, init_std=0.1)
     ids, positions, segments = pack(2)
     inside = torch.zeros(ids.shape, dtype=torch.bool)

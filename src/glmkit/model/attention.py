@@ -3,10 +3,11 @@
 Legend: B batch, T query tokens, S key tokens, N heads, D head width, H hidden width (N * D).
 
 How a mask is applied is a plan, made once per forward and shared by all layers: `DensePlan` is one call with a
-(T,S) mask, `SplitPlan` one or two mask-light calls per packed sample and no (T,T) tensor at all.
+(T,S) mask, `SplitPlan` one or two calls per packed sample and no (T,T) mask over a whole row.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,11 +17,14 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 
 from .cache import KVCache
-from .masks import Segments
+from .masks import Segments, dense_from_prefix
 from .positions import Rotary, rotate
 
-# Longest rows, in tokens, for which all scores at once beat the fused kernel in a bfloat16 training step on a CPU.
-SHORT = 256
+# Longest rows, in tokens, that a bfloat16 training step on a CPU attends to by plain products: the fused kernel's
+# backward costs two to four times as much there (benchmarks/attention.py). The scores are kept for the backward pass.
+SHORT = 1024
+# Scores made at once in that way, in numbers: what stays in the processor's cache.
+_SCORES = 1 << 23
 
 
 class AttentionPlan(Protocol):
@@ -42,31 +46,54 @@ def _sdpa(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask: Tensor | None, c
     return out_BNTD.transpose(1, 2)
 
 
+def takes_products(q_BTND: Tensor) -> bool:
+    """Whether this is a training step on short rows in bfloat16 on a CPU."""
+    on_cpu_in_bf16 = q_BTND.device.type == "cpu" and q_BTND.dtype == torch.bfloat16
+    return on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT
+
+
+def products(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """Attention as two plain products; `bias` is added to the scores and broadcasts to (B,N,T,S)."""
+    with torch.autocast(q_BTND.device.type, enabled=False):
+        q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
+        scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
+        if bias is not None:
+            scores_BNTS = scores_BNTS.add_(bias)
+        weights_BNTS = functional.dropout(scores_BNTS.softmax(-1), dropout)
+        return (weights_BNTS @ v_BNSD).transpose(1, 2)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` is True, the lowest number elsewhere: what to add to scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 @dataclass(frozen=True)
 class DensePlan:
-    """One call for the whole batch: with `mask_B1TS` (True = visible), or causal, or free when both are off.
-
-    Training on short rows in bfloat16 on a CPU takes plain products instead: there the fused kernel's backward costs
-    two to four times as much (benchmarks/attention.py).
-    """
+    """One call for the whole batch: with `mask_B1TS` (True = visible), or causal, or free when both are off."""
 
     mask_B1TS: Tensor | None = None
     causal: bool = False
 
     def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
-        on_cpu_in_bf16 = q_BTND.device.type == "cpu" and q_BTND.dtype == torch.bfloat16
-        if self.mask_B1TS is not None and on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT:
-            return _products(q_BTND, k_BSND, v_BSND, self.mask_B1TS, dropout)
+        if self.mask_B1TS is not None and takes_products(q_BTND):
+            out_BTND: Tensor = self._in_chunks(q_BTND, k_BSND, v_BSND, dropout)
+            return out_BTND
         return _sdpa(q_BTND, k_BSND, v_BSND, self.mask_B1TS, self.causal, dropout)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _in_chunks(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+        """A few rows at a time, so that their scores are still in the cache when they are used."""
+        batch, length, heads, _ = q_BTND.shape
+        rows = max(1, _SCORES // (length * k_BSND.shape[1] * heads))
+        bias_B1TS = self._bias.expand(batch, -1, -1, -1)
+        pieces = (torch.split(x, rows) for x in (q_BTND, k_BSND, v_BSND, bias_B1TS))
+        return torch.cat([products(q, k, v, bias, dropout) for q, k, v, bias in zip(*pieces, strict=True)])
 
-def _products(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask_B1TS: Tensor, dropout: float) -> Tensor:
-    """Attention as two plain products with all scores in memory, softmax in fp32."""
-    q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
-    scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
-    scores_BNTS = scores_BNTS.float().masked_fill(~mask_B1TS, -torch.inf)
-    weights_BNTS = functional.dropout(scores_BNTS.softmax(-1).to(v_BNSD.dtype), dropout)
-    return (weights_BNTS @ v_BNSD).transpose(1, 2)
+    @cached_property
+    def _bias(self) -> Tensor:
+        assert self.mask_B1TS is not None
+        return as_bias(self.mask_B1TS, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -86,38 +113,53 @@ class SplitPlan:
         for row, start, prefix_end, end in self.segments.bounds:
             rows[row].append((start, prefix_end, end))
         out = [
-            _attend_row(q, k, v, bounds, dropout)
+            self._attend_row(q, k, v, bounds, dropout)
             for q, k, v, bounds in zip(q_BTND.unbind(0), k_BSND.unbind(0), v_BSND.unbind(0), rows, strict=True)
         ]
         return torch.stack(out)
 
+    def _attend_row(
+        self, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[int, int, int]], dropout: float
+    ) -> Tensor:
+        sizes, samples, column = [], [], 0
+        for start, prefix_end, end in bounds:
+            if start > column:
+                sizes.append(start - column)
+            samples.append((len(sizes), prefix_end - start))
+            sizes.append(end - start)
+            column = end
+        if column < q_TND.shape[0]:
+            sizes.append(q_TND.shape[0] - column)
+        q_parts, k_parts, v_parts = (torch.split(x, sizes) for x in (q_TND, k_TND, v_TND))
+        out = list(v_parts)  # padding keeps its own value; nobody reads it
+        for index, prefix in samples:
+            q, k, v = (parts[index].unsqueeze(0) for parts in (q_parts, k_parts, v_parts))
+            if takes_products(q):
+                out[index] = products(q, k, v, self._bias(prefix, q.shape[1]), dropout)[0]
+            else:
+                out[index] = _two_calls(q, k, v, prefix, dropout)[0]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
-def _attend_row(
-    q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[int, int, int]], dropout: float
-) -> Tensor:
-    sizes, samples, column = [], [], 0
-    for start, prefix_end, end in bounds:
-        if start > column:
-            sizes.append(start - column)
-        samples.append((len(sizes), prefix_end - start))
-        sizes.append(end - start)
-        column = end
-    if column < q_TND.shape[0]:
-        sizes.append(q_TND.shape[0] - column)
-    q_parts, k_parts, v_parts = (torch.split(x, sizes) for x in (q_TND, k_TND, v_TND))
-    out = list(v_parts)  # padding keeps its own value; nobody reads it
-    for index, prefix in samples:
-        out[index] = _attend_sample(q_parts[index], k_parts[index], v_parts[index], prefix, dropout)
-    return out[0] if len(out) == 1 else torch.cat(out)
+    def _bias(self, prefix: int, length: int) -> Tensor | None:
+        if prefix >= length:
+            return None
+        if (prefix, length) not in self._biases:
+            mask_TT = dense_from_prefix(torch.tensor([prefix]), length)[0, 0]
+            self._biases[prefix, length] = as_bias(mask_TT, torch.bfloat16)
+        return self._biases[prefix, length]
+
+    @cached_property
+    def _biases(self) -> dict[tuple[int, int], Tensor]:
+        return {}
 
 
-def _attend_sample(q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, prefix: int, dropout: float) -> Tensor:
-    length = q_TND.shape[0]
-    q, k, v = q_TND.unsqueeze(0), k_TND.unsqueeze(0), v_TND.unsqueeze(0)
+def _two_calls(q: Tensor, k: Tensor, v: Tensor, prefix: int, dropout: float) -> Tensor:
+    """One sample, (1,T,N,D) each, without a mask over part A."""
+    length = q.shape[1]
     if prefix >= length:
-        return _sdpa(q, k, v, None, False, dropout)[0]
+        return _sdpa(q, k, v, None, False, dropout)
     if prefix <= 1:  # the first token sees itself either way
-        return _sdpa(q, k, v, None, True, dropout)[0]
+        return _sdpa(q, k, v, None, True, dropout)
     sizes = [prefix, length - prefix]
     (q_a, q_b), (k_a, _), (v_a, _) = (torch.split(x, sizes, 1) for x in (q, k, v))
     out_a = _sdpa(q_a, k_a, v_a, None, False, dropout)
@@ -128,7 +170,7 @@ def _attend_sample(q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, prefix: int, dro
     else:
         mask = torch.ones(length - prefix, length, dtype=torch.bool, device=q.device).tril(prefix)
         out_b = _sdpa(q_b, k, v, mask, False, dropout)
-    return torch.cat([out_a, out_b], 1)[0]
+    return torch.cat([out_a, out_b], 1)
 
 
 class Attention(nn.Module):
