@@ -54,8 +54,6 @@ def main() -> None:
                     "dense": DensePlan(mask).attend,
                     "split": SplitPlan(segments).attend,
                     "products": functools.partial(by_products, bias=attention.as_bias(mask, dtype)),
-                        q, k, v, attention.as_bias(mask, q.dtype), p
-                    ),
                 }
                 inputs = [torch.randn(rows, tokens, heads, width, dtype=dtype, requires_grad=True) for _ in range(3)]
                 grad = torch.randn(rows, tokens, heads, width, dtype=dtype)
