@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmkit.data.packing import balanced, best_fit, collate, pack
+from glmkit.data.packing import balanced, collate, pack
 from glmkit.errors import DataError
 from glmkit.model.masks import dense_from_segments
 from glmkit.objective.rng import CounterRng
@@ -70,24 +69,6 @@ def test_moving_a_batch_keeps_its_numbers() -> None:
     moved = batch.to("cpu")
     assert torch.equal(moved.input_ids, batch.input_ids)
     assert (moved.index, moved.segments) == (9, batch.segments)
-
-
-@settings(STEADY)
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(100, 300))
-def test_best_fit(lengths: list[int], row_length: int) -> None:
-    rows = best_fit(lengths, row_length)
-    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
-    assert all(sum(lengths[item] for item in row) <= row_length for row in rows)
-    assert len(rows) <= 11 / 9 * -(-sum(lengths) // row_length) * 1.35 + 1
-    assert rows == [sorted(row) for row in rows]
-
-
-def test_best_fit_wastes_little() -> None:
-    lengths = np.random.default_rng(0).integers(20, 400, 2000).tolist()
-    rows = best_fit(lengths, 512)
-    assert sum(lengths) / (len(rows) * 512) > 0.98
-    with pytest.raises(DataError, match="sample 1 has 513 tokens, row_length is 512"):
-        best_fit([5, 513], 512)
 
 
 @settings(STEADY)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.text_input import add_text_arguments, read_text
+from glmkit.cli.text_input import add_text_arguments, read_text, sampling_options
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,10 +30,7 @@ def run(args: Any) -> int:
     filled = lm.fill(
         text,
         max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
+        **sampling_options(args),
         order=args.order,
     )
     print(json.dumps(asdict(filled), ensure_ascii=False) if args.json else filled.text)

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.text_input import add_text_arguments, read_text
+from glmkit.cli.text_input import add_text_arguments, read_text, sampling_options
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,10 +23,7 @@ def run(args: Any) -> int:
     continuation = lm.generate(
         text,
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
+        **sampling_options(args),
     )
     answer = {"text": text, "continuation": continuation}
     print(json.dumps(answer, ensure_ascii=False) if args.json else text + continuation)

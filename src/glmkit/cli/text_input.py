@@ -43,3 +43,8 @@ def read_text(args: Any) -> str:
     if not text.strip():
         raise RequestError(f"{where} is empty; give a text")
     return text
+
+
+def sampling_options(args: Any) -> dict[str, Any]:
+    """The sampling arguments as `LM.fill` and `LM.generate` take them."""
+    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}

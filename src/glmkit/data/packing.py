@@ -3,7 +3,6 @@
 Legend: B rows, T tokens of a row.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -143,29 +142,6 @@ def collate(
         on_overlong=on_overlong,
         num_dropped=num_dropped,
     )
-
-
-def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Which items share a row: longest first, each into the fullest row with room. Rows hold indices, ascending.
-
-    Needs at most 11/9 of the fewest rows possible (plus one), in O(n log n) comparisons. Raises DataError for an item
-    longer than a row.
-    """
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (room left, row), ascending
-    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        size = lengths[item]
-        if size > row_length:
-            raise DataError(
-                f"sample {item} has {size} tokens, row_length is {row_length}; raise it or shorten the text"
-            )
-        found = bisect_left(open_rows, (size, 0))
-        room, row = open_rows.pop(found) if found < len(open_rows) else (row_length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(item)
-        insort(open_rows, (room - size, row))
-    return [sorted(row) for row in rows]
 
 
 def balanced(lengths: Sequence[int], num_rows: int) -> list[list[int]]:

@@ -73,10 +73,6 @@ class ReadReport:
         entry = self.bad_rows.setdefault(row.reason, SkippedRows(0, f"{row.where}: {row.message}"))
         entry.count += 1
 
-    @property
-    def num_bad_rows(self) -> int:
-        return sum(entry.count for entry in self.bad_rows.values())
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

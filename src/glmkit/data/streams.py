@@ -3,6 +3,7 @@
 import gzip
 import io
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,8 +86,9 @@ class _Reader(io.RawIOBase):
         self._source.close()
         super().close()
 
+    @abstractmethod
     def _some(self, size: int) -> bytes | memoryview:
-        raise NotImplementedError
+        """At most `size` bytes."""
 
 
 class _GzipReader(_Reader):
