@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glmkit import GLMConfig
-from glmkit.config import SpecialIds
+from glmkit.config import Quantization, SpecialIds
 from glmkit.errors import ConfigError, GLMKitError
 
 TINY: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
@@ -21,6 +21,14 @@ def test_defaults_are_those_of_glm() -> None:
     assert (config.max_positions, config.norm_eps, config.init_std, config.tie_embeddings) == (512, 1e-5, 0.02, True)
     assert (config.head_dim, config.inner_size) == (8, 128)
     assert GLMConfig(**TINY, ffn_size=50).inner_size == 50
+    assert (config.kv_heads, config.bias, config.blank_order, config.quantization) == (4, "all", "each", None)
+    assert config.rotary_dim == 0
+
+
+def test_grouped_heads_of_their_own_width() -> None:
+    config = GLMConfig(**TINY, num_kv_heads=2, head_size=12, positions="rope", rope_fraction=0.5)
+    assert (config.kv_heads, config.head_dim, config.rotary_dim) == (2, 12, 6)
+    assert GLMConfig(**{**TINY, "hidden_size": 30}, head_size=8).head_dim == 8  # 30 is no multiple of 4 heads
 
 
 def test_round_trip_through_json() -> None:
@@ -28,6 +36,15 @@ def test_round_trip_through_json() -> None:
     again = GLMConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert again.special == SPECIAL
+    few = dataclasses.replace(SPECIAL, cls=None, smask=None)
+    table = Quantization(4, embeddings=True, column_blocks=2)
+    config = GLMConfig(
+        **TINY, positions="rope_2d", rope_fraction=0.5, rope_pairs="interleaved", num_kv_heads=1, bias="qkv",
+        norm="rms", residual="sandwich", mlp="swiglu", blank_order="gmask_first", special=few, quantization=table,
+    )  # fmt: skip
+    again = GLMConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert (again.special, again.quantization) == (few, table)
     assert GLMConfig.from_dict(GLMConfig(**TINY).to_dict()) == GLMConfig(**TINY)
 
 
@@ -42,6 +59,13 @@ def test_it_is_frozen_and_keyword_only() -> None:
 def test_mask_ids_are_distinct_and_begin_with_mask() -> None:
     assert SPECIAL.mask_ids() == (3, 4, 5)
     assert dataclasses.replace(SPECIAL, smask=3).mask_ids() == (3, 5)
+    assert dataclasses.replace(SPECIAL, smask=None).mask_ids() == (3, 5)
+
+
+def test_a_missing_role_is_named_where_it_is_needed() -> None:
+    assert SPECIAL.require("cls") == 2
+    with pytest.raises(ConfigError, match="no 'cls', which is needed here"):
+        dataclasses.replace(SPECIAL, cls=None).require("cls")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +95,34 @@ def test_mask_ids_are_distinct_and_begin_with_mask() -> None:
         ({"embedding_gradient_scale": 0.0}, "embedding_gradient_scale is 0.0; it must be in (0, 1]"),
         ({"embedding_gradient_scale": 1.5}, "embedding_gradient_scale is 1.5; it must be in (0, 1]"),
         ({"positions": "rope", "num_heads": 32}, "rope positions need a head size that is a multiple of 2, not 1;"),
+        ({"num_kv_heads": 3}, "num_kv_heads 3 does not divide num_heads 4; choose one of 1, 2, 4"),
+        ({"num_kv_heads": 0}, "num_kv_heads is 0; it must be at least 1, or null for num_heads"),
+        ({"num_kv_heads": 8}, "num_kv_heads 8 does not divide num_heads 4; choose one of 1, 2, 4"),
+        ({"head_size": 2.0}, "head_size is 2.0; it must be at least 1, or null for hidden_size / num_heads"),
+        ({"positions": "rope", "head_size": 7}, "rope positions need a head size that is a multiple of 2, not 7;"),
+        ({"positions": "rope", "rope_fraction": 0.0}, "rope_fraction is 0.0; it must be in (0, 1]"),
+        ({"positions": "rope", "rope_fraction": 0.3}, "rope_fraction 0.3 of a head of 8 is 2.4; rope positions need"),
+        ({"positions": "rope_2d", "rope_fraction": 0.25}, "rope_fraction 0.25 of a head of 8 is 2; rope_2d positions"),
+        ({"positions": "rope", "rope_fraction": 0.01}, "rope_fraction 0.01 of a head of 8 is 0.08; rope positions"),
+        ({"rope_fraction": 0.5}, "rope_fraction is 0.5; it goes with rotary positions only"),
+        ({"rope_pairs": "interleaved"}, "rope_pairs is 'interleaved'; it goes with rotary positions only"),
+        ({"rope_pairs": "both"}, "rope_pairs is 'both'; choose one of half, interleaved"),
+        ({"bias": True}, "bias is True; choose one of all, qkv, none"),
+        ({"blank_order": "last"}, "blank_order is 'last'; choose one of each, gmask_first, mask_first"),
+        ({"quantization": 8}, "quantization is 8; it must be a table with bits 4 or 8, or null"),
+        (
+            {"quantization": Quantization(4), "hidden_size": 33, "num_heads": 11, "head_size": 4},
+            "hidden_size is 33; 4-",
+        ),
+        (
+            {"quantization": Quantization(8, column_blocks=3)},
+            "head_dim * num_heads is 32; 3 column_blocks of whole byt",
+        ),
+        (
+            {"quantization": Quantization(4, column_blocks=4), "ffn_size": 84},
+            "ffn_size is 84; 4 column_blocks of whole",
+        ),
+        ({"special": dataclasses.replace(SPECIAL, eop=None)}, "special id eop is None; it must be a token id"),
         ({"special": SPECIAL, "vocab_size": 8}, "special id dblock=8 is outside the vocabulary of 8 rows"),
         ({"special": dataclasses.replace(SPECIAL, pad=-1)}, "special id pad=-1 is outside the vocabulary of 100 rows"),
     ],
@@ -94,6 +146,9 @@ def test_an_impossible_config_is_refused_in_one_line(change: dict[str, Any], mes
         ("hidden_dropout", None),
         ("embedding_gradient_scale", "0.1"),
         ("tie_embeddings", "yes"),
+        ("rope_fraction", "half"),
+        ("num_kv_heads", "2"),
+        ("quantization", [8]),
         ("special", [1, 2]),
         ("special", {**dataclasses.asdict(SPECIAL), "pad": "0"}),
     ],
@@ -119,6 +174,23 @@ def test_a_missing_key_is_named(missing: str) -> None:
     del (values["special"] if "." in missing else values)[missing.split(".")[-1]]
     with pytest.raises(ConfigError, match=missing.split(".")[-1]):
         GLMConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 3}, "quantization.bits is 3; it must be 4 or 8"),
+        ({"bits": True}, "quantization.bits is True; it must be 4 or 8"),
+        ({"bits": 8, "embeddings": 1}, "quantization.embeddings is 1; it must be true or false"),
+        ({"bits": 8, "column_blocks": 0}, "quantization.column_blocks is 0; it must be at least 1"),
+        ({"bits": 8, "blocks": 1}, "config: quantization: unknown key 'blocks'; did you mean 'column_blocks'?"),
+        ({"embeddings": True}, "config: Quantization missing 1 required positional argument: 'bits'"),
+    ],
+)
+def test_a_wrong_quantization_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GLMConfig.from_dict({**TINY, "quantization": values})
+    assert str(caught.value) == message
 
 
 def test_from_dict_leaves_its_argument_alone() -> None:

@@ -14,16 +14,18 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from glmkit.checkpoint.convert import convert
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import VERBS, main
-from glmkit.config import GLMConfig
+from glmkit.config import GLMConfig, SpecialIds
+from glmkit.families.base import preset
 from glmkit.model import GLM, init_weights
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.config import TrainConfig
@@ -169,12 +171,30 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def published_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in the layout in which its family was published."""
+    folder = tmp_path_factory.mktemp("published")
+    special = SpecialIds(pad=3, eos=125, cls=None, mask=120, smask=122, gmask=121, sop=124, eop=125)
+    small = {"vocab_size": 128, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "ffn_size": 64}
+    config = replace(preset("chatglm-6b"), **small, special=special)
+    model = GLM(config)
+    init_weights(model, config, 0)
+    (folder / "own").mkdir()
+    write_model(folder / "own", config, dict(model.named_parameters()))
+    convert(folder / "own", folder / "chatglm-6b", to="huggingface", weights="bin")
+    return folder / "chatglm-6b"
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(
+    tmp_path: Path, model_directory: Path, published_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A directory as a reader's: the recipes, some text, and what `make demo` left."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "model").symlink_to(model_directory)
+    (tmp_path / "chatglm-6b").symlink_to(published_directory)
     texts = tmp_path / "my-texts"
     texts.mkdir()
     for number, path in enumerate(sorted((ROOT / "src").rglob("*.py"))):

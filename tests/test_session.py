@@ -139,7 +139,7 @@ def test_weights_are_strict(directory: Path, tmp_path: Path, change: dict[str, s
     [
         ("config.json", b"{", "config.json is not valid JSON"),
         ("config.json", b"{}", "was not written by glmkit"),
-        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors is damaged"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors is a git-lfs pointer"),
     ],
 )
 def test_damaged_files_are_named(directory: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -13,23 +13,29 @@ from .errors import ConfigError
 
 Positions = Literal["learned_2d", "rope", "rope_2d"]
 RopeFrequencies = Literal["float32", "float16"]
-Norm = Literal["layer"]
-Residual = Literal["pre", "deepnorm"]
-MLP = Literal["gelu", "geglu"]
+RopePairs = Literal["half", "interleaved"]
+Norm = Literal["layer", "rms"]
+Residual = Literal["pre", "deepnorm", "sandwich"]
+MLP = Literal["gelu", "geglu", "swiglu"]
 GeluKind = Literal["tanh", "erf"]
+Bias = Literal["all", "qkv", "none"]
 MaskKind = Literal["prefix", "causal"]
+BlankOrder = Literal["each", "gmask_first", "mask_first"]
 Init = Literal["gpt", "xavier"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """Token ids by role. `eos` ends a document and part A; `sop`/`eop` open and close a filled span."""
+    """Token ids by role. `eos` ends a document and part A; `sop`/`eop` open and close a filled span.
+
+    A role that the published vocabulary lacks is None (ChatGLM-6B has neither [CLS] nor [sMASK]).
+    """
 
     pad: int
     eos: int
-    cls: int
+    cls: int | None
     mask: int
-    smask: int
+    smask: int | None
     gmask: int
     sop: int
     eop: int
@@ -39,7 +45,36 @@ class SpecialIds:
 
     def mask_ids(self) -> tuple[int, ...]:
         """The distinct ids that mark a blank, [MASK] first."""
-        return tuple(dict.fromkeys((self.mask, self.smask, self.gmask)))
+        return tuple(dict.fromkeys(i for i in (self.mask, self.smask, self.gmask) if i is not None))
+
+    def require(self, role: str) -> int:
+        """The id of a role that may be absent. Raises ConfigError naming the role when it is."""
+        value: int | None = getattr(self, role)
+        if value is None:
+            raise ConfigError(f"this model's special ids have no {role!r}, which is needed here; give special.{role}")
+        return value
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Integer weights with scales per output row, as published for ChatGLM and GLM-130B.
+
+    `embeddings`: the word table (and the head) is quantised as well. `column_blocks`: scales per output row of `o_proj`
+    and `down_proj`, whose input is what tensor parallelism cuts: a file quantised per rank has one scale per row and
+    rank. Every other matrix has one scale per row.
+    """
+
+    bits: int
+    embeddings: bool = False
+    column_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or self.bits not in (4, 8):
+            raise ConfigError(f"quantization.bits is {self.bits!r}; it must be 4 or 8")
+        if not isinstance(self.embeddings, bool):
+            raise ConfigError(f"quantization.embeddings is {self.embeddings!r}; it must be true or false")
+        if not _is_count(self.column_blocks):
+            raise ConfigError(f"quantization.column_blocks is {self.column_blocks!r}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +82,9 @@ class GLMConfig:
     """Shape and axes of one model.
 
     Counts are `num_*`; sizes are widths in channels. Impossible combinations raise ConfigError when the config is made.
-    Axes follow spec pages of the published models: GLM (`THUDM/GLM:model/modeling_glm.py`), GLM-130B
-    (`THUDM/GLM-130B:configs/model_glm_130b.sh`).
+    Axes follow the code of the published models: GLM (`THUDM/GLM:model/modeling_glm.py`), GLM-130B
+    (`THUDM/GLM-130B:configs/model_glm_130b.sh`), ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B
+    (`modeling_chatglm.py` beside their weights), GLM-4-0414 (`huggingface/transformers:models/glm4`).
     """
 
     family: str = "glm"  # a label for people and for file lookup; the model never reads it
@@ -56,18 +92,27 @@ class GLMConfig:
     hidden_size: int
     num_layers: int
     num_heads: int
+    num_kv_heads: int | None = None  # heads of keys and values, each shared by several query heads; None = num_heads
+    head_size: int | None = None  # channels of one head; None = hidden_size / num_heads
     ffn_size: int | None = None  # inner width; None = 4 * hidden_size
     max_positions: int = 512  # P: learned tables have P + 1 rows
     positions: Positions = "learned_2d"
-    rope_base: float = 10000.0
+    rope_base: float = 10000.0  # a published rope_ratio r means 10000 * r
     rope_frequencies: RopeFrequencies = "float32"  # float16: rounded as the first ChatGLM-6B and GLM-130B code did
+    rope_fraction: float = 1.0  # share of each head's channels that turn, the first ones
+    rope_pairs: RopePairs = "half"  # channels that turn together: j and j + width/2, or 2j and 2j + 1
     norm: Norm = "layer"
     norm_eps: float = 1e-5
     residual: Residual = "pre"
     deepnorm_alpha: float | None = None  # None = sqrt(2 * num_layers)
     mlp: MLP = "gelu"
     gelu: GeluKind = "tanh"
+    bias: Bias = "all"  # which linear layers have one; LayerNorm always does
     mask: MaskKind = "prefix"
+    # Which blank a piece fills when positions are inferred. each: the k-th piece fills the k-th blank (GLM).
+    # gmask_first: one piece, at the first [gMASK], else the first [MASK] (ChatGLM-6B). mask_first: one piece, at the
+    # first [MASK], else [sMASK], else [gMASK] (GLM-130B).
+    blank_order: BlankOrder = "each"
     tie_embeddings: bool = True
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -77,26 +122,11 @@ class GLMConfig:
     # GLM-130B section 2: scale of the gradient that reaches the embedding through the input; 1 = off.
     embedding_gradient_scale: float = 1.0
     special: SpecialIds | None = None
+    quantization: Quantization | None = None  # None = floating-point weights
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                hint = "; YAML reads 1e-5 as text, write 1.0e-5" if isinstance(value, str) else ""
-                raise ConfigError(f"{name} is {value!r}; it must be a number{hint}")
-        if not isinstance(self.tie_embeddings, bool):
-            raise ConfigError(f"tie_embeddings is {self.tie_embeddings!r}; it must be true or false")
-        if self.ffn_size is not None and (not isinstance(self.ffn_size, int) or self.ffn_size < 1):
-            raise ConfigError(f"ffn_size is {self.ffn_size!r}; it must be at least 1, or null for 4 * hidden_size")
-        if self.hidden_size % self.num_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
-                f"try {self.hidden_size // self.num_heads * self.num_heads or self.num_heads}"
-            )
+        self._check_types()
+        self._check_heads()
         for name, choices in _AXES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -112,26 +142,107 @@ class GLMConfig:
                 f"deepnorm_alpha is {self.deepnorm_alpha} with residual {self.residual!r}; it must be positive "
                 f"and goes with residual 'deepnorm' only"
             )
-        if not 0.0 < self.embedding_gradient_scale <= 1.0:
-            raise ConfigError(f"embedding_gradient_scale is {self.embedding_gradient_scale}; it must be in (0, 1]")
-        unit = {"rope": 2, "rope_2d": 4}.get(self.positions, 1)
-        if self.head_dim % unit:
+        for name in ("embedding_gradient_scale", "rope_fraction"):
+            value = getattr(self, name)
+            if not 0.0 < value <= 1.0:
+                raise ConfigError(f"{name} is {value}; it must be in (0, 1]")
+        self._check_rotary()
+        self._check_special()
+        self._check_quantization()
+
+    def _check_types(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
+            value = getattr(self, name)
+            if not _is_count(value):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                hint = "; YAML reads 1e-5 as text, write 1.0e-5" if isinstance(value, str) else ""
+                raise ConfigError(f"{name} is {value!r}; it must be a number{hint}")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ConfigError(f"tie_embeddings is {self.tie_embeddings!r}; it must be true or false")
+        for name, default in _OPTIONAL_COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and not _is_count(value):
+                raise ConfigError(f"{name} is {value!r}; it must be at least 1, or null for {default}")
+
+    def _check_heads(self) -> None:
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
+                f"try {self.hidden_size // self.num_heads * self.num_heads or self.num_heads}"
+            )
+        if self.num_heads % self.kv_heads:
+            divisors = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise ConfigError(
+                f"num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}; "
+                f"choose one of {', '.join(map(str, divisors))}"
+            )
+
+    def _check_rotary(self) -> None:
+        streams = {"rope": 1, "rope_2d": 2}.get(self.positions, 0)
+        if not streams:
+            for name in ("rope_fraction", "rope_pairs"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ConfigError(f"{name} is {getattr(self, name)!r}; it goes with rotary positions only")
+            return
+        unit = 2 * streams
+        if self.rope_fraction == 1.0 and self.head_dim % unit:
             raise ConfigError(
                 f"{self.positions} positions need a head size that is a multiple of {unit}, not {self.head_dim}; "
                 f"change num_heads"
             )
-        if self.special is not None:
-            if not isinstance(self.special, SpecialIds):
-                raise ConfigError(f"special is {self.special!r}; it must be a table of token ids by role, or null")
-            for name, value in asdict(self.special).items():
-                if value is not None and not isinstance(value, int):
-                    raise ConfigError(f"special id {name} is {value!r}; it must be a token id")
-                if value is not None and not 0 <= value < self.vocab_size:
-                    raise ConfigError(f"special id {name}={value} is outside the vocabulary of {self.vocab_size} rows")
+        turning = self.head_dim * self.rope_fraction
+        whole = round(turning)
+        if whole < unit or whole % unit or abs(turning - whole) > 1e-6:
+            raise ConfigError(
+                f"rope_fraction {self.rope_fraction} of a head of {self.head_dim} is {turning:g}; {self.positions} "
+                f"positions need a multiple of {unit}"
+            )
+
+    def _check_special(self) -> None:
+        if self.special is None:
+            return
+        if not isinstance(self.special, SpecialIds):
+            raise ConfigError(f"special is {self.special!r}; it must be a table of token ids by role, or null")
+        for name, value in asdict(self.special).items():
+            if value is None and name in _OPTIONAL_ROLES:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"special id {name} is {value!r}; it must be a token id")
+            if not 0 <= value < self.vocab_size:
+                raise ConfigError(f"special id {name}={value} is outside the vocabulary of {self.vocab_size} rows")
+
+    def _check_quantization(self) -> None:
+        quantization = self.quantization
+        if quantization is None:
+            return
+        if not isinstance(quantization, Quantization):
+            raise ConfigError(f"quantization is {quantization!r}; it must be a table with bits 4 or 8, or null")
+        widths = {"head_dim * num_heads": self.head_dim * self.num_heads, "ffn_size": self.inner_size}
+        blocks, packed = quantization.column_blocks, 8 // quantization.bits
+        for name, width in widths.items():
+            if width % (blocks * packed):
+                unit = blocks * packed
+                raise ConfigError(f"{name} is {width}; {blocks} column_blocks of whole bytes need a multiple of {unit}")
+        if self.hidden_size % packed:
+            raise ConfigError(f"hidden_size is {self.hidden_size}; 4-bit weights are stored in pairs, it must be even")
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        """Channels of one head."""
+        return self.head_size if self.head_size is not None else self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading channels of each head that turn; 0 without rotary positions."""
+        return 0 if self.positions == "learned_2d" else round(self.head_dim * self.rope_fraction)
 
     @property
     def inner_size(self) -> int:
@@ -147,12 +258,13 @@ class GLMConfig:
         """Build from plain values. Raises ConfigError on an unknown key, naming the closest known one."""
         values = dict(values)
         _refuse_unknown(values, cls, source)
-        special = values.get("special")
-        if isinstance(special, Mapping):
-            _refuse_unknown(special, SpecialIds, f"{source}: special")
+        tables: dict[str, type[SpecialIds] | type[Quantization]] = {"special": SpecialIds, "quantization": Quantization}
         try:
-            if isinstance(special, Mapping):
-                values["special"] = SpecialIds(**special)
+            for name, table in tables.items():
+                given = values.get(name)
+                if isinstance(given, Mapping):
+                    _refuse_unknown(given, table, f"{source}: {name}")
+                    values[name] = table(**given)
             return cls(**values)
         except TypeError as error:
             # Only missing keys are left: "GLMConfig.__init__() missing 1 required keyword-only argument: 'vocab_size'".
@@ -166,18 +278,32 @@ _NUMBERS = (
     "norm_eps",
     "init_std",
     "rope_base",
+    "rope_fraction",
     "embedding_gradient_scale",
 )
+_OPTIONAL_COUNTS = {
+    "ffn_size": "4 * hidden_size",
+    "num_kv_heads": "num_heads",
+    "head_size": "hidden_size / num_heads",
+}
+_OPTIONAL_ROLES = ("cls", "smask", "dblock", "sep", "unk")
 _AXES: dict[str, tuple[str, ...]] = {
     "positions": get_args(Positions),
     "rope_frequencies": get_args(RopeFrequencies),
+    "rope_pairs": get_args(RopePairs),
     "norm": get_args(Norm),
     "residual": get_args(Residual),
     "mlp": get_args(MLP),
     "gelu": get_args(GeluKind),
+    "bias": get_args(Bias),
     "mask": get_args(MaskKind),
+    "blank_order": get_args(BlankOrder),
     "init": get_args(Init),
 }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:

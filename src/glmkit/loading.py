@@ -2,61 +2,178 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .checkpoint.native import load_weights, read_config, read_generation
-from .config import GLMConfig
-from .errors import CheckpointError, RequestError
+from .adapters.inject import apply_adapter
+from .checkpoint.configure import ConfigLike
+from .checkpoint.fill import fetch, fetch_quantized, in_parallel, refuse_bad
+from .checkpoint.hub import local_directory
+from .checkpoint.native import read_generation
+from .checkpoint.open import Checkpoint, open_checkpoint
+from .checkpoint.weights import expected_tensors
+from .config import GLMConfig, Quantization
+from .errors import RequestError, TokenizerError
+from .families.base import Family
+from .families.own import OWN
+from .memory import fits, require_memory, weights_bytes
 from .model import GLM
+from .quant import quantize_modules
 from .tokenizer.base import Tokenizer
 from .tokenizer.bpe import TrainedTokenizer, has_tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["int8", "int4"]
+_BITS = {"int8": 8, "int4": 4}
+# Bytes up to which a float16 model is computed in float32, which holds it exactly, even where bfloat16 is faster.
+SMALL = 256 << 20
+_SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model directory holds, ready to use. `tokenizer` is None when the directory ships none."""
+    """What a model directory holds, ready to use. `tokenizer` is None when the directory ships none.
+
+    layout: in which the weights were found. notes: what was decided or left out on reading, one line each.
+    """
 
     directory: Path
     config: GLMConfig
     model: GLM
     tokenizer: Tokenizer | None
     generation: dict[str, Any]
+    family: Family | None = None
+    layout: str = OWN.name
+    notes: list[str] = field(default_factory=list)
 
 
 def load_parts(
     source: str | os.PathLike[str],
     *,
+    config: ConfigLike | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: DType = "auto",
+    quantize: Quantize | None = None,
+    family: str | None = None,
 ) -> Parts:
-    """Read a model directory into an evaluation-mode model.
+    """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
-    device: "auto" takes CUDA when there is one. dtype "auto": what the file holds, except that float16 becomes
-    bfloat16 or float32 on a CPU, where half-precision arithmetic is a trap. Raises CheckpointError, ConfigError or
-    RequestError.
+    source: a directory, or a name on the Hugging Face hub. config: a preset's name, a config file (published, or our
+    fields in JSON or YAML) or fields, for directories without one or to override theirs. adapter: a LoRA or P-Tuning v2
+    directory. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that float16
+    becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no bfloat16,
+    and for small models). quantize: the layers' matrices, on
+    the way in. family: decides where several share a layout.
+
+    Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
-    directory = Path(source)
-    if not directory.is_dir():
-        raise CheckpointError(f"{source} is not a directory; give the path of a model directory")
-    place = pick_device(device)
-    config = read_config(directory)
+    place, given, bits = pick_device(device), _given_dtype(dtype), _bits(quantize)
+    directory = local_directory(source)
+    adapter_directory = None if adapter is None else local_directory(adapter)
+    checkpoint = open_checkpoint(directory, config=config, family=family)
+    settings, loaded = checkpoint.config, _tokenizer(checkpoint, directory, tokenizer)
+    if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
+        settings = _with_special(settings, loaded)
+    settings = _quantized(settings, bits)
+    chosen = _dtype(checkpoint, settings, given, place)
+    model = _filled(checkpoint, settings, chosen, place, bits)
+    notes = [*checkpoint.notes]
+    if loaded is not None and loaded.vocab_size > settings.vocab_size:
+        notes.append(
+            f"the tokenizer has {loaded.vocab_size} ids, the embedding {settings.vocab_size} rows: they are not of the "
+            f"same model"
+        )
+    if adapter_directory is not None:
+        info = apply_adapter(model, settings, adapter_directory, family=checkpoint.family, layout=checkpoint.layout)
+        notes += info.notes
+    elif checkpoint.prefix:
+        raise RequestError(
+            f"{directory} holds a P-Tuning prefix among its weights ({checkpoint.prefix[0]}, ...); give "
+            f"adapter={directory} to load with it"
+        )
+    special = settings.special or (None if loaded is None else loaded.special)
+    if checkpoint.layout is OWN:
+        masks = None if special is None else special.mask_ids()
+        generation = read_generation(directory, settings.vocab_size, masks)
+    else:
+        generation = checkpoint.generation
+    return Parts(directory, settings, model, loaded, generation, checkpoint.family, checkpoint.layout.name, notes)
+
+
+def _filled(
+    checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, place: torch.device, bits: int | None
+) -> GLM:
+    """The model, built without memory and given its tensors one by one."""
     with torch.device("meta"):
         model = GLM(config)
-    load_weights(model, directory, device=place, dtype=_given_dtype(dtype))
-    if dtype == "auto" and place.type == "cpu" and model.head_weight.dtype == torch.float16:
-        model = model.to(torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
-    folder = Path(tokenizer) if tokenizer is not None else directory
-    loaded = TrainedTokenizer.load(folder) if tokenizer is not None or has_tokenizer(folder) else None
-    special = config.special or (None if loaded is None else loaded.special)
-    generation = read_generation(directory, config.vocab_size, None if special is None else special.mask_ids())
-    return Parts(directory, config, model.eval(), loaded, generation)
+        if config.quantization is not None:
+            quantize_modules(model, config.quantization)
+    weights, bad = checkpoint.weights, dict[str, None]()
+    wanted = expected_tensors(config)
+
+    def read(name: str) -> dict[str, torch.Tensor]:
+        if bits is None:
+            return {name: fetch(weights, name, None if name.endswith("_scale") else dtype, place, bad)}
+        if f"{name}_scale" in wanted:
+            packed, scale = fetch_quantized(weights, name, bits, place, bad)
+            return {name: packed, f"{name}_scale": scale}
+        return {} if name.endswith("_scale") else {name: fetch(weights, name, dtype, place, bad)}
+
+    state = {name: tensor for found in in_parallel(read, wanted) for name, tensor in found.items()}
+    refuse_bad(bad, str(checkpoint.directory))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def _quantized(config: GLMConfig, bits: int | None) -> GLMConfig:
+    if bits is None:
+        return config
+    if config.quantization is not None:
+        raise RequestError(f"quantize=int{bits}: these weights are INT{config.quantization.bits} already; leave it out")
+    return replace(config, quantization=Quantization(bits))
+
+
+def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:
+    """The config with the tokenizer's special ids, where all of them are rows of the embedding."""
+    special = tokenizer.special
+    ids = [value for value in vars(special).values() if value is not None]
+    return replace(config, special=special) if all(0 <= value < config.vocab_size for value in ids) else config
+
+
+def _tokenizer(checkpoint: Checkpoint, directory: Path, given: str | os.PathLike[str] | None) -> Tokenizer | None:
+    folder = directory if given is None else Path(given)
+    if has_tokenizer(folder):
+        return TrainedTokenizer.load(folder)
+    family = checkpoint.family
+    loaded = family.tokenizer(folder, checkpoint.config)
+    if loaded is None and given is not None:
+        if not family.tokenizer_files:
+            return TrainedTokenizer.load(folder)
+        raise TokenizerError(
+            f"{folder} has no tokenizer of {family.title}; its files are {' or '.join(family.tokenizer_files)}"
+        )
+    return loaded
+
+
+def _dtype(
+    checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, place: torch.device
+) -> torch.dtype | None:
+    """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""
+    stored = checkpoint.weights.info("model.norm.weight").dtype
+    if given is None and place.type == "cpu" and stored == torch.float16:
+        exact = weights_bytes(config, torch.float32)
+        rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, place))
+        given = torch.bfloat16 if rounded else torch.float32
+    target = given or stored
+    if place.type != "cpu" or target != stored or config.quantization != checkpoint.config.quantization:
+        needed = weights_bytes(config, target)
+        require_memory(needed, place, f"{checkpoint.family.title} in {str(target).removeprefix('torch.')}", _SMALLER)
+    return given
 
 
 def pick_device(name: str) -> torch.device:
@@ -85,3 +202,9 @@ def _given_dtype(name: DType) -> torch.dtype | None:
     if name not in choices:
         raise RequestError(f"dtype {name!r} is unknown; use auto, {', '.join(choices)}")
     return choices[name]
+
+
+def _bits(name: Quantize | None) -> int | None:
+    if name is not None and name not in _BITS:
+        raise RequestError(f"quantize {name!r} is unknown; use {' or '.join(_BITS)}, or None")
+    return None if name is None else _BITS[name]

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TokenizerError
+from .generate.continuing import continue_row
 from .generate.filling import fill_rows
 from .generate.sampling import Sampling, check_type
-from .loading import DType, Parts, load_parts
+from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .tokenizer.base import Tokenizer
+from .tokenizer.inputs import InputTokenizer
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class LM:
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError when the directory ships none."""
         if self.parts.tokenizer is None:
+            family = self.parts.family
+            files = ("tokenizer.json", *(family.tokenizer_files if family else ()))
             raise TokenizerError(
-                f"{self.parts.directory} has no tokenizer (tokenizer.json and special_tokens.json are missing); "
-                f"give one with tokenizer=DIR"
+                f"{self.parts.directory} has no tokenizer (none of {', '.join(files)}); give one with tokenizer=DIR"
             )
         return self.parts.tokenizer
 
@@ -58,13 +62,13 @@ class LM:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        order: str = "shared",
+        order: str | None = None,
     ) -> Filled:
         """Fill every [MASK], [sMASK] and [gMASK] of a text, in order; later blanks depend on earlier answers.
 
         max_tokens: longest answer per blank. temperature 0 is greedy. order "shared": one part B after the text
-        (GLM's way); "inserted": each answer replaces its blank before the next is asked (GLM-130B's way).
-        Raises RequestError for a text without blanks or too long.
+        (GLM's way); "inserted": each answer replaces its blank before the next is asked (GLM-130B's way); None: the
+        family's own. Raises RequestError for a text without blanks or too long, or a family that fills none.
         """
         return self.fill_many(
             [text], max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, order=order
@@ -79,13 +83,16 @@ class LM:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        order: str = "shared",
+        order: str | None = None,
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
         check_type("texts", texts, Iterable, "a list of texts")
         if isinstance(texts, str | bytes):
             raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use fill")
+        if self.config.mask == "causal":
+            raise RequestError(f"{self.family} reads left to right and fills no blanks; use generate")
         texts = list(texts)
+        order = order or ("shared" if self.config.blank_order == "each" else "inserted")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, **self._fixed()}
         rows = [self._part_a(text) for text in texts]
@@ -109,10 +116,14 @@ class LM:
     ) -> str:
         """Continue a text: it becomes part A, a generation mask stands for everything after it.
 
-        Returns the continuation alone. Raises RequestError as `fill` does.
+        Chat families get the text inside the tokens that their tokenizer puts around every input. Returns the
+        continuation alone. Raises RequestError as `fill` does.
         """
         check_type("text", text, str, "a text (str)")
         check_type("max_new_tokens", max_new_tokens, Integral, "a whole number")
+        if self.config.blank_order == "gmask_first" or self.config.mask == "causal":
+            sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+            return self._continue(text, max_new_tokens, sampling)
         special, tokenizer = self.special, self.tokenizer
         mask = self.parts.generation.get("generation_mask_id", special.gmask)
         row = [*self._opening(), *tokenizer.encode(text), mask]
@@ -123,13 +134,29 @@ class LM:
         )
         return tokenizer.decode(spans[0][-1])
 
+    def _continue(self, text: str, max_tokens: int, sampling: Sampling) -> str:
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text)
+        row = tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
+        generation, special = self.parts.generation, self.config.special
+        stops = set(generation.get("stop_ids", ())) | ({special.eop} if special is not None else set())
+        answer = continue_row(
+            self.model, row, stops=stops, max_tokens=max_tokens, sampling=sampling, forbidden=self._padding_ids()
+        )
+        return tokenizer.decode(answer)
+
     def _part_a(self, text: str) -> list[int]:
         check_type("text", text, str, "a text (str)")
         special = self.special
-        return [*self._opening(), *self.tokenizer.encode(text, specials=True), special.eos]
+        row = [*self._opening(), *self.tokenizer.encode(text, specials=True)]
+        order = self.config.blank_order
+        # With spans of their own part A is always closed, else where no blank ends it, or never.
+        closed = order == "gmask_first" or (order == "mask_first" and bool(row) and row[-1] in special.mask_ids())
+        return row if closed else [*row, special.eos]
 
     def _opening(self) -> list[int]:
-        return [self.special.cls] if self.parts.generation.get("add_cls", True) else []
+        cls = self.special.cls
+        return [cls] if cls is not None and self.parts.generation.get("add_cls", True) else []
 
     def _fixed(self) -> dict[str, Any]:
         block_positions = bool(self.parts.generation.get("block_positions", True))
@@ -152,7 +179,9 @@ class LM:
 
     def _filled(self, text: str, spans: list[list[int]]) -> Filled:
         tokenizer = self.tokenizer
-        names = [tokenizer.id_to_token(i) for i in self.special.mask_ids()]
+        # A name that the tokenizer takes for ordinary text, as some do with [gMASK], marks no blank.
+        named = {index: tokenizer.id_to_token(index) for index in self.special.mask_ids()}
+        names = [name for index, name in named.items() if tokenizer.encode(name, specials=True) == [index]]
         pieces = re.split("|".join(re.escape(name) for name in names), tokenizer.without_blank_space(text))
         answers = [tokenizer.decode(span) for span in spans]
         assert len(pieces) == len(answers) + 1, "the text and the tokenizer disagree about the blanks"
@@ -163,9 +192,24 @@ class LM:
 def load(
     source: str | os.PathLike[str],
     *,
+    config: ConfigLike | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: DType = "auto",
+    quantize: Quantize | None = None,
+    family: str | None = None,
 ) -> LM:
-    """Open a model directory. See `loading.load_parts` for the arguments and errors."""
-    return LM(load_parts(source, tokenizer=tokenizer, device=device, dtype=dtype))
+    """Open a model in any published layout. See `loading.load_parts` for the arguments and errors."""
+    return LM(
+        load_parts(
+            source,
+            config=config,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            family=family,
+        )
+    )

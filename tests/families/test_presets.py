@@ -7,7 +7,7 @@ from glmkit.errors import ConfigError
 from glmkit.families.base import preset, preset_names
 from glmkit.model import GLM
 
-# Computed from the published shapes: L(12h^2 + 13h) + Vh + 2(P+1)h + 2h for GLM; the GEGLU form for GLM-130B.
+# From the published shapes: L(12h^2 + 13h) + Vh + 2(P+1)h + 2h for GLM, the gated and grouped forms for the others.
 PARAMETERS = {
     "glm-base": 109_338_624,
     "glm-large": 334_688_256,
@@ -19,6 +19,14 @@ PARAMETERS = {
     "glm-large-chinese": 355_659_776,
     "glm-10b-chinese": 9_879_633_920,
     "glm-130b": 128_697_794_560,
+    "chatglm-6b": 6_173_286_400,  # the stored second copy of the embedding is not counted
+    "chatglm-6b-v0": 6_173_286_400 + 20_000 * 4096,
+    "chatglm2-6b": 6_243_584_000,
+    "chatglm3-6b": 6_243_584_000,
+    "chatglm3-6b-32k": 6_243_584_000,
+    "glm-4-9b": 9_399_951_360,
+    "glm-4-9b-chat": 9_399_951_360,
+    "glm-4-9b-chat-1m": 9_483_857_920,
 }
 
 

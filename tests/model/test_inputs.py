@@ -32,7 +32,6 @@ ROW = [2, 20, SPECIAL.mask, 21, SPECIAL.gmask, 0]
         ({"prefix_length": torch.tensor([0.5, 1])}, "give whole numbers from 0 to 6"),
         ({"attention_mask": torch.ones(2, 6)}, "give booleans"),
         ({"attention_mask": torch.ones(2, 5, dtype=torch.bool)}, "attention_mask has shape"),
-        ({"attention_mask": torch.tensor([[False] + [True] * 5, [True] * 6])}, "padded on the left need position_ids"),
         ({"segments": Segments(((0, 0, 2, 6),))}, "packed rows need position_ids"),
         ({"logits_at": "first"}, "logits_at is 'first'"),
         ({"logits_at": torch.ones(6, dtype=torch.bool)}, "give booleans"),

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.text_input import add_text_arguments, read_text, sampling_options
+from glmkit.cli.text_input import add_text_arguments, load_options, read_text, sampling_options
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,15 +18,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--order",
         choices=["shared", "inserted"],
-        default="shared",
-        help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B",
+        default=None,
+        help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B "
+        "(default: as the model's family does)",
     )
 
 
 def run(args: Any) -> int:
     """Print the filled text (or JSON with text, blanks and ids)."""
     text = read_text(args)
-    lm = load(args.model, device=args.device, dtype=args.dtype)
+    lm = load(args.model, **load_options(args))
     filled = lm.fill(
         text,
         max_tokens=args.max_tokens,

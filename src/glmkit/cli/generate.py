@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.text_input import add_text_arguments, read_text, sampling_options
+from glmkit.cli.text_input import add_text_arguments, load_options, read_text, sampling_options
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Any) -> int:
     """Print the text with its continuation (or JSON with both apart)."""
     text = read_text(args)
-    lm = load(args.model, device=args.device, dtype=args.dtype)
+    lm = load(args.model, **load_options(args))
     continuation = lm.generate(
         text,
         max_new_tokens=args.max_new_tokens,

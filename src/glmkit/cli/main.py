@@ -23,6 +23,9 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "demo": Verb("glmkit.cli.demo", "pretrain a small GLM on Python's standard library and fill held-out blanks"),
+    "doctor": Verb("glmkit.cli.doctor", "say what a model directory holds, what is wrong with it, what to run next"),
+    "info": Verb("glmkit.cli.info", "sizes, parameters and memory of a preset or a model directory"),
+    "convert": Verb("glmkit.cli.convert", "write a checkpoint in another published layout, or cut it over other ranks"),
     "prepare": Verb("glmkit.cli.prepare", "text files -> tokenizer and memory-mapped token store"),
     "show": Verb("glmkit.cli.show", "print training samples in colour: ids, blanks, positions, mask, targets"),
     "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues"),

@@ -21,11 +21,35 @@ def add_text_arguments(parser: ArgumentParser) -> None:
         "--top_p", type=float, default=1.0, help="keep this share of probability (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise (default: %(default)s)")
+    add_load_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_load_arguments(parser: ArgumentParser) -> None:
+    """How to open MODEL: what `glmkit.load` takes."""
+    parser.add_argument(
+        "--adapter", metavar="DIR", type=str, default=None, help="LoRA or P-Tuning v2 directory for the model"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", type=str, default=None, help="directory with the tokenizer's files"
+    )
+    parser.add_argument(
+        "--config", metavar="C", type=str, default=None, help="preset or config file, for models that ship none"
+    )
+    parser.add_argument("--family", metavar="F", type=str, default=None, help="where several share a layout")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--quantize", choices=["int8", "int4"], default=None, help="quantise the layers' matrices on the way in"
+    )
+
+
+def load_options(args: Any) -> dict[str, Any]:
+    """The options of `add_load_arguments` as `glmkit.load` takes them."""
+    names = ("adapter", "tokenizer", "config", "family", "device", "dtype", "quantize")
+    return {name: getattr(args, name) for name in names}
 
 
 def read_text(args: Any) -> str:

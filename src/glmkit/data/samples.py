@@ -142,7 +142,7 @@ class TextSampler:
         column = 0
         for part in parts:
             if cls:
-                tokens[column] = self.special.cls
+                tokens[column] = self.special.require("cls")
                 loss_mask[column] = False
             end = column + cls + len(part)
             tokens[column + cls : end] = part
@@ -162,7 +162,7 @@ class TextPieces:
     ) -> None:
         self._tokens: NDArray[Any] = np.asarray(documents.tokens)
         self._offsets: NDArray[np.int64] = np.asarray(documents.offsets)
-        self._cls = [special.cls] if add_cls else []
+        self._cls = [special.require("cls")] if add_cls else []
         self._room = length - len(self._cls)
         if self._room < 1:
             raise ConfigError(f"pieces of {length} tokens hold no text; sequence_length must be at least 4")

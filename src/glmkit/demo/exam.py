@@ -69,7 +69,7 @@ class Exam:
 
     def _row(self, lm: LM, blank: Blank) -> list[int]:
         special = lm.special
-        return [special.cls, *blank.window[: blank.start], special.mask, *blank.window[blank.end :]]
+        return [special.require("cls"), *blank.window[: blank.start], special.mask, *blank.window[blank.end :]]
 
     def _tokenized(self, modules: Sequence[Module]) -> list[Tokenized]:
         return tokenize(self.tokenizer, [(module.name, module.text) for module in modules], self.spelled)

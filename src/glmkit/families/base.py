@@ -3,34 +3,71 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from glmkit import families
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
+from glmkit.tokenizer.base import Tokenizer
+
+from .rules import Layout
+
+
+def _no_tokenizer(directory: Path, config: GLMConfig | None) -> Tokenizer | None:
+    return None
+
+
+def _default_claim(values: Mapping[str, Any], texts: str) -> int:
+    return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Everything that is particular to one family; declarative, importable without torch."""
+    """Everything that is particular to one family; declarative, importable without torch.
+
+    layouts: how it was published. claims: how sure a published config (may be empty) and the text of the tokenizer
+    files beside it (read, never run) make this family, where several share a layout; 0 = not this one. tokenizer:
+    reads published tokenizer files, None when they are absent (tokenizer_files says what is looked for). chat: how
+    messages become one prompt, None for models that were never taught to.
+    """
 
     name: str
     title: str
     presets: Mapping[str, GLMConfig] = field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
+    claims: Callable[[Mapping[str, Any], str], int] = _default_claim
+    tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = _no_tokenizer
+    tokenizer_files: tuple[str, ...] = ()
+    chat: Any = None
 
 
 @cache
 def all_families() -> dict[str, Family]:
-    """Families by name, from the modules of this package that define FAMILY. Duplicate names are our own mistake."""
+    """Families by name, from the modules of this package that define FAMILY or FAMILIES.
+
+    Duplicate names are our own mistake.
+    """
     found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(families.__path__):
-        family = getattr(importlib.import_module(f"{families.__name__}.{module.name}"), "FAMILY", None)
-        if family is not None:
+    for info in pkgutil.iter_modules(families.__path__):
+        module = importlib.import_module(f"{families.__name__}.{info.name}")
+        one = getattr(module, "FAMILY", None)
+        for family in getattr(module, "FAMILIES", ()) if one is None else (one,):
             assert family.name not in found, f"two families are called {family.name}"
             found[family.name] = family
     return found
+
+
+def family_named(name: str) -> Family:
+    """The family of that name. Raises ConfigError listing the closest names."""
+    known = all_families()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise ConfigError(f"no family is called {name!r}; choose one of {', '.join(close)}")
+    return known[name]
 
 
 def preset(name: str) -> GLMConfig:

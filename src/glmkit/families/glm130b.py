@@ -1,34 +1,172 @@
 """GLM-130B: one-stream rotary positions, DeepNorm, GEGLU.
 
-Source: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11.
+Sources: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11; tensor names and cuts
+`THUDM/GLM-130B:tools/convert_tp.py`; rounded frequencies: SwissArmyTransformer 0.2.12, the version it pins.
 """
 
-from glmkit.config import GLMConfig
+from collections.abc import Mapping
+from typing import Any
+
+from glmkit.config import GLMConfig, Quantization, SpecialIds
 
 from .base import Family
+from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .keys import Keys
+from .rules import Derived, Layout, Published, Rule
+
+_VOCABULARY = 150528
+# icetk: text pieces start at 20000, the special ones follow them.
+_SPECIAL = SpecialIds(
+    pad=20003,
+    eos=20002,
+    cls=150006,
+    mask=150000,
+    smask=150002,
+    gmask=150001,
+    sop=150004,
+    eop=150005,
+    dblock=150007,
+    unk=20000,
+)
+_AXES: dict[str, Any] = {
+    "family": "glm-130b",
+    "positions": "rope",
+    "norm": "layer",
+    "residual": "deepnorm",
+    "mlp": "geglu",
+    "gelu": "erf",
+    "bias": "all",
+    "mask": "prefix",
+    "blank_order": "mask_first",
+    "tie_embeddings": True,
+}
+_PRETRAINING: dict[str, Any] = {
+    "init": "xavier",
+    "init_std": 0.0052,
+    "embedding_gradient_scale": 0.1,
+    "embedding_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "hidden_dropout": 0.1,
+}
+_LAYER, _OURS = "transformer.layers.{i}", "model.layers.{i}"
+_RULES = (
+    Rule("transformer.word_embeddings", ("model.embed_tokens",), ("weight",), "table", cut="rows"),
+    Rule(f"{_LAYER}.input_layernorm", (f"{_OURS}.input_layernorm",), kind="vector"),
+    Rule(
+        f"{_LAYER}.attention.query_key_value",
+        tuple(f"{_OURS}.self_attn.{name}_proj" for name in "qkv"),
+        order="heads",
+        cut="rows",
+    ),
+    Rule(f"{_LAYER}.attention.dense", (f"{_OURS}.self_attn.o_proj",), cut="columns"),
+    Rule(f"{_LAYER}.post_attention_layernorm", (f"{_OURS}.post_attention_layernorm",), kind="vector"),
+    # The first chunk passes, the second is activated.
+    Rule(f"{_LAYER}.mlp.dense_h_to_4h", (f"{_OURS}.mlp.up_proj", f"{_OURS}.mlp.gate_proj"), cut="rows"),
+    Rule(f"{_LAYER}.mlp.dense_4h_to_h", (f"{_OURS}.mlp.down_proj",), cut="columns"),
+    Rule("transformer.final_layernorm", ("model.norm",), kind="vector"),
+)
+
+
+def _read(values: Mapping[str, Any]) -> Published:
+    keys = Keys(values, "model_config.json")
+    keys.require("layernorm_order", "post")
+    keys.require("position_encoding_2d", False)
+    vocabulary = keys.whole("vocab_size")
+    bits = keys.whole("quantization_bit_width", default=0)
+    special, notes = _special(keys, vocabulary)
+    config = GLMConfig(
+        **{
+            **_AXES,
+            **_PRETRAINING,
+            "rope_frequencies": "float16",
+            "vocab_size": vocabulary,
+            "hidden_size": keys.whole("hidden_size"),
+            "num_layers": keys.whole("num_layers"),
+            "num_heads": keys.whole("num_attention_heads"),
+            "ffn_size": keys.whole("inner_hidden_size"),
+            "max_positions": keys.whole("max_sequence_length", default=2048),
+            "norm_eps": keys.number("layernorm_epsilon", default=1e-5),
+            "special": special,
+            "quantization": Quantization(bits) if bits else None,
+        }
+    )
+    generation = {} if special is None else {"stop_ids": list(dict.fromkeys((special.eop, special.eos)))}
+    return Published(config, generation, notes + keys.notes())
+
+
+def _special(keys: Keys, vocabulary: int) -> tuple[SpecialIds | None, list[str]]:
+    names = ("mask", "gmask", "sop", "smask", "eop", "eos", "pad")
+    given = {name: keys.take(f"{name}_token_id") for name in names}
+    if vocabulary == _VOCABULARY and given["sop"] is None:
+        return _SPECIAL, []
+    if None in (given["mask"], given["gmask"], given["sop"]):
+        return None, []
+    notes = []
+    if given["eop"] is None:  # in this vocabulary the two always stand side by side
+        given["eop"] = min(given["sop"] + 1, vocabulary - 1)
+        notes.append(f"model_config.json: eop_token_id is absent, {given['eop']} is taken")
+    eos = given["eos"] if given["eos"] is not None else given["eop"]
+    pad = given["pad"] if given["pad"] is not None else 0
+    ids = {name: given[name] for name in ("mask", "gmask", "smask", "sop", "eop")}
+    return SpecialIds(**ids, cls=None, eos=eos, pad=pad), notes
+
+
+def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "model_class": "GLM130B",
+        "layernorm_order": "post",
+        "tokenizer_type": "icetk-glm-130B",
+        "layernorm_epsilon": config.norm_eps,
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "inner_hidden_size": config.inner_size,
+        "vocab_size": config.vocab_size,
+        "num_attention_heads": config.num_heads,
+        "max_sequence_length": config.max_positions,
+    }
+    if config.special is not None and config.special != _SPECIAL:
+        for name in ("mask", "gmask", "smask", "sop", "eop", "eos", "pad"):
+            if getattr(config.special, name) is not None:
+                values[f"{name}_token_id"] = getattr(config.special, name)
+    if config.quantization is not None:
+        values["quantization_bit_width"] = config.quantization.bits
+    return values
+
+
+LAYOUT = Layout(
+    name="sat",
+    container="ranks",
+    rules=_RULES,
+    derived=(Derived("mixins.rotary-embedding.rotary_emb.inv_freq", rounded=True, cut=True),),
+    ignored=(r".*rotary_emb(eddings)?\..*",),
+    parallel=True,
+    quantized=True,
+    axes={**_AXES, **_PRETRAINING, "rope_frequencies": "float16"},
+    config_file="model_config.json",
+    tag_files=("latest",),
+    tag="49300",
+    read_config=_read,
+    write_config=_write,
+)
 
 FAMILY = Family(
     name="glm-130b",
     title="GLM-130B",
     presets={
         "glm-130b": GLMConfig(
-            family="glm-130b",
+            **_AXES,
+            **_PRETRAINING,
             num_layers=70,
             hidden_size=12288,
             num_heads=96,
             ffn_size=32768,
-            vocab_size=150528,
+            vocab_size=_VOCABULARY,
             max_positions=2048,
-            positions="rope",
-            residual="deepnorm",
-            mlp="geglu",
-            gelu="erf",
-            init="xavier",
-            init_std=0.0052,
-            embedding_gradient_scale=0.1,
-            embedding_dropout=0.1,
-            attention_dropout=0.1,
-            hidden_dropout=0.1,
+            special=_SPECIAL,
         ),
     },
+    layouts=(LAYOUT,),
+    tokenizer=load_tokenizer,
+    tokenizer_files=TOKENIZER_FILES,
+    chat=CHAT,
 )

@@ -24,6 +24,7 @@ class _Row:
     """Progress of one row: which blank is open, what has been written into it, and the token to feed next."""
 
     blanks: list[int]  # positions of the mask tokens in part A
+    counting: list[bool]  # whether positions go on counting in a blank's span
     spans: list[list[int]] = field(default_factory=list)
     queue: list[int] = field(default_factory=list)  # tokens of the open span still to be fed
     fed: int = 0  # tokens of the open span already fed
@@ -67,8 +68,13 @@ def fill_rows(
         raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
     if not rows:
         return []
-    states = [_Row(_find_blanks(row, index, special, model.config)) for index, row in enumerate(rows)]
-    device = model.head_weight.device
+    states = []
+    for index, row in enumerate(rows):
+        blanks = _find_blanks(row, index, special, model.config)
+        # With one rotary stream a [gMASK] span goes on counting (`THUDM/GLM-130B:generation/`).
+        one_stream = model.config.positions == "rope" and special.gmask != special.mask
+        states.append(_Row(blanks, [one_stream and row[blank] == special.gmask for blank in blanks]))
+    device = model.device
     if only_first:
         for state in states:
             del state.blanks[1:]
@@ -81,7 +87,7 @@ def fill_rows(
     most_blanks = max(len(state.blanks) for state in states)
     capacity = width + most_blanks * (max_tokens + 1)
     try:
-        cache = KVCache(model.config, len(rows), capacity, dtype=model.head_weight.dtype, device=device)
+        cache = KVCache(model.config, len(rows), capacity, dtype=model.dtype, device=device)
     except RuntimeError as error:
         raise RequestError(f"no memory for {len(rows)} x {capacity} tokens; lower max_tokens ({max_tokens})") from error
     positions_B2T = torch.stack([torch.arange(width), torch.zeros(width, dtype=torch.long)]).expand(len(rows), 2, width)
@@ -129,7 +135,8 @@ def _step(
         tokens.append(state.queue.pop(0))
         state.fed += 1
         # Learned tables end at max_positions; a longer span stays on their last row.
-        place = state.blanks[len(state.spans) - 1] + (state.fed if running else 0)
+        blank = len(state.spans) - 1
+        place = state.blanks[blank] + (state.fed if running or state.counting[blank] else 0)
         inside = state.fed if block_positions else 1
         if model.config.positions == "learned_2d":
             place, inside = min(place, model.config.max_positions), min(inside, model.config.max_positions)
@@ -163,7 +170,7 @@ def _written(state: _Row) -> int:
 
 
 def _banned(config: GLMConfig, special: SpecialIds, forbidden: Iterable[int], device: torch.device) -> Tensor:
-    never = {special.pad, special.cls, special.sop, *special.mask_ids(), *forbidden}
-    never |= {i for i in (special.dblock, special.sep) if i is not None}
+    never = {special.pad, special.sop, *special.mask_ids(), *forbidden}
+    never |= {i for i in (special.cls, special.dblock, special.sep) if i is not None}
     never -= {special.eop, special.eos}  # some vocabularies share an id between roles
     return torch.tensor(sorted(i for i in never if i < config.vocab_size), device=device)

@@ -1,6 +1,7 @@
 """Multi-head attention over PyTorch's scaled_dot_product_attention.
 
-Legend: B batch, T query tokens, S key tokens, N heads, D head width, H hidden width (N * D).
+Legend: B batch, T query tokens, S key tokens (a tuned prefix first), P tokens of that prefix, N query heads, K heads
+of keys and values (each shared by G = N / K query heads), D head width, H hidden width.
 
 How a mask is applied is a plan, made once per forward and shared by all layers: `DensePlan` is one call with a
 (T,S) mask, `SplitPlan` one or two calls per packed sample and no (T,T) mask over a whole row.
@@ -17,7 +18,7 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 
 from .cache import KVCache
-from .masks import Segments, dense_from_prefix
+from .masks import Segments, dense_from_prefix, open_columns
 from .positions import Rotary, rotate
 
 # Longest rows, in tokens, that a bfloat16 training step on a CPU attends to by plain products: the fused kernel's
@@ -26,22 +27,33 @@ SHORT = 1024
 # Scores made at once in that way, in numbers: what stays in the processor's cache.
 _SCORES = 1 << 23
 
+# Keys and values (P,K,D) of a tuned prefix in one layer.
+KeyValue = tuple[Tensor, Tensor]
+
 
 class AttentionPlan(Protocol):
     """Anything that can attend: the seam where another backend plugs in."""
 
-    def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+    def attend(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, dropout: float) -> Tensor:
         """Returns (B,T,N,D), the attended values."""
 
 
-def _sdpa(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def _sdpa(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    k_BKSD, v_BKSD = k_BSKD.transpose(1, 2), v_BSKD.transpose(1, 2)
+    groups = q_BTND.shape[2] // k_BSKD.shape[2]
+    if groups > 1 and q_BTND.shape[1] == 1:
+        # One token: the heads of a group become rows of their shared head, and keys are not repeated.
+        q_BKGD = torch.unflatten(q_BTND.squeeze(1), 1, (-1, groups))
+        out_BKGD = functional.scaled_dot_product_attention(q_BKGD, k_BKSD, v_BKSD, attn_mask=mask, dropout_p=dropout)
+        return out_BKGD.flatten(1, 2).unsqueeze(1)
     out_BNTD = functional.scaled_dot_product_attention(
         q_BTND.transpose(1, 2),
-        k_BSND.transpose(1, 2),
-        v_BSND.transpose(1, 2),
+        k_BKSD,
+        v_BKSD,
         attn_mask=mask,
         is_causal=causal,
         dropout_p=dropout,
+        enable_gqa=groups > 1,
     )
     return out_BNTD.transpose(1, 2)
 
@@ -52,10 +64,13 @@ def takes_products(q_BTND: Tensor) -> bool:
     return on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT
 
 
-def products(q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def products(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """Attention as two plain products; `bias` is added to the scores and broadcasts to (B,N,T,S)."""
+    groups = q_BTND.shape[2] // k_BSKD.shape[2]
     with torch.autocast(q_BTND.device.type, enabled=False):
-        q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSND, v_BSND))
+        q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSKD, v_BSKD))
+        if groups > 1:
+            k_BNSD, v_BNSD = (x.repeat_interleave(groups, 1) for x in (k_BNSD, v_BNSD))
         scores_BNTS = (q_BNTD * q_BNTD.shape[-1] ** -0.5) @ k_BNSD.transpose(-1, -2)
         if bias is not None:
             scores_BNTS = scores_BNTS.add_(bias)
@@ -75,19 +90,19 @@ class DensePlan:
     mask_B1TS: Tensor | None = None
     causal: bool = False
 
-    def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+    def attend(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, dropout: float) -> Tensor:
         if self.mask_B1TS is not None and takes_products(q_BTND):
-            out_BTND: Tensor = self._in_chunks(q_BTND, k_BSND, v_BSND, dropout)
+            out_BTND: Tensor = self._in_chunks(q_BTND, k_BSKD, v_BSKD, dropout)
             return out_BTND
-        return _sdpa(q_BTND, k_BSND, v_BSND, self.mask_B1TS, self.causal, dropout)
+        return _sdpa(q_BTND, k_BSKD, v_BSKD, self.mask_B1TS, self.causal, dropout)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _in_chunks(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+    def _in_chunks(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, dropout: float) -> Tensor:
         """A few rows at a time, so that their scores are still in the cache when they are used."""
         batch, length, heads, _ = q_BTND.shape
-        rows = max(1, _SCORES // (length * k_BSND.shape[1] * heads))
+        rows = max(1, _SCORES // (length * k_BSKD.shape[1] * heads))
         bias_B1TS = self._bias.expand(batch, -1, -1, -1)
-        pieces = (torch.split(x, rows) for x in (q_BTND, k_BSND, v_BSND, bias_B1TS))
+        pieces = (torch.split(x, rows) for x in (q_BTND, k_BSKD, v_BSKD, bias_B1TS))
         return torch.cat([products(q, k, v, bias, dropout) for q, k, v, bias in zip(*pieces, strict=True)])
 
     @cached_property
@@ -98,28 +113,29 @@ class DensePlan:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Per packed sample: part A sees part A, part B sees part A and its own past.
+    """Per packed sample: part A sees part A, part B sees part A and its own past, all see the P `extra` first columns.
 
     unbind/split/cat rather than slices: their backward is one concatenation, a slice's is a zero-filled copy of the
     whole tensor.
     """
 
     segments: Segments
+    extra: int = 0
 
     # Not compiled: the bounds change with every batch, and a compiled copy for each would be made and thrown away.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(self, q_BTND: Tensor, k_BSND: Tensor, v_BSND: Tensor, dropout: float) -> Tensor:
+    def attend(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, dropout: float) -> Tensor:
         rows: list[list[tuple[int, int, int]]] = [[] for _ in range(q_BTND.shape[0])]
         for row, start, prefix_end, end in self.segments.bounds:
             rows[row].append((start, prefix_end, end))
         out = [
             self._attend_row(q, k, v, bounds, dropout)
-            for q, k, v, bounds in zip(q_BTND.unbind(0), k_BSND.unbind(0), v_BSND.unbind(0), rows, strict=True)
+            for q, k, v, bounds in zip(q_BTND.unbind(0), k_BSKD.unbind(0), v_BSKD.unbind(0), rows, strict=True)
         ]
         return torch.stack(out)
 
     def _attend_row(
-        self, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor, bounds: list[tuple[int, int, int]], dropout: float
+        self, q_TND: Tensor, k_SKD: Tensor, v_SKD: Tensor, bounds: list[tuple[int, int, int]], dropout: float
     ) -> Tensor:
         sizes, samples, column = [], [], 0
         for start, prefix_end, end in bounds:
@@ -130,31 +146,45 @@ class SplitPlan:
             column = end
         if column < q_TND.shape[0]:
             sizes.append(q_TND.shape[0] - column)
-        q_parts, k_parts, v_parts = (torch.split(x, sizes) for x in (q_TND, k_TND, v_TND))
-        out = list(v_parts)  # padding keeps its own value; nobody reads it
+        q_parts = torch.split(q_TND, sizes)
+        k_parts, v_parts = self._columns(k_SKD, sizes), self._columns(v_SKD, sizes)
+        out = list(q_parts)  # padding keeps its own query; nobody reads it
         for index, prefix in samples:
             q, k, v = (parts[index].unsqueeze(0) for parts in (q_parts, k_parts, v_parts))
             if takes_products(q):
                 out[index] = products(q, k, v, self._bias(prefix, q.shape[1]), dropout)[0]
+            elif self.extra:
+                out[index] = _sdpa(q, k, v, self._mask(prefix, q.shape[1], q.device), False, dropout)[0]
             else:
                 out[index] = _two_calls(q, k, v, prefix, dropout)[0]
         return out[0] if len(out) == 1 else torch.cat(out)
 
+    def _columns(self, x_SKD: Tensor, sizes: list[int]) -> list[Tensor]:
+        """The columns of each sample or stretch of padding, behind those that everybody sees."""
+        if not self.extra:
+            return list(torch.split(x_SKD, sizes))
+        everybody, *parts = torch.split(x_SKD, [self.extra, *sizes])
+        return [torch.cat([everybody, part]) for part in parts]
+
     def _bias(self, prefix: int, length: int) -> Tensor | None:
-        if prefix >= length:
-            return None
         if (prefix, length) not in self._biases:
-            mask_TT = dense_from_prefix(torch.tensor([prefix]), length)[0, 0]
-            self._biases[prefix, length] = as_bias(mask_TT, torch.bfloat16)
+            mask = self._mask(prefix, length, torch.device("cpu"))
+            self._biases[prefix, length] = None if mask is None else as_bias(mask, torch.bfloat16)
         return self._biases[prefix, length]
 
+    def _mask(self, prefix: int, length: int, device: torch.device) -> Tensor | None:
+        """(T,S) of one sample, None when all of it is visible."""
+        if prefix >= length:
+            return None
+        return open_columns(dense_from_prefix(torch.tensor([prefix], device=device), length), self.extra)[0, 0]
+
     @cached_property
-    def _biases(self) -> dict[tuple[int, int], Tensor]:
+    def _biases(self) -> dict[tuple[int, int], Tensor | None]:
         return {}
 
 
 def _two_calls(q: Tensor, k: Tensor, v: Tensor, prefix: int, dropout: float) -> Tensor:
-    """One sample, (1,T,N,D) each, without a mask over part A."""
+    """One sample, (1,T,N,D) and (1,T,K,D), without a mask over part A."""
     length = q.shape[1]
     if prefix >= length:
         return _sdpa(q, k, v, None, False, dropout)
@@ -179,22 +209,35 @@ class Attention(nn.Module):
     def __init__(self, config: GLMConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
-        width = config.hidden_size
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.o_proj = nn.Linear(width, width)
+        width, bias = config.hidden_size, config.bias in ("all", "qkv")
+        self.q_proj = nn.Linear(width, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=config.bias == "all")
 
-    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
-        heads = (*x_BTH.shape[:2], self.num_heads, self.head_dim)
-        q_BTND, k_BSND, v_BSND = (
-            projection(x_BTH).view(heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
+        """(B,T,H). `prefix`: keys and values to put in front; with a cache they are in it already."""
+        q_BTND, k_BSKD, v_BSKD = (
+            torch.unflatten(projection(x_BTH), -1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotary is not None:
-            q_BTND, k_BSND = rotate(q_BTND, rotary), rotate(k_BSND, rotary)
+            q_BTND, k_BSKD = rotate(q_BTND, rotary), rotate(k_BSKD, rotary)
         if cache is not None:
-            k_BSND, v_BSND = cache.write(self.layer, k_BSND, v_BSND)
-        out_BTND = plan.attend(q_BTND, k_BSND, v_BSND, self.dropout if self.training else 0.0)
+            k_BSKD, v_BSKD = cache.write(self.layer, k_BSKD, v_BSKD)
+        elif prefix is not None:
+            k_BSKD, v_BSKD = (
+                torch.cat([own.to(x).expand(len(x), -1, -1, -1), x], 1)
+                for own, x in zip(prefix, (k_BSKD, v_BSKD), strict=True)
+            )
+        out_BTND = plan.attend(q_BTND, k_BSKD, v_BSKD, self.dropout if self.training else 0.0)
         return self.o_proj(out_BTND.flatten(2))  # type: ignore[no-any-return]

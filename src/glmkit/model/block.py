@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 
-from .attention import Attention, AttentionPlan
+from .attention import Attention, AttentionPlan, KeyValue
 from .cache import KVCache
 from .mlp import build_mlp
 from .norm import build_norm
@@ -17,7 +17,7 @@ from .positions import Rotary
 
 
 class PreNormBlock(nn.Module):
-    """x + f(LN(x)), twice. Source: `THUDM/GLM:mpu/transformer.py`."""
+    """x + f(norm(x)), twice. Source: `THUDM/GLM:mpu/transformer.py`."""
 
     def __init__(self, config: GLMConfig, layer: int) -> None:
         super().__init__()
@@ -27,8 +27,15 @@ class PreNormBlock(nn.Module):
         self.mlp = build_mlp(config)
         self.drop = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
-        x_BTH = x_BTH + self.drop(self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache))
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
+        x_BTH = x_BTH + self.drop(self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix))
         return x_BTH + self.drop(self.mlp(self.post_attention_layernorm(x_BTH)))  # type: ignore[no-any-return]
 
 
@@ -44,14 +51,46 @@ class DeepNormBlock(PreNormBlock):
         super().__init__(config, layer)
         self.alpha = config.deepnorm_alpha or math.sqrt(2 * config.num_layers)
 
-    def forward(self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
         u_BTH = self.input_layernorm(x_BTH)
-        x_BTH = self.alpha * u_BTH + self.drop(self.self_attn(u_BTH, plan, rotary, cache))
+        x_BTH = self.alpha * u_BTH + self.drop(self.self_attn(u_BTH, plan, rotary, cache, prefix))
         u_BTH = self.post_attention_layernorm(x_BTH)
         return self.alpha * u_BTH + self.drop(self.mlp(u_BTH))  # type: ignore[no-any-return]
 
 
-_BLOCKS: dict[str, type[PreNormBlock]] = {"pre": PreNormBlock, "deepnorm": DeepNormBlock}
+class SandwichBlock(PreNormBlock):
+    """x + norm(f(norm(x))), twice: the second norm acts on the branch, before it is added.
+
+    Source: GLM-4-0414, `huggingface/transformers:models/glm4/modeling_glm4.py`.
+    """
+
+    def __init__(self, config: GLMConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.post_self_attn_layernorm = build_norm(config)
+        self.post_mlp_layernorm = build_norm(config)
+
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
+        branch_BTH = self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix)
+        x_BTH = x_BTH + self.drop(self.post_self_attn_layernorm(branch_BTH))
+        branch_BTH = self.mlp(self.post_attention_layernorm(x_BTH))
+        return x_BTH + self.drop(self.post_mlp_layernorm(branch_BTH))  # type: ignore[no-any-return]
+
+
+_BLOCKS: dict[str, type[PreNormBlock]] = {"pre": PreNormBlock, "deepnorm": DeepNormBlock, "sandwich": SandwichBlock}
 
 
 def build_block(config: GLMConfig, layer: int) -> PreNormBlock:

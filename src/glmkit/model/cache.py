@@ -1,7 +1,9 @@
 """Keys and values of tokens already seen.
 
-Legend: B batch, S slots, T new tokens, N heads, D head width.
+Legend: B batch, P prefix slots, S token slots, T new tokens, K heads of keys and values, D head width, L layers.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,23 +13,33 @@ from glmkit.errors import RequestError
 
 
 class KVCache:
-    """A contiguous cache of fixed capacity: (B,S,N,D) keys and values per layer, and which slots hold real tokens.
+    """A contiguous cache of fixed capacity: (B,P+S,K,D) keys and values per layer, and which slots hold real tokens.
 
-    GLM's reference caches hidden states and recomputes keys from them; caching keys and values gives the same
-    numbers up to rounding (`THUDM/GLM:model/modeling_glm.py`, "mems").
+    The first `prefix` slots hold a tuned prefix (see `GLM.prefix`): always visible, counted neither in `length` nor in
+    `capacity`. GLM's reference caches hidden states and recomputes keys from them; caching keys and values gives the
+    same numbers up to rounding (`THUDM/GLM:model/modeling_glm.py`, "mems").
     """
 
     def __init__(
         self, config: GLMConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (batch, capacity, config.num_heads, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self._config, self._dtype, self._device = config, dtype, device
         self.visible_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.length = 0
+        self._allocate(0)
+
+    def _allocate(self, prefix: int) -> None:
+        config, (batch, capacity) = self._config, self.visible_BS.shape
+        shape = (batch, prefix + capacity, config.kv_heads, config.head_dim)
+        self.prefix = prefix
+        self.keys, self.values = (
+            [torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(config.num_layers)]
+            for _ in range(2)
+        )
 
     @property
     def capacity(self) -> int:
+        """Slots for tokens."""
         return self.visible_BS.shape[1]
 
     def check_room(self, num_tokens: int) -> None:
@@ -38,11 +50,22 @@ class KVCache:
                 f"allocate at least {self.length + num_tokens}"
             )
 
-    def write(self, layer: int, k_BTND: Tensor, v_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values; returns that layer's whole (B,S',N,D) views, S' = length + T."""
-        end = self.length + k_BTND.shape[1]
-        self.keys[layer][:, self.length : end] = k_BTND
-        self.values[layer][:, self.length : end] = v_BTND
+    def seed(self, prefix_L: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put a prefix, (P,K,D) keys and values per layer, or none, in front of an empty cache."""
+        assert self.length == 0, "a prefix comes before the tokens"
+        size = prefix_L[0][0].shape[0] if prefix_L else 0
+        if size != self.prefix:
+            self._allocate(size)
+        for layer, (keys_PKD, values_PKD) in enumerate(prefix_L):
+            self.keys[layer][:, :size] = keys_PKD.detach()
+            self.values[layer][:, :size] = values_PKD.detach()
+
+    def write(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values; returns that layer's whole (B,S',K,D) views, S' = P + length + T."""
+        start = self.prefix + self.length
+        end = start + k_BTKD.shape[1]
+        self.keys[layer][:, start:end] = k_BTKD
+        self.values[layer][:, start:end] = v_BTKD
         return self.keys[layer][:, :end], self.values[layer][:, :end]
 
     def advance(self, real_BT: Tensor) -> None:
@@ -52,7 +75,7 @@ class KVCache:
         self.length = end
 
     def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` slots."""
+        """Forget everything after the first `length` tokens."""
         if not 0 <= length <= self.length:
             raise RequestError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length

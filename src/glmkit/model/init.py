@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError
 
 # Matrices that write into the residual stream; both schemes shrink them with depth.
 _OUTPUT = ("o_proj", "down_proj")
@@ -20,11 +21,14 @@ def init_weights(model: nn.Module, config: GLMConfig, seed: int) -> None:
     `gpt`: N(0, std^2) for matrices and tables, std / sqrt(2L) for output projections, zero biases, unit norms
     (`THUDM/GLM:model/modeling_glm.py`). `xavier`: Xavier normal, value/output/MLP matrices times (2L)^(-1/2)
     (GLM-130B paper, section 2). The result depends on the seed and shapes only, not on the device's RNG state.
+    Raises ConfigError for a model with integer weights, which are made by quantising and never drawn.
     """
     depth_scale = 1 / math.sqrt(2 * config.num_layers)
     for name, parameter in sorted(model.named_parameters()):
         # A generator per tensor: sharded and partial initialisation give the same numbers as whole ones.
         generator = torch.Generator().manual_seed(_tensor_seed(seed, name))
+        if not parameter.is_floating_point():
+            raise ConfigError(f"{name} holds {parameter.dtype}; initialise the model before it is quantised")
         parts = name.split(".")
         if parts[-1] == "bias":
             parameter.zero_()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glmkit.errors import RequestError
 
@@ -78,3 +79,8 @@ def dense_from_prefix(prefix_B: Tensor, length: int, *, past_BM: Tensor | None =
 def open_empty_rows(mask_B1TS: Tensor) -> Tensor:
     """Let a query that sees nothing see everything: its output is never used, and softmax over nothing is NaN."""
     return mask_B1TS | ~mask_B1TS.any(-1, keepdim=True)
+
+
+def open_columns(mask_B1TS: Tensor, count: int) -> Tensor:
+    """(B,1,T,count+S): `count` columns that everybody sees in front of a mask."""
+    return functional.pad(mask_B1TS, (count, 0), value=True) if count else mask_B1TS

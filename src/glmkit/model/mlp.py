@@ -14,9 +14,9 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
-        self.gelu = config.gelu
-        self.up_proj = nn.Linear(config.hidden_size, config.inner_size)
-        self.down_proj = nn.Linear(config.inner_size, config.hidden_size)
+        self.gelu, bias = config.gelu, config.bias == "all"
+        self.up_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         return self.down_proj(_gelu(self.up_proj(x_BTH), self.gelu))  # type: ignore[no-any-return]
@@ -27,13 +27,21 @@ class GegluMLP(nn.Module):
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
-        self.gelu = config.gelu
-        self.gate_proj = nn.Linear(config.hidden_size, config.inner_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.inner_size)
-        self.down_proj = nn.Linear(config.inner_size, config.hidden_size)
+        self.gelu, bias = config.gelu, config.bias == "all"
+        self.gate_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         inner_BTF = self.up_proj(x_BTH) * _gelu(self.gate_proj(x_BTH), self.gelu)
+        return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
+
+
+class SwigluMLP(GegluMLP):
+    """`down(silu(gate(x)) * up(x))`: ChatGLM2-6B and later activate the first chunk of their fused matrix."""
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        inner_BTF = functional.silu(self.gate_proj(x_BTH)) * self.up_proj(x_BTH)
         return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
 
 
@@ -41,7 +49,7 @@ def _gelu(x: Tensor, kind: str) -> Tensor:
     return functional.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
-_MLPS: dict[str, type[nn.Module]] = {"gelu": GeluMLP, "geglu": GegluMLP}
+_MLPS: dict[str, type[nn.Module]] = {"gelu": GeluMLP, "geglu": GegluMLP, "swiglu": SwigluMLP}
 
 
 def build_mlp(config: GLMConfig) -> nn.Module:
@@ -49,4 +57,4 @@ def build_mlp(config: GLMConfig) -> nn.Module:
     return _MLPS[config.mlp](config)
 
 
-__all__ = ["GegluMLP", "GeluMLP", "build_mlp"]
+__all__ = ["GegluMLP", "GeluMLP", "SwigluMLP", "build_mlp"]

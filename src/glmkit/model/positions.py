@@ -1,6 +1,6 @@
 """Where tokens stand: the two position rows of blank infilling, and rotary angles.
 
-Legend: B batch, T tokens, D head width, H hidden width.
+Legend: B batch, T tokens, D head width, R channels of a head that turn, H hidden width.
 Row 0 of `position_ids` (B,2,T) is the place in the corrupted text (part A), row 1 the place inside a filled span
 (0 in part A, 1 on the token that starts a span). Source: GLM paper section 2.1.1; `THUDM/GLM:blocklm_utils.py`.
 """
@@ -13,6 +13,9 @@ from torch import Tensor
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
 
+# Roles of the one blank that a piece fills, the first that occurs, by `blank_order`.
+_ONE_BLANK: dict[str, tuple[str, ...]] = {"gmask_first": ("gmask", "mask"), "mask_first": ("mask", "smask", "gmask")}
+
 
 def running_positions(batch: int, length: int, *, start: int = 0, device: torch.device | None = None) -> Tensor:
     """(B,2,T) int64: row 0 counts from `start`, row 1 is zero: plain left-to-right text."""
@@ -20,53 +23,92 @@ def running_positions(batch: int, length: int, *, start: int = 0, device: torch.
     return torch.stack([row_T, torch.zeros_like(row_T)]).expand(batch, 2, length)
 
 
-def infer_prefix(input_ids_BT: Tensor, special: SpecialIds | None) -> Tensor:
-    """(B,) int64: how many leading tokens form part A, read from the ids.
+def counted_positions(real_BT: Tensor, seen_B: Tensor | None = None) -> Tensor:
+    """(B,2,T) int64: row 0 counts the real tokens of each row, from `seen_B` or 0 on; padding before them stays at 0.
+
+    Source: `huggingface/transformers`, positions of left-padded batches in generation.
+    """
+    row_BT = real_BT.long().cumsum(1) - 1
+    if seen_B is not None:
+        row_BT = row_BT + seen_B[:, None]
+    row_BT = row_BT.clamp_min(0)
+    return torch.stack([row_BT, torch.zeros_like(row_BT)], dim=1)
+
+
+def infer_prefix(input_ids_BT: Tensor, special: SpecialIds | None, real_BT: Tensor | None = None) -> Tensor:
+    """(B,) int64: how many leading tokens form part A, padding included, read from the ids.
 
     Part A ends where the first start-of-piece stands. A row with blanks but no start-of-piece is all part A; a row
-    with neither is plain text and gets 0 (causal). Without special ids every row gets 0.
+    with neither is plain text and gets 0 (causal). Without special ids every row gets 0. `real_BT` False: padding,
+    whose ids say nothing.
     """
     batch, length = input_ids_BT.shape
     if special is None:
         return torch.zeros(batch, dtype=torch.long, device=input_ids_BT.device)
     is_start_BT = input_ids_BT == special.sop
-    has_blank_B = torch.isin(input_ids_BT, _mask_ids(special, input_ids_BT)).any(1)
+    is_blank_BT = torch.isin(input_ids_BT, _mask_ids(special, input_ids_BT))
+    if real_BT is not None:
+        is_start_BT, is_blank_BT = is_start_BT & real_BT, is_blank_BT & real_BT
     first_B = is_start_BT.int().argmax(1)
-    whole_B = has_blank_B.long() * length
+    whole_B = is_blank_BT.any(1).long() * length
     return torch.where(is_start_BT.any(1), first_B, whole_B)
 
 
-def infer_positions(input_ids_BT: Tensor, prefix_B: Tensor, config: GLMConfig) -> Tensor:
-    """(B,2,T) int64 position rows for rows of part A followed by spans in the order of their blanks.
+def infer_positions(
+    input_ids_BT: Tensor, prefix_B: Tensor, config: GLMConfig, *, first_B: Tensor | None = None
+) -> Tensor:
+    """(B,2,T) int64 position rows for rows of part A followed by spans.
 
-    The k-th start-of-piece opens the span of the k-th blank; a span beyond the last blank belongs to the last one.
+    Which blank a span fills says `config.blank_order`. `each`: the k-th start-of-piece opens the span of the k-th
+    blank; a span beyond the last blank belongs to the last one (`THUDM/GLM:blocklm_utils.py`, spans in source order).
+    The other two: all of part B is one span, at the first blank of the first kind that occurs
+    (ChatGLM-6B, `modeling_chatglm.py:get_position_ids`; `THUDM/GLM-130B:generation/`).
     Without blanks (or special ids) part B continues from the last token of part A, as in suffix generation.
-    Source: `THUDM/GLM:blocklm_utils.py`, spans in source order. With one rotary stream a [gMASK] span, or one without
-    a blank, goes on counting instead (`THUDM/GLM-130B:generation/`).
+    With one rotary stream a [gMASK] span, or one without a blank, goes on counting instead (GLM-130B).
+    first_B: the first real token of rows padded on the left; it is at position 0, the padding before it at (0, 0).
     """
-    special, one_stream = config.special, config.positions == "rope"
     batch, length = input_ids_BT.shape
-    positions = running_positions(batch, length, device=input_ids_BT.device).clone()
-    mask_ids = _mask_ids(special, input_ids_BT) if special is not None else None
-    for row, prefix in enumerate(prefix_B.tolist()):
-        if prefix == 0 or prefix >= length:
-            continue
-        ids_T = input_ids_BT[row]
-        tail = torch.arange(1, length - prefix + 1, device=ids_T.device)
-        blanks = torch.isin(ids_T[:prefix], mask_ids).nonzero()[:, 0] if mask_ids is not None else tail[:0]
-        if special is None or len(blanks) == 0:
-            if not one_stream:
-                positions[row, 0, prefix:], positions[row, 1, prefix:] = prefix - 1, tail
-            continue
-        starts = ids_T[prefix:] == special.sop
-        span = (starts.long().cumsum(0) - 1).clamp(0, len(blanks) - 1)
-        opened_at = torch.where(starts, tail, torch.ones_like(tail)).cummax(0).values
-        place = blanks[span]
-        if one_stream and special.gmask != special.mask:
-            place = torch.where(ids_T[place] == special.gmask, positions[row, 0, prefix:], place)
-        positions[row, 0, prefix:] = place
-        positions[row, 1, prefix:] = tail - opened_at + 1
+    positions = torch.zeros(batch, 2, length, dtype=torch.long, device=input_ids_BT.device)
+    starts = [0] * batch if first_B is None else first_B.tolist()
+    for row, (start, prefix) in enumerate(zip(starts, prefix_B.tolist(), strict=True)):
+        positions[row, :, start:] = _row_positions(input_ids_BT[row, start:], max(0, prefix - start), config)
     return positions
+
+
+def _row_positions(ids_T: Tensor, prefix: int, config: GLMConfig) -> Tensor:
+    """(2,T) positions of one row without padding on the left."""
+    length, one_stream = len(ids_T), config.positions == "rope"
+    positions = running_positions(1, length, device=ids_T.device)[0].clone()
+    if prefix == 0 or prefix >= length:
+        return positions
+    tail = torch.arange(1, length - prefix + 1, device=ids_T.device)
+    special, each = config.special, config.blank_order == "each"
+    blanks = _blanks(ids_T[:prefix], special, config.blank_order) if special is not None else tail[:0]
+    if special is None or len(blanks) == 0:
+        if not one_stream:
+            positions[0, prefix:], positions[1, prefix:] = prefix - 1, tail
+        return positions
+    opens = (ids_T[prefix:] == special.sop) if each else (tail == 1)
+    span = (opens.long().cumsum(0) - 1).clamp(0, len(blanks) - 1)
+    opened_at = torch.where(opens, tail, torch.ones_like(tail)).cummax(0).values
+    place = blanks[span]
+    if one_stream and special.gmask != special.mask:
+        place = torch.where(ids_T[place] == special.gmask, positions[0, prefix:], place)
+    positions[0, prefix:] = place
+    positions[1, prefix:] = tail - opened_at + 1
+    return positions
+
+
+def _blanks(part_a_T: Tensor, special: SpecialIds, order: str) -> Tensor:
+    """Where the blanks stand that spans fill, in the order of the spans."""
+    if order == "each":
+        return torch.isin(part_a_T, _mask_ids(special, part_a_T)).nonzero()[:, 0]
+    for role in _ONE_BLANK[order]:
+        index = getattr(special, role)
+        found = (part_a_T == index).nonzero()[:1, 0] if index is not None else part_a_T[:0]
+        if len(found):
+            return found
+    return part_a_T[:0]
 
 
 def _mask_ids(special: SpecialIds, like: Tensor) -> Tensor:
@@ -85,37 +127,53 @@ def check_positions(position_ids_B2T: Tensor, config: GLMConfig) -> None:
 
 
 class Rotary(NamedTuple):
-    """cos and sin (B,T,1,D) in fp32; channels turn in `num_streams` equal groups, each by its own position row."""
+    """cos and sin (B,T,1,R) in fp32; channels turn in `num_streams` equal groups, each by its own position row."""
 
-    cos_BT1D: Tensor
-    sin_BT1D: Tensor
+    cos_BT1R: Tensor
+    sin_BT1R: Tensor
     num_streams: int
+    interleaved: bool = False
 
 
 def rotary_angles(position_ids_B2T: Tensor, config: GLMConfig) -> Rotary | None:
     """Angles for the rotary values of the `positions` axis, None for learned positions.
 
-    `rope`: one stream over all D channels, by row 0 (GLM-130B). `rope_2d`: the first half of the channels turns by
-    row 0, the second half by row 1 (ChatGLM-6B, `modeling_chatglm.py`). In a stream of width W,
-    theta_j = base^(-2j/W), the same angle for channels j and j + W/2 (half rotation). Angles stay in fp32;
-    the frequencies too unless `rope_frequencies` says that the reference rounded them.
+    `rope`: one stream over the R turning channels, by row 0 (GLM-130B; ChatGLM2-6B and later). `rope_2d`: the first
+    half of the channels turns by row 0, the second half by row 1 (ChatGLM-6B, `modeling_chatglm.py`). In a stream of
+    width W, theta_j = base^(-2j/W), the same angle for channels j and j + W/2 (`rope_pairs` half) or 2j and 2j + 1
+    (interleaved). R is the first `rope_fraction` of a head; the rest passes through. Angles stay in fp32; the
+    frequencies too unless `rope_frequencies` says that the reference rounded them.
     """
     if config.positions == "learned_2d":
         return None
     num_streams = 2 if config.positions == "rope_2d" else 1
-    width = config.head_dim // num_streams
+    interleaved = config.rope_pairs == "interleaved"
+    width = config.rotary_dim // num_streams
     steps = torch.arange(0, width, 2, device=position_ids_B2T.device, dtype=torch.float32)
     frequencies = 1 / config.rope_base ** (steps / width)
     if config.rope_frequencies == "float16":
         frequencies = frequencies.half().float()
+    per_channel = frequencies.repeat_interleave(2) if interleaved else torch.cat([frequencies, frequencies])
     rows_BT2 = position_ids_B2T[:, :num_streams].transpose(1, 2).float()
-    angles_BTD = (rows_BT2[..., None] * torch.cat([frequencies, frequencies])).flatten(2)
-    return Rotary(angles_BTD.cos().unsqueeze(2), angles_BTD.sin().unsqueeze(2), num_streams)
+    angles_BTR = (rows_BT2[..., None] * per_channel).flatten(2)
+    return Rotary(angles_BTR.cos().unsqueeze(2), angles_BTR.sin().unsqueeze(2), num_streams, interleaved)
 
 
 def rotate(x_BTND: Tensor, rotary: Rotary) -> Tensor:
-    """Apply the half rotation; cos and sin are rounded to the activation's dtype first, as the references do."""
-    streams = x_BTND.view(*x_BTND.shape[:-1], rotary.num_streams, -1)
-    first, second = streams.chunk(2, dim=-1)
-    turned_BTND = torch.cat([-second, first], dim=-1).flatten(-2)
-    return x_BTND * rotary.cos_BT1D.to(x_BTND.dtype) + turned_BTND * rotary.sin_BT1D.to(x_BTND.dtype)
+    """Turn the first R channels; cos and sin are rounded to the activation's dtype first, as the references do."""
+    width = rotary.cos_BT1R.shape[-1]
+    if width < x_BTND.shape[-1]:
+        turning, passing = torch.split(x_BTND, [width, x_BTND.shape[-1] - width], dim=-1)
+        return torch.cat([_turn(turning, rotary), passing], dim=-1)
+    return _turn(x_BTND, rotary)
+
+
+def _turn(x_BTNR: Tensor, rotary: Rotary) -> Tensor:
+    if rotary.interleaved:
+        pairs = torch.unflatten(x_BTNR, -1, (-1, 2))
+        turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
+    else:
+        streams = torch.unflatten(x_BTNR, -1, (rotary.num_streams, -1))
+        first, second = streams.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1).flatten(-2)
+    return x_BTNR * rotary.cos_BT1R.to(x_BTNR.dtype) + turned * rotary.sin_BT1R.to(x_BTNR.dtype)

@@ -1,6 +1,7 @@
 """The model: embeddings, blocks, final norm, head.
 
-Legend: B batch, T tokens, S keys (cached + new), H hidden width, V vocabulary rows.
+Legend: B batch, T tokens, S keys (cached + new), P tokens of a tuned prefix, K heads of keys and values, D head width,
+H hidden width, V vocabulary rows.
 Parallelism, recomputation and compilation are applied from outside; this file knows one device.
 """
 
@@ -13,12 +14,19 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 
-from .attention import AttentionPlan, DensePlan, SplitPlan
+from .attention import AttentionPlan, DensePlan, KeyValue, SplitPlan
 from .block import build_block
 from .cache import KVCache
-from .masks import Segments, dense_from_prefix, dense_from_segments, from_prefix, open_empty_rows
+from .masks import Segments, dense_from_prefix, dense_from_segments, from_prefix, open_columns, open_empty_rows
 from .norm import build_norm
-from .positions import check_positions, infer_positions, infer_prefix, rotary_angles, running_positions
+from .positions import (
+    check_positions,
+    counted_positions,
+    infer_positions,
+    infer_prefix,
+    rotary_angles,
+    running_positions,
+)
 
 LogitsAt = Literal["last"] | Tensor | None
 
@@ -44,9 +52,12 @@ class Transformer(nn.Module):
 
     def embed(self, input_ids_BT: Tensor, position_ids_B2T: Tensor) -> Tensor:
         """(B,T,H): word vectors plus both position vectors, after dropout."""
-        x_BTH = functional.embedding(input_ids_BT, self.embed_tokens.weight)
-        if self.gradient_scale != 1.0:  # value unchanged, gradient scaled: GLM-130B paper, section 2
-            x_BTH = x_BTH * self.gradient_scale + x_BTH.detach() * (1 - self.gradient_scale)
+        x_BTH = self.embed_tokens(input_ids_BT)
+        if not self.embed_tokens.weight.is_floating_point():  # a quantised table gives fp32, rounded once, here
+            x_BTH = x_BTH.to(self.norm.weight.dtype)
+        if self.gradient_scale != 1.0 and x_BTH.requires_grad:
+            # GLM-130B paper, section 2, written so that the value stays the same to the last bit.
+            x_BTH = x_BTH.detach() + (x_BTH - x_BTH.detach()) * self.gradient_scale
         if self.embed_positions is not None and self.embed_block_positions is not None:
             x_BTH = x_BTH + self.embed_positions(position_ids_B2T[:, 0])
             x_BTH = x_BTH + self.embed_block_positions(position_ids_B2T[:, 1])
@@ -54,18 +65,57 @@ class Transformer(nn.Module):
 
 
 class GLM(nn.Module):
-    """A language model of the family, built from a config alone (also on the meta device). It holds no buffers."""
+    """A language model of the family, built from a config alone (also on the meta device). It holds no buffers.
+
+    `prefix`: a module that, called without arguments, gives keys and values of a tuned prefix, each a list over layers
+    of (P,K,D). Every token sees them; they have no positions, are not rotated, and are not counted in any length,
+    position or mask. Source: P-tuning v2, `THUDM/ChatGLM-6B:ptuning/`.
+    """
 
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Transformer(config)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.prefix: nn.Module | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: that of the last norm, which is never quantised."""
+        return self._last_norm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the last norm is."""
+        return self._last_norm.device
+
+    @property
+    def _last_norm(self) -> Tensor:
+        weight = self.model.norm.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def head_weight(self) -> Tensor:
-        """(V,H): the output matrix, the embedding itself when tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """(V,H): the output matrix, the embedding itself when tied.
+
+        Raises RequestError when the head is more than a float matrix: quantised, or with an adapter on it.
+        """
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        if not isinstance(head, (nn.Embedding, nn.Linear)):
+            raise RequestError(
+                f"the head is a {type(head).__name__}, no float matrix; use model.head(hidden) for logits"
+            )
+        return head.weight
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (...,V) of final hidden states (...,H), also when the head is quantised."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden)  # type: ignore[no-any-return]
+        table = self.model.embed_tokens
+        if table.weight.is_floating_point():
+            return functional.linear(hidden, table.weight)
+        return table.as_head(hidden)  # type: ignore[no-any-return,operator]
 
     def forward(
         self,
@@ -82,11 +132,12 @@ class GLM(nn.Module):
 
         input_ids (B,T) int64. position_ids (B,2,T), or (B,T) for row 0 alone. prefix_length (B,): tokens of part A,
         padding included. attention_mask bool: (B,T) True = real token, or (B,1,T,S) True = visible, which then
-        decides alone. segments: packed rows. cache: continues it; then position_ids are required.
+        decides alone. segments: packed rows. cache: continues it; then a model of prefix masks needs position_ids.
         logits_at: None -> (B,T,V); "last" -> (B,V); bool (B,T) -> (M,V), the marked positions in row order.
 
         What is not given is inferred from the ids where the config names the special ids (see
-        `positions.infer_prefix`); without them the model is causal with running positions and block 0.
+        `positions.infer_prefix`); without them the model is causal with running positions and block 0. Positions count
+        from a row's first real token, so rows may be padded on either side.
         Raises RequestError for ids, positions or shapes that do not fit.
         """
         if isinstance(logits_at, Tensor):
@@ -106,7 +157,7 @@ class GLM(nn.Module):
             selected = hidden_BTH[logits_at]
         else:
             selected = hidden_BTH[:, -1] if logits_at == "last" else hidden_BTH
-        return functional.linear(selected, self.head_weight)
+        return self.head(selected)
 
     def hidden(
         self,
@@ -124,22 +175,23 @@ class GLM(nn.Module):
         `every_layer`: a list that receives the embedding sum and each block's output (before the last norm).
         """
         self._check(input_ids, position_ids, prefix_length, attention_mask, segments, cache)
-        prefix_B = self._prefix(input_ids, prefix_length, segments, cache)
-        position_ids = self._positions(input_ids, position_ids, prefix_B, segments, cache)
+        real_BT = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        prefix_B = self._part_a(input_ids, prefix_length, real_BT, segments, cache)
+        position_ids = self._positions(input_ids, position_ids, prefix_B, real_BT, segments, cache)
         if _can_look(input_ids, segments) and self.config.positions == "learned_2d":
             check_positions(position_ids, self.config)
-        plan = self._plan(input_ids, prefix_B, attention_mask, segments, cache)
+        tuned, extra = self._tuned_prefix(cache)
+        plan = self._plan(input_ids, prefix_B, attention_mask, segments, cache, extra)
         rotary = rotary_angles(position_ids, self.config)
         x_BTH = self.model.embed(input_ids, position_ids)
         if every_layer is not None:
             every_layer.append(x_BTH)
-        for block in self.model.layers:
-            x_BTH = block(x_BTH, plan, rotary, cache)
+        for block, own in zip(self.model.layers, tuned, strict=True):
+            x_BTH = block(x_BTH, plan, rotary, cache, own)
             if every_layer is not None:
                 every_layer.append(x_BTH)
         if cache is not None:
-            everything = torch.ones_like(input_ids, dtype=torch.bool)
-            cache.advance(everything if attention_mask is None or attention_mask.dim() != 2 else attention_mask)
+            cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if real_BT is None else real_BT)
         return self.model.norm(x_BTH)  # type: ignore[no-any-return]
 
     def _check(
@@ -186,9 +238,6 @@ class GLM(nn.Module):
                     "segments already say what is visible; leave out prefix_length, attention_mask and cache"
                 )
             segments.check(batch, length)
-        mask_BT = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
-        if mask_BT is not None and position_ids is None and not past and not bool(mask_BT[:, 0].all()):
-            raise RequestError("rows padded on the left need position_ids: their text does not start at column 0")
         if cache is not None:
             if cache.visible_BS.shape[0] != batch:
                 raise RequestError(f"the cache has {cache.visible_BS.shape[0]} rows, input_ids {batch}")
@@ -196,8 +245,36 @@ class GLM(nn.Module):
             if past and position_ids is None and self.config.mask == "prefix":
                 raise RequestError("continuing a cache needs position_ids: where the new tokens stand is not in them")
 
-    def _prefix(
-        self, input_ids: Tensor, prefix_length: Tensor | None, segments: Segments | None, cache: KVCache | None
+    def _tuned_prefix(self, cache: KVCache | None) -> tuple[list[KeyValue | None], int]:
+        """The tuned prefix for each layer where attention must put it in front, and how many columns it has."""
+        nothing: list[KeyValue | None] = [None] * self.config.num_layers
+        if cache is not None and cache.length:
+            if self.prefix is not None and not cache.prefix:
+                raise RequestError("this cache was filled without the model's prefix; start with an empty one")
+            return nothing, cache.prefix
+        own: list[KeyValue] = []
+        if self.prefix is not None:
+            keys, values = self.prefix()
+            own = list(zip(keys, values, strict=True))
+            last = (self.config.kv_heads, self.config.head_dim)
+            shapes = {tuple(tensor.shape[1:]) for pair in own for tensor in pair}
+            if len(own) != self.config.num_layers or shapes != {last}:
+                raise RequestError(
+                    f"the prefix has {len(own)} layers of {shapes}, the model {self.config.num_layers} of {last}; "
+                    f"it was made for another model"
+                )
+        if cache is not None:
+            cache.seed(own)
+            return nothing, cache.prefix
+        return ([*own], own[0][0].shape[0]) if own else (nothing, 0)
+
+    def _part_a(
+        self,
+        input_ids: Tensor,
+        prefix_length: Tensor | None,
+        real_BT: Tensor | None,
+        segments: Segments | None,
+        cache: KVCache | None,
     ) -> Tensor:
         none = torch.zeros(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
         if segments is not None or self.config.mask == "causal":
@@ -206,13 +283,14 @@ class GLM(nn.Module):
             return prefix_length
         if cache is not None and cache.length:  # new tokens are causal among themselves and see all memory
             return none
-        return infer_prefix(input_ids, self.config.special)
+        return infer_prefix(input_ids, self.config.special, real_BT)
 
     def _positions(
         self,
         input_ids: Tensor,
         position_ids: Tensor | None,
         prefix_B: Tensor,
+        real_BT: Tensor | None,
         segments: Segments | None,
         cache: KVCache | None,
     ) -> Tensor:
@@ -224,10 +302,14 @@ class GLM(nn.Module):
         if segments is not None:
             raise RequestError("packed rows need position_ids: each sample counts from its own start")
         if cache is not None and cache.length:
-            return running_positions(batch, length, start=cache.length, device=input_ids.device)
-        if not bool(prefix_B.any()):
+            seen_B = cache.visible_BS[:, : cache.length].sum(1)
+            return counted_positions(torch.ones_like(input_ids) if real_BT is None else real_BT, seen_B)
+        if real_BT is not None and self.config.mask == "causal":
+            return counted_positions(real_BT)
+        first_B = None if real_BT is None else real_BT.int().argmax(1)
+        if not bool(prefix_B.any()) and (first_B is None or not bool(first_B.any())):
             return running_positions(batch, length, device=input_ids.device)
-        return infer_positions(input_ids, prefix_B, self.config)
+        return infer_positions(input_ids, prefix_B, self.config, first_B=first_B)
 
     def _plan(
         self,
@@ -236,31 +318,34 @@ class GLM(nn.Module):
         attention_mask: Tensor | None,
         segments: Segments | None,
         cache: KVCache | None,
+        extra: int,
     ) -> AttentionPlan:
         batch, length = input_ids.shape
         if attention_mask is not None and attention_mask.dim() == 4:
-            return DensePlan(open_empty_rows(attention_mask))
+            return DensePlan(open_empty_rows(open_columns(attention_mask, extra)))
         if segments is not None:
             if self.config.mask == "causal":  # no part A: what inference does
                 segments = Segments(tuple((row, start, start, end) for row, start, _, end in segments.bounds))
             if length >= SPLIT_FROM:
-                return SplitPlan(segments)
-            return DensePlan(dense_from_segments(segments, batch, length, input_ids.device))
+                return SplitPlan(segments, extra)
+            return DensePlan(open_columns(dense_from_segments(segments, batch, length, input_ids.device), extra))
         past_BM = None if cache is None or cache.length == 0 else cache.visible_BS[:, : cache.length]
         if attention_mask is None and past_BM is None:
-            if self.config.mask == "causal":
+            if self.config.mask == "causal" and not extra:
                 return DensePlan(causal=True)
             if length >= SPLIT_FROM:
-                return SplitPlan(from_prefix(prefix_B.tolist(), length))
+                return SplitPlan(from_prefix(prefix_B.tolist(), length), extra)
         if length == 1 and past_BM is not None:
             own_B1 = torch.ones_like(past_BM[:, :1]) if attention_mask is None else attention_mask
             visible_BS = torch.cat([past_BM, own_B1], 1)
-            return DensePlan(None if bool(visible_BS.all()) else open_empty_rows(visible_BS[:, None, None]))
+            if bool(visible_BS.all()):
+                return DensePlan()
+            return DensePlan(open_empty_rows(open_columns(visible_BS[:, None, None], extra)))
         mask_B1TS = dense_from_prefix(prefix_B, length, past_BM=past_BM)
         if attention_mask is not None:
             mask_B1TS = mask_B1TS.clone()
             mask_B1TS[..., mask_B1TS.shape[-1] - length :] &= attention_mask[:, None, None, :]
-        return DensePlan(open_empty_rows(mask_B1TS))
+        return DensePlan(open_empty_rows(open_columns(mask_B1TS, extra)))
 
 
 def _can_look(input_ids_BT: Tensor, segments: Segments | None) -> bool:

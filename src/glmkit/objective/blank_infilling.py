@@ -123,7 +123,7 @@ class BlankInfilling:
                     start, end = shorter_text(good_end, is_eos, target, rng)
                 shorter.append(
                     TextSample(
-                        np.concatenate(([self.special.cls] * first, tokens[start:end])).astype(np.int64),
+                        np.concatenate((text.tokens[:first], tokens[start:end])).astype(np.int64),
                         np.concatenate(([0] * first, loss_mask[start:end])).astype(np.int64),
                     )
                 )

@@ -40,11 +40,6 @@ class SampleForms:
         if config.sentinel_token and sentinels is None:
             raise ConfigError("sentinel_token needs the ids of the numbered masks and starts (Sentinels)")
         self.config, self.special, self.max_length, self.sentinels = config, special, max_length, sentinels
-        self.mask_ids: dict[Mode, int] = {
-            "bert": special.mask,
-            "sentence": special.smask if config.task_mask else special.mask,
-            "gpt": special.gmask if config.task_mask else special.mask,
-        }
 
     def blank(
         self, text: TextSample, spans: list[Span], rng: Rng, mode: Mode = "bert", block_rng: Rng | None = None
@@ -109,10 +104,16 @@ class SampleForms:
             self._hide(input_ids, prefix, firsts, in_order, size, rng, block_rng)
         return Sample(input_ids, targets, loss_mask, position_ids, prefix, mode)
 
+    def _mask_id(self, mode: Mode) -> int:
+        special = self.special
+        if mode == "bert" or not self.config.task_mask:
+            return special.mask
+        return special.require("smask") if mode == "sentence" else special.gmask
+
     def _masks(self, mode: Mode, order: Ints) -> int | Ints:
         """The mask id of each span, in source order."""
         if mode != "bert" or not self.config.sentinel_token:
-            return self.mask_ids[mode]
+            return self._mask_id(mode)
         masks = np.empty(len(order), np.int64)
         masks[order] = self._sentinels("masks", len(order))
         return masks
@@ -153,7 +154,7 @@ class SampleForms:
         source = size - length
         input_ids, targets = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
         input_ids[:source] = targets[:source] = tokens[:source]
-        input_ids[source] = targets[source] = self.mask_ids["gpt"]
+        input_ids[source] = targets[source] = self._mask_id("gpt")
         input_ids[source + 1] = self.special.sop
         input_ids[source + 2 :] = tokens[source:-1]
         targets[source + 1 :] = tokens[source:]

@@ -54,9 +54,10 @@ def build_input_from_ids(
     still opens part B with the start token (loss 1, target 0), for scoring. sentinel_position puts part B there instead
     of at the mask. As in the reference, texts beyond max_length - 1 tokens are cut on the right (counted in num_cut),
     and an answer is never cut: the row gets longer than max_length. Without allow_cut and allow_longer these raise.
-    Raises DataError: a cut or a longer row that is not allowed, no mask left, or an empty answer.
+    Raises DataError: a cut or a longer row that is not allowed, no mask left, or an empty answer; ConfigError: add_cls
+    with special ids that have no [CLS].
     """
-    ids = [special.cls] * add_cls + list(text_a)
+    ids = [*([special.require("cls")] if add_cls else []), *text_a]
     types = [0] * len(ids)
     if text_b is not None:
         if add_sep:

@@ -58,7 +58,7 @@ def place(lengths: Sequence[int], total: int, rng: Rng, offset: int = 0) -> list
     return spans
 
 
-def documents(tokens: NDArray[np.int64], eos: int, cls: int) -> list[tuple[int, int]]:
+def documents(tokens: NDArray[np.int64], eos: int, cls: int | None) -> list[tuple[int, int]]:
     """(offset, length) of each document of a text, shortest first, without its [CLS] and eos.
 
     Of equals the later one comes first. A text that does not end in eos gives up its last token as if it were one, and
@@ -68,7 +68,7 @@ def documents(tokens: NDArray[np.int64], eos: int, cls: int) -> list[tuple[int, 
     last = size = len(tokens)
     for index in [*(tokens == eos).nonzero()[0][::-1].tolist(), -1]:
         start = index + 1
-        if start < size and tokens[start] == cls:
+        if start < size and cls is not None and tokens[start] == cls:
             start += 1
         length = last - start
         found.append((start, length - 1 if last == size and length > 0 else length))

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from glmkit.config import SpecialIds
 
+from .streams import IdStream
+
 _REPLACEMENT = "\ufffd"
 
 
@@ -57,12 +59,22 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A tokenizer whose `decode` can be fed id by id."""
+
+    def stream(self, *, skip_specials: bool = True) -> IdStream:
+        """A fresh decoder; what it gives joined is `decode` of all ids."""
+        ...
+
+
 class IncrementalDecoder:
     """Decodes ids one by one; the pieces joined equal `tokenizer.decode` of all ids.
 
     A character whose bytes are spread over several tokens is held back until it is complete, so no piece ends in a
-    broken character. Works with any `Tokenizer`: each step decodes a short window that starts one step earlier, so
-    that tokenizers that treat the first token of a text differently (a dummy space) still give the text of the whole.
+    broken character. Tokenizers that are `Streaming` bring their own decoder. Any other works too: each step decodes a
+    short window that starts one step earlier, so that tokenizers that treat the first token of a text differently (a
+    dummy space) still give the text of the whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_specials: bool = True) -> None:
@@ -71,17 +83,29 @@ class IncrementalDecoder:
         self._window: list[int] = []  # ids since the start of the step before
         self._shown = 0  # ids of the window whose text is out
         self._ahead = 0  # characters of the rest that are out already
+        self._stream = self._new_stream()
 
     def push(self, index: int) -> str:
         """Add one id; returns the text that is now certain (often the token, "" inside a character)."""
+        if self._stream is not None:
+            return self._stream.feed((index,))
         self._window.append(index)
         return self._advance(final=False)
 
     def flush(self) -> str:
         """The text still held back, at the end of the ids. The decoder is as new afterwards."""
+        if self._stream is not None:
+            text = self._stream.finish()
+            self._stream = self._new_stream()
+            return text
         text = self._advance(final=True)
         self._window, self._shown, self._ahead = [], 0, 0
         return text
+
+    def _new_stream(self) -> IdStream | None:
+        if isinstance(self._tokenizer, Streaming):
+            return self._tokenizer.stream(skip_specials=self._skip_specials)
+        return None
 
     def _advance(self, final: bool) -> str:
         before = self._decode(self._window[: self._shown])

@@ -20,6 +20,8 @@ from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.files import atomic_write
 
+from .byte_table import byte_alphabet as byte_alphabet
+from .explain import Explainable
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -54,21 +56,12 @@ def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
     return all((Path(directory) / name).is_file() for name in (TOKENIZER_FILE, SPECIALS_FILE))
 
 
-def byte_alphabet() -> list[str]:
-    """The 256 printable characters that stand for the bytes 0..255 in byte-level BPE (GPT-2's published table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
-    return [table[byte] for byte in range(256)]
-
-
 _ALPHABET = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in enumerate(_ALPHABET)}
 _TO_ALPHABET = dict(enumerate(_ALPHABET))
 
 
-class TrainedTokenizer:
+class TrainedTokenizer(Explainable):
     """A `Tokenizer` of ours. Made by `train_tokenizer` or `TrainedTokenizer.load`.
 
     A word carries the space in front of it, so "a [MASK] b" reads as "a", blank, " b": one space between a word and a

@@ -1,0 +1,1 @@
+"""Adapters on a built model: LoRA and per-layer prefixes."""

@@ -1,0 +1,182 @@
+"""LoRA adapters on disk: from stored tensors to one update per published module, whatever code saved them.
+
+Legend: I input channels, O output channels, R rank.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from glmkit.errors import CheckpointError, ConfigError
+
+from .formats import PADDLE_LORA, PEFT_CONFIG, AdapterFiles
+from .lora import LowRank, grouped_to_dense, scaling
+from .peft_config import LoraSettings, paddle_settings, peft_settings
+from .targets import bare_name
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """What a LoRA directory says: an update per stem of the adapter's own naming, and tensors that replace the base's.
+
+    `whole`: (stem, parameter) -> tensor as stored, for `bias` and `modules_to_save`. `names`: stem -> a stored name,
+    for messages.
+    """
+
+    path: Path
+    settings: LoraSettings
+    updates: Mapping[str, LowRank]
+    whole: Mapping[tuple[str, str], Tensor]
+    names: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraAdapter:
+    """Interpret the tensors of a LoRA directory.
+
+    alpha: for directories without settings, which `mymusise/ChatGLM-Tuning` leaves; the rank is then that of the
+    matrices. Raises CheckpointError naming the tensor or the setting.
+    """
+    settings = _settings(files, alpha)
+    matrices: dict[str, dict[str, Tensor]] = {}
+    whole: dict[tuple[str, str], Tensor] = {}
+    names: dict[str, str] = {}
+    parsed = {name: _parse(name, files.weights) for name in files.tensors}
+    adapters = {adapter for _, which, adapter in parsed.values() if which in ("lora_A", "lora_B")}
+    if len(adapters) > 1:
+        raise CheckpointError(f"{files.weights} holds several adapters ({', '.join(sorted(adapters))}); save one alone")
+    for name, (stem, which, _) in parsed.items():
+        names.setdefault(stem, name)
+        place = matrices.setdefault(stem, {}) if which in ("lora_A", "lora_B") else None
+        if (stem, which) in whole or (place is not None and which in place):
+            raise CheckpointError(f"{files.weights}: {stem} has two {which}, one of them called {name}")
+        if place is None:
+            whole[stem, which] = files.tensors[name]
+        else:
+            place[which] = files.tensors[name]
+    if not matrices:
+        raise CheckpointError(f"{files.weights} holds no LoRA matrices, but {next(iter(names.values()))}")
+    updates = {stem: _update(stem, pair, settings, files) for stem, pair in matrices.items()}
+    notes = list(settings.notes)
+    for target in settings.targets:
+        if not any(stem == target or stem.endswith(f".{target}") for stem in updates):
+            notes.append(f"target_modules names {target}, for which the file has nothing")
+    idle = [stem for stem, update in updates.items() if not update.b_OR.any()]
+    if len(idle) == len(updates):
+        notes.append("the adapter has no effect: lora_B is zero everywhere, as before the first training step")
+    elif idle:
+        notes.append(f"lora_B is zero in {len(idle)} of {len(updates)} modules, {idle[0]} among them")
+    return LoraAdapter(files.weights, settings, updates, whole, names, tuple(notes))
+
+
+def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
+    config = PADDLE_LORA[0] if files.origin == "paddle" else PEFT_CONFIG
+    path = files.weights.parent / config
+    if files.settings is not None:
+        if alpha is not None:
+            raise CheckpointError(f"{path} states lora_alpha, so alpha={alpha:g} would have no effect; leave it out")
+        return (paddle_settings if files.origin == "paddle" else peft_settings)(files.settings, str(path))
+    if alpha is None:
+        raise CheckpointError(
+            f"{path} is missing, so the adapter's scale is not known; write into it what the training used, such "
+            f'as {{"peft_type": "LORA", "r": 8, "lora_alpha": 32}} (mymusise/ChatGLM-Tuning), or pass alpha='
+        )
+    note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"
+    return LoraSettings(alpha=float(alpha), notes=(note,))
+
+
+def _parse(name: str, path: Path) -> tuple[str, str, str]:
+    """(stem, "lora_A" | "lora_B" | parameter, name of the adapter or "") of a stored name."""
+    bare = bare_name(name)
+    stem, mark, rest = bare.partition(".lora_")
+    if not mark:
+        # PEFT wraps what it replaces: `x.base_layer.bias`, `x.modules_to_save[.default].weight`.
+        head, _, parameter = bare.rpartition(".")
+        head = head.removesuffix(".base_layer")
+        head = head.partition(".modules_to_save")[0]
+        return head, parameter, ""
+    which, *tail = rest.split(".")
+    if tail and tail[-1] == "weight":
+        tail = tail[:-1]
+    if which not in ("A", "B") or len(tail) > 1 or tail == ["bias"]:
+        what = "LoRA on an embedding" if which.startswith("embedding") else f"the tensor lora_{rest}"
+        raise CheckpointError(f"{path}: {name}: {what} is not supported; merge the adapter with the tool that made it")
+    return stem, f"lora_{which}", tail[0] if tail else ""
+
+
+def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files: AdapterFiles) -> LowRank:
+    source = f"{files.weights}: {stem}"
+    for which in ("lora_A", "lora_B"):
+        if which not in pair:
+            raise CheckpointError(f"{source} has no {which}; the file is incomplete, copy it again")
+        if not pair[which].is_floating_point():
+            raise CheckpointError(f"{source}: {which} has dtype {pair[which].dtype}; it must be floating point")
+        if not pair[which].isfinite().all():
+            raise CheckpointError(f"{source}: {which} holds NaN or infinity; take an earlier checkpoint of the adapter")
+    a_RI, b_OR, grouped = pair["lora_A"], pair["lora_B"], False
+    if b_OR.dim() == 3 and b_OR.shape[2] == 1:  # PEFT 0.2: the weight of a convolution of width 1
+        b_OR, grouped = b_OR[:, :, 0], True
+    if a_RI.dim() != 2 or b_OR.dim() != 2 or not (a_RI.numel() and b_OR.numel()):
+        raise CheckpointError(
+            f"{source}: lora_A {tuple(a_RI.shape)} and lora_B {tuple(b_OR.shape)} are no matrices; a sharded run must "
+            f"gather them before saving"
+        )
+    if files.origin == "paddle":
+        # (I,R) and (R,O); the first LoRAMergedLinear, which knew no head_dim, kept B as (O',R).
+        a_RI, grouped = a_RI.t(), settings.enabled is not None
+        b_OR = b_OR if grouped and settings.head_dim is None else b_OR.t()
+    stated = settings.rank_of(stem)
+    rank = stated
+    if grouped and not (settings.enabled is None and b_OR.shape[1] == a_RI.shape[0]):
+        if settings.enabled is None:
+            raise CheckpointError(
+                f"{source}: lora_B is grouped, but no enable_lora says which parts; add it to {PEFT_CONFIG}"
+            )
+        rank = b_OR.shape[1] if stated is None else stated
+        expected = rank * sum(settings.enabled)
+        try:
+            b_OR = grouped_to_dense(a_RI, b_OR, settings.enabled, settings.head_dim)
+        except ConfigError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+    else:
+        expected = rank = a_RI.shape[0] if stated is None else stated
+    if a_RI.shape[0] != expected or b_OR.shape[1] != expected:
+        raise CheckpointError(
+            f"{source}: lora_A {tuple(a_RI.shape)} and lora_B {tuple(b_OR.shape)} have another rank than the settings "
+            f"say, {expected}"
+        )
+    return LowRank(a_RI.contiguous(), b_OR.contiguous(), settings.scale_of(stem, rank))
+
+
+def settings_of(updates: Mapping[str, LowRank], *, root: bool, dropout: float) -> dict[str, object]:
+    """`r`, `lora_alpha` and the patterns of `adapter_config.json` that give exactly these ranks and scales."""
+    ranks = {stem: update.rank for stem, update in updates.items()}
+    alphas = {stem: _alpha(update, root) for stem, update in updates.items()}
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": root,
+        "rank_pattern": {re.escape(stem): value for stem, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(stem): value for stem, value in alphas.items() if value != alpha},
+    }
+
+
+def _alpha(update: LowRank, root: bool) -> float:
+    """The alpha that gives this scale; a whole number where one does."""
+    alpha = update.scale * (math.sqrt(update.rank) if root else update.rank)
+    whole = round(alpha)
+    return whole if scaling(whole, update.rank, root=root) == update.scale else alpha
+
+
+def _commonest(values: Mapping[str, V]) -> V:
+    found = list(values.values())
+    return max(found, key=found.count)

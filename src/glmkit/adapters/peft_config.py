@@ -1,0 +1,175 @@
+"""What PEFT's `adapter_config.json` says, as far as it changes the numbers; the rest is refused or ignored by name."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glmkit.errors import CheckpointError
+
+from .lora import scaling
+
+# Settings that change what the adapter computes and that are not supported; active when not None, False or empty.
+_REFUSED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "layer replication",
+    "target_parameters": "LoRA on bare parameters",
+    "trainable_token_indices": "trainable tokens",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "lora_bias": "a bias of LoRA's own (lora_bias)",
+}
+# Initialisations that leave the base's weights as they were; the others (PiSSA, OLoRA, LoftQ, CorDA, ...) change them.
+_PLAIN_INIT = ("gaussian", "orthogonal", "eva")
+_UNUSED = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "revision", "task_type"}
+_UNUSED |= {"exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "target_modules"}
+_UNUSED |= {"adora_config", "corda_config", "eva_config", "loftq_config", "lora_ga_config", "megatron_config"}
+_UNUSED |= {"megatron_core", "qalora_group_size", "runtime_config"}
+_UNUSED |= {"ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights"}
+_USED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
+_USED |= {"enable_lora", "init_lora_weights"}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Rank, scale and dropout of an adapter, and which parts of a fused matrix old code adapted (`enabled`).
+
+    rank None: not stated, the matrices decide.
+    """
+
+    alpha: float
+    rank: int | None = None
+    root: bool = False
+    dropout: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    enabled: tuple[bool, ...] | None = None
+    head_dim: int | None = None
+    targets: tuple[str, ...] = ()  # last parts of names, where the settings list them
+    notes: tuple[str, ...] = ()
+
+    def rank_of(self, stem: str) -> int | None:
+        """The stated rank of a module, by its name in the adapter."""
+        rank: int | None = _by_pattern(self.rank_pattern, stem, self.rank)
+        return rank
+
+    def scale_of(self, stem: str, rank: int) -> float:
+        """The scale of a module whose matrices have `rank` (of one group, where they are grouped)."""
+        return scaling(_by_pattern(self.alpha_pattern, stem, self.alpha), rank, root=self.root)
+
+
+def peft_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
+    """Read `adapter_config.json`. Raises CheckpointError naming a method or a value that is not supported."""
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{source}: peft_type is {kind!r}; only LORA is supported, merge it with peft first")
+    for key, title in _REFUSED.items():
+        if values.get(key):
+            raise CheckpointError(f"{source}: {key} asks for {title}, which is not supported; merge it with peft first")
+    init = values.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _PLAIN_INIT:
+        raise CheckpointError(
+            f"{source}: init_lora_weights {init!r} changed the base's weights when the adapter was made; save it as "
+            f"plain LoRA with peft (path_initial_model_for_weight_conversion)"
+        )
+    if values.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise CheckpointError(f"{source}: bias is {values['bias']!r}; known are none, all and lora_only")
+    notes = tuple(
+        f"adapter_config.json: {key} {value!r} is not known and was ignored"
+        for key, value in values.items()
+        if value and key not in _USED and key not in _UNUSED and key not in _REFUSED
+    )
+    enabled, listed = values.get("enable_lora"), values.get("target_modules")
+    return LoraSettings(
+        alpha=_number(values, "lora_alpha", 8, source),
+        rank=_whole(values, "r", 8, source),
+        root=bool(values.get("use_rslora")),
+        dropout=share(values, "lora_dropout", source),
+        rank_pattern=_patterns(values, "rank_pattern", source),
+        alpha_pattern=_patterns(values, "alpha_pattern", source),
+        enabled=None if enabled is None else _flags(enabled, "enable_lora", source),
+        targets=tuple(map(str, listed)) if isinstance(listed, list) else (),
+        notes=notes,
+    )
+
+
+def paddle_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
+    """Read PaddleNLP's `lora_config.json` (`paddlenlp/peft/lora/lora_config.py`). Raises CheckpointError."""
+    if values.get("trainable_bias"):
+        raise CheckpointError(f"{source}: trainable_bias {values['trainable_bias']!r} is not supported")
+    if values.get("do_qat"):
+        raise CheckpointError(f"{source}: do_qat (quantisation-aware training) is not supported")
+    groups = values.get("enable_lora_list")
+    groups = groups if groups and isinstance(groups[0], list) else [groups] if groups else []
+    if len({str(group) for group in groups}) > 1:
+        raise CheckpointError(f"{source}: enable_lora_list {groups} differs between modules, which is not supported")
+    enabled = _flags(groups[0], "enable_lora_list", source) if groups and groups[0] else None
+    alpha, root = _number(values, "lora_alpha", 8, source), bool(values.get("rslora"))
+    notes = [f"rslora: scale {alpha:g} / sqrt(r) as stated; early PaddleNLP computed with 4 / sqrt(r) whatever alpha"]
+    return LoraSettings(
+        alpha=alpha,
+        rank=_whole(values, "r", 8, source),
+        root=root,
+        dropout=share(values, "lora_dropout", source),
+        enabled=enabled,
+        head_dim=_whole(values, "head_dim", 0, source) or None,
+        notes=tuple(notes if root and alpha != 4 else ()),
+    )
+
+
+def _by_pattern(patterns: Mapping[str, Any], stem: str, default: Any) -> Any:
+    """PEFT's rule (`peft/utils/other.py:get_pattern_key`): the first pattern that ends the name at a dot."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", stem):
+            return value
+    return default
+
+
+def share(values: Mapping[str, Any], key: str, source: str) -> float:
+    """A dropout probability, 0 when it is not stated. Raises CheckpointError when it is not in [0, 1)."""
+    value = _number(values, key, 0.0, source)
+    if not 0.0 <= value < 1.0:
+        raise CheckpointError(f"{source}: {key} is {value}; it must be in [0, 1)")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float, source: str) -> float:
+    value = default if values.get(key) is None else values[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise CheckpointError(f"{source}: {key} is {value!r}; it must be a number")
+    return float(value)
+
+
+def _whole(values: Mapping[str, Any], key: str, default: int, source: str) -> int:
+    value = values.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CheckpointError(f"{source}: {key} is {value!r}; it must be a whole number")
+    return value
+
+
+def _flags(value: Any, key: str, source: str) -> tuple[bool, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, bool) for item in value) or not any(value):
+        raise CheckpointError(f"{source}: {key} is {value!r}; it must be a list of true and false, one of them true")
+    return tuple(value)
+
+
+def _patterns(values: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{source}: {key} is {found!r}; it must be an object of patterns")
+    for pattern, value in found.items():
+        whole = key == "rank_pattern"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+            raise CheckpointError(f"{source}: {key} gives {pattern!r} the value {value!r}; it must be positive")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(f"{source}: {key} {pattern!r} is no regular expression ({error})") from None
+    return dict(found)

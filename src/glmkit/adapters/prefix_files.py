@@ -1,0 +1,149 @@
+"""Prefix encoders on disk: the published P-Tuning v2 layout (read and written) and PaddleNLP's (read)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmkit.config import GLMConfig
+from glmkit.errors import CheckpointError
+
+from .formats import PREFIX_MARK, AdapterFiles
+from .peft_config import share
+from .prefix import PROJECTION, TABLE, PrefixEncoder, build_encoder, prefix_width
+
+# `THUDM/ChatGLM-6B:ptuning/trainer.py` saves the trainable parameters under their names in the model.
+PUBLISHED_PREFIX = "transformer.prefix_encoder."
+PUBLISHED_DROPOUT = 0.1
+
+# `PaddlePaddle/PaddleNLP:paddlenlp/peft/prefix/prefix_model.py`: a Sequential, linear weights (in, out).
+_PADDLE = dict(zip(("0.weight", "1.weight", "1.bias", "3.weight", "3.bias"), (TABLE, *PROJECTION), strict=True))
+
+# Keys of the settings beside a prefix that say which base it belongs to, and what of ours they must equal.
+_BASE_KEYS: tuple[tuple[str, str], ...] = (
+    ("num_layers", "num_layers"),
+    ("num_hidden_layers", "num_layers"),
+    ("num_attention_heads", "num_heads"),
+    ("hidden_size", "hidden_size"),
+    ("kv_channels", "head_dim"),
+    ("head_dim", "head_dim"),
+    ("num_key_value_heads", "kv_heads"),
+    ("multi_query_group_num", "kv_heads"),
+)
+
+
+def read_prefix(files: AdapterFiles, config: GLMConfig, dtype: torch.dtype) -> tuple[PrefixEncoder, list[str]]:
+    """The encoder and notes on what was decided; `dtype` is the base's.
+
+    The settings beside the file are cross-checked with the shapes; without them the shapes decide. A projection that
+    the weights have is applied whatever the settings say (published ChatGLM2 prefixes deny it and have it). Raises
+    CheckpointError naming both values.
+    """
+    source, settings, notes = str(files.weights), files.settings or {}, []
+    if files.origin == "paddle":
+        tensors = _from_paddle(files.tensors, config, source)
+        length, dropout = "num_prefix_tokens", share(settings, "prefix_dropout", source)
+    else:
+        tensors = {name.rpartition(PREFIX_MARK)[2]: tensor for name, tensor in files.tensors.items()}
+        length, dropout = "pre_seq_len", PUBLISHED_DROPOUT
+    _check_base(settings, config, source)
+    encoder = build_encoder(tensors, config, dropout=dropout, dtype=dtype, source=source)
+    stated = settings.get(length)
+    if stated is None:
+        notes.append(f"no {length} beside {files.weights.name}: the table's {encoder.length} rows decide")
+    elif stated != encoder.length:
+        raise CheckpointError(f"{source}: the table has {encoder.length} rows, the settings say {length} {stated!r}")
+    projected = encoder.trans is not None
+    if projected and settings.get("prefix_projection") is False:
+        notes.append("the settings say prefix_projection false, the weights have one: it is applied")
+    elif stated is not None and not projected and settings.get("prefix_projection"):
+        raise CheckpointError(
+            f"{source} lacks the projection's weights, the settings say prefix_projection "
+            f"{settings['prefix_projection']!r}; the file is incomplete, copy it again"
+        )
+    return encoder, notes
+
+
+def published_tensors(encoder: PrefixEncoder) -> dict[str, Tensor]:
+    """The encoder's weights under the names that the published training code gives them."""
+    return {PUBLISHED_PREFIX + name: tensor.detach() for name, tensor in encoder.state_dict().items()}
+
+
+def published_settings(encoder: PrefixEncoder, base: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` as the published training code leaves it: the base's own keys and two more."""
+    return {**base, "pre_seq_len": encoder.length, "prefix_projection": encoder.trans is not None}
+
+
+def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, `prefix_config.json`) as PaddleNLP keeps them. Raises CheckpointError for widths it cannot have."""
+    shared, table = config.kv_heads * config.head_dim, encoder.embedding.embedding_dim
+    if encoder.trans is not None and table != shared:
+        raise CheckpointError(f"PaddleNLP's projected prefix has a table {shared} wide, this one is {table}")
+    if config.hidden_size != config.num_heads * config.head_dim:
+        raise CheckpointError(
+            f"PaddleNLP's prefix needs heads of hidden_size / num_heads, not {config.head_dim} channels"
+        )
+    held = {name: tensor.detach() for name, tensor in encoder.state_dict().items()}
+    for name in PROJECTION[2:] if encoder.trans is not None else (TABLE,):
+        held[name] = _part_layers(held[name], 1 if name == TABLE else 0, config.num_layers)
+    tensors = {
+        theirs: held[ours].t() if ours.startswith("trans.") and held[ours].dim() == 2 else held[ours]
+        for theirs, ours in _PADDLE.items()
+        if ours in held
+    }
+    return tensors, {
+        "num_prefix_tokens": encoder.length,
+        "num_attention_heads": config.num_heads,
+        "multi_query_group_num": None if config.kv_heads == config.num_heads else config.kv_heads,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "prefix_projection": encoder.trans is not None,
+        "prefix_projection_hidden_size": None if encoder.trans is None else len(held[PROJECTION[1]]),
+        "prefix_dropout": encoder.drop.p,
+        "tensor_parallel_degree": -1,
+        "dtype": None,
+    }
+
+
+def _check_base(settings: Mapping[str, Any], config: GLMConfig, source: str) -> None:
+    for key, ours in _BASE_KEYS:
+        if key not in settings or settings[key] is None:
+            continue
+        if key == "multi_query_group_num" and settings.get("multi_query_attention", True) is False:
+            continue
+        if settings[key] != getattr(config, ours):
+            raise CheckpointError(
+                f"{source}: made for a base with {key} {settings[key]!r}, this model has {getattr(config, ours)}; load "
+                f"it on the base it was trained with"
+            )
+
+
+def _from_paddle(tensors: Mapping[str, Tensor], config: GLMConfig, source: str) -> dict[str, Tensor]:
+    """Names and shapes as published by THUDM: linears turned to (out, in), [all keys; all values] paired by layer.
+
+    PaddleNLP splits the row in two halves (`paddlenlp/peft/prefix/utils.py`), the remote code in L pairs.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = _PADDLE.get(name.rpartition(PREFIX_MARK)[2])
+        if ours is None:
+            raise CheckpointError(f"{source}: {name} is no part of a prefix encoder; known: {', '.join(_PADDLE)}")
+        renamed[ours] = tensor.t() if ours.startswith("trans.") and tensor.dim() == 2 else tensor
+    for name in PROJECTION[2:] if PROJECTION[2] in renamed else (TABLE,):
+        axis = 1 if name == TABLE else 0
+        if name in renamed and renamed[name].shape[axis] == prefix_width(config):
+            renamed[name] = _pair_layers(renamed[name], axis, config.num_layers)
+    return renamed
+
+
+def _pair_layers(tensor: Tensor, axis: int, layers: int) -> Tensor:
+    """[keys of every layer, values of every layer] along `axis` -> [keys, values] of layer 0, of layer 1, ..."""
+    items = tensor.chunk(2 * layers, dim=axis)
+    return torch.cat([items[half * layers + layer] for layer in range(layers) for half in (0, 1)], dim=axis)
+
+
+def _part_layers(tensor: Tensor, axis: int, layers: int) -> Tensor:
+    """The inverse of `_pair_layers`."""
+    items = tensor.chunk(2 * layers, dim=axis)
+    return torch.cat([items[2 * layer + half] for half in (0, 1) for layer in range(layers)], dim=axis)

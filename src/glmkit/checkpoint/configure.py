@@ -1,0 +1,135 @@
+"""Where a published checkpoint's config comes from: the file beside it, what the user gave, or the tensors' shapes."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from glmkit.config import GLMConfig
+from glmkit.errors import CheckpointError, ConfigError
+from glmkit.families.base import preset, preset_names
+from glmkit.families.own import FORMAT_KEY, OWN
+from glmkit.families.rules import Layout, Published
+
+from .detect import CONFIG_FILES
+
+ConfigLike = str | Path | GLMConfig | Mapping[str, Any]
+_OURS = frozenset(field.name for field in fields(GLMConfig))
+# Any of these makes a file a published config rather than fields of ours.
+_THEIRS_TEXT = """
+model_type model_class num_attention_heads num_hidden_layers padded_vocab_size inner_hidden_size ffn_hidden_size
+intermediate_size max_sequence_length seq_length max_position_embeddings layernorm_epsilon rms_norm_eps
+"""
+_THEIRS = frozenset(_THEIRS_TEXT.split())
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `config=` said: a preset, fields of ours (maybe only some), or a published config."""
+
+    kind: Literal["preset", "fields", "published", "exact"]
+    values: Mapping[str, Any]
+    config: GLMConfig | None
+    source: str
+
+    @property
+    def family(self) -> str | None:
+        """The family it names."""
+        if self.config is not None:
+            return self.config.family
+        return self.values.get("family") if self.kind == "fields" else None
+
+
+def read_given(config: ConfigLike | None) -> Given | None:
+    """Understand the `config` argument. Raises ConfigError when it is neither a preset's name nor a readable file."""
+    if config is None:
+        return None
+    if isinstance(config, GLMConfig):
+        return Given("exact", {}, config, "config")
+    if isinstance(config, Mapping):
+        return _sorted_out(config, "config")
+    if isinstance(config, str) and config in preset_names():
+        return Given("preset", {}, preset(config), config)
+    path = Path(config)
+    if path.is_dir():
+        path = next((path / name for name in CONFIG_FILES if (path / name).is_file()), path / CONFIG_FILES[0])
+    if not path.is_file():
+        try:
+            preset(str(config))
+        except ConfigError as error:
+            raise ConfigError(f"config {str(config)!r} is no file, and {error}") from None
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is neither JSON nor YAML ({reason})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not a table of config fields")
+    return _sorted_out(values, str(path))
+
+
+def _sorted_out(values: Mapping[str, Any], source: str) -> Given:
+    if FORMAT_KEY in values:
+        return Given("exact", values, OWN.read_config(values).config, source)
+    return Given("published" if _THEIRS & set(values) else "fields", values, None, source)
+
+
+def configure(
+    layout: Layout,
+    beside: Mapping[str, Any] | None,
+    given: Given | None,
+    infer: Callable[[], Published],
+    where: str,
+) -> Published:
+    """The config of a checkpoint, its generation settings and notes.
+
+    A preset's axes yield to what the layout's own reference does; fields that the user names always win. Fields alone
+    complete the config beside the weights, or the sizes that the tensors show.
+    """
+    if given is None:
+        return layout.read_config(beside) if beside is not None else infer()
+    if given.kind == "published":
+        return layout.read_config(given.values)
+    if given.kind == "exact":
+        assert given.config is not None
+        return Published(given.config)
+    if given.kind == "preset":
+        assert given.config is not None
+        axes = {key: value for key, value in layout.axes.items() if key != "family"}
+        return Published(replace(given.config, **axes), generation_of(given.config))
+    if beside is not None:
+        base = layout.read_config(beside)
+    elif {"vocab_size", "hidden_size", "num_layers", "num_heads"} <= set(given.values):
+        base = None
+    else:
+        base = infer()
+    start = dict(layout.axes) if base is None else base.config.to_dict()
+    if base is None and "residual" in given.values and given.values["residual"] != "deepnorm":
+        start.pop("deepnorm_alpha", None)
+    config = GLMConfig.from_dict({**start, **given.values}, source=given.source)
+    changed = sorted(set(given.values) & _OURS)
+    notes = [] if base is None else [*base.notes, f"{', '.join(changed)}: as given by {given.source}"]
+    return Published(config, {} if base is None else base.generation, notes)
+
+
+def generation_of(config: GLMConfig) -> dict[str, Any]:
+    """Generation settings that follow from the special ids of a preset."""
+    special = config.special
+    if special is None:
+        return {}
+    stops = list(dict.fromkeys((special.eop, special.eos))) if config.mask == "prefix" else [special.eos]
+    settings: dict[str, Any] = {"stop_ids": stops, "pad_id": special.pad}
+    return settings if special.cls is not None else {**settings, "add_cls": False}
+
+
+def no_config(where: str, matching: list[str]) -> CheckpointError:
+    """The error for a checkpoint without a config whose sizes do not say everything."""
+    which = f"a preset's name ({' or '.join(matching)} fits the tensors)" if matching else "a preset's name"
+    return CheckpointError(
+        f"{where} has no config file, and the tensors alone do not say everything about this model; give config=, "
+        f"{which}, a published config file, or a JSON or YAML file of glmkit's fields"
+    )

@@ -1,0 +1,206 @@
+"""What lies in a model directory: which files hold the weights, in how many ranks, and which config is beside them.
+
+Only names of files and small text files are looked at here; `open.py` opens the weights.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import CheckpointError
+from glmkit.families.own import FORMAT_KEY
+from glmkit.families.rules import Container
+
+from .native import read_json
+
+CONFIG_FILES = ("config.json", "model_config.json")
+TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
+ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin")
+_INDEXED = ("model.safetensors", "pytorch_model.bin")
+_TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEXT_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a checkpoint. ranks: per rank its files; index: from tensor name to file, if there is one."""
+
+    directory: Path
+    container: Container
+    ranks: list[list[Path]]
+    config: dict[str, Any] | None
+    config_path: Path | None
+    index: Mapping[str, str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def own(self) -> bool:
+        """Whether glmkit wrote it."""
+        return self.config is not None and FORMAT_KEY in self.config
+
+
+def detect(directory: Path) -> Found:
+    """Find config and weights. Raises CheckpointError saying what is missing or what this is instead."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; give the path of a model directory")
+    config_path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
+    config = None if config_path is None else read_json(config_path)
+    for find in (_huggingface, _paddle, _mp_ranks):
+        found = find(directory)
+        if found is not None:
+            container, ranks, index, notes = found
+            return Found(directory, container, ranks, config, config_path, index, notes)
+    for name in ADAPTER_FILES:
+        if (directory / name).is_file():
+            raise CheckpointError(
+                f"{directory} holds an adapter ({name}), not a model; load the base model and give adapter={directory}"
+            )
+    shown = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+    raise CheckpointError(
+        f"{directory} holds no weights (it has {shown}); looked for model*.safetensors, pytorch_model*.bin, "
+        f"model_state*.pdparams and mp_rank_*_model_states.pt"
+    )
+
+
+_Parts = tuple[Container, list[list[Path]], Mapping[str, str] | None, list[str]]
+
+
+def _huggingface(directory: Path) -> _Parts | None:
+    """model*.safetensors before pytorch_model*.bin, an index before a single file."""
+    choices: list[tuple[str, list[Path], Mapping[str, str] | None]] = []
+    for name in _INDEXED:
+        index_path = directory / f"{name}.index.json"
+        stem, suffix = name.rsplit(".", 1)
+        if (directory / name).is_file():
+            choices.append((name, [directory / name], None))
+        elif index_path.is_file():
+            index = _weight_map(index_path)
+            files = [directory / file for file in dict.fromkeys(index.values())]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{index_path.name} names {len(missing)} files of {len(files)} that are missing ("
+                    f"{', '.join(missing[:4])}, ...); download {directory} again"
+                )
+            choices.append((index_path.name, files, index))
+        elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
+            choices.append((f"{stem}-*.{suffix}", _complete(shards, directory), None))
+    if not choices:
+        return None
+    notes = [f"{other[0]} is there as well and was not read" for other in choices[1:]]
+    return "huggingface", [choices[0][1]], choices[0][2], notes
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path} has no weight_map; it is not the index of a sharded checkpoint")
+    for name, file in index.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{path}: {name} is said to be in {file!r}, which is not a file of this directory")
+    return index
+
+
+def _complete(shards: list[Path], directory: Path) -> list[Path]:
+    """Shards without an index: their names say how many there must be."""
+    numbers = [re.fullmatch(r".*-(\d+)-of-(\d+)\.\w+", path.name) for path in shards]
+    totals = {int(match[2]) for match in numbers if match}
+    present = {int(match[1]) for match in numbers if match}
+    if len(totals) != 1 or None in numbers:
+        raise CheckpointError(f"{directory} mixes shards of different sets ({', '.join(p.name for p in shards[:4])})")
+    missing = sorted(set(range(1, totals.pop() + 1)) - present)
+    if missing:
+        raise CheckpointError(f"{directory}: shard number {', '.join(map(str, missing))} is missing; download again")
+    return shards
+
+
+def _paddle(directory: Path) -> _Parts | None:
+    whole = directory / "model_state.pdparams"
+    ranks = sorted(directory.glob("model_state.tp*.pdparams"))
+    if whole.is_file():
+        notes = [f"{len(ranks)} model_state.tp*.pdparams are there as well and were not read"] if ranks else []
+        return "paddle", [[whole]], None, notes
+    if not ranks:
+        return None
+    return "paddle", [[path] for path in _in_row(ranks, r"model_state\.tp(\d+)\.pdparams")], None, []
+
+
+def _mp_ranks(directory: Path) -> _Parts | None:
+    folder, notes = directory, []
+    if not list(directory.glob("mp_rank_*_model_states.pt")):
+        tagged = _tagged(directory)
+        if tagged is None:
+            return None
+        folder = tagged
+        notes.append(f"weights are in {folder.name}/")
+    paths = sorted(folder.glob("mp_rank_*_model_states.pt"))
+    ranks = [[path] for path in _in_row(paths, r"mp_rank_(\d+)_model_states\.pt")]
+    return "ranks", ranks, None, notes
+
+
+def _tagged(directory: Path) -> Path | None:
+    """The folder that the tag file names, or the only one with rank files."""
+    folders = sorted({path.parent for path in directory.glob("*/mp_rank_*_model_states.pt")})
+    for name in TAG_FILES:
+        path = directory / name
+        if not path.is_file():
+            continue
+        tag = path.read_text(encoding="utf-8", errors="replace").strip()[:200]
+        if not tag or Path(tag).name != tag:
+            raise CheckpointError(f"{path} holds {tag!r}, which is not the name of a folder beside it")
+        # Megatron writes the bare number here and pads the folder's name.
+        for folder in (directory / tag, *(directory / f"iter_{tag:0>7}",)):
+            if list(folder.glob("mp_rank_*_model_states.pt")):
+                return folder
+        known = ", ".join(folder.name for folder in folders) or "no folder with rank files"
+        raise CheckpointError(f"{path} names {tag!r}, but {directory} has {known}; correct the file or download again")
+    if len(folders) > 1:
+        raise CheckpointError(
+            f"{directory} has several checkpoints ({', '.join(folder.name for folder in folders)}) and no "
+            f"{' or '.join(TAG_FILES)} to say which; give the path of one of them"
+        )
+    return folders[0] if folders else None
+
+
+def _in_row(paths: list[Path], pattern: str) -> list[Path]:
+    """Rank files in the order of their numbers. Raises CheckpointError when one is missing."""
+    numbered = {int(match[1]): path for path in paths if (match := re.fullmatch(pattern, path.name))}
+    missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
+    if missing:
+        raise CheckpointError(
+            f"{paths[0].parent} has rank files up to {max(numbered)}, but not number {', '.join(map(str, missing))}; "
+            f"every rank is needed"
+        )
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def tokenizer_texts(directory: Path) -> str:
+    """The text of small tokenizer files, to recognise a family by; code is read, never run."""
+    texts = []
+    for pattern in _TEXT_FILES:
+        for path in sorted(directory.glob(pattern)):
+            if path.is_file() and path.stat().st_size <= _TEXT_LIMIT:
+                texts.append(path.read_text(encoding="utf-8", errors="replace"))
+    return "\n".join(texts)
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """stop_ids and pad_id of a published generation_config.json; empty when it is absent or unreadable."""
+    path = directory / "generation_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    result: dict[str, Any] = {}
+    if not isinstance(values, dict):
+        return result
+    stops = values.get("eos_token_id")
+    stops = stops if isinstance(stops, list) else [stops]
+    if stops and all(type(index) is int for index in stops):
+        result["stop_ids"] = stops
+    if type(values.get("pad_token_id")) is int:
+        result["pad_id"] = values["pad_token_id"]
+    return result

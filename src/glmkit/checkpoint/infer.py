@@ -1,0 +1,97 @@
+"""A config from the shapes of the tensors, for layouts that were published without a config file.
+
+Legend: O outputs, I inputs of a linear layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from glmkit.config import GLMConfig
+from glmkit.errors import CheckpointError
+from glmkit.families.base import Family
+from glmkit.families.rules import Layout, Published, Rule, template_match
+
+from .configure import generation_of, no_config
+from .reading import Source
+
+
+def infer_config(family: Family, layout: Layout, ranks: Sequence[Mapping[str, Source]], where: str) -> Published:
+    """A preset of the family with these sizes, else the sizes themselves where the head width is known from a stored
+    rotary buffer. Raises CheckpointError asking for config= where the tensors do not say enough.
+    """
+    sizes = tensor_sizes(layout, ranks)
+    matching = [name for name, config in family.presets.items() if _fits(config, sizes)]
+    if layout.container != "ranks":
+        raise no_config(where, matching)
+    width = _head_width(layout, ranks)
+    if matching:
+        config = family.presets[matching[0]]
+        if width is None or width == config.head_dim:
+            axes = {key: value for key, value in layout.axes.items() if key != "family"}
+            config = GLMConfig.from_dict({**config.to_dict(), **axes})
+            return Published(config, generation_of(config), [f"no config file: the sizes are those of {matching[0]}"])
+    needed = {"vocab_size", "hidden_size", "num_layers", "inner_size"}
+    if width is None or not needed <= set(sizes) or sizes["hidden_size"] % width:
+        raise no_config(where, matching)
+    values: dict[str, Any] = {
+        **layout.axes,
+        **{name: sizes[name] for name in ("vocab_size", "hidden_size", "num_layers")},
+        "ffn_size": sizes["inner_size"],
+        "num_heads": sizes["hidden_size"] // width,
+        "max_positions": sizes.get("max_positions", 2048),
+    }
+    note = f"no config file: sizes are read from the tensors (heads of {width}), special ids are not known"
+    return Published(GLMConfig.from_dict(values), {}, [note])
+
+
+def tensor_sizes(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> dict[str, int]:
+    """What the shapes say of vocab_size, hidden_size, num_layers, inner_size and max_positions."""
+    sizes: dict[str, int] = {}
+    for name, source in ranks[0].items():
+        stem, _, parameter = name.rpartition(".")
+        found = layout.resolve(stem)
+        if found is None or parameter != "weight":
+            continue
+        rule, layer = found
+        rows = _rows(layout, rule, source.info().shape, len(ranks))
+        if layer is not None:
+            sizes["num_layers"] = max(sizes.get("num_layers", 0), layer + 1)
+        first = rule.ours[0]
+        if first == "model.embed_tokens":
+            sizes["vocab_size"] = rows
+        elif first == "model.norm":
+            sizes["hidden_size"] = rows
+        elif first == "model.embed_positions":
+            sizes["max_positions"] = rows - 1
+        elif any(part.endswith("up_proj") for part in rule.ours):
+            sizes["inner_size"] = rows // len(rule.ours)
+    return sizes
+
+
+def _rows(layout: Layout, rule: Rule, shape: tuple[int, ...], ranks: int) -> int:
+    turned = layout.transposed and rule.kind == "linear" and len(shape) == 2
+    rows = shape[-1] if turned else shape[0]
+    return rows * ranks if rule.cut == "rows" else rows
+
+
+def _fits(config: GLMConfig, sizes: Mapping[str, int]) -> bool:
+    return bool(sizes) and all(getattr(config, name) == size for name, size in sizes.items())
+
+
+def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | None:
+    """From the length of a stored rotary buffer, which a tool may have cut over the ranks."""
+    for name in ranks[0]:
+        for derived in layout.derived:
+            if not any(template_match(derived.theirs, spelling) is not None for spelling in layout.spellings(name)):
+                continue
+            pieces = [rank[name].read() for rank in ranks if name in rank]
+            whole = len(pieces) == 1 or all(torch.equal(pieces[0], piece) for piece in pieces[1:])
+            count = len(pieces[0]) if whole else sum(len(piece) for piece in pieces)
+            streams = 2 if layout.axes.get("positions") == "rope_2d" else 1
+            width = 2 * streams * count / layout.axes.get("rope_fraction", 1.0)
+            if not width.is_integer():
+                raise CheckpointError(f"{name} has {count} frequencies, which fit no head width; give config=")
+            return int(width)
+    return None

@@ -1,0 +1,116 @@
+"""Which files a checkpoint of a layout consists of: shards, rank files, indexes, the files that name a tag."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from glmkit.errors import CheckpointError
+from glmkit.families.rules import Layout
+
+from .paddle_writer import write_paddle
+from .rules import PublishedTensor
+from .safetensors_writer import write_safetensors
+from .stream import Writer
+from .torch_writer import write_torch
+
+WeightsFormat = Literal["safetensors", "bin"]
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of tensors; `name` is relative to the checkpoint's directory."""
+
+    name: str
+    tensors: tuple[PublishedTensor, ...]
+    write: Writer
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.info.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All files of tensors, and the small files beside them by name."""
+
+    files: list[OutputFile]
+    small: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of all files."""
+        return sum(file.nbytes for file in self.files)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from "5GB", "500MB", "2GiB" or a whole number. Raises CheckpointError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text), re.ASCII)
+    unit = UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise CheckpointError(f"shard size {text!r} is no size; write a number with KB, MB, GB, KiB, MiB or GiB")
+    return size
+
+
+def output_files(
+    layout: Layout,
+    ranks: Sequence[Sequence[PublishedTensor]],
+    *,
+    weights: WeightsFormat,
+    shard_bytes: int,
+    tag: str,
+) -> Outputs:
+    """Files of a layout whose tensors, rank by rank, are `ranks`.
+
+    weights and shard_bytes matter for Hugging Face containers, tag for rank files. Raises CheckpointError for a weights
+    format that the layout was never published in.
+    """
+    if layout.container == "huggingface":
+        assert len(ranks) == 1, f"{layout.name} is never cut over ranks"
+        return _shards(ranks[0], weights, shard_bytes)
+    if layout.container == "paddle":
+        return _paddle(ranks)
+    write = partial(write_torch, under="module")
+    files = [
+        OutputFile(f"{tag}/mp_rank_{rank:02d}_model_states.pt", tuple(tensors), write)
+        for rank, tensors in enumerate(ranks)
+    ]
+    return Outputs(files, {name: tag.encode() for name in layout.tag_files})
+
+
+def _paddle(ranks: Sequence[Sequence[PublishedTensor]]) -> Outputs:
+    names = [
+        f"model_state.tp{rank:02d}.pdparams" if len(ranks) > 1 else "model_state.pdparams" for rank in range(len(ranks))
+    ]
+    return Outputs([OutputFile(name, tuple(t), write_paddle) for name, t in zip(names, ranks, strict=True)])
+
+
+def _shards(tensors: Sequence[PublishedTensor], weights: WeightsFormat, limit: int) -> Outputs:
+    stem, suffix, write = _FORMATS[weights]
+    groups: list[list[PublishedTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if groups[-1] and size + tensor.info.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.info.nbytes
+    if len(groups) == 1:
+        return Outputs([OutputFile(f"{stem}.{suffix}", tuple(groups[0]), write)])
+    names = [f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}" for number in range(1, len(groups) + 1)]
+    files = [OutputFile(name, tuple(group), write) for name, group in zip(names, groups, strict=True)]
+    total = sum(file.nbytes for file in files)
+    places = {tensor.name: file.name for file in files for tensor in file.tensors}
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
+    return Outputs(files, {f"{stem}.{suffix}.index.json": index.encode()})
+
+
+_FORMATS: dict[str, tuple[str, str, Writer]] = {
+    "safetensors": ("model", "safetensors", write_safetensors),
+    "bin": ("pytorch_model", "bin", write_torch),
+}

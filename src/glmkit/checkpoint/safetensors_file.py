@@ -1,0 +1,114 @@
+"""safetensors files, mapped: the library checks the header, the numbers are read where they lie.
+
+Format: github.com/huggingface/safetensors, README.md ("Format").
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glmkit.checkpoint.content import check_content
+from glmkit.checkpoint.mapping import FileMap, MappedTensors, Strided, checked_sizes, dense_stride
+from glmkit.checkpoint.pickle_values import shorten
+from glmkit.checkpoint.tensors import TensorFile, TensorInfo
+from glmkit.errors import CheckpointError
+
+MAX_HEADER = 8 * 2**20  # bytes
+MAX_DETAILS = 2**20  # bytes
+METADATA = "__metadata__"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
+    """A `.safetensors` file; its metadata is `extras["__metadata__"]`.
+
+    Raises CheckpointError, in one line, for a file that is no such file, is truncated, or whose header is damaged or
+    lies about sizes.
+    """
+    file = FileMap(Path(path))
+    check_content(file, ("safetensors",))
+    length = int.from_bytes(file.data[:8], "little")
+    if length > MAX_HEADER:
+        raise CheckpointError(
+            f"{file.path}: refused, its header has {length} bytes, {MAX_HEADER} are the limit; download it again"
+        )
+    begin = 8 + length
+    if begin > file.size:
+        raise _truncated(file, begin)
+    try:
+        # The library goes first: it bounds what a header can hold before Python makes objects of it. What it refuses
+        # is looked at again, for a better reason, when it is short or only the numbers are incomplete.
+        complaint = _complaint(file.path)
+        if complaint is not None and length > MAX_DETAILS and "ncomplete" not in str(complaint):
+            raise complaint
+        header = json.loads(file.data[8:begin], object_pairs_hook=_unique)
+        entries, end = _read_header(header, begin)
+        if end > file.size:
+            raise _truncated(file, end)
+        if complaint is not None:
+            raise complaint
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = shorten(f"{error}", 160)
+        raise CheckpointError(f"{file.path}: damaged safetensors header ({reason}); download it again") from None
+    return MappedTensors(file, entries, {METADATA: header[METADATA]} if METADATA in header else {})
+
+
+def _complaint(path: Path) -> SafetensorError | None:
+    """What the library has against a file."""
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except SafetensorError as error:
+        return error
+
+
+def _truncated(file: FileMap, expected: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file.path} is truncated: {file.size} bytes are there, at least {expected} belong to it; download it again"
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return values
+
+
+def _read_header(header: Any, begin: int) -> tuple[dict[str, Strided], int]:
+    """(tensors, end of the last); the tensors are in the order of their bytes."""
+    entries: dict[str, Strided] = {}
+    end = begin
+    for name, facts in sorted(
+        ((name, facts) for name, facts in header.items() if name != METADATA),
+        key=lambda item: tuple(item[1]["data_offsets"]),
+    ):
+        if facts["dtype"] not in _DTYPES:
+            raise ValueError(f"{shorten(name)} has the type {facts['dtype']}; known are {', '.join(_DTYPES)}")
+        first, last = checked_sizes(facts["data_offsets"], "a range of bytes")
+        info = TensorInfo(_DTYPES[facts["dtype"]], checked_sizes(facts["shape"], "a shape"))
+        if info.nbytes != last - first:
+            raise ValueError(f"{shorten(name)} of shape {info.shape} has {last - first} bytes, not {info.nbytes}")
+        entries[name] = Strided(info, begin + first, dense_stride(info.shape))
+        end = max(end, begin + last)
+    return entries, end

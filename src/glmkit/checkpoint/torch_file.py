@@ -1,0 +1,110 @@
+"""Files of `torch.save`: a zip file (torch 1.6 and later) or the stream of older versions; both mapped, none run."""
+
+import os
+from pathlib import Path
+
+from glmkit.checkpoint.content import check_content
+from glmkit.checkpoint.mapping import Entry, FileMap, MappedTensors, Strided
+from glmkit.checkpoint.pickle_values import shorten
+from glmkit.checkpoint.pickles import read_pickle
+from glmkit.checkpoint.state_dicts import split_state
+from glmkit.checkpoint.tensors import TensorFile
+from glmkit.checkpoint.torch_legacy import read_legacy
+from glmkit.checkpoint.torch_pickles import StorageValue, TorchTensor, read_storage_id, torch_calls
+from glmkit.checkpoint.zip_index import Member, TruncatedZipError, read_zip_index
+from glmkit.errors import CheckpointError
+
+MAX_PICKLE = 64 * 2**20  # bytes of data.pkl, which holds no numbers
+_LOCAL_HEADER = 30
+
+
+def open_torch_file(path: str | os.PathLike[str]) -> TensorFile:
+    """A `.bin`, `.pt` or `.pth` file: a flat dict of tensors, or one inside "module", "state_dict" or "model".
+
+    Nothing in it is run. Raises CheckpointError, in one line, for a file that is no such file, is damaged, lies about
+    its sizes, or asks to run something.
+    """
+    file = FileMap(Path(path))
+    kind = check_content(file, ("torch", "torch-legacy"))
+    content, offsets = _read_zip(file) if kind == "torch" else read_legacy(file)
+
+    def entry(value: object) -> Entry | None:
+        if not isinstance(value, TorchTensor):
+            return None
+        return Strided(value.info, offsets[value.storage.key] + value.start, value.stride)
+
+    return MappedTensors(file, *split_state(file.path, content, entry))
+
+
+def _read_zip(file: FileMap) -> tuple[object, dict[str, int]]:
+    """(what data.pkl holds, offset of each storage)"""
+    path, data = file.path, file.data
+    try:
+        members = read_zip_index(path, data, file.size)
+    except TruncatedZipError as error:
+        expected = _expected_size(file)
+        more = f" and at least {expected} belong to it" if expected > file.size else ""
+        raise CheckpointError(f"{error}{more}; download it again") from None
+    root, pickled = _find_pickle(path, members)
+    order = members.get(f"{root}/byteorder")
+    if order is not None and data[order.offset : order.offset + min(order.size, 16)] != b"little":
+        raise CheckpointError(f"{path} was written on a big-endian machine; load and save it there as safetensors")
+    prefix = f"{root}/data/"
+    storages = {name.removeprefix(prefix): item for name, item in members.items() if name.startswith(prefix)}
+
+    def size_of(key: str) -> int | None:
+        return storages[key].size if key in storages else None
+
+    content, end = read_pickle(
+        path,
+        data,
+        pickled.offset,
+        pickled.offset + pickled.size,
+        torch_calls(data),
+        lambda identity: read_storage_id(identity, size_of),
+    )
+    if end != pickled.offset + pickled.size:
+        left = pickled.offset + pickled.size - end
+        raise CheckpointError(
+            f"{path}: {left} bytes follow the pickle in data.pkl; the file is damaged, download it again"
+        )
+    return content, {key: member.offset for key, member in storages.items()}
+
+
+def _find_pickle(path: Path, members: dict[str, Member]) -> tuple[str, Member]:
+    roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        names = ", ".join(shorten(name, 40) for name in list(members)[:4])
+        found = "several files data.pkl" if roots else f"no data.pkl in it (it has {names})"
+        raise CheckpointError(
+            f"{path} is a zip file with {found}, no file of torch.save; unpack it or name another file"
+        )
+    if f"{roots[0]}/constants.pkl" in members:
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not a file of weights; save its state dict with torch.save"
+        )
+    pickled = members[f"{roots[0]}/data.pkl"]
+    if pickled.size > MAX_PICKLE:
+        raise CheckpointError(f"{path}: refused, its data.pkl has {pickled.size} bytes; {MAX_PICKLE} are the limit")
+    return roots[0], pickled
+
+
+def _expected_size(file: FileMap) -> int:
+    """Bytes that all storages of a truncated file take, by its data.pkl, which comes first; 0 when that is gone too."""
+    data, sizes = file.data, dict[str, int]()
+    header = data[:_LOCAL_HEADER]
+    names = int.from_bytes(header[26:28], "little")
+    start = _LOCAL_HEADER + names + int.from_bytes(header[28:30], "little")
+    if not data[_LOCAL_HEADER : _LOCAL_HEADER + names].endswith(b"/data.pkl"):
+        return 0
+
+    def note(identity: object) -> StorageValue:
+        value = read_storage_id(identity, lambda key: 2**62)
+        sizes[value.storage.key] = value.storage.nbytes
+        return value
+
+    try:
+        _, end = read_pickle(file.path, data, start, min(file.size, start + MAX_PICKLE), torch_calls(data), note)
+    except CheckpointError:
+        return 0
+    return end + sum(sizes.values())

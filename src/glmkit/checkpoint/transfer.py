@@ -1,0 +1,114 @@
+"""Tensors from a source to the files of a destination, piece by piece, each piece looked at on its way."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from glmkit.errors import CheckpointError
+
+from .bits import all_finite
+from .journal import Journal
+from .outputs import OutputFile, Outputs
+from .rules import PublishedTensor
+from .stream import Entry
+from .weights import Weights
+
+Stage = Literal["check", "write", "verify"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a conversion is: bytes of the stage, and the file in work ("" while verifying).
+
+    Stages: "check" reads what an earlier run finished, "write", "verify".
+    """
+
+    stage: Stage
+    file: str
+    done: int
+    total: int
+
+
+Progress = Callable[[Step], None]
+
+
+def write_files(outputs: Outputs, stored: Weights, journal: Journal, progress: Progress) -> list[str]:
+    """Write what is not finished; returns the names of the files that were.
+
+    Raises CheckpointError for a value that is not finite, by name, and when the disk is full; finished files stay.
+    """
+    done = 0
+    resumed = []
+    for file in outputs.files:
+        tick = partial(_tick, progress, file, done, outputs.nbytes)
+        if journal.finished(file.name, _Counter(partial(tick, "check"))):
+            resumed.append(file.name)
+        else:
+            _write_file(file, stored, journal, _Counter(partial(tick, "write")))
+        done += file.nbytes
+    return resumed
+
+
+def _tick(progress: Progress, file: OutputFile, before: int, total: int, stage: Stage, count: int) -> None:
+    progress(Step(stage, file.name, min(before + count, total), total))
+
+
+class _Counter:
+    """Adds up bytes and passes the sum on."""
+
+    def __init__(self, listener: Callable[[int], None]) -> None:
+        self._listener = listener
+        self._count = 0
+
+    def __call__(self, count: int) -> None:
+        self._count += count
+        self._listener(self._count)
+
+
+def _write_file(file: OutputFile, stored: Weights, journal: Journal, tick: Callable[[int], None]) -> None:
+    path = journal.directory / file.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [Entry(tensor.name, tensor.info, partial(checked_pieces, tensor, stored)) for tensor in file.tensors]
+    try:
+        written = file.write(path, entries, tick=tick)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again, "
+            f"finished files are kept"
+        ) from error
+    journal.record(file.name, written)
+
+
+class _Watched:
+    """`Weights` that remember what was read."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self.seen: dict[str, None] = {}
+        self.names, self.info, self.release = weights.names, weights.info, weights.release
+
+    def read(self, name: str) -> Tensor:
+        self.seen[name] = None
+        return self._weights.read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        self.seen[name] = None
+        return self._weights.read_rows(name, start, stop)
+
+
+def checked_pieces(tensor: PublishedTensor, stored: Weights) -> Iterator[Tensor]:
+    """A tensor's pieces, looked through for NaN and infinity while they are in the cache; then its pages go.
+
+    Raises CheckpointError naming the tensor.
+    """
+    watched = _Watched(stored)
+    for piece in tensor.pieces(watched):
+        if not all_finite(piece):
+            names = ", ".join(watched.seen)
+            raise CheckpointError(f"{names}: NaN or infinite values (published as {tensor.name}); the file is damaged")
+        yield piece
+    for name in watched.seen:
+        stored.release(name)

@@ -1,0 +1,102 @@
+"""A model's tensors under our names, wherever they come from, and which tensors a config asks for.
+
+Legend: V vocabulary rows, H hidden width, O outputs, I inputs of a linear layer.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glmkit.config import GLMConfig
+from glmkit.model import GLM
+
+from .tensors import TensorInfo
+
+# Linear layers whose inputs are shared among ranks: per-rank quantisation leaves them several scales per output row.
+COLUMN_CUT = ("o_proj", "down_proj")
+
+
+class Weights(Protocol):
+    """Tensors by OUR names ("model.layers.0.self_attn.q_proj.weight"), read lazily."""
+
+    def names(self) -> list[str]:
+        """All names, in the order of the model."""
+        ...
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape, without reading."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The tensor: a view of a file's mapping where its layout allows (maybe not contiguous), else a copy."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the first dimension; never holds more than them."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Let go of file pages that only this tensor used; reading again works."""
+        ...
+
+
+class DictWeights:
+    """Tensors in memory (a state dict) as `Weights`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> list[str]:
+        """All names, in their order."""
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape."""
+        tensor = self._tensors[name]
+        return TensorInfo(tensor.dtype, tuple(tensor.shape))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self._tensors[name]
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A view of some rows."""
+        return self._tensors[name][start:stop]
+
+    def release(self, name: str) -> None:
+        """Nothing to do."""
+
+
+def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> dict[str, TensorInfo]:
+    """Every tensor of a model with this config, in order: what a checkpoint must hold, no more and no less.
+
+    Floating-point tensors get `dtype`; quantised ones are int8 with a float16 `weight_scale` (O, blocks).
+    """
+    with torch.device("meta"):
+        model = GLM(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected: dict[str, TensorInfo] = {}
+    for name, shape in shapes.items():
+        blocks = _scale_blocks(name, config)
+        if blocks is None:
+            expected[name] = TensorInfo(dtype, shape)
+            continue
+        assert config.quantization is not None
+        columns = shape[1] // 2 if config.quantization.bits == 4 else shape[1]
+        expected[name] = TensorInfo(torch.int8, (shape[0], columns))
+        expected[f"{name}_scale"] = TensorInfo(torch.float16, (shape[0], blocks))
+    return expected
+
+
+def _scale_blocks(name: str, config: GLMConfig) -> int | None:
+    """Scales per output row of a quantised weight, None for what stays in floating point."""
+    if config.quantization is None or not name.endswith(".weight"):
+        return None
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    if ".layers." in name and module.endswith("_proj"):
+        return config.quantization.column_blocks if module in COLUMN_CUT else 1
+    if config.quantization.embeddings and module in ("embed_tokens", "lm_head"):
+        return 1
+    return None

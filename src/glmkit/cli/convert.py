@@ -1,0 +1,168 @@
+"""`glm convert SRC DST --to FORMAT`: a checkpoint in another layout, cut over other ranks, in another dtype."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from glmkit.checkpoint.convert import DTYPES, ConvertReport, convert
+from glmkit.checkpoint.transfer import Step
+
+EPILOG = """formats, as far as the model's family has them:
+  glmkit        glmkit's own directory: config.json and model*.safetensors
+  huggingface   the hub's layout with remote code      transformers  the -hf layout that transformers reads itself
+  megatron      THUDM/GLM's mp_rank files              sat           GLM-130B's mp_rank files
+  paddle        PaddleNLP's .pdparams
+A conversion that was killed goes on where it stopped when the same command is run again (DST.partial holds it).
+example: glm convert glm-130b-sat glm-130b-4way --to sat --tensor-parallel 4
+"""
+SECONDS_BETWEEN_LINES = 30.0
+NAMES_SHOWN = 4
+STAGES = {"check": "checking what is there", "write": "writing", "verify": "verifying"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("source", metavar="SRC", help="directory of a checkpoint, in any layout")
+    parser.add_argument("destination", metavar="DST", help="directory to make; it appears only when it is complete")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="layout to write (see below)")
+    parser.add_argument(
+        "--tensor-parallel", type=int, metavar="N",
+        help="rank files to write (default: as many as SRC has where both layouts are cut, else 1)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of floating-point tensors (default: as stored)")
+    parser.add_argument(
+        "--weights", choices=["safetensors", "bin"],
+        help="kind of file, Hugging Face formats only (default safetensors)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard-size", metavar="SIZE",
+        help="largest file, Hugging Face formats only, such as 500MB or 2GiB (default 5GB)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--requantize", action="store_true",
+        help="let quantised integers change where other ranks need other scales; the added error is reported",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="C", help="config file or preset, for a source that ships none")
+    parser.add_argument("--family", metavar="F", help="family of the source, where several share its layout")
+    parser.add_argument("--no-verify", action="store_true", help="do not read the result again and compare it")
+    parser.add_argument("--restart", action="store_true", help="throw away what an earlier, unfinished run has left")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: Any) -> int:
+    """Convert and say what was done."""
+    options: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in (
+            "to",
+            "tensor_parallel",
+            "dtype",
+            "weights",
+            "shard_size",
+            "requantize",
+            "config",
+            "family",
+            "restart",
+        )
+    }
+    options["verify"] = not args.no_verify
+    if args.quiet:
+        report = convert(args.source, args.destination, **options)
+    else:
+        with Terminal() as terminal:
+            report = convert(args.source, args.destination, **options, progress=terminal)
+    if args.json:
+        json.dump(facts(report), sys.stdout, ensure_ascii=False, indent=2)
+        print()
+    else:
+        print(summary(report, args.destination))
+    return 0
+
+
+class Terminal:
+    """A bar with bytes, speed and time left on stderr; a plain line every half minute where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr)
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(bar_width=16), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), console=self._console, transient=True, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._stage = ""
+        self._task: Any = None
+        self._said = self._shown = time.monotonic()
+
+    def __enter__(self) -> "Terminal":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: Step) -> None:
+        now = time.monotonic()
+        label = f"{STAGES[step.stage]} {step.file}".rstrip()
+        if not self._console.is_terminal:
+            if now - self._said >= SECONDS_BETWEEN_LINES:
+                self._said = now
+                print(f"{label}: {step.done:,} of {step.total:,} bytes", file=sys.stderr, flush=True)
+            return
+        if step.stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage, self._task = step.stage, self._bar.add_task(label, total=step.total, completed=step.done)
+        if now - self._shown >= 0.1 or step.done == step.total:
+            self._shown = now
+            self._bar.update(self._task, description=label, completed=step.done)
+
+
+def facts(report: ConvertReport) -> dict[str, Any]:
+    """The report as JSON-able values, errors with their RMS."""
+    values = asdict(report)
+    values["requantized"] = [
+        {**asdict(error), "rms": error.rms, "relative": error.relative} for error in report.requantized
+    ]
+    return values
+
+
+def summary(report: ConvertReport, destination: str) -> str:
+    """What was done, for people."""
+    dtypes = ", ".join(f"{name} {count / 1e9:,.3f} GB" for name, count in report.dtypes.items())
+    ranks = f", {report.ranks} ranks" if report.ranks > 1 else ""
+    files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"
+    speed = report.bytes / 1e9 / max(report.write_seconds, 1e-9)
+    lines = [
+        f"wrote {destination}: {report.family}, {report.source_format} -> {report.format}{ranks}",
+        f"  {report.bytes:,} bytes ({dtypes}), {files}, {report.write_seconds:.1f} s, {speed:.2f} GB/s",
+    ]
+    if report.verify_seconds is None:
+        lines.append("  not verified")
+    else:
+        lines.append(f"  verified: {report.tensors:,} tensors read again and equal, {report.verify_seconds:.1f} s")
+    for label, names in (
+        ("finished by an earlier run", report.resumed),
+        ("recomputed", report.recomputed),
+        ("written twice", report.duplicated),
+        ("copied as they are", report.carried),
+    ):
+        if names:
+            rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            lines.append(f"  {label}: {', '.join(names[:NAMES_SHOWN])}{rest}")
+    for error in report.requantized:
+        lines.append(
+            f"  requantised {error.matrices} {error.kind}: error at most {error.largest:.3g}, RMS {error.rms:.3g} "
+            f"({100 * error.relative:.2f} % of the weights' RMS)"
+        )
+    lines += [f"  note: {note}" for note in report.notes]
+    return "\n".join([*lines, f"next: glm fill {destination} 'text with a [MASK]'"])

@@ -1,0 +1,128 @@
+"""`glm doctor DIR`: what a model directory is, what is wrong with it, what it needs, and what to run next."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from glmkit.checkpoint.configure import read_given
+from glmkit.cli.info import open_console, plain_grid
+from glmkit.diagnosis.examine import Report, examine
+from glmkit.diagnosis.finding import Finding, Level
+from glmkit.diagnosis.forecast import Use
+from glmkit.diagnosis.sizes import bytes_text
+from glmkit.errors import RequestError
+from glmkit.families.base import family_named
+
+_MARKS: dict[Level, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "note": ("note", "cyan"),
+    "warning": ("warning", "yellow"),
+    "error": ("error", "bold red"),
+}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.description = (
+        f"{parser.description or 'examine a model directory'}. Reads headers only, runs no code of the directory. "
+        "Exit status: 0 usable (warnings are no hindrance), 1 not usable, 2 wrong arguments."
+    )
+    parser.add_argument("directory", metavar="DIR", help="model or adapter directory, complete or not")
+    parser.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        default=None,
+        help="preset or config file, for directories that ship none (Megatron, SAT)",
+    )
+    parser.add_argument("--family", metavar="F", default=None, help="where several share a layout (chatglm2, chatglm3)")
+    parser.add_argument("--deep", action="store_true", help="read every number, to find NaN and infinity")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
+
+
+def run(args: Any) -> int:
+    """Print the report. Nothing is written, no code of the directory is run."""
+    directory = Path(args.directory)
+    if not directory.exists():
+        raise RequestError(f"{directory} does not exist; give the path of a model directory")
+    if not directory.is_dir():
+        raise RequestError(f"{directory} is a file; give the directory it lies in")
+    read_given(args.config)  # wrong arguments are no finding about the directory
+    if args.family:
+        family_named(args.family)
+    with _bar(shown=args.deep) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        report = examine(directory, config=args.config, family=args.family, deep=args.deep, progress=advance)
+    if args.json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        print_report(open_console(), report)
+    return 0 if report.usable else 1
+
+
+def _bar(*, shown: bool) -> Progress:
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not shown)
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Facts, findings, memory, the next command."""
+    facts = {key.replace("_", " "): _fact(key, value) for key, value in report.facts.items() if value is not None}
+    console.print(plain_grid({"directory": report.directory, "kind": report.kind, **facts}))
+    console.print()
+    console.print(_findings(report.findings))
+    if report.forecast:
+        console.print()
+        console.print(_forecast(report))
+    if report.next_command:
+        console.print()
+        console.print(Text.assemble(("next  ", "dim"), (report.next_command, "bold")), soft_wrap=True)
+
+
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,} ({bytes_text(value)})" if key.endswith("bytes") else f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _findings(findings: list[Finding]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.level]
+        table.add_row(Text(mark, style), Text(finding.what))
+        if finding.next_step:
+            table.add_row("", Text(f"-> {finding.next_step}", "dim"))
+    return table
+
+
+def _forecast(report: Report) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("memory, without activations", no_wrap=True)
+    table.add_column("needs", justify="right", no_wrap=True)
+    places = {"RAM": report.free_ram, "GPU": report.free_gpu}
+    for name, free in places.items():
+        if free is not None:
+            table.add_column(f"{name}, {bytes_text(free)} free", no_wrap=True)
+    table.add_column("", overflow="fold", style="dim")
+    for use in report.forecast:
+        fits = [_fits(use, name) for name, free in places.items() if free is not None]
+        table.add_row(use.name, bytes_text(use.num_bytes), *fits, use.remark)
+    return table
+
+
+def _fits(use: Use, place: str) -> Text:
+    fits = use.fits_ram if place == "RAM" else use.fits_gpu
+    return Text("fits", "green") if fits else Text("does not fit", "red")

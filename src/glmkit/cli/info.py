@@ -1,0 +1,171 @@
+"""`glm info`: the shape of a published size or of a model directory, counted without loading a weight."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from glmkit.config import GLMConfig
+from glmkit.diagnosis.reading import config_of_directory
+from glmkit.diagnosis.sizes import Sizes, bytes_text, decimal_text, sizes
+from glmkit.errors import ConfigError
+from glmkit.families.base import all_families, preset, preset_names
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "source", metavar="DIR", nargs="?", default=None, help="model directory, or a preset's name; none: list presets"
+    )
+    parser.add_argument("--preset", metavar="NAME", default=None, help="a published size, such as glm-10b")
+    parser.add_argument(
+        "--config", metavar="NAME_OR_FILE", default=None, help="preset or config file, for a DIR that ships none"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
+
+
+def run(args: Any) -> int:
+    """Print shape, parameter counts and bytes. No weight is read."""
+    if args.source is not None and args.preset is not None:
+        raise ConfigError(f"{args.source} and --preset {args.preset} are both given; leave one out")
+    if args.config is not None and args.source is None:
+        raise ConfigError(f"--config {args.config} goes with a directory; give DIR, or --preset alone")
+    if args.source is None and args.preset is None:
+        return _list(as_json=args.json)
+    name, config = _config(args)
+    counted = sizes(config)
+    facts = _facts(config)
+    if args.json:
+        print(json.dumps({"name": name, **facts, **counted.to_dict()}, ensure_ascii=False))
+        return 0
+    console = open_console()
+    console.print(plain_grid({"name": name, **{key: _text(value) for key, value in facts.items()}}))
+    console.print()
+    console.print(plain_grid(_parameter_lines(counted)))
+    console.print()
+    console.print(plain_grid(_byte_lines(config, counted)))
+    return 0
+
+
+def _config(args: Any) -> tuple[str, GLMConfig]:
+    if args.source is not None:
+        directory = Path(args.source)
+        if directory.is_dir():
+            return str(args.source), config_of_directory(directory, args.config)
+        if directory.exists():
+            raise ConfigError(f"{args.source} is a file; give the directory it lies in")
+        if args.source not in preset_names():
+            raise ConfigError(f"{args.source} is no directory, and {_no_preset(args.source)}")
+    name = args.preset if args.preset is not None else args.source
+    return name, preset(name)
+
+
+def _no_preset(name: str) -> str:
+    try:
+        preset(name)
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError(f"{name} is a preset")
+
+
+def _facts(config: GLMConfig) -> dict[str, Any]:
+    """Stable keys: the fields of the config under short names, what is implied made plain."""
+    family = all_families().get(config.family)
+    facts: dict[str, Any] = {
+        "family": config.family,
+        "title": family.title if family is not None else config.family,
+        "layers": config.num_layers,
+        "width": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.kv_heads,
+        "head_size": config.head_dim,
+        "ffn": config.inner_size,
+        "vocabulary": config.vocab_size,
+        "max_positions": config.max_positions,
+        "positions": config.positions,
+    }
+    if config.positions != "learned_2d":
+        facts |= {
+            "rope_base": config.rope_base,
+            "rope_fraction": config.rope_fraction,
+            "rope_pairs": config.rope_pairs,
+            "rope_frequencies": config.rope_frequencies,
+        }
+    facts |= {"norm": config.norm, "norm_eps": config.norm_eps, "residual": config.residual}
+    facts |= {"mlp": config.mlp} | ({"gelu": config.gelu} if config.mlp != "swiglu" else {})
+    facts |= {
+        "bias": config.bias,
+        "mask": config.mask,
+        "head": "tied" if config.tie_embeddings else "separate",
+        "quantization": None if config.quantization is None else f"int{config.quantization.bits}",
+    }
+    return facts
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _parameter_lines(counted: Sizes) -> dict[str, str]:
+    counts = {
+        "parameters": counted.total,
+        "in tables of vectors": counted.embedding,
+        "in the head": counted.head,
+        "in each layer": counted.per_layer,
+        "without tables and head": counted.non_embedding,
+    }
+    return {name: f"{count:,} ({decimal_text(count)})" if count else "0 (tied)" for name, count in counts.items()}
+
+
+def _byte_lines(config: GLMConfig, counted: Sizes) -> dict[str, str]:
+    lines = {f"weights in {name}": bytes_text(getattr(counted, name)) for name in ("float32", "bfloat16")}
+    for name in ("int8", "int4"):
+        size = getattr(counted, name)
+        if size is not None:
+            lines[f"weights in {name}"] = f"{bytes_text(size)} (tables, head, norms, biases in 16 bits)"
+    whole = counted.cache_per_token * config.max_positions
+    lines["cache of a token"] = bytes_text(counted.cache_per_token)
+    lines[f"cache of {config.max_positions:,}"] = bytes_text(whole)
+    return lines
+
+
+def open_console() -> Console:
+    """A console for results: plain text, and wide where no terminal sets the width."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def plain_grid(lines: dict[str, str]) -> Table:
+    """Names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in lines.items():
+        table.add_row(name, value)
+    return table
+
+
+def _list(*, as_json: bool) -> int:
+    rows = [(name, preset(name)) for name in preset_names()]
+    if as_json:
+        listed = [{"name": name, **_facts(config), **sizes(config).to_dict()} for name, config in rows]
+        print(json.dumps({"presets": listed}, ensure_ascii=False))
+        return 0
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    for title in ("parameters", "layers", "width", "heads", "vocabulary", "positions", "16-bit weights"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, config in rows:
+        counted = sizes(config)
+        numbers = [config.num_layers, config.hidden_size, config.num_heads, config.vocab_size, config.max_positions]
+        table.add_row(name, decimal_text(counted.total), *(f"{n:,}" for n in numbers), bytes_text(counted.bfloat16))
+    console = open_console()
+    console.print(table)
+    console.print("\nglm info --preset NAME shows one; glm info DIR a model directory", style="dim", soft_wrap=True)
+    return 0

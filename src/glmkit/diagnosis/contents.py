@@ -1,0 +1,144 @@
+"""Files that are not what their names say: pointers of git-lfs, web pages, nothing at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glmkit.checkpoint.detect import CONFIG_FILES
+from glmkit.families.base import all_families
+
+from .finding import Finding, Level, names_text
+from .listing import Entry, Kind, Listing
+from .sizes import bytes_text
+
+_POINTER = b"version https://git-lfs.github.com/spec"
+_PAGE = (b"<!doctype html", b"<html", b"<?xml")
+_MUST_HOLD = (".model", ".json", ".txt", ".vocab", ".bin", ".pt", ".pth", ".safetensors", ".pdparams", ".ckpt")
+_MOST_FILES = 2000  # of a directory that are looked into
+
+
+def check_contents(listing: Listing) -> tuple[list[Finding], set[str]]:
+    """(findings, names of the files that need no further look). Reads the first bytes of each file."""
+    groups: dict[tuple[str, Level], list[Entry]] = {}
+    for entry in _worth_reading(listing):
+        trouble = _trouble(entry)
+        if trouble is not None:
+            groups.setdefault((trouble, "error" if _matters(entry) else "warning"), []).append(entry)
+    findings = []
+    for (trouble, level), group in groups.items():
+        one, several, step = _TROUBLES[trouble]
+        what = f"{group[0].name} is {one}" if len(group) == 1 else f"{len(group)} files are {several}: {_names(group)}"
+        findings.append(Finding(level, what, str(listing.directory), step))
+    return findings, {entry.name for group in groups.values() for entry in group}
+
+
+_TROUBLES = {
+    "pointer": (
+        "a git-lfs pointer, a few lines that stand for the file",
+        "git-lfs pointers, a few lines that stand for the files",
+        "run `git lfs install` and `git lfs pull` in this directory, or download the files themselves",
+    ),
+    "page": ("a web page", "web pages", "the download went wrong; look at the address and download again"),
+    "empty": ("empty", "empty", "download again; look for room on the disk"),
+    "unreadable": ("unreadable", "unreadable", "check disk and permissions"),
+}
+
+
+def _trouble(entry: Entry) -> str | None:
+    start = _start(entry.path)
+    if start is None:
+        return "unreadable"
+    if entry.size == 0:
+        return "empty"
+    if start.startswith(_POINTER):
+        return "pointer"
+    return "page" if start.lstrip().lower().startswith(_PAGE) else None
+
+
+def _matters(entry: Entry) -> bool:
+    """Whether weights, config or tokenizer would be read from the file."""
+    if entry.kind in ("weights", "index", "adapter"):
+        return True
+    tokenizers = {name for family in all_families().values() for name in family.tokenizer_files}
+    return entry.name in CONFIG_FILES or entry.name in tokenizers or entry.name.endswith(".model")
+
+
+def _names(group: list[Entry]) -> str:
+    return names_text(entry.name for entry in group)
+
+
+def _worth_reading(listing: Listing) -> list[Entry]:
+    kinds: set[Kind] = {"weights", "index", "config", "adapter"}
+    if listing.of(*kinds):  # other files matter beside a model only
+        kinds.add("other")
+    chosen = [entry for entry in listing.entries if entry.kind in kinds and not entry.problem]
+    return [entry for entry in chosen if entry.name.endswith(_MUST_HOLD)][:_MOST_FILES]
+
+
+def _start(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError:
+        return None
+
+
+def check_company(listing: Listing) -> list[Finding]:
+    """What lies beside a model and does not belong to it, or should not be there."""
+    findings: list[Finding] = []
+    where = str(listing.directory)
+    strange = listing.of("strange")
+    if strange:
+        what = f"neither files nor directories: {_names(strange)}"
+        findings.append(Finding("error", what, where, "remove them; reading one could wait forever"))
+    for entry in listing.entries:
+        if entry.problem and entry.kind not in ("weights", "strange"):
+            what = f"{entry.name} is {entry.problem}"
+            level: Level = "error" if _matters(entry) else "warning"
+            findings.append(Finding(level, what, str(entry.path), "repair the link or the permissions"))
+    if listing.named(JOURNAL) is not None:
+        what = "a conversion that was not finished; its files are not complete"
+        findings.append(Finding("error", what, where, "run the same `glm convert` again, it goes on where it stopped"))
+    leftovers = [entry for entry in listing.of("leftover") if not entry.problem]
+    if leftovers:
+        what = f"left by something interrupted: {_names(leftovers)}"
+        findings.append(Finding("warning", what, where, "finish that download or conversion, or remove them"))
+    training = [entry for entry in listing.of("training") if not entry.problem]
+    if training:
+        size = bytes_text(sum(entry.size for entry in training))
+        what = f"a trainer's files, not used for loading ({size}): {_names(training)}"
+        findings.append(Finding("note", what, where))
+    return findings
+
+
+JOURNAL = ".conversion.json"
+
+
+def check_sibling(directory: Path, exists: Callable[[Path], bool] = Path.exists) -> list[Finding]:
+    """Beginnings of this directory that a killed conversion left beside it."""
+    findings = []
+    partial = directory.with_name(f"{directory.name}.partial") if directory.name else directory
+    if directory.name.endswith(".partial"):
+        what = "the directory is the beginning of a conversion"
+        step = "run the same `glm convert` again, it goes on where it stopped"
+        findings.append(Finding("error", what, str(directory), step))
+    elif partial != directory and exists(partial):
+        what = f"{partial.name} lies beside it, the beginning of a conversion to this place"
+        findings.append(Finding("note", what, str(partial), "run that `glm convert` again, or remove it"))
+    return findings
+
+
+def read_settings(listing: Listing) -> tuple[dict[str, Any], str]:
+    """(values, file name) of the first config file that is a JSON object; ({}, "") without one."""
+    for name in CONFIG_FILES:
+        entry = listing.named(name)
+        if entry is None or entry.problem or entry.kind == "strange":
+            continue
+        try:
+            values = json.loads(entry.path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            return values, name
+    return {}, ""

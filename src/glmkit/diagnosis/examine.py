@@ -1,0 +1,282 @@
+"""The examination of one directory, from its list of files to the command to run next."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmkit.checkpoint.configure import ConfigLike
+from glmkit.checkpoint.detect import detect
+from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.tensors import TensorFile
+from glmkit.config import GLMConfig
+from glmkit.errors import CheckpointError
+from glmkit.families.base import preset, preset_names
+from glmkit.memory import available_memory
+
+from .adapter import check_adapter, holds_adapter
+from .contents import check_company, check_contents, check_sibling, read_settings
+from .deep import check_numbers
+from .finding import Finding, has_errors, names_text, printable
+from .forecast import Use, check_fit, forecast
+from .guess import check_rows, stored_types, suggest_config
+from .headers import Headers, attempt, open_headers
+from .listing import Listing, list_directory
+from .places import find_weights, nothing_here
+from .ranks import check_ranks
+from .reading import config_file_alone, refuse_impossible
+from .shards import check_shards
+from .sizes import sizes
+from .vocabulary import check_generation, check_kin, check_tokenizer, closest_preset
+
+_TWO_RELEASES = "weights and config may be of different releases; take both from one"
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """Everything that is known about a directory. `facts` have stable names; None where a fact is not known."""
+
+    directory: str
+    kind: str = "nothing"  # or model, adapter
+    facts: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    forecast: list[Use] = field(default_factory=list)
+    free_ram: int | None = None
+    free_gpu: int | None = None
+    next_command: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the directory can be loaded."""
+        return self.kind != "nothing" and not has_errors(self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values under stable keys."""
+        return {
+            "directory": self.directory,
+            "kind": self.kind,
+            "usable": self.usable,
+            "facts": self.facts,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "free_ram_bytes": self.free_ram,
+            "free_gpu_bytes": self.free_gpu,
+            "forecast": [use.to_dict() for use in self.forecast],
+            "next": self.next_command,
+        }
+
+
+def examine(
+    directory: Path,
+    *,
+    config: ConfigLike | None = None,
+    family: str | None = None,
+    deep: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Examine `directory`. Never raises for what lies in it: every problem becomes a finding.
+
+    config: for directories without one, a preset's name or a file. family: where several share a layout. deep: read
+    every number; `progress` then gets (bytes read, bytes in all).
+    """
+    report = Report(printable(str(directory)))
+    listing, finding = attempt(lambda: list_directory(directory), directory)
+    if listing is None:
+        assert finding is not None
+        report.findings.append(finding)
+        return report
+    _, finding = attempt(lambda: _look(report, listing, _Orders(config, family, deep, progress)), directory)
+    report.findings += [] if finding is None else [finding]
+    report.facts = printable(report.facts)
+    return report
+
+
+@dataclass(frozen=True)
+class _Orders:
+    config: ConfigLike | None
+    family: str | None
+    deep: bool
+    progress: Progress
+
+
+def _look(report: Report, listing: Listing, orders: _Orders) -> None:
+    report.findings += [*check_sibling(listing.directory), *check_company(listing)]
+    place, wrong_place = find_weights(listing)
+    report.findings += wrong_place
+    used, _ = attempt(lambda: {path.name for rank in detect(listing.directory).ranks for path in rank}, place.directory)
+    if used is not None:  # several copies lie here, one of them is read
+        listing, place = (folder.reading(used) for folder in (listing, place))
+    bad: set[str] = set()
+    for folder in [listing] if place.directory == listing.directory else [listing, place]:
+        found, names = check_contents(folder)
+        report.findings += found
+        bad |= names
+    headers = open_headers(entry for entry in place.of("weights") if entry.name not in bad)
+    try:
+        report.findings += headers.findings
+        settings, _ = read_settings(listing)
+        if holds_adapter(place, headers):
+            _adapter(report, place)
+        elif place.of("weights") or place.of("index"):
+            report.kind = "model"
+            found = [*check_shards(place, headers), *check_ranks(place, headers, settings)]
+            found += check_rows(place, headers, _rows_asked(settings, orders.config))
+            report.findings += found
+            unread = bad & {entry.name for entry in place.of("weights", "index")}
+            incomplete = bool(unread) or has_errors([*found, *headers.findings])
+            _model(report, listing, place, headers, orders, incomplete=incomplete)
+        elif not has_errors(report.findings):
+            report.findings.append(nothing_here(listing))
+        if orders.deep:
+            report.findings += _read_all(headers, orders.progress)
+    finally:
+        headers.close()
+
+
+def _rows_asked(settings: Mapping[str, Any], config: ConfigLike | None) -> int | None:
+    """Rows of the word table that the config asks for, where that is easy to see."""
+    if isinstance(config, GLMConfig):
+        return config.vocab_size
+    if isinstance(config, str) and config in preset_names():
+        return preset(config).vocab_size
+    found = settings.get("vocab_size", settings.get("padded_vocab_size"))
+    return found if config is None and type(found) is int else None
+
+
+def _read_all(headers: Headers, progress: Progress) -> list[Finding]:
+    total = sum(file.nbytes for file in headers.files.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return check_numbers(headers, advance)
+
+
+def _adapter(report: Report, place: Listing) -> None:
+    report.kind = "adapter"
+    facts, findings = check_adapter(place)
+    report.facts |= facts
+    report.findings += findings
+    if report.usable:
+        base = facts.get("base")
+        model = base if isinstance(base, str) and Path(base).is_dir() else "MODEL"
+        report.next_command = f"glm fill {quoted(model)} --adapter {quoted(report.directory)} TEXT"
+
+
+def _model(
+    report: Report, listing: Listing, place: Listing, headers: Headers, orders: _Orders, *, incomplete: bool
+) -> None:
+    report.facts |= _file_facts(list(headers.files.values()))
+    where = listing.directory
+
+    def open_it() -> Checkpoint | None:
+        refuse_impossible(read_settings(listing)[0], str(where))
+        try:
+            return open_checkpoint(where, config=orders.config, family=orders.family)
+        except CheckpointError:
+            if incomplete:  # it would only say, less precisely, what was found already
+                return None
+            raise
+
+    opened, finding = attempt(open_it, where)
+    if opened is not None:
+        _describe(report, opened, listing, place, orders)
+        return
+    if finding is not None and not already_said(
+        finding, report.findings, {entry.name for entry in (*listing.entries, *place.entries)}
+    ):
+        step = finding.next_step.replace("config=", "--config") or _TWO_RELEASES
+        report.findings.append(replace(finding, next_step=step))
+    report.findings += suggest_config(listing, place, headers)
+    alone = config_file_alone(listing.directory)
+    if alone is not None:
+        family, config = alone
+        report.facts |= {"family": family.name, "title": family.title}
+        report.facts |= _shape_facts(config) if config is not None else {}
+
+
+def _file_facts(files: Sequence[TensorFile]) -> dict[str, Any]:
+    return {
+        "files": len(files),
+        "file_bytes": sum(Path(file.path).stat().st_size for file in files),
+        "stored": stored_types(files),
+        "tensor_bytes": sum(file.nbytes for file in files),
+    }
+
+
+def _shape_facts(config: GLMConfig) -> dict[str, Any]:
+    name, differing = closest_preset(config)
+    return {
+        "closest_preset": name or None,
+        "differs_in": differing or None,
+        "parameters": sizes(config).total,
+        "layers": config.num_layers,
+        "width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "quantization": None if config.quantization is None else f"int{config.quantization.bits}",
+    }
+
+
+def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listing, orders: _Orders) -> None:
+    config, family = opened.config, opened.family
+    others = [entry for entry in place.of("unread") if entry.is_whole and not entry.name.endswith(".json")]
+    if others:
+        what = f"other files of weights, not read: {names_text(entry.name for entry in others)}"
+        report.findings.append(Finding("note", what, str(place.directory)))
+    counted = sizes(config)
+    report.facts |= _file_facts(opened.files)
+    report.facts |= {
+        "family": family.name,
+        "title": family.title,
+        "layout": opened.layout.name,
+        "ranks": opened.ranks,
+        **_shape_facts(config),
+    }
+    what = f"{len(opened.weights.names())} tensors: all names and shapes are those of the config"
+    report.findings.append(Finding("ok", what, str(opened.directory)))
+    report.findings += [Finding("note", note, str(opened.directory)) for note in opened.notes]
+    if opened.prefix:
+        what = f"a P-Tuning prefix of {len(opened.prefix)} tensors lies among the weights"
+        step = f"load it as its own adapter: --adapter {quoted(report.directory)}"
+        report.findings.append(Finding("note", what, str(opened.directory), step))
+    if listing.of("adapter"):
+        what = f"an adapter lies beside the model ({names_text(entry.name for entry in listing.of('adapter'))})"
+        report.findings.append(Finding("note", what, str(listing.directory), "it is used only when it is asked for"))
+    settings, _ = read_settings(listing)
+    report.findings += check_kin(family, opened.layout, settings, listing.directory)
+    report.findings += check_generation(config, family, listing)
+    tokenizer, findings = check_tokenizer(listing.directory, config, family)
+    report.findings += findings
+    report.free_ram = available_memory(torch.device("cpu"))
+    report.free_gpu = available_memory(torch.device("cuda")) if torch.cuda.is_available() else None
+    stored = sum(opened.weights.info(name).nbytes for name in opened.weights.names())
+    report.forecast = forecast(config, counted, stored, ram=report.free_ram, gpu=report.free_gpu)
+    report.findings += check_fit(report.forecast)
+    if report.usable:
+        report.next_command = _next_command(report, config, orders, has_text=tokenizer is not None)
+
+
+def _next_command(report: Report, config: GLMConfig, orders: _Orders, *, has_text: bool) -> str:
+    given = f" --config {quoted(str(orders.config))}" if isinstance(orders.config, str | Path) else ""
+    if not has_text:
+        return f"glm info {quoted(report.directory)}{given}"
+    given += f" --family {quoted(orders.family)}" if orders.family else ""
+    verb, text = ("fill", "… [MASK] …") if config.mask == "prefix" else ("generate", "…")
+    return f'glm {verb} {quoted(report.directory)}{given} "{text}"'
+
+
+def already_said(finding: Finding, earlier: Iterable[Finding], names: Iterable[str]) -> bool:
+    """Whether an earlier error speaks of a file that this one names, so that it says the same less precisely."""
+    own = {name for name in names if name in finding.what}
+    return any(name in other.what for other in earlier if other.level == "error" for name in own)
+
+
+def quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(path)

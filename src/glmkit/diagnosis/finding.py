@@ -1,0 +1,52 @@
+"""One thing worth saying about a model directory."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["ok", "note", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`what` is one sentence; `where` the file or tensor it is about; `next_step` what to do, empty when nothing.
+
+    Levels: ok is a check that passed, note is worth knowing, warning may hurt, error keeps the directory from use.
+    """
+
+    level: Level
+    what: str
+    where: str = ""
+    next_step: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "where", "next_step"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON-able values."""
+        return asdict(self)
+
+
+def printable(value: Any) -> Any:
+    """A text (or the texts in lists and tables) that any terminal and any JSON reader can take.
+
+    Names and values come from files that anybody may have written: control characters and broken Unicode are escaped.
+    """
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    if isinstance(value, Mapping):
+        return {printable(key): printable(inner) for key, inner in value.items()}
+    return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def has_errors(findings: Iterable[Finding]) -> bool:
+    """Whether one of them keeps the directory from use."""
+    return any(finding.level == "error" for finding in findings)
+
+
+def names_text(names: Iterable[str], limit: int = 5) -> str:
+    """'a, b, c and 4 more': names in order, the first `limit` of them."""
+    listed = list(names)
+    shown = ", ".join(listed[:limit])
+    return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"

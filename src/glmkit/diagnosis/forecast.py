@@ -1,0 +1,80 @@
+"""How much memory each use of a model needs, against what this machine has free."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glmkit.config import GLMConfig
+from glmkit.memory import RESERVE
+
+from .finding import Finding
+from .sizes import Sizes, bytes_text
+
+# A parameter that AdamW trains: float32 weight, gradient and two moments.
+TRAINED_BYTES = 16
+LORA_RANK = 8
+PREFIX_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Use:
+    """`num_bytes` of weights and training states, activations left out. fits_*: None where there is no such memory."""
+
+    name: str
+    num_bytes: int
+    fits_ram: bool | None
+    fits_gpu: bool | None
+    remark: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return asdict(self)
+
+
+def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int | None, gpu: int | None) -> list[Use]:
+    """The table of uses. stored: bytes of the tensors on disk. ram, gpu: free bytes; None = unknown or absent.
+
+    A use fits when its bytes and what `glmkit.memory` keeps in reserve are free, as the loader asks.
+    """
+    half = counted.bfloat16
+    prefix = PREFIX_LENGTH * 2 * config.num_layers * config.kv_heads * config.head_dim
+    rows: list[tuple[str, int | None, str]] = []
+    if stored is not None:
+        rows.append(("load as stored", stored, "memory-mapped: pages are read when used"))
+    rows += [
+        ("load in bfloat16", half, ""),
+        ("load in float32", counted.float32, ""),
+        ("load in INT8", counted.int8, "linears of the blocks; scales per row"),
+        ("load in INT4", counted.int4, "linears of the blocks; scales per row"),
+        ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
+        (
+            "fine-tune with LoRA",
+            half + TRAINED_BYTES * lora_parameters(config),
+            f"bfloat16 base; rank {LORA_RANK} on q, k, v",
+        ),
+        ("P-Tuning v2", half + TRAINED_BYTES * prefix, f"bfloat16 base; {PREFIX_LENGTH} positions"),
+    ]
+    return [
+        Use(name, size, _fits(size, ram), _fits(size, gpu), remark) for name, size, remark in rows if size is not None
+    ]
+
+
+def lora_parameters(config: GLMConfig) -> int:
+    """Numbers of a LoRA of rank LORA_RANK on the q, k and v projections of all layers."""
+    query = config.num_heads * config.head_dim
+    value = config.kv_heads * config.head_dim
+    return config.num_layers * LORA_RANK * (3 * config.hidden_size + query + 2 * value)
+
+
+def _fits(size: int, free: int | None) -> bool | None:
+    return None if free is None else size + RESERVE <= free
+
+
+def check_fit(uses: list[Use]) -> list[Finding]:
+    """A warning when the memory of the machine is too small for the weights, with the ways that are left."""
+    loads = [use for use in uses if use.name.startswith("load")]
+    if not loads or any(use.fits_ram or use.fits_gpu for use in loads[:2]) or loads[0].fits_ram is None:
+        return []
+    left = [f"{use.name} ({bytes_text(use.num_bytes)})" for use in loads[2:] if use.fits_ram or use.fits_gpu]
+    what = f"the weights need {bytes_text(loads[0].num_bytes)}, more than is free"
+    step = f"what fits: {', '.join(left)}" if left else "take a machine with more memory, or a smaller model"
+    return [Finding("warning", what, "", step)]

@@ -1,0 +1,94 @@
+"""The weight files of a listing, opened: names, types and shapes of their tensors, no data."""
+
+import re
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from glmkit.checkpoint.open_file import open_tensor_file
+from glmkit.checkpoint.tensors import TensorFile
+from glmkit.errors import GLMKitError
+
+from .finding import Finding
+from .listing import Entry
+
+T = TypeVar("T")
+_OTHER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RuntimeError, MemoryError)
+
+
+@dataclass
+class Headers:
+    """Opened files by name, and what was found while opening the others."""
+
+    files: dict[str, TensorFile] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file could be opened."""
+        return not self.findings
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self.files.values():
+            file.close()
+
+
+def open_headers(entries: Iterable[Entry]) -> Headers:
+    """Open each file; one that cannot be read as tensors becomes an error that says why."""
+    headers = Headers()
+    for entry in entries:
+        if entry.problem:
+            headers.findings.append(unreadable(entry))
+            continue
+        file, finding = attempt(lambda path=entry.path: open_tensor_file(path), entry.path)  # type: ignore[misc]
+        if finding is not None:
+            headers.findings.append(finding)
+        if file is not None:
+            headers.files[entry.name] = file
+    return headers
+
+
+def tensor_names(file: TensorFile) -> list[str]:
+    """The names in a file, which is no mapping."""
+    return file.keys()
+
+
+def unreadable(entry: Entry) -> Finding:
+    """The finding for an entry with a problem of its own."""
+    return Finding("error", f"{entry.name} is {entry.problem}", str(entry.path), "repair the link or the permissions")
+
+
+def attempt(action: Callable[[], T], where: Path | str) -> tuple[T | None, Finding | None]:
+    """(result, None), or (None, the error as a finding). Nothing that a file can provoke gets out."""
+    try:
+        return action(), None
+    except GLMKitError as error:
+        return None, finding_of(error, where)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        name = error.filename or where
+        return None, Finding("error", f"{name} cannot be read ({reason})", str(where), "check disk and permissions")
+    except (*_OTHER_ERRORS, struct.error) as error:
+        text = " ".join(str(error).split())[:200]
+        what = f"{where} made a check fail ({type(error).__name__}: {text})"
+        return None, Finding("error", what, str(where), "it is probably damaged; copy or download it again")
+
+
+# The verbs with which our errors tell the next step; another clause behind a semicolon belongs to the trouble.
+_STEP = re.compile(
+    "(add|change|check|choose|compare|convert|copy|correct|did|download|fetch|free|get|give|install|join|keep|leave|load|"
+    "look|lower|make|merge|move|name|open|pass|put|raise|remove|repair|run|save|see|set|start|take|train|try|unpack|use|"
+    "wait|write) "
+)
+
+
+def finding_of(error: GLMKitError, where: Path | str) -> Finding:
+    """An error as a finding: our messages end with the next step, after the last semicolon."""
+    line = " ".join(str(error).split())
+    what, _, step = line.rpartition("; ")
+    if not what or _STEP.match(f"{step} ") is None:
+        what, step = line, ""
+    return Finding("error", what, str(where), step)

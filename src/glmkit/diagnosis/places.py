@@ -1,0 +1,102 @@
+"""Where in a directory the weights are: beside the config, in the folder that `latest` names, or one level too deep."""
+
+import re
+from pathlib import Path
+
+from glmkit.checkpoint.detect import TAG_FILES
+
+from .finding import Finding, names_text
+from .headers import attempt
+from .listing import Listing, list_directory
+
+_MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
+_MOST_FOLDERS = 50  # sub-directories that are looked into for a hint
+
+
+def find_weights(listing: Listing) -> tuple[Listing, list[Finding]]:
+    """(the listing of the directory that holds the weight files, findings on the way there).
+
+    Files beside the config come first, then the folder that a tag file names, then the only folder with rank files.
+    Without any weights it is the listing itself.
+    """
+    where = str(listing.directory)
+    if listing.of("weights", "index"):
+        return listing, []
+    tag, source = read_tag(listing)
+    folders = [name for name in listing.folders[:_MOST_FOLDERS] if _has_ranks(listing.directory / name)]
+    if tag is None:
+        if len(folders) == 1:
+            return _inside(listing, folders[0])
+        return listing, []
+    for name in (tag, f"iter_{tag:0>7}"):  # Megatron pads the folder's name, not the tag
+        if name in listing.folders:
+            inside, findings = _inside(listing, name)
+            others = [other for other in folders if other != name]
+            if others:
+                what = f"the weights are those in {name}; {names_text(others)} lie beside it and are not used"
+                findings = [*findings, Finding("note", what, where)]
+            return inside, findings
+    what = f"{source} names the folder {tag}, which is not here"
+    step = f"write the name of one that is here ({names_text(folders)}) into {source}" if folders else "copy it here"
+    return listing, [Finding("error", what, where, f"download {tag}, or {step}")]
+
+
+def read_tag(listing: Listing) -> tuple[str | None, str]:
+    """(name in a tag file, that file's name); (None, "") without one."""
+    for name in TAG_FILES:
+        entry = listing.named(name)
+        if entry is None or entry.problem:
+            continue
+        text, _ = attempt(lambda path=entry.path: path.read_bytes()[:256].decode("utf-8", "replace"), entry.path)  # type: ignore[misc]
+        tag = (text or "").strip()
+        if tag and Path(tag).name == tag:
+            return tag, name
+    return None, ""
+
+
+def _inside(listing: Listing, name: str) -> tuple[Listing, list[Finding]]:
+    inside, finding = attempt(lambda: list_directory(listing.directory / name), listing.directory / name)
+    return (listing if inside is None else inside), ([] if finding is None else [finding])
+
+
+def _has_ranks(path: Path) -> bool:
+    inside, _ = attempt(lambda: list_directory(path), path)
+    return inside is not None and any(entry.rank is not None for entry in inside.of("weights"))
+
+
+def nothing_here(listing: Listing) -> Finding:
+    """The error of a directory without weights, with the sub-directory that was probably meant."""
+    where = str(listing.directory)
+    inner = _inner(listing)
+    if inner:
+        what = f"no weights lie here, but in {names_text(map(str, inner), 3)}"
+        return Finding("error", what, where, f"give {inner[-1]} instead")
+    if not listing.entries and not listing.folders:
+        return Finding("error", "the directory is empty", where, "download or copy a model into it")
+    if listing.of("config", "index"):
+        what = "a configuration, but no weight files"
+        step = "download them too (pytorch_model*.bin, *.safetensors, *.pdparams or mp_rank_*_model_states.pt)"
+        return Finding("error", what, where, step)
+    what = f"no model: {len(listing.entries)} other files and {len(listing.folders)} folders"
+    return Finding("error", what, where, "give a directory with weight files")
+
+
+def _inner(listing: Listing) -> list[Path]:
+    """Sub-directories with weights, one level down, or two for a hub cache (`snapshots/REVISION`)."""
+    found: list[Path] = []
+    for name in listing.folders[:_MOST_FOLDERS]:
+        path = listing.directory / name
+        if _has_weights(path):
+            found.append(path)
+        elif name == "snapshots":
+            inside, _ = attempt(lambda path=path: list_directory(path), path)  # type: ignore[misc]
+            found += [path / inner for inner in (inside.folders if inside else ()) if _has_weights(path / inner)]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _has_weights(path: Path) -> bool:
+    inside, _ = attempt(lambda: list_directory(path), path)
+    if inside is None:
+        return False
+    marks = inside.of("index", "adapter") or any(inside.named(name) for name in TAG_FILES)
+    return bool(marks) or any(_MODEL_NAME.match(entry.name) for entry in inside.of("weights"))

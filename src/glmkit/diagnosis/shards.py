@@ -1,0 +1,130 @@
+"""An index and its shards: what is missing, left over, or not where the index says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import CheckpointError
+
+from .finding import Finding, names_text
+from .headers import Headers, attempt
+from .listing import Entry, Listing
+
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
+_MOST_SHARDS = 10_000
+_AGAIN = "download the missing files again"
+
+
+def check_shards(listing: Listing, headers: Headers) -> list[Finding]:
+    """Findings about every index of the directory, and about numbered shards that no index names."""
+    findings: list[Finding] = []
+    indexed: set[str] = set()
+    for entry in listing.of("index"):
+        content, finding = attempt(lambda path=entry.path: read_index(path), entry.path)  # type: ignore[misc]
+        if finding is not None:
+            findings.append(finding)
+        if content is not None:
+            indexed |= set(content[0].values())
+            findings += _check_index(entry, *content, listing, headers)
+    findings += _check_numbers(listing, indexed)
+    return findings
+
+
+def read_index(path: Path) -> tuple[dict[str, str], int | None]:
+    """(tensor -> file, total_size) of an index file. Raises CheckpointError when it is not one."""
+    again = "download it again"
+    try:
+        values: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no valid JSON ({error}); {again}") from None
+    mapping = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise CheckpointError(f"{path} has no weight_map; {again}")
+    for tensor, name in mapping.items():
+        if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise CheckpointError(f"{path} puts {tensor} into {name!r}, which is no file name; {again}")
+    metadata = values.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return mapping, int(total) if isinstance(total, (int, float)) and not isinstance(total, bool) else None
+
+
+def _check_index(
+    entry: Entry, mapping: dict[str, str], total: int | None, listing: Listing, headers: Headers
+) -> list[Finding]:
+    findings: list[Finding] = []
+    shards = sorted(set(mapping.values()))
+    present = {other.name for other in listing.entries}
+    missing = [name for name in shards if name not in present]
+    if missing and len(missing) == len(shards):
+        what = f"{entry.name} names {len(shards)} shards and none of them is here"
+        step = f"download {names_text(shards)}, or remove the index if other weight files are meant"
+        own = [other.name for other in listing.of("weights") if not other.name.endswith(Path(shards[0]).suffix)]
+        return [Finding("warning" if own else "error", what, str(entry.path), step)]
+    if missing:
+        what = f"{len(missing)} of {len(shards)} shards of {entry.name} are missing: {names_text(missing)}"
+        findings.append(Finding("error", what, str(entry.path), _AGAIN))
+    for shard in shards:
+        if shard not in headers.files:
+            continue
+        inside = set(headers.files[shard].keys())
+        promised = {tensor for tensor, name in mapping.items() if name == shard}
+        if promised - inside:
+            what = (
+                f"{shard} lacks {len(promised - inside)} tensors of the index: {names_text(sorted(promised - inside))}"
+            )
+            step = "index and shards are of different releases, or the shard was replaced; download both again"
+            findings.append(Finding("error", what, str(listing.directory / shard), step))
+        if inside - promised:
+            what = f"{shard} holds tensors that the index does not put there: {names_text(sorted(inside - promised))}"
+            step = "download index and shards of one release"
+            findings.append(Finding("warning", what, str(listing.directory / shard), step))
+    if not findings and all(shard in headers.files for shard in shards):
+        findings.append(_total(entry, mapping, total, headers))
+    return findings
+
+
+def _total(entry: Entry, mapping: dict[str, str], total: int | None, headers: Headers) -> Finding:
+    found = sum(headers.files[shard].info(tensor).nbytes for tensor, shard in mapping.items())
+    count = len(set(mapping.values()))
+    if total is None or total == found:
+        what = f"{entry.name}: {len(mapping)} tensors in {count} shards, all there"
+        return Finding("ok", what, str(entry.path))
+    what = f"{entry.name} promises {total:,} bytes of tensors, the shards hold {found:,}"
+    step = "harmless if all tensors have the shapes of the config; else download index and shards of one release"
+    return Finding("warning", what, str(entry.path), step)
+
+
+def _check_numbers(listing: Listing, indexed: set[str]) -> list[Finding]:
+    """Numbered shards: gaps where no index says what belongs there, and shards that no index of theirs names."""
+    findings: list[Finding] = []
+    where = str(listing.directory)
+    for (stem, count, ending), numbers in _series(listing).items():
+        names = [f"{stem}-{number:05}-of-{count}{ending}" for number in sorted(numbers)]
+        if any(name.startswith(f"{stem}-") and name.endswith(ending) for name in indexed):
+            surplus = [name for name in names if name not in indexed]
+            if surplus:
+                what = f"shards that the index does not name: {names_text(surplus)}"
+                step = "they are not read; remove them, or download index and shards of one release"
+                findings.append(Finding("warning", what, where, step))
+            continue
+        if not any(entry.name in names for entry in listing.of("weights")):
+            continue  # shards of a copy that is not read
+        wanted = range(1, min(int(count), _MOST_SHARDS) + 1)
+        absent = [f"{stem}-{number:05}-of-{count}{ending}" for number in wanted if number not in numbers]
+        if absent:
+            what = f"{len(absent)} of {int(count)} shards are missing: {names_text(absent)}"
+            findings.append(Finding("error", what, where, _AGAIN))
+        else:
+            findings.append(Finding("note", f"{int(count)} shards without an index", where))
+    return findings
+
+
+def _series(listing: Listing) -> dict[tuple[str, str, str], set[int]]:
+    """(stem, total, ending) -> the numbers that are there."""
+    series: dict[tuple[str, str, str], set[int]] = {}
+    for entry in listing.of("weights", "unread"):
+        found = _NUMBERED.fullmatch(entry.name)
+        if found is not None:
+            series.setdefault((found["stem"], found["count"], found["ending"]), set()).add(int(found["number"]))
+    return series

@@ -1,0 +1,227 @@
+"""GLM-4-9B in its two layouts, and GLM-4-0414 with its norms on both sides of a branch.
+
+Sources: the remote code beside GLM-4-9B's weights; `huggingface/transformers:models/glm` and `models/glm4`, whose
+interleaved rotation needs no permutation of rows. No GLM-4-0414 size could be verified, so it has no preset.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmkit.config import GLMConfig, SpecialIds
+from glmkit.errors import ConfigError
+
+from .base import Family
+from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .keys import Keys, special_within
+from .multiquery import AXES, derived, head, read, rules, write_remote
+from .rules import Alias, Layout, Published, Rule
+
+_VOCABULARY = 151552
+_EPS = 1.5625e-07
+_SPECIAL = SpecialIds(pad=151329, eos=151329, cls=None, mask=151330, smask=151332, gmask=151331, sop=151333, eop=151334)
+
+
+def _claims(values: Mapping[str, Any], texts: str) -> int:
+    """The remote layout shares its names with ChatGLM2; epsilon, stop ids and vocabulary tell them apart."""
+    name = str(values.get("_name_or_path") or "").lower()
+    if "chatglm" in name:
+        return 0
+    signs = (
+        values.get("layernorm_epsilon") == _EPS,
+        isinstance(values.get("eos_token_id"), list),
+        values.get("padded_vocab_size", values.get("vocab_size")) == _VOCABULARY,
+        "glm-4" in name or "glm4" in name,
+    )
+    return 4 * sum(map(bool, signs))
+
+
+def _read_remote(values: Mapping[str, Any]) -> Published:
+    return Published(*read(values, "glm-4", _SPECIAL, _VOCABULARY))
+
+
+def _write_remote(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return write_remote(config, {"torch_dtype": "bfloat16", **settings}, "THUDM/glm-4-9b")
+
+
+def _transformers_rules(sandwich: bool) -> tuple[Rule, ...]:
+    layer = "model.layers.{i}"
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if sandwich:
+        norms += ["post_self_attn_layernorm", "post_mlp_layernorm"]
+    return (
+        Rule("model.embed_tokens", ("model.embed_tokens",), ("weight",), "table"),
+        *(Rule(f"{layer}.{norm}", (f"{layer}.{norm}",), kind="vector") for norm in norms),
+        *(Rule(f"{layer}.self_attn.{x}_proj", (f"{layer}.self_attn.{x}_proj",)) for x in "qkvo"),
+        Rule(f"{layer}.mlp.gate_up_proj", (f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")),
+        Rule(f"{layer}.mlp.down_proj", (f"{layer}.mlp.down_proj",)),
+        Rule("model.norm", ("model.norm",), kind="vector"),
+    )
+
+
+def _read_transformers(values: Mapping[str, Any], family: str, residual: str) -> Published:
+    keys = Keys(values)
+    keys.require("hidden_act", "silu")
+    # transformers 5 keeps these in rope_parameters, earlier versions beside the other keys.
+    nested = keys.take("rope_parameters", "rope_scaling", default={})
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"config.json: rope_parameters is {nested!r}; it must be a table")
+    rope = Keys({**values, **nested})
+    rope.require("rope_type", "default")
+    rope.require("type", "default")
+    for name in ("rope_theta", "partial_rotary_factor"):
+        keys.take(name)
+    vocabulary, heads = keys.whole("vocab_size"), keys.whole("num_attention_heads")
+    config = GLMConfig(
+        **{
+            **AXES,
+            "family": family,
+            "residual": residual,
+            "vocab_size": vocabulary,
+            "hidden_size": keys.whole("hidden_size"),
+            "num_layers": keys.whole("num_hidden_layers"),
+            "num_heads": heads,
+            "num_kv_heads": keys.whole("num_key_value_heads", default=heads),
+            "head_size": keys.whole("head_dim", default=keys.whole("hidden_size") // heads),
+            "ffn_size": keys.whole("intermediate_size"),
+            "max_positions": keys.whole("max_position_embeddings", default=131072),
+            "rope_base": rope.number("rope_theta", default=10000.0),
+            "rope_fraction": rope.number("partial_rotary_factor", default=0.5),
+            "norm_eps": keys.number("rms_norm_eps", default=_EPS),
+            "bias": "qkv" if keys.take("attention_bias", default=False) else "none",
+            "tie_embeddings": bool(keys.take("tie_word_embeddings", default=False)),
+            "attention_dropout": keys.number("attention_dropout", default=0.0),
+            "special": special_within(vocabulary, _VOCABULARY, _SPECIAL),
+        }
+    )
+    return Published(config, {**keys.generation(), "add_cls": False}, keys.notes())
+
+
+def _read_hf(values: Mapping[str, Any]) -> Published:
+    return _read_transformers(values, "glm-4", "pre")
+
+
+def _read_0414(values: Mapping[str, Any]) -> Published:
+    return _read_transformers(values, "glm-4-0414", "sandwich")
+
+
+def _write_transformers(config: GLMConfig, settings: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    stops = list(settings.get("stop_ids", ()))
+    return {
+        "architectures": [name],
+        "attention_bias": config.bias == "qkv",
+        "attention_dropout": config.attention_dropout,
+        "bos_token_id": None,
+        "dtype": settings.get("torch_dtype", "bfloat16"),
+        "eos_token_id": stops or None,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": config.init_std,
+        "intermediate_size": config.inner_size,
+        "max_position_embeddings": config.max_positions,
+        "model_type": kind,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.kv_heads,
+        "pad_token_id": settings.get("pad_id"),
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {
+            "partial_rotary_factor": config.rope_fraction,
+            "rope_theta": config.rope_base,
+            "rope_type": "default",
+        },
+        "partial_rotary_factor": config.rope_fraction,
+        "rope_theta": config.rope_base,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _write_hf(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return _write_transformers(config, settings, "glm", "GlmForCausalLM")
+
+
+def _write_0414(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return _write_transformers(config, settings, "glm4", "Glm4ForCausalLM")
+
+
+def _preset(positions: int, base: float, groups: int) -> GLMConfig:
+    return GLMConfig(
+        **AXES,
+        family="glm-4",
+        vocab_size=_VOCABULARY,
+        hidden_size=4096,
+        num_layers=40,
+        num_heads=32,
+        num_kv_heads=groups,
+        head_size=128,
+        ffn_size=13696,
+        max_positions=positions,
+        rope_base=base,
+        norm_eps=_EPS,
+        special=_SPECIAL,
+    )
+
+
+FAMILIES = (
+    Family(
+        name="glm-4",
+        title="GLM-4-9B",
+        presets={
+            "glm-4-9b": _preset(8192, 10000.0, 2),
+            "glm-4-9b-chat": _preset(131072, 5_000_000.0, 2),
+            "glm-4-9b-chat-1m": _preset(1048576, 100_000_000.0, 4),
+        },
+        layouts=(
+            Layout(
+                name="huggingface",
+                container="huggingface",
+                rules=rules("transformer."),
+                derived=derived("transformer."),
+                aliases=head("transformer."),
+                base="transformer.",
+                quantized=True,
+                axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
+                model_types=("chatglm",),
+                read_config=_read_remote,
+                write_config=_write_remote,
+            ),
+            Layout(
+                name="transformers",
+                container="huggingface",
+                rules=_transformers_rules(sandwich=False),
+                aliases=(Alias("lm_head", stored=False),),
+                base="model.",
+                axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
+                model_types=("glm",),
+                read_config=_read_hf,
+                write_config=_write_hf,
+            ),
+        ),
+        claims=_claims,
+        tokenizer=load_tokenizer,
+        tokenizer_files=TOKENIZER_FILES,
+        chat=CHAT,
+    ),
+    Family(
+        name="glm-4-0414",
+        title="GLM-4-0414",
+        layouts=(
+            Layout(
+                name="transformers",
+                container="huggingface",
+                rules=_transformers_rules(sandwich=True),
+                aliases=(Alias("lm_head", stored=False),),
+                base="model.",
+                axes={**AXES, "family": "glm-4-0414", "residual": "sandwich", "norm_eps": _EPS},
+                model_types=("glm4",),
+                read_config=_read_0414,
+                write_config=_write_0414,
+            ),
+        ),
+        tokenizer=load_tokenizer,
+        tokenizer_files=TOKENIZER_FILES,
+        chat=CHAT,
+    ),
+)

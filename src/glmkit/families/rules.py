@@ -1,0 +1,164 @@
+"""How a published layout names, fuses, turns and cuts the tensors of our model: data, no torch.
+
+One table serves both ways. A published matrix is a list of our matrices ("parts"). Under tensor parallelism one rule
+covers every published layout: cut every part over the ranks, then fuse the parts of a rank in the rule's `order`.
+
+* `concat` after cutting gives GLM's query_key_value (a rank holds [its q; its k; its v], `THUDM/GLM:change_mp.py`), the
+  gated matrix of GLM-130B ([its x1; its x2], `THUDM/GLM-130B:tools/convert_tp.py`) and grouped keys and values.
+* `heads` (q, k, v of head 0, then of head 1, ...) gives GLM-130B's and ChatGLM-6B's query_key_value, whose plain cut
+  is a cut between heads, and what PaddleNLP makes of GLM's under tensor parallelism (`parallel_order`).
+
+Names are templates: `{i}` stands for the layer number. A stem is a name without its last part (weight, bias).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from glmkit.config import GLMConfig
+
+Kind = Literal["linear", "table", "vector"]
+Order = Literal["concat", "heads"]
+Cut = Literal["rows", "columns"]
+Container = Literal["huggingface", "ranks", "paddle"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One published tensor (stem `theirs`) made of our stems `ours`, in the order in which they are fused.
+
+    parameters: what may hang on the stem; a model without a bias, say, just lacks it. kind: "linear" matrices are
+    (in, out) in transposed layouts, a "table" (embedding) never is. cut: how ranks share it, None = every rank has all
+    of it; "rows" are outputs (a bias is cut with them), "columns" inputs (the bias is whole everywhere).
+    parallel_order: the order when there is more than one rank, where that differs.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    parameters: tuple[str, ...] = ("weight", "bias")
+    kind: Kind = "linear"
+    order: Order = "concat"
+    cut: Cut | None = None
+    parallel_order: Order | None = None
+
+    def order_for(self, ranks: int) -> Order:
+        """How parts are fused on one of `ranks` ranks."""
+        return self.parallel_order if ranks > 1 and self.parallel_order is not None else self.order
+
+    @property
+    def per_layer(self) -> bool:
+        return "{i}" in self.theirs
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A published tensor that follows from the config: rotary frequencies 1 / base^(2j / width), j = 0, 1, ...
+
+    Left out on reading, recomputed on writing, in the dtype of the norms. `base` is what the reference builds the
+    buffer with, whatever ratio it applies later. rounded: through float16, as the reference does even in float32.
+    cut: whether the reference's tool cuts it over the ranks like a matrix (harmless, it is never read).
+    """
+
+    theirs: str
+    base: float = 10000.0
+    rounded: bool = False
+    cut: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        return "{i}" in self.theirs
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A second copy: the published stem `theirs` is our `ours`, or when that is tied the table `of` once more.
+
+    stored: whether a tied model's file has the copy. On reading a copy that differs makes the model untied.
+    """
+
+    theirs: str
+    ours: str = "lm_head"
+    of: str = "model.embed_tokens"
+    kind: Kind = "linear"
+    stored: bool = True
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published config file says: our config, generation settings, and what was noticed, one line each."""
+
+    config: GLMConfig
+    generation: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way in which a family was published.
+
+    name: what `glm convert --to` calls it. container: how files lie (Hugging Face shards, one mp_rank file per rank
+    under a tag, PaddlePaddle parameters). base: the part of the names that a file saved from the base class lacks.
+    wrappers: prefixes that training wrappers leave and that are stripped. ignored: patterns of whole names that carry
+    nothing learned. axes: GLMConfig fields that this layout's own reference decides. config_file: the name to write.
+    tag_files: where the tag of the current folder is written, for mp_rank files.
+    """
+
+    name: str
+    container: Container
+    rules: tuple[Rule, ...]
+    derived: tuple[Derived, ...] = ()
+    aliases: tuple[Alias, ...] = ()
+    ignored: tuple[str, ...] = ()
+    base: str = ""
+    wrappers: tuple[str, ...] = ("module.",)
+    transposed: bool = False
+    parallel: bool = False  # whether it was ever published in several ranks
+    quantized: bool = False  # whether INT8 and INT4 were ever published in it
+    scale_blocks: bool = False  # scales keep their second dimension (rows, blocks)
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    model_types: tuple[str, ...] = ()
+    config_file: str = "config.json"
+    tag_files: tuple[str, ...] = ()
+    tag: str = ""  # the folder's name where nothing else is asked for
+    read_config: Callable[[Mapping[str, Any]], Published]
+    write_config: Callable[[GLMConfig, Mapping[str, Any]], dict[str, Any]]
+
+    def spellings(self, name: str) -> Iterator[str]:
+        """The names by which the rules may know a found name: as it is, without a wrapper, with the base."""
+        for wrapper in ("", *self.wrappers):
+            if name.startswith(wrapper):
+                yield name[len(wrapper) :]
+                if self.base:
+                    yield self.base + name[len(wrapper) :]
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a found name is of a tensor that carries nothing learned."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+    def resolve(self, stem: str) -> tuple[Rule, int | None] | None:
+        """The rule of a published stem, and the layer number; None when no rule claims it. Heads count as rules."""
+        for spelling in self.spellings(stem):
+            for rule in (*self.rules, *map(head_rule, self.aliases)):
+                found = template_match(rule.theirs, spelling)
+                if found is not None:
+                    return rule, found if rule.per_layer else None
+        return None
+
+
+def head_rule(alias: Alias) -> Rule:
+    """The rule by which an untied copy is read and written."""
+    return Rule(alias.theirs, (alias.ours,), ("weight",), alias.kind, cut=alias.cut)
+
+
+def template_match(template: str, text: str) -> int | None:
+    """The layer number when `text` fits the template (0 when the template has none), else None."""
+    match = _pattern(template).fullmatch(text)
+    return None if match is None else int(match[1]) if match.groups() else 0
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{i\}", "(0|[1-9][0-9]{0,5})"))

@@ -1,0 +1,83 @@
+"""How much memory a model's weights need, how much there is, and refusing what cannot fit before it is tried."""
+
+from pathlib import Path
+
+import torch
+
+from .checkpoint.weights import expected_tensors
+from .config import GLMConfig, Quantization
+from .errors import RequestError
+
+# Left free for everything else: activations of a short text, the interpreter, other programs' growth.
+RESERVE = 256 << 20
+
+
+def weights_bytes(config: GLMConfig, dtype: torch.dtype | int) -> int:
+    """Bytes of all weights of a model in a floating-point dtype, or with its linear layers in 8 or 4 bits.
+
+    With bits, what stays in floating point counts as two bytes a number. A config that is quantised already keeps that.
+    """
+    if isinstance(dtype, int):
+        config = _with_bits(config, dtype)
+        dtype = torch.bfloat16
+    return sum(info.nbytes for info in expected_tensors(config, dtype).values())
+
+
+def _with_bits(config: GLMConfig, bits: int) -> GLMConfig:
+    values = {**config.to_dict(), "quantization": {"bits": bits}}
+    assert config.quantization is None or config.quantization == Quantization(**values["quantization"])
+    return GLMConfig.from_dict(values)
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that can still be allocated on a device, None where nobody says.
+
+    On a CPU the smaller of what the kernel calls available and what is left of the control group's limit.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    known = [value for value in (_meminfo(), _group_left()) if value is not None]
+    return min(known) if known else None
+
+
+def _meminfo() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _group_left() -> int | None:
+    """The limit of the control group minus what it uses for more than page cache."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return None
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, int(limit) - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
+    except (OSError, ValueError):
+        return None
+
+
+def fits(num_bytes: int, device: torch.device | str = "cpu") -> bool:
+    """Whether so many bytes can be allocated with something to spare; True where nobody says, or for a trifle."""
+    free = available_memory(device)
+    return free is None or num_bytes < RESERVE or num_bytes + RESERVE <= free
+
+
+def require_memory(num_bytes: int, device: torch.device | str, what: str, instead: str) -> None:
+    """Raise RequestError with both numbers and the next step when that much memory is not there."""
+    if not fits(num_bytes, device):
+        free = available_memory(device) or 0
+        raise RequestError(
+            f"{what} needs {num_bytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free "
+            f"({RESERVE / 1e9:.1f} GB of it are kept); {instead}"
+        )

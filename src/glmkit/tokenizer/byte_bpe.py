@@ -1,0 +1,146 @@
+"""Byte-level BPE with GPT-2's file formats, encoded by the `tokenizers` library and decoded here step by step."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glmkit.errors import TokenizerError
+
+from .byte_table import byte_alphabet
+from .streams import ByteText
+from .text_model import check_id, check_unicode
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
+
+
+class ByteBPE:
+    """A `TextModel` of GPT-2's kind: words by GPT-2's pattern, their UTF-8 bytes joined by merges."""
+
+    def __init__(
+        self,
+        ids: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        source: str = "vocabulary",
+        merges_source: str = "merges",
+    ) -> None:
+        """ids: entry -> id, without gaps. Raises TokenizerError for files that are no byte-level BPE."""
+        self._ids, self.source = dict(ids), source
+        self._entries = _by_id(self._ids, source)
+        self._bytes = [_entry_bytes(entry, source) for entry in self._entries]
+        self._bpe = _library_model(self._ids, merges, source, merges_source)
+        self._merges = list(merges)
+
+    @classmethod
+    def from_text(
+        cls, vocabulary: str, merges: str, *, source: str = "vocabulary", merges_source: str = "merges"
+    ) -> "ByteBPE":
+        """From the texts of a vocab.json and a merges.txt (its first line is a version and is skipped)."""
+        try:
+            ids = json.loads(vocabulary)
+        except ValueError as error:
+            raise TokenizerError(f"{source}: not JSON ({error}); copy or download it again") from None
+        if not isinstance(ids, dict) or not ids or not all(type(index) is int for index in ids.values()):
+            raise TokenizerError(f"{source}: must be an object of entry -> id; copy or download it again")
+        pairs: list[tuple[str, str]] = []
+        lines = merges.split("\n")
+        for number, line in enumerate(lines[1:], 2):
+            if not line and number == len(lines):
+                break
+            pair = line.split()
+            if len(pair) != 2:
+                raise TokenizerError(f"{merges_source}: line {number} is {line[:40]!r}, not two entries; copy it again")
+            pairs.append((pair[0], pair[1]))
+        if not pairs:
+            raise TokenizerError(f"{merges_source}: no merges; copy or download it again")
+        return cls(ids, pairs, source=source, merges_source=merges_source)
+
+    @property
+    def size(self) -> int:
+        return len(self._entries)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        for text in texts:
+            check_unicode(text)
+        return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def token(self, index: int) -> str:
+        check_id(index, self.size)
+        return self._entries[index]
+
+    def find(self, token: str) -> int | None:
+        return self._ids.get(token)
+
+    def is_byte(self, index: int) -> bool:
+        try:
+            self._bytes[index].decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def readable(self, index: int) -> str:
+        """The entry's text; one that is not whole characters as its bytes, "<0xE4><0xB8>"."""
+        check_id(index, self.size)
+        raw = self._bytes[index]
+        return "".join(f"<0x{byte:02X}>" for byte in raw) if self.is_byte(index) else raw.decode()
+
+    def entry_bytes(self) -> list[bytes]:
+        """The bytes of every entry, by id."""
+        return list(self._bytes)
+
+    def run(self) -> "ByteRun":
+        return ByteRun(self._bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ByteBPE, (self._ids, self._merges)
+
+
+class ByteRun:
+    """Decodes consecutive ids of a vocabulary whose entries are bytes."""
+
+    def __init__(self, entries: Sequence[bytes]) -> None:
+        self._entries, self._text = entries, ByteText(each=False)
+
+    def feed(self, ids: Sequence[int]) -> str:
+        entries = self._entries
+        for index in ids:
+            check_id(index, len(entries))
+        return self._text.feed(b"".join([entries[index] for index in ids]))
+
+    def finish(self) -> str:
+        return self._text.finish()
+
+
+def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
+    entries = [""] * len(ids)
+    for entry, index in ids.items():
+        if not 0 <= index < len(ids) or entries[index]:
+            raise TokenizerError(
+                f"{source}: {len(ids)} entries, but id {index} of {entry!r} is out of line; copy again"
+            )
+        entries[index] = entry
+    return entries
+
+
+def _entry_bytes(entry: str, source: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF[character] for character in entry)
+    except KeyError:
+        raise TokenizerError(
+            f"{source}: entry {entry[:40]!r} is not byte-level BPE; is this another model's?"
+        ) from None
+
+
+def _library_model(ids: dict[str, int], merges: Sequence[tuple[str, str]], source: str, merges_source: str) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(merges)))
+    except Exception as error:  # the library raises bare Exception
+        first = str(error).split("\n")[0]
+        raise TokenizerError(f"{merges_source} does not fit {source} ({first}); take both from one model") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return tokenizer

@@ -1,0 +1,60 @@
+"""What byte-level vocabularies have in common: every id stands for bytes of UTF-8."""
+
+from collections.abc import Mapping, Sequence
+
+from .streams import ByteText
+from .text_model import check_id
+
+
+class ByteTokens:
+    """The half of a `TextModel` that goes from ids to text. token_bytes: by id; files: the published ones by name."""
+
+    def __init__(self, token_bytes: list[bytes], files: Mapping[str, bytes]) -> None:
+        self.token_bytes, self.files = token_bytes, dict(files)
+
+    @property
+    def size(self) -> int:
+        return len(self.token_bytes)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special. Raises TokenizerError for a lone surrogate."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def token(self, index: int) -> str:
+        """The token's text; bytes that are no whole characters as "<0xE4><0xB8>"."""
+        check_id(index, self.size)
+        raw = self.token_bytes[index]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in raw)
+
+    def is_byte(self, index: int) -> bool:
+        try:
+            self.token_bytes[index].decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def run(self) -> "ByteRun":
+        return ByteRun(self.token_bytes)
+
+
+class ByteRun:
+    """Decodes consecutive ids."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes, self._text = token_bytes, ByteText(each=False)
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The characters that are complete."""
+        for index in ids:
+            check_id(index, len(self._token_bytes))
+        return self._text.feed(b"".join(self._token_bytes[index] for index in ids))
+
+    def finish(self) -> str:
+        """What was held back, at the end of the ids."""
+        return self._text.finish()

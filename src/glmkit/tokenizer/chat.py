@@ -1,0 +1,235 @@
+"""Conversations: messages in, prompt ids out; the ids of a reply in, clean text, calls and the longer conversation out.
+
+A `ChatTemplate` is what one published model was trained on. It builds ids, not text: where roles have tokens, these
+come from the role of a message and never from its text, so nobody can forge a turn by writing its marker.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glmkit.errors import RequestError, TokenizerError
+
+from .base import IncrementalDecoder
+from .inputs import InputTokenizer
+
+_BROKEN = "\ufffd"
+_LONGEST_CHARACTER = 4  # bytes, and so at most tokens
+
+# The model was trained to write this where the date of its training belongs; every published `chat` replaces it.
+DATE_MARK, DATE = "[[训练时间]]", "2023年"
+
+# What a call of a tool reads as: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} without tools.
+Call = dict[str, Any]
+History = Iterable["Message | Mapping[str, Any] | Sequence[str]"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. metadata: the tool that an assistant's message calls. tools: those that a conversation offers."""
+
+    role: str
+    content: str
+    metadata: str = ""
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published form of a history item; empty fields that it may lack are left out."""
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.metadata:
+            values["metadata"] = self.metadata
+        if self.tools is not None:
+            values["tools"] = list(self.tools)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Message":
+        """From {"role", "content"[, "metadata", "tools"]}; a content of null is empty. Raises RequestError."""
+        unknown = sorted(set(values) - {"role", "content", "metadata", "tools"})
+        if unknown:
+            raise RequestError(f"a message has the field {unknown[0]!r}; known are role, content, metadata and tools")
+        role, content = values.get("role"), values.get("content")
+        metadata, tools = values.get("metadata") or "", values.get("tools")
+        if not isinstance(role, str):
+            raise RequestError(f"a message has the role {role!r}; give a text such as 'user'")
+        if not isinstance(content, str | None) or not isinstance(metadata, str):
+            raise RequestError(f"the content and metadata of a message must be texts (role {role!r}: {content!r})")
+        if tools is not None and not _are_mappings(tools):
+            raise RequestError(f"the tools of a message must be a list of objects, not {tools!r}")
+        return cls(role, content or "", metadata, tools)
+
+
+def to_messages(history: History) -> list[Message]:
+    """Any published form of a history as messages: (query, response) pairs, dictionaries, messages, also mixed.
+
+    Raises RequestError for anything else.
+    """
+    if isinstance(history, str | bytes | Mapping):
+        raise RequestError(f"a history is a list of turns, not one {type(history).__name__}")
+    messages: list[Message] = []
+    for item in history:
+        if isinstance(item, Message):
+            messages.append(item)
+        elif isinstance(item, Mapping):
+            messages.append(Message.from_dict(item))
+        elif not isinstance(item, str) and len(item) == 2 and all(isinstance(text, str) for text in item):
+            messages += [Message("user", item[0]), Message("assistant", item[1])]
+        else:
+            raise RequestError(f"{item!r} is no turn; give (query, response) or {{'role': ..., 'content': ...}}")
+    return messages
+
+
+def to_pairs(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str | None]:
+    """(query, response) pairs, and the query that still waits for its response, if any.
+
+    Raises RequestError when the messages are not the user's and the assistant's in turn, the user's first.
+    """
+    for number, message in enumerate(messages):
+        expected = ("user", "assistant")[number % 2]
+        if message.role != expected:
+            raise RequestError(f"message {number + 1} has the role {message.role!r}; {expected!r} must come there")
+        if message.metadata or message.tools is not None:
+            raise RequestError(f"message {number + 1} has metadata or tools, which this model has no form for")
+    texts = [message.content for message in messages]
+    return list(zip(texts[0::2], texts[1::2], strict=False)), texts[-1] if len(texts) % 2 else None
+
+
+@dataclass(frozen=True)
+class ChatDefaults:
+    """The published sampling defaults of `chat`. `max_length` counts the prompt and the reply, in tokens."""
+
+    max_length: int
+    temperature: float
+    top_p: float
+
+
+class ChatTemplate(ABC):
+    """How one model reads a conversation and how its replies are read."""
+
+    name: str
+    roles: tuple[str, ...]
+    defaults: ChatDefaults
+    shows_empty: bool = False  # whether a step of the stream without any text is shown, as one published model does
+
+    @abstractmethod
+    def build(
+        self, tokenizer: InputTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation, ready for the model's reply.
+
+        Raises RequestError for a conversation the model has no form for, naming the role or field.
+        """
+
+    @abstractmethod
+    def build_turn(self, tokenizer: InputTokenizer, messages: Sequence[Message]) -> list[int] | None:
+        """The ids that the last message adds to a cache that holds all the others and the model's own replies.
+
+        None when the whole conversation must be read again.
+        """
+
+    @abstractmethod
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as people can read it. Encoding this text may give other ids than `build`."""
+
+    @abstractmethod
+    def history(self, messages: Sequence[Message]) -> list[Any]:
+        """Finished turns in the published form of this model's history; `to_messages` inverts it."""
+
+    @abstractmethod
+    def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
+        """A finished reply: what to show or to call, and the conversation with the reply at its end.
+
+        `messages`: the conversation so far; its first one says whether there are tools. Raises RequestError when the
+        model's call of a tool cannot be read.
+        """
+
+    @abstractmethod
+    def shown(self, text: str) -> str:
+        """An unfinished reply as the published stream shows it. It may still change."""
+
+    @abstractmethod
+    def settled(self, text: str, *, final: bool = False) -> str:
+        """The part of an unfinished reply's text that no later token can change; with `final`, all of it."""
+
+    @abstractmethod
+    def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
+        """Ids that end a reply. Raises TokenizerError when the vocabulary lacks one."""
+
+    def reply_text(self, tokenizer: InputTokenizer, ids: Sequence[int]) -> str:
+        """The text of a reply's ids, without the token that ended it; what `process_response` takes."""
+        stopped = len(ids) > 0 and ids[-1] in self.stop_ids(tokenizer)
+        return tokenizer.decode(ids[:-1] if stopped else ids, skip_specials=False)
+
+    def check_roles(self, messages: Sequence[Message]) -> None:
+        """Raises RequestError naming a role that this model does not know, and for a conversation without messages."""
+        if not messages:
+            raise RequestError("the conversation has no message; give at least one of the user's")
+        for message in messages:
+            if message.role not in self.roles:
+                known = ", ".join(self.roles)
+                raise RequestError(f"{self.name} knows no role {message.role!r}; its roles are {known}")
+
+
+class ReplyStream:
+    """One reply as it is generated: what people see after each token, and what a server may send.
+
+    `push` gives the whole text so far, which the clean-up may still change; `fresh` gives only what is certain, piece
+    by piece, so that the pieces joined are the reply. Neither ever holds a broken character.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
+        self._template, self._tokenizer = template, tokenizer
+        self._stops = template.stop_ids(tokenizer)
+        self._decoder = IncrementalDecoder(tokenizer, skip_specials=False)
+        self._last: list[int] = []
+        self._sent = 0
+        self.text = ""  # the raw text so far
+
+    def push(self, index: int) -> str | None:
+        """Add one id; the reply as it is shown now, None when this id alone shows nothing new.
+
+        The id that ends the reply changes nothing.
+        """
+        if index not in self._stops:
+            self.text += self._decoder.push(index)
+            self._last = [*self._last[1 - _LONGEST_CHARACTER :], index]
+        if self._tokenizer.decode(self._last, skip_specials=False).endswith(_BROKEN):
+            return None
+        return self._template.shown(self.text) if self.text or self._template.shows_empty else None
+
+    def fresh(self, *, final: bool = False) -> str:
+        """The certain text that was not given yet; with `final`, everything that is left."""
+        if final:
+            self.text += self._decoder.flush()
+        settled = self._template.settled(self.text, final=final)
+        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
+        return piece
+
+    def finish(self, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
+        """The finished reply, as `ChatTemplate.process_response` reads it."""
+        self.text += self._decoder.flush()
+        return self._template.process_response(self.text, messages)
+
+
+def token_id(tokenizer: InputTokenizer, name: str) -> int:
+    """The id of a token by name. Raises TokenizerError when this tokenizer has none of that name."""
+    find = getattr(tokenizer, "token_to_id", None)
+    index = find(name) if find is not None else None
+    if not isinstance(index, int):
+        raise TokenizerError(
+            f"the tokenizer has no token {name!r}, which the chat template needs; give the model's own"
+        )
+    return index
+
+
+def without_part_of(text: str, mark: str) -> str:
+    """The text without the longest end that may be the beginning of `mark`."""
+    for length in range(min(len(mark) - 1, len(text)), 0, -1):
+        if text.endswith(mark[:length]):
+            return text[:-length]
+    return text
+
+
+def _are_mappings(items: Any) -> bool:
+    return isinstance(items, Sequence) and not isinstance(items, str) and all(isinstance(i, Mapping) for i in items)

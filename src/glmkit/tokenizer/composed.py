@@ -1,0 +1,203 @@
+"""A vocabulary and special strings made into one tokenizer."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from glmkit.config import SpecialIds
+
+from .explain import TokenKind
+from .inputs import InputTokenizer
+from .special_text import Marker, MarkerTable
+from .streams import FilteredStream, IdStream, clean_up_filters
+from .text_model import TextModel, check_id
+from .vocabulary_files import write_vocabularies
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How special strings in a text are read.
+
+    markers: the strings that become ids. drop_white: a text of white space alone is empty. prepare: a change of the
+    text before all else.
+    """
+
+    markers: Sequence[Marker]
+    drop_white: bool = False
+    prepare: Callable[[str], str] | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How ids become text.
+
+    apart: ids that are written as these strings, outside the runs of the vocabulary. joint: what stands between runs
+    and such strings. hidden: ids left out with skip_specials; dropped: always. clean_up: the space rules of the
+    published decoders. new_run: another decoder for runs than the vocabulary's own.
+    """
+
+    apart: Mapping[int, str] = field(default_factory=dict)
+    joint: str = ""
+    hidden: frozenset[int] = frozenset()
+    dropped: frozenset[int] = frozenset()
+    clean_up: bool = False
+    new_run: Callable[[], IdStream] | None = None
+
+
+class ComposedTokenizer(InputTokenizer):
+    """A `Tokenizer` of a vocabulary and the ids behind it; a family adds how inputs are built.
+
+    files: the published files by name, which `save` writes back. names: the strings of ids that the vocabulary does not
+    have, or calls otherwise.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        files: Mapping[str, bytes],
+        special: SpecialIds,
+        names: Mapping[int, str],
+        reading: Reading,
+        decoding: Decoding,
+    ) -> None:
+        self.model, self.files, self.reading, self.decoding = model, dict(files), reading, decoding
+        self._special, self._names = special, dict(names)
+        self._ids = {text: index for index, text in self._names.items()}
+        self._size = max([model.size - 1, *self._names]) + 1
+        self._table = MarkerTable(reading.markers)
+        roles = (index for index in vars(special).values() if index is not None)
+        self._special_ids = frozenset(roles) | decoding.hidden
+
+    @property
+    def vocab_size(self) -> int:
+        return self._size
+
+    @property
+    def special(self) -> SpecialIds:
+        return self._special
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        if not specials:
+            return self.model.encode(text)
+        if self.reading.drop_white and not text.strip():
+            return []
+        if self.reading.prepare is not None:
+            text = self.reading.prepare(text)
+        plain, found = self._table.split(text)
+        ids = self.model.encode(plain[0])
+        for mark, part in zip(found, plain[1:], strict=True):
+            ids.append(mark)
+            if part:
+                ids += self.model.encode(part)
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self.model.encode_batch(texts)
+
+    def without_blank_space(self, text: str) -> str:
+        return self._table.without_space(text)
+
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+        stream = self.stream(skip_specials=skip_specials)
+        return stream.feed(ids) + stream.finish()
+
+    def stream(self, *, skip_specials: bool = True) -> IdStream:
+        """A fresh decoder that is fed ids step by step; see `IncrementalDecoder`."""
+        rules = self.decoding
+        runs = self._runs(rules.hidden | rules.dropped if skip_specials else rules.dropped)
+        return FilteredStream(runs, clean_up_filters()) if rules.clean_up else runs
+
+    def plain_stream(self) -> IdStream:
+        """A decoder that leaves nothing out and changes no spaces, for `explain`."""
+        return self._runs(frozenset())
+
+    def _runs(self, hidden: frozenset[int]) -> IdStream:
+        rules = self.decoding
+        return RunsStream(rules.new_run or self.model.run, rules.apart, rules.joint, hidden, self._size)
+
+    def id_to_token(self, index: int) -> str:
+        check_id(index, self._size)
+        if index in self._names:
+            return self._names[index]
+        readable: Callable[[int], str] = getattr(self.model, "readable", self.model.token)
+        return readable(index) if index < self.model.size else f"<unused_{index}>"
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a special string or of an entry as the vocabulary spells it; None when there is none."""
+        return self._ids[token] if token in self._ids else self.model.find(token)
+
+    def kind_of(self, index: int) -> TokenKind:
+        """Special, added, byte or text; see `ExplainedToken`."""
+        if index in self._special_ids:
+            return "special"
+        if index in self._names or index >= self.model.size:
+            return "added"
+        return "byte" if self.model.is_byte(index) else "text"
+
+    def fingerprint(self) -> str:
+        content = {
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()},
+            "markers": sorted((m.text, m.id, m.strip) for m in self.reading.markers),
+            "drop_white": self.reading.drop_white,
+            "size": self._size,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        write_vocabularies(directory, self.files)
+
+
+class RunsStream:
+    """Decodes runs of vocabulary ids and the strings between them."""
+
+    def __init__(
+        self,
+        new_run: Callable[[], IdStream],
+        apart: Mapping[int, str],
+        joint: str,
+        hidden: frozenset[int],
+        size: int,
+    ) -> None:
+        self._new_run, self._apart, self._joint, self._hidden, self._size = new_run, apart, joint, hidden, size
+        self._run: IdStream | None = None
+        self._started = False
+
+    def feed(self, ids: Sequence[int]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for index in ids:
+            check_id(index, self._size)
+            if index in self._hidden:
+                continue
+            name = self._apart.get(index)
+            if name is None:
+                run.append(index)
+                continue
+            parts += self._feed_run(run)
+            run = []
+            parts += (self._end_run(), self._next_joint(), name)
+        parts += self._feed_run(run)
+        return "".join(parts)
+
+    def finish(self) -> str:
+        return self._end_run()
+
+    def _feed_run(self, ids: list[int]) -> tuple[str, ...]:
+        if not ids:
+            return ()
+        joint = ""
+        if self._run is None:
+            joint, self._run = self._next_joint(), self._new_run()
+        return joint, self._run.feed(ids)
+
+    def _end_run(self) -> str:
+        run, self._run = self._run, None
+        return "" if run is None else run.finish()
+
+    def _next_joint(self) -> str:
+        joint = self._joint if self._started else ""
+        self._started = True
+        return joint

@@ -1,0 +1,56 @@
+"""A vocabulary alone: plain text to ids and back, knowing nothing of special strings or of what models expect."""
+
+from typing import Protocol
+
+from glmkit.errors import TokenizerError
+
+from .streams import IdStream
+
+
+class TextModel(Protocol):
+    """Plain text to ids 0 .. size - 1 and back."""
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special. Raises TokenizerError for a lone surrogate."""
+        ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        ...
+
+    def token(self, index: int) -> str:
+        """An entry as the vocabulary file spells it. Raises TokenizerError for an unknown id."""
+        ...
+
+    def find(self, token: str) -> int | None:
+        """The id of an entry, None when there is none."""
+        ...
+
+    def is_byte(self, index: int) -> bool:
+        """Whether an entry is less than a character."""
+        ...
+
+    def run(self) -> IdStream:
+        """A decoder for consecutive ids of this vocabulary. Raises TokenizerError for an unknown id."""
+        ...
+
+
+def check_id(index: int, size: int) -> None:
+    """Raises TokenizerError for an id outside 0 .. size - 1."""
+    if not 0 <= index < size:
+        raise TokenizerError(f"token id {index} is outside the vocabulary of {size} tokens")
+
+
+def check_unicode(text: str) -> None:
+    """Raises TokenizerError for a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X}, which is not valid Unicode; remove it"
+        ) from None

@@ -1,0 +1,58 @@
+"""Reading vocabulary files with errors that say what is wrong with the file, and writing the same bytes back."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from glmkit.errors import TokenizerError
+from glmkit.files import atomic_write
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a vocabulary file.
+
+    Raises TokenizerError naming the file and the next step: missing, unreadable, empty, a git-lfs pointer or a web
+    page saved in its place.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise TokenizerError(f"{path}: no such file; copy it from the published model's directory") from None
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror or error}); give a readable file") from None
+    if not data:
+        raise TokenizerError(f"{path}: the file is empty; copy or download it again")
+    if data.startswith(_POINTER):
+        raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run 'git lfs pull' or download the file")
+    if data[:64].lstrip().lower().startswith(_PAGES):
+        raise TokenizerError(f"{path}: a web page, not a vocabulary; download the raw file")
+    return data
+
+
+def decode_vocabulary(data: bytes, source: str) -> str:
+    """The text of a vocabulary file's bytes. Raises TokenizerError when they are not UTF-8."""
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{source}: not UTF-8 text at byte {error.start}; copy or download it again") from None
+
+
+def write_vocabularies(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Write each file atomically into a directory, which is made when missing."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(data)
+
+
+_SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def read_side_files(directory: Path) -> dict[str, bytes]:
+    """The small files that lie beside published vocabularies, to be saved with them."""
+    return {name: (directory / name).read_bytes() for name in _SIDE_FILES if (directory / name).is_file()}

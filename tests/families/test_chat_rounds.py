@@ -1,0 +1,157 @@
+"""Conversations in rounds: prompts, replies and streams as the published `chat` gave them."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from families.recorded import recorded
+from glmkit.errors import RequestError
+from glmkit.families import chatglm2_text, chatglm_chat, chatglm_text
+from glmkit.families.chatglm_chat import RoundTemplate
+from glmkit.tokenizer.chat import Message, ReplyStream, to_messages
+from glmkit.tokenizer.inputs import InputTokenizer
+from support.shared import shared_dir
+
+FOLDERS = {
+    "chatglm-6b": (chatglm_chat.CHAT, "chatglm-6b", chatglm_text.load_tokenizer),
+    "chatglm2-6b": (chatglm2_text.CHAT, "chatglm2-chatglm3", chatglm2_text.load_tokenizer),
+}
+first, second = chatglm_chat.CHAT, chatglm2_text.CHAT
+
+
+class Recorded:
+    """A template, its tokenizer and its folder of recorded answers."""
+
+    def __init__(self, folder: str) -> None:
+        template, vocabulary, load = FOLDERS[folder]
+        self.template: RoundTemplate = template
+        self.data: dict[str, Any] = recorded(folder)
+        tokenizer = load(shared_dir("tokenizers", vocabulary), None)
+        assert isinstance(tokenizer, InputTokenizer)
+        self.tokenizer: InputTokenizer = tokenizer
+
+
+@pytest.fixture(scope="module", params=list(FOLDERS))
+def model(request: pytest.FixtureRequest) -> Recorded:
+    return Recorded(request.param)
+
+
+def conversation(case: dict[str, Any]) -> list[Message]:
+    return [*to_messages(case["history"]), Message("user", case["query"])]
+
+
+def test_prompts(model: Recorded) -> None:
+    for case in [*model.data["chat"], *model.data.get("build_prompt", [])]:
+        messages = conversation(case)
+        assert model.template.text(messages) == case["prompt"]
+        if "input_ids" in case:
+            assert [model.template.build(model.tokenizer, messages)] == case["input_ids"]
+
+
+def test_defaults_and_stops(model: Recorded) -> None:
+    for case in model.data["chat"]:
+        defaults = model.template.defaults
+        assert case["gen_kwargs"] == {
+            "max_length": defaults.max_length,
+            "num_beams": 1,
+            "do_sample": True,
+            "top_p": defaults.top_p,
+            "temperature": defaults.temperature,
+        }
+        assert model.template.stop_ids(model.tokenizer) == (case["reply_ids"][-1],)
+
+
+def test_replies(model: Recorded) -> None:
+    for case in model.data["chat"]:
+        text = model.template.reply_text(model.tokenizer, case["reply_ids"])
+        response, history = model.template.process_response(text, conversation(case))
+        assert response == case["response"]
+        assert model.template.history(history) == [tuple(pair) for pair in case["history_out"]]
+
+
+def test_streams(model: Recorded) -> None:
+    seen = 0
+    for case in model.data["chat"]:
+        stream = ReplyStream(model.template, model.tokenizer)
+        shown, sent = [], ""
+        for index in case["reply_ids"]:
+            shown.append(stream.push(index))
+            sent += stream.fresh()
+            assert case["response"].startswith(sent)
+        assert sent + stream.fresh(final=True) == case["response"]
+        assert stream.finish(conversation(case))[0] == case["response"]
+        if "stream_responses" in case:
+            seen += 1
+            assert [text for text in shown if text is not None] == case["stream_responses"]
+    assert seen >= 3
+
+
+def test_clean_up(model: Recorded) -> None:
+    for case in model.data["process_response"]:
+        assert model.template.process_response(case["input"])[0] == case["output"]
+        settled = [model.template.settled(case["input"][:end]) for end in range(len(case["input"]) + 1)]
+        assert all(later.startswith(earlier) for earlier, later in pairwise(settled))
+        assert case["output"].startswith(settled[-1])
+        assert model.template.settled(case["input"], final=True) == case["output"]
+
+
+def test_a_kept_cache_takes_only_the_new_round() -> None:
+    model = Recorded("chatglm2-6b")
+    for case in model.data["chat_incremental"]:
+        assert [model.template.build_turn(model.tokenizer, conversation(case))] == case["input_ids"]
+    other = Recorded("chatglm-6b")
+    assert other.template.build_turn(other.tokenizer, [Message("user", "你好")]) is None
+
+
+# --- without recorded data --------------------------------------------------------------------------------------------
+
+TALK = to_messages([("q1", "a1"), ("q2", "a2")])
+
+
+def test_rounds_count_from_zero_or_one() -> None:
+    asked = [*TALK, Message("user", "q3")]
+    assert first.text(asked) == "[Round 0]\n问：q1\n答：a1\n[Round 1]\n问：q2\n答：a2\n[Round 2]\n问：q3\n答："
+    assert second.text(asked) == (
+        "[Round 1]\n\n问：q1\n\n答：a1\n\n[Round 2]\n\n问：q2\n\n答：a2\n\n[Round 3]\n\n问：q3\n\n答："
+    )
+    assert first.text([Message("user", " q ")]) == " q "
+    assert second.text([Message("user", "q")]) == "[Round 1]\n\n问：q\n\n答："
+    assert first.text(TALK, add_generation_prompt=False) == "[Round 0]\n问：q1\n答：a1\n[Round 1]\n问：q2\n答：a2\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "no message"),
+        ([Message("system", "s"), Message("user", "q")], "knows no role 'system'; its roles are user, assistant"),
+        ([Message("assistant", "a")], "message 1 has the role 'assistant'; 'user' must come there"),
+        ([Message("user", "q"), Message("user", "q")], "message 2 has the role 'user'"),
+        (TALK, "ends with the assistant's message"),
+        ([Message("user", "q", metadata="m")], "message 1 has metadata or tools"),
+    ],
+)
+def test_conversations_without_a_form(messages: list[Message], reason: str) -> None:
+    for template in (first, second):
+        with pytest.raises(RequestError, match=reason):
+            template.text(messages)
+
+
+def test_a_history_is_finished() -> None:
+    assert first.history(TALK) == [("q1", "a1"), ("q2", "a2")]
+    with pytest.raises(RequestError, match="ends with the user's message"):
+        first.history(TALK[:1])
+
+
+def test_punctuation_beside_chinese() -> None:
+    assert first.shown("好,a ,b,中!x? 中 ?[[训练时间]],") == "好，a ,b，中！x? 中 ?2023年，"
+    assert second.shown(" 好,[[训练时间]] ") == "好,2023年"
+
+
+def test_what_may_still_change_is_not_settled() -> None:
+    assert first.settled("a,") == "a"
+    assert first.settled("a, ") == "a,"
+    assert first.settled("a,中") == "a，中"
+    assert first.settled("今[[训练时") == "今"
+    assert first.settled("今[[训练时", final=True) == "今[[训练时"
+    assert second.settled("a,") == "a,"

@@ -1,0 +1,147 @@
+"""Quantised layers against the same model with its dequantised matrices in floats."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from glmkit.config import Quantization
+from glmkit.errors import ConfigError, RequestError
+from glmkit.model import GLM, KVCache, init_weights
+from glmkit.quant import QuantEmbedding, QuantLinear, matrix, quantize_modules
+from support.tiny import random_ids, tiny_config, tiny_model
+
+KINDS = [
+    Quantization(8),
+    Quantization(4),
+    Quantization(4, embeddings=True),
+    Quantization(4, column_blocks=4),
+    Quantization(8, embeddings=True, column_blocks=2),
+]
+AXES: list[dict[str, Any]] = [{}, {"tie_embeddings": False, "mlp": "swiglu", "bias": "qkv", "num_kv_heads": 2}]
+
+
+def pair(quantization: Quantization, **axes: Any) -> tuple[GLM, GLM]:
+    """A quantised model and one in floats with the same function."""
+    quantised = tiny_model(seed=3, quantization=quantization, **axes)
+    plain = copy.deepcopy(quantised)
+    quantize_modules(quantised, quantization)
+    for name, module in quantised.named_modules():
+        if isinstance(module, QuantLinear | QuantEmbedding):
+            plain.get_submodule(name).weight.data.copy_(module.floats())
+    return quantised, plain
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("quantization", KINDS, ids=str)
+def test_logits(quantization: Quantization, axes: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_CHUNK", chunk)
+    quantised, plain = pair(quantization, **axes)
+    ids = random_ids(2, 9)
+    torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
+    marked = torch.zeros(2, 9, dtype=torch.bool)
+    marked[1, 4] = True
+    torch.testing.assert_close(quantised(ids, logits_at=marked), plain(ids, logits_at=marked), rtol=1e-5, atol=1e-5)
+    cache = KVCache(quantised.config, 2, 9, dtype=quantised.dtype, device=quantised.device)
+    places = torch.arange(9).expand(2, 9)
+    pieces = [quantised(ids[:, a:b], position_ids=places[:, a:b], cache=cache) for a, b in ((0, 8), (8, 9))]
+    torch.testing.assert_close(torch.cat(pieces, 1), quantised(ids, position_ids=places), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", KINDS, ids=str)
+def test_gradients_of_what_is_not_quantised(quantization: Quantization) -> None:
+    quantised, plain = pair(quantization)
+    ids = random_ids(2, 9)
+    for model in (quantised, plain):
+        model(ids).square().mean().backward()
+    theirs = dict(plain.named_parameters())
+    compared = 0
+    for name, parameter in quantised.named_parameters():
+        if parameter.requires_grad and "embed_tokens" not in name:
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+            compared += 1
+    assert compared > 20
+
+
+def test_which_modules_are_swapped() -> None:
+    model = tiny_model(tie_embeddings=False, mlp="swiglu")
+    quantize_modules(model, Quantization(8))
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    swapped = {name.rsplit(".", 1)[-1] for name, kind in kinds.items() if kind is QuantLinear}
+    assert swapped == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert kinds["lm_head"] is nn.Linear
+    assert kinds["model.embed_tokens"] is nn.Embedding
+    quantize_modules(model, Quantization(8, embeddings=True))  # what is quantised stays
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert (kinds["lm_head"], kinds["model.embed_tokens"]) == (QuantLinear, QuantEmbedding)
+    assert kinds["model.embed_positions"] is nn.Embedding
+    assert not list(model.buffers())
+
+
+def test_shapes_on_the_meta_device() -> None:
+    config = tiny_config(quantization=Quantization(4, embeddings=True, column_blocks=2), ffn_size=48)
+    with torch.device("meta"):
+        model = GLM(config)
+    quantize_modules(model, config.quantization or Quantization(4))
+    shapes = {name: (tuple(p.shape), p.dtype, p.device.type) for name, p in model.named_parameters()}
+    layer = "model.layers.0"
+    assert shapes[f"{layer}.self_attn.q_proj.weight"] == ((32, 16), torch.int8, "meta")
+    assert shapes[f"{layer}.self_attn.q_proj.weight_scale"] == ((32, 1), torch.float16, "meta")
+    assert shapes[f"{layer}.self_attn.o_proj.weight_scale"] == ((32, 2), torch.float16, "meta")
+    assert shapes[f"{layer}.mlp.down_proj.weight"] == ((32, 24), torch.int8, "meta")
+    assert shapes[f"{layer}.mlp.down_proj.weight_scale"] == ((32, 2), torch.float16, "meta")
+    assert shapes[f"{layer}.mlp.up_proj.bias"] == ((48,), torch.float32, "meta")
+    assert shapes["model.embed_tokens.weight"] == ((64, 16), torch.int8, "meta")
+    assert model.to(torch.bfloat16).model.layers[0].mlp.up_proj.weight_scale.dtype == torch.float16
+
+
+def test_scales_and_integers_survive_casts() -> None:
+    quantised, _ = pair(Quantization(4, embeddings=True))
+    before = {name: value.clone() for name, value in quantised.state_dict().items()}
+    for cast in (torch.bfloat16, torch.float16, torch.float32):
+        after = quantised.to(cast).state_dict()
+        assert quantised.dtype == cast
+        for name, value in before.items():
+            if value.dtype == torch.int8 or name.endswith("weight_scale"):
+                assert after[name].dtype == value.dtype
+                assert torch.equal(after[name], value), name
+    logits = quantised.to(torch.bfloat16)(random_ids(1, 5))
+    assert logits.dtype == torch.bfloat16
+
+
+def test_a_bfloat16_model_stays_near_fp32() -> None:
+    quantised, plain = pair(Quantization(4, embeddings=True), init_std=0.1)
+    ids = random_ids(2, 20)
+    exact = plain(ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = quantised(ids)
+    rounded = quantised.to(torch.bfloat16)(ids)
+    for found in (mixed, rounded):
+        assert (found.float() - exact).norm() / exact.norm() < 0.03
+
+
+def test_a_quantised_head_has_no_float_matrix() -> None:
+    quantised, plain = pair(Quantization(8, embeddings=True))
+    with pytest.raises(RequestError, match=r"use model\.head\(hidden\)"):
+        _ = quantised.head_weight
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(quantised.head(hidden), plain.head(hidden), rtol=1e-5, atol=1e-5)
+
+
+def test_a_quantised_model_is_not_initialised() -> None:
+    quantised, _ = pair(Quantization(8))
+    with pytest.raises(ConfigError, match="initialise the model before it is quantised"):
+        init_weights(quantised, quantised.config, 0)
+
+
+def test_no_floats_are_kept_for_the_backward_pass() -> None:
+    layer = QuantLinear(64, 128, bits=4)
+    nn.init.zeros_(layer.weight_scale)
+    layer.weight.data.zero_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(torch.randn(2, 64, requires_grad=True)).sum()
+    assert sum(kept) < 64 * 128
