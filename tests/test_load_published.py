@@ -14,6 +14,7 @@ from torch.nn import functional
 from glmkit.errors import CheckpointError
 from glmkit.loading import Parts, load_parts
 from glmkit.model import GLM
+from glmkit.model.packing import dequantize
 from support.published import close, new_cache
 from support.shared import shared_dir
 
@@ -53,7 +54,7 @@ def loaded(name: str, **options: Any) -> Parts:
     folder = shared_dir("fixtures", name)
     if "config" not in options and name in ("glm-megatron-mp2", "glm-130b-sat-mp2"):
         options["config"] = next(shared_dir("fixtures", RECORDED_AT[name]).glob("*config.json"))
-    return load_parts(folder, dtype="float32", **options)
+    return load_parts(folder, **options)
 
 
 def inputs_of(name: str) -> dict[str, Any]:
@@ -131,6 +132,25 @@ def check_chatglm(model: GLM, inputs: dict[str, Any], expected: Any, tolerance: 
     return compared
 
 
+def check_dequantized(parts: Parts, expected: Any) -> None:
+    """The published fused matrices of the recording, put together from our parts, exactly."""
+    assert parts.family is not None
+    (layout,) = [layout for layout in parts.family.layouts if layout.name == parts.layout]
+    state, config = parts.model.state_dict(), parts.config
+    for key in (key for key in expected.files if key.startswith("dequant.")):
+        found = layout.resolve(key.removeprefix("dequant.").removesuffix(".weight"))
+        assert found is not None
+        rule, layer = found
+        names = [f"{ours.replace('{i}', str(layer))}.weight" for ours in rule.ours]
+        names = [name if name in state else "model.embed_tokens.weight" for name in names]
+        assert config.quantization is not None
+        matrices = [dequantize(state[name], state[f"{name}_scale"], config.quantization.bits) for name in names]
+        fused = torch.cat(matrices)
+        if rule.order == "heads":
+            fused = torch.stack([m.unflatten(0, (config.num_heads, -1)) for m in matrices], 1).flatten(0, 2)
+        np.testing.assert_array_equal(fused.numpy(), expected[key])
+
+
 def chatglm_loss(model: GLM, ids: Tensor) -> Tensor:
     """Mean cross entropy over the tokens after the start of the piece."""
     special = model.config.special
@@ -141,7 +161,9 @@ def chatglm_loss(model: GLM, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", CHATGLM)
 def test_chatglm(name: str) -> None:
-    assert check_chatglm(loaded(name).model, inputs_of(name), expected_of(name), CHATGLM[name]) >= 9
+    parts, expected = loaded(name), expected_of(name)
+    assert check_chatglm(parts.model, inputs_of(name), expected, CHATGLM[name]) >= 9
+    check_dequantized(parts, expected)
 
 
 def test_chatglm_gradients() -> None:
@@ -173,6 +195,18 @@ def test_prefix_adapters(base: str, kind: str) -> None:
         assert check_chatglm(model, inputs_of(name), expected, TIGHT) >= 9
     else:
         check_causal(model, inputs_of(base), expected)
+
+
+def test_a_prefix_among_the_weights_is_applied(tmp_path: Path) -> None:
+    """What older P-Tuning code saved: everything in one file."""
+    name = "chatglm-6b-ptuning-v2-embedding"
+    whole = torch.load(shared_dir("fixtures", "chatglm-6b") / "pytorch_model.bin")
+    prefix = torch.load(shared_dir("fixtures", name) / "pytorch_model.bin")
+    torch.save({**whole, **prefix}, tmp_path / "pytorch_model.bin")
+    shutil.copy(shared_dir("fixtures", name) / "config.json", tmp_path)
+    parts = load_parts(tmp_path)
+    assert any("prefix lies among the weights" in note for note in parts.notes)
+    assert check_chatglm(parts.model, inputs_of(name), expected_of(name), TIGHT) >= 9
 
 
 def test_a_prefix_alone_is_no_model() -> None:
@@ -235,8 +269,7 @@ def test_glm_130b(name: str) -> None:
     real = torch.arange(ids.shape[1]) < lengths[:, None]
     logits = model(ids, attention_mask=real)
     close(logits[real], expected["batch.logits"][real.numpy()], LOOSE)
-    for name_of, value in ((n, expected[n]) for n in expected.files if n.startswith("dequant.")):
-        assert value.ndim == 2, name_of
+    check_dequantized(loaded(name), expected)
 
 
 def test_glm_130b_frequencies_can_be_overridden() -> None:
@@ -361,7 +394,7 @@ def test_config_deleted_and_given(name: str, form: str, tmp_path: Path) -> None:
             values = {key: values[key] for key in (*sizes, "max_positions", "rope_base", "norm_eps", "special")}
         config = tmp_path / "given.json"
         config.write_text(json.dumps({k: v for k, v in values.items() if k != "quantization" or v is not None}))
-    parts = load_parts(folder, config=config, dtype="float32")
+    parts = load_parts(folder, config=config)
     assert parts.config == whole.config
     for key, value in whole.model.state_dict().items():
         assert torch.equal(parts.model.state_dict()[key], value), key
@@ -370,7 +403,7 @@ def test_config_deleted_and_given(name: str, form: str, tmp_path: Path) -> None:
 def test_sat_without_any_config_reads_sizes_from_the_tensors(tmp_path: Path) -> None:
     whole = loaded("glm-130b-sat")
     for name in ("glm-130b-sat", "glm-130b-sat-int4-mp2"):
-        parts = load_parts(without_config(tmp_path, name), dtype="float32")
+        parts = load_parts(without_config(tmp_path, name))
         assert (parts.config.num_heads, parts.config.inner_size) == (4, whole.config.inner_size)
         assert any("no config file" in note for note in parts.notes)
 

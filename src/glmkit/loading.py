@@ -67,8 +67,7 @@ def load_parts(
     fields in JSON or YAML) or fields, for directories without one or to override theirs. adapter: a LoRA or P-Tuning v2
     directory. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that float16
     becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no bfloat16,
-    and for small models). quantize: the layers' matrices, on
-    the way in. family: decides where several share a layout.
+    and for small models). quantize: the layers' matrices, on the way in. family: decides where several share a layout.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
@@ -88,14 +87,20 @@ def load_parts(
             f"the tokenizer has {loaded.vocab_size} ids, the embedding {settings.vocab_size} rows: they are not of the "
             f"same model"
         )
+    if adapter_directory is None and checkpoint.prefix:
+        adapter_directory = directory
+        notes.append(f"a P-Tuning prefix lies among the weights ({checkpoint.prefix[0]}, ...) and is applied")
     if adapter_directory is not None:
-        info = apply_adapter(model, settings, adapter_directory, family=checkpoint.family, layout=checkpoint.layout)
-        notes += info.notes
-    elif checkpoint.prefix:
-        raise RequestError(
-            f"{directory} holds a P-Tuning prefix among its weights ({checkpoint.prefix[0]}, ...); give "
-            f"adapter={directory} to load with it"
+        beside = adapter_directory.resolve() == directory.resolve()
+        info = apply_adapter(
+            model,
+            settings,
+            adapter_directory,
+            family=checkpoint.family,
+            layout=checkpoint.layout,
+            beside_weights=beside,
         )
+        notes += info.notes
     special = settings.special or (None if loaded is None else loaded.special)
     if checkpoint.layout is OWN:
         masks = None if special is None else special.mask_ids()

@@ -188,3 +188,24 @@ def test_copies_are_compared_byte_for_byte_wherever_they_start() -> None:
         files = MemoryFile({"a": one, "b": two, "c": two + 1})
         assert _same(Source(files, "a"), Source(files, "b"), step=3)
         assert not _same(Source(files, "a"), Source(files, "c"))
+
+
+def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path: Path) -> None:
+    huggingface_directory(tmp_path, "chatglm/huggingface")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 10**9}))
+    with pytest.raises(CheckpointError, match="says 1000000000 layers, the file has 4"):
+        open_checkpoint(tmp_path)
+
+
+def test_frequencies_that_a_tool_cut_unevenly_are_accepted(tmp_path: Path) -> None:
+    rank_directory(tmp_path, "glm-130b/sat", 4, head_size=None, num_heads=8, hidden_size=80)  # 5 frequencies
+    name = "mixins.rotary-embedding.rotary_emb.inv_freq"
+    for rank, path in enumerate(sorted((tmp_path / "49300").glob("*.pt"))):
+        content = torch.load(path)
+        assert len(content["module"][name]) == 5
+        content["module"][name] = content["module"][name][2 * rank : 2 * rank + 2] if rank < 3 else torch.zeros(0)
+        torch.save(content, path)
+    assert open_checkpoint(tmp_path).config.head_dim == 10
+    (tmp_path / "model_config.json").unlink()
+    assert open_checkpoint(tmp_path).config.head_dim == 10

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -56,6 +58,18 @@ class ConvertReport:
     notes: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's own threads off: they wait for each other after every piece, beside a thread that writes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -80,8 +94,8 @@ def convert(
     changes quantised integers.
 
     Work goes on in `destination` + ".partial", which becomes `destination` when everything is written and verified. A
-    run that was killed goes on at its first unfinished file; with `restart` it begins again. Raises CheckpointError,
-    ConfigError.
+    run that was killed goes on at its first unfinished file; with `restart` it begins again. Torch runs on one thread
+    meanwhile (`torch.set_num_threads`). Raises CheckpointError, ConfigError.
     """
     before, after = _places(source, destination)
     if dtype is not None and dtype not in DTYPES:

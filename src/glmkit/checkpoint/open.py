@@ -214,6 +214,10 @@ _Matched = tuple[GLMConfig, list[dict[str, Source]], list[Fused], dict[str, Tens
 
 def _matched(layout: Layout, config: GLMConfig, ranks: Sequence[Mapping[str, Source]], directory: Path) -> _Matched:
     """Sources by published name, and what is left over, for a config."""
+    if config.num_layers > len(ranks[0]):
+        raise CheckpointError(
+            f"{directory}: the config says {config.num_layers} layers, the file has {len(ranks[0])} tensors in all"
+        )
     expected = expected_tensors(config)
     fused = fused_tensors(layout, config, expected, copies=False)
     check_ranks(layout, config, fused, len(ranks))

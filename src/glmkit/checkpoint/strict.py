@@ -109,7 +109,7 @@ def check_derived(layout: Layout, config: GLMConfig, found: Sequence[Mapping[str
         names = [n for n in found[0] if any(template_match(derived.theirs, s) is not None for s in layout.spellings(n))]
         for name in names:
             pieces = [rank[name].read().float() for rank in found if name in rank]
-            if all(len(piece) * len(pieces) == len(value) for piece in pieces) and len(pieces) > 1:
+            if len(pieces) > 1 and sum(piece.numel() for piece in pieces) == len(value):  # cut, maybe unevenly
                 pieces = [torch.cat(pieces)]
             for piece in pieces:
                 if piece.shape != value.shape:

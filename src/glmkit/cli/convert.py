@@ -136,15 +136,23 @@ def facts(report: ConvertReport) -> dict[str, Any]:
     return values
 
 
+def _size(count: float) -> str:
+    """Decimal units: "13.74 GB", "216.01 kB"."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
 def summary(report: ConvertReport, destination: str) -> str:
     """What was done, for people."""
-    dtypes = ", ".join(f"{name} {count / 1e9:,.3f} GB" for name, count in report.dtypes.items())
+    dtypes = ", ".join(f"{name} {_size(count)}" for name, count in report.dtypes.items())
     ranks = f", {report.ranks} ranks" if report.ranks > 1 else ""
     files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"
-    speed = report.bytes / 1e9 / max(report.write_seconds, 1e-9)
+    speed = _size(report.bytes / max(report.write_seconds, 1e-9))
     lines = [
         f"wrote {destination}: {report.family}, {report.source_format} -> {report.format}{ranks}",
-        f"  {report.bytes:,} bytes ({dtypes}), {files}, {report.write_seconds:.1f} s, {speed:.2f} GB/s",
+        f"  {report.bytes:,} bytes ({dtypes}), {files}, {report.write_seconds:.1f} s, {speed}/s",
     ]
     if report.verify_seconds is None:
         lines.append("  not verified")

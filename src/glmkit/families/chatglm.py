@@ -15,7 +15,7 @@ from glmkit.errors import ConfigError
 
 from .base import Family
 from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys
+from .keys import Keys, paddle_degree
 from .rules import Alias, Derived, Layout, Published, Rule
 
 _AXES: dict[str, Any] = {
@@ -148,6 +148,7 @@ def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, A
         "pre_seq_len": None,
         "prefix_projection": False,
         "quantization_bit": 0,
+        **paddle_degree(settings),
     }
 
 

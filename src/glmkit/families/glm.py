@@ -14,7 +14,7 @@ from glmkit.errors import ConfigError
 
 from .base import Family
 from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys
+from .keys import Keys, paddle_degree
 from .rules import Layout, Published, Rule
 
 
@@ -142,6 +142,7 @@ def _write_huggingface(config: GLMConfig, settings: Mapping[str, Any]) -> dict[s
 
 def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {**_write(config, settings), "architectures": ["GLMForConditionalGeneration"], "paddlenlp_version": None}
+    values |= paddle_degree(settings)
     return {key: value for key, value in values.items() if key != "checkpoint_activations"}
 
 

@@ -81,6 +81,12 @@ class Keys:
         return result
 
 
+def paddle_degree(settings: Mapping[str, Any]) -> dict[str, int]:
+    """What PaddleNLP writes beside rank files; nothing for a single file."""
+    degree = settings.get("tensor_parallel_degree", 1)
+    return {"tensor_parallel_degree": degree, "tensor_parallel_rank": 0} if degree > 1 else {}
+
+
 def special_within(vocab_size: int, full_size: int, special: SpecialIds) -> SpecialIds | None:
     """The published ids when the vocabulary is the published one; other vocabularies have none that are known."""
     return special if vocab_size == full_size else None
