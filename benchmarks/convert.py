@@ -97,7 +97,7 @@ def run_child(words: list[str]) -> None:
     import torch  # noqa: F401  imported before the clock starts
 
     import glmkit
-    from glmkit.checkpoint.convert import convert
+    from glmkit.checkpoint.conversion.convert import convert
 
     sampler = PeakAnonymous()
     sampler.start()
@@ -153,9 +153,9 @@ class RandomWeights:
 
 def write_random(directory: Path, layout_name: str, config: Any, *, ranks: int = 1, shards: int = 1) -> int:
     """A checkpoint of random weights in a published layout; returns the bytes of its tensors."""
-    from glmkit.checkpoint.outputs import output_files
+    from glmkit.checkpoint.conversion.outputs import output_files
     from glmkit.checkpoint.rules import published_tensors
-    from glmkit.checkpoint.stream import Entry
+    from glmkit.checkpoint.files.stream import Entry
     from glmkit.families.base import family_named
 
     layout = next(layout for layout in family_named(config.family).layouts if layout.name == layout_name)

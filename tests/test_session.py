@@ -23,6 +23,7 @@ from glmkit.loading import pick_device
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
 from glmkit.tokenizer.training import train_tokenizer
+from support.fed import Fed
 from support.tiny import tiny_config
 
 TEXT = "凯旋门是为纪念[MASK]而建的，位于[gMASK]。"
@@ -139,7 +140,11 @@ def test_weights_are_strict(directory: Path, tmp_path: Path, change: dict[str, s
     [
         ("config.json", b"{", "config.json is not valid JSON"),
         ("config.json", b"{}", "was not written by glmkit"),
-        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors is a git-lfs pointer"),
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "model.safetensors is a git-lfs pointer",
+        ),
     ],
 )
 def test_damaged_files_are_named(directory: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -157,22 +162,6 @@ def test_mistakes_in_requests(lm: LM, tmp_path: Path) -> None:
         lm.fill(TEXT, order="random")
     with pytest.raises(CheckpointError, match="not a directory"):
         glmkit.load(tmp_path / "nothing")
-
-
-class Fed:
-    """Ids and positions of everything that is fed to a model, call by call."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ids: list[list[int]] = []
-        self.places: list[list[list[int]]] = []
-        hidden = GLM.hidden
-
-        def record(model: GLM, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-            self.ids.append(input_ids[0].tolist())
-            self.places.append(options["position_ids"][0].tolist())
-            return hidden(model, input_ids, **options)
-
-        monkeypatch.setattr(GLM, "hidden", record)
 
 
 @pytest.mark.parametrize("add_cls", [None, True, False])
@@ -272,7 +261,7 @@ def test_no_text_gives_no_answer(lm: LM, order: str) -> None:
     assert lm.fill_many([], order=order) == []
 
 
-@pytest.mark.parametrize("max_tokens", [10**13, 10**15])
+@pytest.mark.parametrize("max_tokens", [10**13, 10**15, 10**25])
 def test_more_tokens_than_memory_is_a_mistake(lm: LM, max_tokens: int) -> None:
     with pytest.raises(RequestError, match=rf"no memory for 1 x \d+ tokens; lower max_tokens \({max_tokens}\)"):
         lm.fill("a [MASK]", max_tokens=max_tokens)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from .config import GLMConfig
 
 if TYPE_CHECKING:
+    from .families.vocabularies import load_tokenizer
     from .session import LM, load
 
 __version__ = "0.1.0"
-__all__ = ["GLMConfig", "LM", "load"]
+__all__ = ["GLMConfig", "LM", "load", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from . import session
 
         return getattr(session, name)
+    if name == "load_tokenizer":
+        from .families import vocabularies
+
+        return vocabularies.load_tokenizer
     raise AttributeError(f"module 'glmkit' has no attribute {name!r}")

@@ -19,7 +19,7 @@ from .config import GLMConfig, Quantization
 from .errors import RequestError, TokenizerError
 from .families.base import Family
 from .families.own import OWN
-from .memory import fits, require_memory, weights_bytes
+from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
 from .tokenizer.base import Tokenizer
@@ -80,6 +80,7 @@ def load_parts(
         settings = _with_special(settings, loaded)
     settings = _quantized(settings, bits)
     chosen = _dtype(checkpoint, settings, given, place)
+    crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
     model = _filled(checkpoint, settings, chosen, place, bits)
     notes = [*checkpoint.notes]
     if loaded is not None and loaded.vocab_size > settings.vocab_size:

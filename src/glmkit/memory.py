@@ -1,9 +1,11 @@
 """How much memory a model's weights need, how much there is, and refusing what cannot fit before it is tried."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from .checkpoint.files.tensors import TensorFile
 from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
 from .errors import RequestError
@@ -81,3 +83,12 @@ def require_memory(num_bytes: int, device: torch.device | str, what: str, instea
             f"{what} needs {num_bytes / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free "
             f"({RESERVE / 1e9:.1f} GB of it are kept); {instead}"
         )
+
+
+def crowd_out_cache(files: Iterable[TensorFile], made: int) -> None:
+    """Let files go from the system's cache as they are converted, where they and the `made` bytes would fill memory."""
+    files = list(files)
+    free = available_memory()
+    if free is not None and sum(file.nbytes for file in files) + made > free // 2:
+        for file in files:
+            file.keep_cached = False

@@ -1,7 +1,6 @@
 """The `LM` object: a loaded model with the verbs a person wants."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -10,6 +9,7 @@ from typing import Any
 from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TokenizerError
+from .generate.blanks import BlankText
 from .generate.continuing import continue_row
 from .generate.filling import fill_rows
 from .generate.sampling import Sampling, check_type
@@ -64,11 +64,12 @@ class LM:
         seed: int = 0,
         order: str | None = None,
     ) -> Filled:
-        """Fill every [MASK], [sMASK] and [gMASK] of a text, in order; later blanks depend on earlier answers.
+        """Fill every [MASK], [sMASK] and [gMASK] of a text; later blanks depend on earlier answers.
 
         max_tokens: longest answer per blank. temperature 0 is greedy. order "shared": one part B after the text
-        (GLM's way); "inserted": each answer replaces its blank before the next is asked (GLM-130B's way); None: the
-        family's own. Raises RequestError for a text without blanks or too long, or a family that fills none.
+        (GLM's way); "inserted": each answer replaces its blank before the next is asked, all [MASK] first where the
+        model prefers one kind (GLM-130B's way); None: the family's own. Raises RequestError for a text without blanks,
+        with a blank that the model lacks, or too long, and for a family that fills none.
         """
         return self.fill_many(
             [text], max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, order=order
@@ -95,14 +96,15 @@ class LM:
         order = order or ("shared" if self.config.blank_order == "each" else "inserted")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, **self._fixed()}
-        rows = [self._part_a(text) for text in texts]
+        blanked = [BlankText(text, self.tokenizer, self.special, number=number) for number, text in enumerate(texts)]
+        rows = [self._part_a(text.ids) for text in blanked]
         if order == "shared":
             spans = fill_rows(self.model, rows, self.special, **options)
         elif order == "inserted":
             spans = [self._fill_inserted(row, options) for row in rows]
         else:
             raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'")
-        return [self._filled(text, answer) for text, answer in zip(texts, spans, strict=True)]
+        return [Filled(*text.filled(answers), answers) for text, answers in zip(blanked, spans, strict=True)]
 
     def generate(
         self,
@@ -116,8 +118,8 @@ class LM:
     ) -> str:
         """Continue a text: it becomes part A, a generation mask stands for everything after it.
 
-        Chat families get the text inside the tokens that their tokenizer puts around every input. Returns the
-        continuation alone. Raises RequestError as `fill` does.
+        Chat families get the text inside the tokens that their tokenizer puts around every input. A mask written in the
+        text is ordinary text here; `fill` fills it. Returns the continuation alone. Raises RequestError as `fill` does.
         """
         check_type("text", text, str, "a text (str)")
         check_type("max_new_tokens", max_new_tokens, Integral, "a whole number")
@@ -139,24 +141,21 @@ class LM:
         ids = tokenizer.encode(text)
         row = tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
         generation, special = self.parts.generation, self.config.special
-        stops = set(generation.get("stop_ids", ())) | ({special.eop} if special is not None else set())
+        stops = set(generation.get("stop_ids", ())) | ({special.eop, special.eos} if special is not None else set())
         answer = continue_row(
             self.model, row, stops=stops, max_tokens=max_tokens, sampling=sampling, forbidden=self._padding_ids()
         )
         return tokenizer.decode(answer)
 
-    def _part_a(self, text: str) -> list[int]:
-        check_type("text", text, str, "a text (str)")
-        special = self.special
-        row = [*self._opening(), *self.tokenizer.encode(text, specials=True)]
-        order = self.config.blank_order
+    def _part_a(self, ids: list[int]) -> list[int]:
+        special, order = self.special, self.config.blank_order
         # With spans of their own part A is always closed, else where no blank ends it, or never.
-        closed = order == "gmask_first" or (order == "mask_first" and bool(row) and row[-1] in special.mask_ids())
-        return row if closed else [*row, special.eos]
+        closed = order == "gmask_first" or (order == "mask_first" and ids[-1] in special.mask_ids())
+        return [*self._opening(), *ids] if closed else [*self._opening(), *ids, special.eos]
 
     def _opening(self) -> list[int]:
-        cls = self.special.cls
-        return [cls] if cls is not None and self.parts.generation.get("add_cls", True) else []
+        cls, usual = self.special.cls, self.config.blank_order == "each"
+        return [cls] if cls is not None and self.parts.generation.get("add_cls", usual) else []
 
     def _fixed(self) -> dict[str, Any]:
         block_positions = bool(self.parts.generation.get("block_positions", True))
@@ -166,27 +165,26 @@ class LM:
         return range(self.tokenizer.vocab_size, self.config.vocab_size)
 
     def _fill_inserted(self, row: list[int], options: dict[str, Any]) -> list[list[int]]:
-        special, masks = self.special, set(self.special.mask_ids())
-        spans: list[list[int]] = []
-        while True:
-            places = [index for index, token in enumerate(row) if token in masks]
-            if not places and spans:
-                return spans
-            drawn = sum(len(span) + 1 for span in spans)
-            answer = fill_rows(self.model, [row], special, only_first=True, drawn=drawn, **options)[0][0]
-            spans.append(answer)
-            row = [*row[: places[0]], *answer, *row[places[0] + 1 :]]
-
-    def _filled(self, text: str, spans: list[list[int]]) -> Filled:
-        tokenizer = self.tokenizer
-        # A name that the tokenizer takes for ordinary text, as some do with [gMASK], marks no blank.
-        named = {index: tokenizer.id_to_token(index) for index in self.special.mask_ids()}
-        names = [name for index, name in named.items() if tokenizer.encode(name, specials=True) == [index]]
-        pieces = re.split("|".join(re.escape(name) for name in names), tokenizer.without_blank_space(text))
-        answers = [tokenizer.decode(span) for span in spans]
-        assert len(pieces) == len(answers) + 1, "the text and the tokenizer disagree about the blanks"
-        whole = "".join(piece + answer for piece, answer in zip(pieces, [*answers, ""], strict=True))
-        return Filled(whole, answers, spans)
+        """One blank after the other, those of the kind that the model prefers first, from left to right."""
+        special = self.special
+        kinds = [token for token in row if token in special.mask_ids()]
+        first = {
+            "mask_first": (special.mask, special.smask, special.gmask),
+            "gmask_first": (special.gmask, special.mask, special.smask),
+        }.get(self.config.blank_order)
+        waiting = list(range(len(kinds)))
+        spans: list[list[int]] = [[] for _ in kinds]
+        drawn = 0
+        while waiting:
+            blank = min(range(len(waiting)), key=lambda place: first.index(kinds[waiting[place]]) if first else place)
+            spans[waiting[blank]] = answer = fill_rows(self.model, [row], special, blank=blank, drawn=drawn, **options)[
+                0
+            ][0]
+            places = [index for index, token in enumerate(row) if token in special.mask_ids()]
+            row = [*row[: places[blank]], *answer, *row[places[blank] + 1 :]]
+            drawn += len(answer) + 1
+            del waiting[blank]
+        return spans
 
 
 def load(

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint.published import CHECKPOINTS, assert_same_ranks, read_ranks, same, source_of, weights_kind
-from glmkit.checkpoint.convert import convert
+from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.open import open_checkpoint
-from glmkit.checkpoint.transfer import Step
 from glmkit.errors import CheckpointError
 from glmkit.families.base import family_named
 from support.shared import shared_dir

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from checkpoint.published import assert_same_ranks, read_ranks
-from glmkit.checkpoint import convert as convert_module
-from glmkit.checkpoint.convert import convert
-from glmkit.checkpoint.journal import JOURNAL_FILE
+from glmkit.checkpoint.conversion import convert as convert_module
+from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.journal import JOURNAL_FILE
+from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.open import open_checkpoint
-from glmkit.checkpoint.transfer import Step
 from glmkit.checkpoint.weights import expected_tensors
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glmkit.checkpoint.open_file import open_tensor_file
-from glmkit.checkpoint.safetensors_file import open_safetensors_file
-from glmkit.checkpoint.torch_file import open_torch_file
+from glmkit.checkpoint.files.open_file import open_tensor_file
+from glmkit.checkpoint.files.safetensors_file import open_safetensors_file
+from glmkit.checkpoint.files.torch_file import open_torch_file
 from glmkit.errors import CheckpointError
 from support.hostile import PeakMemory, array, mapping, storage, tensor, text, watched, whole, write_pickle, write_zip
 

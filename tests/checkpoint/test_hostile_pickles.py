@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glmkit.checkpoint.open_file import open_tensor_file
+from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.errors import CheckpointError
 from support.hostile import (
     PeakMemory,

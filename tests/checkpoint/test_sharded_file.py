@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glmkit.checkpoint.sharded_file import open_index, open_shards
+from glmkit.checkpoint.files.sharded_file import open_index, open_shards
 from glmkit.errors import CheckpointError
 from support.shared import shared_dir
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmkit.checkpoint import stream, torch_writer
-from glmkit.checkpoint.paddle_writer import NAME_TABLE, write_paddle
-from glmkit.checkpoint.safetensors_writer import write_safetensors
-from glmkit.checkpoint.stream import Entry, Written
-from glmkit.checkpoint.tensors import TensorInfo
-from glmkit.checkpoint.torch_writer import write_torch
+from glmkit.checkpoint.files import stream, torch_writer
+from glmkit.checkpoint.files.paddle_writer import NAME_TABLE, write_paddle
+from glmkit.checkpoint.files.safetensors_writer import write_safetensors
+from glmkit.checkpoint.files.stream import Entry, Written
+from glmkit.checkpoint.files.tensors import TensorInfo
+from glmkit.checkpoint.files.torch_writer import write_torch
 from glmkit.errors import CheckpointError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.int16, torch.bool]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from glmkit.errors import TokenizerError
+from glmkit.families.command_text import CommandTokenizer
 from glmkit.tokenizer.base import IncrementalDecoder
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
@@ -100,3 +101,18 @@ def check_specials(tokenizer: InputTokenizer, data: dict[str, Any], *, missing: 
     for name, expected in special["ids"].items():
         index = tokenizer.token_to_id(name)  # type: ignore[attr-defined]
         assert (missing if index is None else index) == expected, name
+
+
+def check_commands(tokenizer: CommandTokenizer, data: dict[str, Any]) -> None:
+    """What the published class offers besides: ids of commands by name, its inner SentencePiece model."""
+    for name, expected in data["commands"].items():
+        if isinstance(expected, dict):
+            with pytest.raises(TokenizerError, match="no command of this tokenizer"):
+                tokenizer.command_id(name)
+        else:
+            assert tokenizer.command_id(name) == expected
+    for case in data["sp_encode"]:
+        ids = tokenizer.encode(case["text"])
+        assert ids == case["encode"]
+        assert [1, *ids, 2] == case["bos_eos"]
+        assert tokenizer.decode(ids) == case["decode"]

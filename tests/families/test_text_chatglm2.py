@@ -8,6 +8,7 @@ import pytest
 
 from families.recorded import (
     check_batches,
+    check_commands,
     check_decoding,
     check_specials,
     check_texts,
@@ -34,21 +35,11 @@ def tokenizer() -> CommandTokenizer:
 
 def test_special_ids(tokenizer: CommandTokenizer, data: dict[str, Any]) -> None:
     check_specials(tokenizer, data, missing=0)
-    for name, expected in data["commands"].items():
-        if isinstance(expected, dict):
-            with pytest.raises(TokenizerError, match="no command of this tokenizer"):
-                tokenizer.command_id(name)
-        else:
-            assert tokenizer.command_id(name) == expected
+    check_commands(tokenizer, data)
 
 
 def test_texts(tokenizer: CommandTokenizer, data: dict[str, Any]) -> None:
     check_texts(tokenizer, data)
-    for case in data["sp_encode"]:
-        ids = tokenizer.encode(case["text"])
-        assert ids == case["encode"]
-        assert [1, *ids, 2] == case["bos_eos"]
-        assert tokenizer.decode(ids) == case["decode"]
 
 
 def test_decoding(tokenizer: CommandTokenizer, data: dict[str, Any]) -> None:

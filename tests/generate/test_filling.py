@@ -86,7 +86,7 @@ def test_the_second_blank_depends_on_the_answer_to_the_first() -> None:
     assert (second_logits[0] - second_logits[1]).abs().max() > 1e-3
     # and greedy decoding of blank two alone, with the first one left open, is another distribution again
     closed = fill_rows(model, [row], SPECIAL, max_tokens=3)[0]
-    only = fill_rows(model, [row], SPECIAL, max_tokens=3, only_first=True)[0]
+    only = fill_rows(model, [row], SPECIAL, max_tokens=3, blank=0)[0]
     assert closed[0] == only[0]
     assert len(only) == 1
 
@@ -203,3 +203,17 @@ def test_mistakes_are_named() -> None:
         fill_rows(model, [row_with_blanks(20, [5], 1)], SPECIAL, max_tokens=0)
     with pytest.raises(RequestError, match="temperature"):
         Sampling(temperature=-1)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_generation_mask_inside_a_text_counts_on_behind_the_text(seed: int) -> None:
+    """With one rotary stream, as the model itself works positions out from the ids (`THUDM/GLM-130B:generation/`)."""
+    model = tiny_model(seed, positions="rope", blank_order="mask_first", init_std=0.5)
+    row = row_with_blanks(10, [], 3)
+    row[3] = SPECIAL.gmask
+    answer = fill_rows(model, [row], SPECIAL, max_tokens=5)[0][0]
+    assert answer
+    for length in range(len(answer)):
+        logits = model(torch.tensor([[*row, SPECIAL.sop, *answer[:length]]]), logits_at="last")[0]
+        logits[list(NEVER)] = -torch.inf
+        assert int(logits.argmax()) == answer[length]

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.files.open_file import open_tensor_file
+from glmkit.checkpoint.files.sharded_file import open_index
+from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.checkpoint.native import read_json
-from glmkit.checkpoint.open_file import open_tensor_file
-from glmkit.checkpoint.sharded_file import open_index
-from glmkit.checkpoint.tensors import TensorFile
 from glmkit.errors import CheckpointError
 
 Kind = Literal["lora", "prefix"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.files.paddle_writer import write_paddle
+from glmkit.checkpoint.files.stream import Entry
+from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.native import write_json, write_tensors
-from glmkit.checkpoint.paddle_writer import write_paddle
-from glmkit.checkpoint.stream import Entry
-from glmkit.checkpoint.tensors import TensorInfo
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.rules import Layout

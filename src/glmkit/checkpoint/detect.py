@@ -14,6 +14,7 @@ from glmkit.errors import CheckpointError
 from glmkit.families.own import FORMAT_KEY
 from glmkit.families.rules import Container
 
+from .files.sharded_file import read_index
 from .native import read_json
 
 CONFIG_FILES = ("config.json", "model_config.json")
@@ -71,37 +72,33 @@ _Parts = tuple[Container, list[list[Path]], Mapping[str, str] | None, list[str]]
 def _huggingface(directory: Path) -> _Parts | None:
     """model*.safetensors before pytorch_model*.bin, an index before a single file."""
     choices: list[tuple[str, list[Path], Mapping[str, str] | None]] = []
+    left: list[str] = []
     for name in _INDEXED:
         index_path = directory / f"{name}.index.json"
         stem, suffix = name.rsplit(".", 1)
         if (directory / name).is_file():
             choices.append((name, [directory / name], None))
         elif index_path.is_file():
-            index = _weight_map(index_path)
+            index, _ = read_index(index_path)
             files = [directory / file for file in dict.fromkeys(index.values())]
             missing = [file.name for file in files if not file.is_file()]
+            lacking = f"{index_path.name} names {len(files)} files, of which {len(missing)} are missing ("
+            lacking += f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
+            if len(missing) == len(files):  # a download of the other kind of file alone brings both indexes
+                left.append(lacking)
+                continue
             if missing:
-                raise CheckpointError(
-                    f"{index_path.name} names {len(missing)} files of {len(files)} that are missing ("
-                    f"{', '.join(missing[:4])}, ...); download {directory} again"
-                )
+                raise CheckpointError(f"{lacking}; download {directory} again")
             choices.append((index_path.name, files, index))
         elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
             choices.append((f"{stem}-*.{suffix}", _complete(shards, directory), None))
+    if not choices and left:
+        raise CheckpointError(f"{left[0]}; download {directory} again")
     if not choices:
         return None
     notes = [f"{other[0]} is there as well and was not read" for other in choices[1:]]
+    notes += left
     return "huggingface", [choices[0][1]], choices[0][2], notes
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    index = read_json(path).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise CheckpointError(f"{path} has no weight_map; it is not the index of a sharded checkpoint")
-    for name, file in index.items():
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{path}: {name} is said to be in {file!r}, which is not a file of this directory")
-    return index
 
 
 def _complete(shards: list[Path], directory: Path) -> list[Path]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from glmkit.families.rules import Layout
 
+from .files.bits import equal_bits
+from .files.tensors import TensorFile, TensorInfo
 from .rules import Fused
-from .tensors import TensorFile, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,6 @@ def replicas_that_differ(fused: Sequence[Fused], ranks: Sequence[Mapping[str, So
     for tensor in fused:
         if tensor.cut_dim is None and len(ranks) > 1:
             first, *others = [rank[tensor.name].read() for rank in ranks]
-            if not all(torch.equal(first, other) for other in others):
+            if not all(equal_bits(first, other) for other in others):
                 differing.append(tensor.name)
     return differing

@@ -15,7 +15,8 @@ from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.rules import Derived, Layout, Rule, head_rule
 
-from .tensors import TensorInfo
+from .files.bits import all_finite
+from .files.tensors import TensorInfo
 from .weights import Weights, expected_tensors
 
 # Bytes of a piece: small beside any model, large beside the cost of a call.
@@ -300,6 +301,6 @@ def _by_head(parts: list[Tensor], head_dim: int) -> Tensor:
 
 def _converted(piece: Tensor, dtype: torch.dtype, tensor: Fused) -> Tensor:
     out = piece.to(dtype).contiguous()
-    if dtype == torch.float16 and piece.dtype in (torch.float32, torch.bfloat16) and not bool(out.isfinite().all()):
+    if dtype == torch.float16 and piece.dtype in (torch.float32, torch.bfloat16) and not all_finite(out):
         raise CheckpointError(f"{tensor.name} has values that float16 cannot hold; write float32 or bfloat16")
     return out

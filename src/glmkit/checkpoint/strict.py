@@ -10,9 +10,9 @@ from glmkit.errors import CheckpointError
 from glmkit.families.rules import Layout, template_match
 
 from .choose import is_derived
+from .files.tensors import TensorInfo
 from .reading import Source
 from .rules import Fused, derived_value
-from .tensors import TensorInfo
 from .weights import COLUMN_CUT
 
 _SHOWN = 4

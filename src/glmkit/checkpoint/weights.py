@@ -12,7 +12,7 @@ from torch import Tensor
 from glmkit.config import GLMConfig
 from glmkit.model import GLM
 
-from .tensors import TensorInfo
+from .files.tensors import TensorInfo
 
 # Linear layers whose inputs are shared among ranks: per-rank quantisation leaves them several scales per output row.
 COLUMN_CUT = ("o_proj", "down_proj")

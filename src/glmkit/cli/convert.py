@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from glmkit.checkpoint.convert import DTYPES, ConvertReport, convert
-from glmkit.checkpoint.transfer import Step
+from glmkit.checkpoint.conversion.convert import DTYPES, ConvertReport, convert
+from glmkit.checkpoint.conversion.transfer import Step
 
 EPILOG = """formats, as far as the model's family has them:
   glmkit        glmkit's own directory: config.json and model*.safetensors

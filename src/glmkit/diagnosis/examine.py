@@ -10,8 +10,8 @@ import torch
 
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.detect import detect
+from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
-from glmkit.checkpoint.tensors import TensorFile
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.base import preset, preset_names

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from glmkit.checkpoint.detect import CONFIG_FILES
-from glmkit.checkpoint.tensors import TensorFile
+from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.families.base import all_families
 from glmkit.families.rules import Layout
 

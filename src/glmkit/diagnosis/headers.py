@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from glmkit.checkpoint.open_file import open_tensor_file
-from glmkit.checkpoint.tensors import TensorFile
+from glmkit.checkpoint.files.open_file import open_tensor_file
+from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.errors import GLMKitError
 
 from .finding import Finding

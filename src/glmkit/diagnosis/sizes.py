@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from glmkit.checkpoint.tensors import TensorInfo
+from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.weights import expected_tensors
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import ConfigError

@@ -16,7 +16,7 @@ __all__ = ["CHAT", "TOKENIZER_FILES", "load_tokenizer"]
 
 def load_tokenizer(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
     """The tokenizer of a published directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
-    return load_commands(directory, COMMANDS)
+    return load_commands(directory, config, COMMANDS)
 
 
 CHAT = RoundTemplate(

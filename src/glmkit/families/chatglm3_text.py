@@ -23,7 +23,7 @@ ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 def load_tokenizer(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
     """The tokenizer of a published directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
-    return load_commands(directory, (*COMMANDS, *ROLE_TOKENS), markers=ROLE_TOKENS, named=True)
+    return load_commands(directory, config, (*COMMANDS, *ROLE_TOKENS), markers=ROLE_TOKENS, named=True)
 
 
 class ToolCallTemplate(RoleTemplate):

@@ -1,6 +1,5 @@
 """Text of ChatGLM-6B. Source: `THUDM/chatglm-6b:tokenization_chatglm.py`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from glmkit.errors import TokenizerError
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Reading
 from glmkit.tokenizer.padding import RowLayout, Side
 from glmkit.tokenizer.special_text import Marker
+from glmkit.tokenizer.vocabulary_files import decode_vocabulary, parse_json, read_vocabulary
 
 from .chatglm_chat import CHAT
 from .ice_text import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
@@ -98,11 +98,10 @@ def _declared_images(folder: Path) -> int | None:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not valid JSON ({error}); copy or download it again") from None
-    count = values.get("num_image_tokens") if isinstance(values, dict) else None
+    values = parse_json(decode_vocabulary(read_vocabulary(path), str(path)), str(path))
+    if not isinstance(values, dict):
+        raise TokenizerError(f"{path}: holds {type(values).__name__}, not an object; copy or download it again")
+    count = values.get("num_image_tokens")
     if count is not None and (type(count) is not int or count < 0):
         raise TokenizerError(f"{path}: num_image_tokens is {count!r}; it must be 0 or {IMAGE_CODES}")
     return count

@@ -7,17 +7,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glmkit.config import SpecialIds
+from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Reading
 from glmkit.tokenizer.padding import Side
 from glmkit.tokenizer.ranks import looks_like_ranks
 from glmkit.tokenizer.sentencepiece import SentencePieceModel, SentencePieceRun
 from glmkit.tokenizer.special_text import Marker
-from glmkit.tokenizer.vocabulary_files import read_vocabulary
+from glmkit.tokenizer.vocabulary_files import check_entries, read_vocabulary
 
 TOKENIZER_FILES = ("tokenizer.model",)
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+_PIECES = {65024: 64789}  # of the published vocabulary, by rows of the embedding
 _UNK, _BOS, _EOS = 0, 1, 2  # pad is unk; none of the three is ever decoded
 
 
@@ -115,9 +116,17 @@ class CommandStream:
 
 
 def load_commands(
-    directory: Path, commands: Sequence[str], *, named: bool = False, markers: Sequence[str] = ()
+    directory: Path,
+    config: GLMConfig | None,
+    commands: Sequence[str],
+    *,
+    named: bool = False,
+    markers: Sequence[str] = (),
 ) -> CommandTokenizer | None:
-    """The tokenizer in a directory, None without `tokenizer.model`. Raises TokenizerError for another kind of file."""
+    """The tokenizer in a directory, None without `tokenizer.model`.
+
+    Raises TokenizerError for another kind of file, or another number of pieces than a published model's.
+    """
     path = directory / TOKENIZER_FILES[0]
     if not path.is_file():
         return None
@@ -127,4 +136,6 @@ def load_commands(
             f"{path}: a tiktoken vocabulary, as GLM-4 has it, where a SentencePiece model is expected; "
             f"give the tokenizer of this model"
         )
-    return CommandTokenizer(SentencePieceModel(data, source=str(path)), commands, named=named, markers=markers)
+    model = SentencePieceModel(data, source=str(path))
+    check_entries(str(path), model.size, None if config is None else config.vocab_size, _PIECES)
+    return CommandTokenizer(model, commands, named=named, markers=markers)

@@ -7,7 +7,6 @@ Sources: `THUDM/glm-4-9b-chat:tokenization_chatglm.py` and `modeling_chatglm.py`
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
@@ -15,7 +14,7 @@ from glmkit.tokenizer.chat import Message
 from glmkit.tokenizer.json_vocabulary import JsonVocabulary
 from glmkit.tokenizer.ranks import RankVocabulary
 from glmkit.tokenizer.tiktoken import TiktokenTokenizer
-from glmkit.tokenizer.vocabulary_files import decode_vocabulary, read_vocabulary
+from glmkit.tokenizer.vocabulary_files import check_entries, decode_vocabulary, parse_json, read_vocabulary
 
 from .glm4_tools import functions, self_description, tool_sections
 from .role_chat import RoleTemplate
@@ -23,6 +22,7 @@ from .role_chat import RoleTemplate
 RANKS_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FILES = (RANKS_FILE, JSON_FILE)
 OPENING = ("[gMASK]", "<sop>")
+_ENTRIES = {151552: 151329}  # of the published vocabulary, by rows of the embedding
 
 # The tokens behind the vocabulary, in the order of their ids, where no file beside it says otherwise.
 SPECIAL_TOKENS = (
@@ -53,6 +53,7 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> TiktokenTokeniz
     ranks, described = directory / RANKS_FILE, directory / JSON_FILE
     if ranks.is_file():
         model = RankVocabulary(read_vocabulary(ranks), source=str(ranks))
+        check_entries(str(ranks), model.size, None if config is None else config.vocab_size, _ENTRIES)
         specials = _declared(files.get(CONFIG_FILE), settings, model.size)
         specials = specials or {name: model.size + number for number, name in enumerate(SPECIAL_TOKENS)}
         return TiktokenTokenizer(model, specials, _roles(specials, ranks), opening=OPENING, beside=files)
@@ -67,8 +68,8 @@ def _declared(data: bytes | None, path: Path, size: int) -> dict[str, int]:
     """The special tokens that a tokenizer_config.json puts behind the vocabulary; empty when it says nothing."""
     if data is None:
         return {}
+    values = parse_json(decode_vocabulary(data, str(path)), str(path))
     try:
-        values: Any = json.loads(decode_vocabulary(data, str(path)))
         declared = values.get("added_tokens_decoder") or {}
         specials = {str(entry["content"]): int(index) for index, entry in declared.items()}
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -10,7 +10,8 @@ from typing import Literal
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer.byte_bpe import ByteBPE, ByteRun
+from glmkit.tokenizer.byte_bpe import ByteBPE
+from glmkit.tokenizer.byte_tokens import ByteRun
 from glmkit.tokenizer.composed import Decoding, Reading
 from glmkit.tokenizer.special_text import Marker, Strip
 from glmkit.tokenizer.text_model import TextModel
@@ -186,7 +187,7 @@ def decoding(kind: Kind, model: TextModel, commands: list[Command], style: Style
     else:
         hidden = frozenset(command.id for command in commands if command.text in _DECLARED[kind])
     if style == "hub-4.44" and isinstance(model, ByteBPE):  # declared strings are part of the runs there
-        entries_of_run = model.entry_bytes() + [names[i].encode() for i in range(model.size, max(names) + 1)]
+        entries_of_run = model.token_bytes + [names[i].encode() for i in range(model.size, max(names) + 1)]
         apart = {index: text for index, text in appended.items() if index not in hidden}
         return Decoding(apart, " ", hidden, clean_up=True, new_run=partial(ByteRun, entries_of_run))
     return Decoding(appended, " ", hidden, clean_up=True)

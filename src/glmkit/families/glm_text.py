@@ -12,7 +12,7 @@ from glmkit.tokenizer.composed import ComposedTokenizer
 from glmkit.tokenizer.padding import RowLayout
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from glmkit.tokenizer.text_model import TextModel
-from glmkit.tokenizer.vocabulary_files import decode_vocabulary, read_side_files, read_vocabulary
+from glmkit.tokenizer.vocabulary_files import check_entries, decode_vocabulary, read_side_files, read_vocabulary
 from glmkit.tokenizer.wordpiece import WordPiece
 
 from .glm_strings import Kind, Style, command_tokens, decoding, special_ids
@@ -23,7 +23,12 @@ _WORDS, _ENTRIES, _MERGES, _CHINESE = "vocab.txt", "vocab.json", "merges.txt", "
 TOKENIZER_FILES = (_WORDS, _ENTRIES, _MERGES, _CHINESE)
 Masks = Literal["none", "own", "shared"]
 
-_ROWS: dict[int, tuple[Kind, ...]] = {30592: ("bert",), 50304: ("gpt2", "roberta"), 50048: ("chinese",)}
+# Entries of the published vocabularies, by rows of the embedding.
+_ROWS: dict[int, dict[Kind, int]] = {
+    30592: {"bert": 30522},
+    50304: {"gpt2": 50257, "roberta": 50265},
+    50048: {"chinese": 50000},
+}
 
 
 class GLMTokenizer(ComposedTokenizer):
@@ -138,9 +143,11 @@ def load_tokenizer(
         found = fitting
     if any(entry.files != found[0].files for entry in found):
         names = "; ".join(entry.names for entry in found)
-        raise TokenizerError(f"{folder} holds several vocabularies ({names}); keep one model's, or give its kind")
+        raise TokenizerError(f"{folder} holds several vocabularies ({names}); keep one model's, or say which kind=")
     chosen = found[0]
     model = chosen.model()
+    entries = {size: kinds[chosen.kind] for size, kinds in _ROWS.items() if chosen.kind in kinds}
+    check_entries(str(chosen.paths[0]), model.size, rows, entries)
     return GLMTokenizer(
         chosen.kind,
         model,

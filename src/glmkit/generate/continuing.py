@@ -27,18 +27,25 @@ def continue_row(
     """The tokens that follow a prompt, at most `max_tokens`; a token of `stops` ends them and is not among them.
 
     row: the whole prompt, added tokens included ("... [gMASK] <sop>"). Positions are the model's own for such ids.
-    Raises RequestError for an empty prompt or max_tokens below 1.
+    Raises RequestError for an empty prompt or one longer than the model's positions, and for max_tokens below 1 or more
+    than memory holds.
     """
     if not row or max_tokens < 1:
         raise RequestError(f"{len(row)} tokens to continue by max_tokens {max_tokens}; give at least 1 of each")
     sampling = sampling or Sampling()
     config, device = model.config, model.device
+    if len(row) > config.max_positions:
+        raise RequestError(f"the text has {len(row)} tokens, the model takes {config.max_positions}; shorten it")
     ids_1T = torch.tensor([list(row)], device=device)
     prefix_1 = infer_prefix(ids_1T, config.special) if config.mask == "prefix" else torch.zeros(1, dtype=torch.long)
+    capacity = len(row) + max_tokens
+    try:
+        cache = KVCache(config, 1, capacity, dtype=model.dtype, device=device)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise RequestError(f"no memory for {capacity} tokens; lower max_tokens ({max_tokens})") from error
     # The places of the prompt and of everything that may follow, worked out once.
     filler = torch.full((1, max_tokens), row[-1] if config.special is None else config.special.pad, device=device)
     positions_12T = infer_positions(torch.cat([ids_1T, filler], 1), prefix_1, config)
-    cache = KVCache(config, 1, len(row) + max_tokens, dtype=model.dtype, device=device)
     banned = torch.tensor(sorted(index for index in forbidden if index < config.vocab_size), dtype=torch.long)
     answer: list[int] = []
     fed_1T, start = ids_1T, 0

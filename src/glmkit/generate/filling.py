@@ -24,10 +24,12 @@ class _Row:
     """Progress of one row: which blank is open, what has been written into it, and the token to feed next."""
 
     blanks: list[int]  # positions of the mask tokens in part A
-    counting: list[bool]  # whether positions go on counting in a blank's span
+    counting: list[bool]  # whether positions go on counting behind part A in a blank's span
+    length: int  # tokens of part A
     spans: list[list[int]] = field(default_factory=list)
     queue: list[int] = field(default_factory=list)  # tokens of the open span still to be fed
     fed: int = 0  # tokens of the open span already fed
+    total: int = 0  # tokens of all spans already fed
     done: bool = False
 
     def open_next(self, sop: int) -> None:
@@ -47,7 +49,7 @@ def fill_rows(
     max_tokens: int = 64,
     sampling: Sampling | None = None,
     forbidden: Iterable[int] = (),
-    only_first: bool = False,
+    blank: int | None = None,
     drawn: int = 0,
     running: bool = False,
     block_positions: bool = True,
@@ -56,7 +58,7 @@ def fill_rows(
 
     rows: token ids of part A, each with at least one mask token. max_tokens: the longest span, in tokens.
     forbidden: ids never produced (besides mask, start, class and padding ids, which never are). A span ends at
-    end-of-piece or end-of-text, which are not part of it. only_first: leave all blanks but the first unfilled.
+    end-of-piece or end-of-text, which are not part of it. blank: the number of the only blank to fill, the first is 0.
     drawn: how many tokens earlier calls for the same text have drawn, so that the noise goes on.
     running: row 0 of the positions counts on from the mask (ObjectiveConfig.generation_positions). block_positions
     False: row 1 stays 1 in spans (block_position_encoding).
@@ -71,13 +73,13 @@ def fill_rows(
     states = []
     for index, row in enumerate(rows):
         blanks = _find_blanks(row, index, special, model.config)
+        if blank is not None:
+            blanks = blanks[blank : blank + 1]
         # With one rotary stream a [gMASK] span goes on counting (`THUDM/GLM-130B:generation/`).
         one_stream = model.config.positions == "rope" and special.gmask != special.mask
-        states.append(_Row(blanks, [one_stream and row[blank] == special.gmask for blank in blanks]))
+        counting = [one_stream and row[place] == special.gmask for place in blanks]
+        states.append(_Row(blanks, counting, len(row)))
     device = model.device
-    if only_first:
-        for state in states:
-            del state.blanks[1:]
     lengths = [len(row) for row in rows]
     width = max(lengths)
     ids_BT = torch.full((len(rows), width), special.pad)
@@ -88,7 +90,7 @@ def fill_rows(
     capacity = width + most_blanks * (max_tokens + 1)
     try:
         cache = KVCache(model.config, len(rows), capacity, dtype=model.dtype, device=device)
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError, TypeError) as error:
         raise RequestError(f"no memory for {len(rows)} x {capacity} tokens; lower max_tokens ({max_tokens})") from error
     positions_B2T = torch.stack([torch.arange(width), torch.zeros(width, dtype=torch.long)]).expand(len(rows), 2, width)
     model.hidden(
@@ -136,7 +138,10 @@ def _step(
         state.fed += 1
         # Learned tables end at max_positions; a longer span stays on their last row.
         blank = len(state.spans) - 1
-        place = state.blanks[blank] + (state.fed if running or state.counting[blank] else 0)
+        place = state.blanks[blank] + (state.fed if running else 0)
+        if state.counting[blank]:
+            place = state.length + state.total
+        state.total += 1
         inside = state.fed if block_positions else 1
         if model.config.positions == "learned_2d":
             place, inside = min(place, model.config.max_positions), min(inside, model.config.max_positions)

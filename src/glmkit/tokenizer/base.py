@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from glmkit.config import SpecialIds
 
 from .streams import IdStream
+from .text_model import as_ids
+
+if TYPE_CHECKING:
+    from .explain import Explanation
 
 _REPLACEMENT = "\ufffd"
 
@@ -50,6 +54,10 @@ class Tokenizer(Protocol):
         """One token as people can read it."""
         ...
 
+    def explain(self, text: str, *, specials: bool = True) -> "Explanation":
+        """The tokens of a text with what each stands for. specials: as in `encode`."""
+        ...
+
     def fingerprint(self) -> str:
         """Hex SHA-256 over everything that decides how text is encoded."""
         ...
@@ -87,9 +95,10 @@ class IncrementalDecoder:
 
     def push(self, index: int) -> str:
         """Add one id; returns the text that is now certain (often the token, "" inside a character)."""
+        ids = as_ids((index,))
         if self._stream is not None:
-            return self._stream.feed((index,))
-        self._window.append(index)
+            return self._stream.feed(ids)
+        self._window += ids
         return self._advance(final=False)
 
     def flush(self) -> str:

@@ -18,11 +18,12 @@ import tokenizers
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.files import atomic_write
 
 from .byte_table import byte_alphabet as byte_alphabet
 from .explain import Explainable
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
+from .text_model import as_ids, as_texts, check_id, check_text, check_unicode
+from .vocabulary_files import parse_json, write_vocabularies
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIALS_FILE = "special_tokens.json"
@@ -103,22 +104,15 @@ class TrainedTokenizer(Explainable):
         if not folder.is_dir():
             raise TokenizerError(f"{folder}: no such directory; give the one that holds {TOKENIZER_FILE}")
         texts = {name: _read_text(folder / name) for name in (TOKENIZER_FILE, SPECIALS_FILE)}
-        try:
-            specials = json.loads(texts[SPECIALS_FILE])
-        except ValueError as error:
-            raise TokenizerError(f"{folder / SPECIALS_FILE}: not JSON: {error}") from error
+        specials = parse_json(texts[SPECIALS_FILE], str(folder / SPECIALS_FILE))
         if not isinstance(specials, dict) or not all(isinstance(text, str) and text for text in specials.values()):
             raise TokenizerError(f"{folder / SPECIALS_FILE}: must be an object of role -> string")
         return cls(texts[TOKENIZER_FILE], specials, source=str(folder / TOKENIZER_FILE))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write both files, each atomically."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         specials = json.dumps(self._specials, ensure_ascii=False, indent=2) + "\n"
-        for name, text in ((TOKENIZER_FILE, self._json), (SPECIALS_FILE, specials)):
-            with atomic_write(folder / name) as file:
-                file.write(text.encode())
+        write_vocabularies(directory, {TOKENIZER_FILE: self._json.encode(), SPECIALS_FILE: specials.encode()})
 
     @property
     def vocab_size(self) -> int:
@@ -129,15 +123,11 @@ class TrainedTokenizer(Explainable):
         return SpecialIds(**{role: self._ids[role] for role in SPECIAL_STRINGS if role in self._ids})
 
     @property
-    def special_strings(self) -> dict[str, str]:
-        """Role -> string."""
-        return dict(self._specials)
-
-    @property
     def lstrip_masks(self) -> bool:
         return bool(self._stripping)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        check_text(text)
         if not specials:
             return self._encode_plain([text])[0]
         parts = self._special_pattern.split(self.without_blank_space(text))
@@ -154,14 +144,13 @@ class TrainedTokenizer(Explainable):
         return self._blank_space.sub("", text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self._encode_plain(texts)
+        return self._encode_plain(as_texts(texts))
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
         table, size = self._bytes, len(self._bytes)
         parts: list[bytes] = []
-        for index in ids:
-            if not 0 <= index < size:
-                raise TokenizerError(f"token id {index} is outside the vocabulary of {size} tokens")
+        for index in as_ids(ids):
+            check_id(index, size)
             if not (skip_specials and index in self._special_id_set):
                 parts.append(table[index])
         return b"".join(parts).decode("utf-8", errors="replace")
@@ -176,8 +165,8 @@ class TrainedTokenizer(Explainable):
 
     def token_bytes(self, index: int) -> bytes:
         """The UTF-8 bytes that a token stands for. Raises TokenizerError for an unknown id."""
-        if not 0 <= index < len(self._bytes):
-            raise TokenizerError(f"token id {index} is outside the vocabulary of {len(self._bytes)} tokens")
+        (index,) = as_ids((index,))
+        check_id(index, len(self._bytes))
         return self._bytes[index]
 
     def fingerprint(self) -> str:
@@ -204,7 +193,7 @@ class TrainedTokenizer(Explainable):
             pieces.append(parts)
         if waiting:
             for piece_text in (entry[2] for entry in waiting):
-                _refuse_surrogates(piece_text)
+                check_unicode(piece_text)
             encodings = self._tokenizer.encode_batch_fast([entry[2] for entry in waiting], add_special_tokens=False)
             for (number, index, _), encoding in zip(waiting, encodings, strict=True):
                 pieces[number][index] = encoding.ids
@@ -284,15 +273,6 @@ def _split_pattern(content: dict[str, Any]) -> str | None:
     first = steps["pretokenizers"][0] if steps.get("type") == "Sequence" else steps
     pattern = first.get("pattern") if first.get("type") == "Split" else None
     return pattern.get("Regex") if isinstance(pattern, dict) else None
-
-
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TokenizerError(
-            f"the text has a lone surrogate U+{ord(text[error.start]):04X}, which is not valid Unicode; remove it"
-        ) from None
 
 
 def _read_text(path: Path) -> str:

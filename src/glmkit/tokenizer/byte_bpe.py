@@ -1,19 +1,19 @@
 """Byte-level BPE with GPT-2's file formats, encoded by the `tokenizers` library and decoded here step by step."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmkit.errors import TokenizerError
 
 from .byte_table import byte_alphabet
-from .streams import ByteText
+from .byte_tokens import ByteTokens
 from .text_model import check_id, check_unicode
+from .vocabulary_files import parse_json
 
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
-class ByteBPE:
+class ByteBPE(ByteTokens):
     """A `TextModel` of GPT-2's kind: words by GPT-2's pattern, their UTF-8 bytes joined by merges."""
 
     def __init__(
@@ -27,7 +27,7 @@ class ByteBPE:
         """ids: entry -> id, without gaps. Raises TokenizerError for files that are no byte-level BPE."""
         self._ids, self.source = dict(ids), source
         self._entries = _by_id(self._ids, source)
-        self._bytes = [_entry_bytes(entry, source) for entry in self._entries]
+        super().__init__([_entry_bytes(entry, source) for entry in self._entries], {})
         self._bpe = _library_model(self._ids, merges, source, merges_source)
         self._merges = list(merges)
 
@@ -36,10 +36,7 @@ class ByteBPE:
         cls, vocabulary: str, merges: str, *, source: str = "vocabulary", merges_source: str = "merges"
     ) -> "ByteBPE":
         """From the texts of a vocab.json and a merges.txt (its first line is a version and is skipped)."""
-        try:
-            ids = json.loads(vocabulary)
-        except ValueError as error:
-            raise TokenizerError(f"{source}: not JSON ({error}); copy or download it again") from None
+        ids = parse_json(vocabulary, source)
         if not isinstance(ids, dict) or not ids or not all(type(index) is int for index in ids.values()):
             raise TokenizerError(f"{source}: must be an object of entry -> id; copy or download it again")
         pairs: list[tuple[str, str]] = []
@@ -54,10 +51,6 @@ class ByteBPE:
         if not pairs:
             raise TokenizerError(f"{merges_source}: no merges; copy or download it again")
         return cls(ids, pairs, source=source, merges_source=merges_source)
-
-    @property
-    def size(self) -> int:
-        return len(self._entries)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -74,44 +67,12 @@ class ByteBPE:
     def find(self, token: str) -> int | None:
         return self._ids.get(token)
 
-    def is_byte(self, index: int) -> bool:
-        try:
-            self._bytes[index].decode()
-        except UnicodeDecodeError:
-            return True
-        return False
-
     def readable(self, index: int) -> str:
         """The entry's text; one that is not whole characters as its bytes, "<0xE4><0xB8>"."""
-        check_id(index, self.size)
-        raw = self._bytes[index]
-        return "".join(f"<0x{byte:02X}>" for byte in raw) if self.is_byte(index) else raw.decode()
-
-    def entry_bytes(self) -> list[bytes]:
-        """The bytes of every entry, by id."""
-        return list(self._bytes)
-
-    def run(self) -> "ByteRun":
-        return ByteRun(self._bytes)
+        return super().token(index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ByteBPE, (self._ids, self._merges)
-
-
-class ByteRun:
-    """Decodes consecutive ids of a vocabulary whose entries are bytes."""
-
-    def __init__(self, entries: Sequence[bytes]) -> None:
-        self._entries, self._text = entries, ByteText(each=False)
-
-    def feed(self, ids: Sequence[int]) -> str:
-        entries = self._entries
-        for index in ids:
-            check_id(index, len(entries))
-        return self._text.feed(b"".join([entries[index] for index in ids]))
-
-    def finish(self) -> str:
-        return self._text.finish()
 
 
 def _by_id(ids: Mapping[str, int], source: str) -> list[str]:

@@ -12,7 +12,7 @@ from .explain import TokenKind
 from .inputs import InputTokenizer
 from .special_text import Marker, MarkerTable
 from .streams import FilteredStream, IdStream, clean_up_filters
-from .text_model import TextModel, check_id
+from .text_model import TextModel, as_ids, as_texts, check_id, check_text
 from .vocabulary_files import write_vocabularies
 
 
@@ -80,6 +80,7 @@ class ComposedTokenizer(InputTokenizer):
         return self._special
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        check_text(text)
         if not specials:
             return self.model.encode(text)
         if self.reading.drop_white and not text.strip():
@@ -95,14 +96,14 @@ class ComposedTokenizer(InputTokenizer):
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.model.encode_batch(texts)
+        return self.model.encode_batch(as_texts(texts))
 
     def without_blank_space(self, text: str) -> str:
         return self._table.without_space(text)
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
         stream = self.stream(skip_specials=skip_specials)
-        return stream.feed(ids) + stream.finish()
+        return stream.feed(as_ids(ids)) + stream.finish()
 
     def stream(self, *, skip_specials: bool = True) -> IdStream:
         """A fresh decoder that is fed ids step by step; see `IncrementalDecoder`."""
@@ -119,6 +120,7 @@ class ComposedTokenizer(InputTokenizer):
         return RunsStream(rules.new_run or self.model.run, rules.apart, rules.joint, hidden, self._size)
 
     def id_to_token(self, index: int) -> str:
+        (index,) = as_ids((index,))
         check_id(index, self._size)
         if index in self._names:
             return self._names[index]

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 from glmkit.config import SpecialIds
@@ -93,12 +94,14 @@ class InputTokenizer(Explainable, ABC):
         max_length: of the row, added tokens included; only the texts' own tokens are cut away, on `truncation_side`.
         specials: whether special strings in the texts become their ids, as in `encode`. strategy: which text is cut;
         longest_first takes token by token from the longer one (the second when they are equally long).
-        Raises TokenizerError when max_length cannot hold the added tokens and at least one token of a text that must
-        be cut.
+        Raises TokenizerError when max_length is no whole number, or cannot hold the added tokens and at least one token
+        of a text that must be cut.
         """
         ids = self.encode(text, specials=specials)
         second = None if pair is None else self.encode(pair, specials=specials)
         if max_length is not None:
+            if not isinstance(max_length, Integral):
+                raise TokenizerError(f"max_length is {max_length!r}; give a whole number")
             ids, second = self.truncate(
                 ids, second, max_length - self.num_added(second is not None), side=truncation_side, strategy=strategy
             )

@@ -1,5 +1,8 @@
 """A vocabulary alone: plain text to ids and back, knowing nothing of special strings or of what models expect."""
 
+import reprlib
+from collections.abc import Iterable
+from operator import index as whole
 from typing import Protocol
 
 from glmkit.errors import TokenizerError
@@ -46,8 +49,33 @@ def check_id(index: int, size: int) -> None:
         raise TokenizerError(f"token id {index} is outside the vocabulary of {size} tokens")
 
 
+def as_ids(ids: Iterable[int]) -> list[int]:
+    """Token ids as plain numbers, those of NumPy and torch too. Raises TokenizerError for anything else."""
+    try:
+        return [whole(index) for index in ids]
+    except TypeError:
+        raise TokenizerError(f"token ids are {reprlib.repr(ids)}; give a list of whole numbers") from None
+
+
+def check_text(text: str) -> None:
+    """Raises TokenizerError for what is no text."""
+    if not isinstance(text, str):
+        raise TokenizerError(f"a text is {reprlib.repr(text)}; give a text (str)")
+
+
+def as_texts(texts: Iterable[str]) -> list[str]:
+    """Several texts as a list. Raises TokenizerError for anything else, one text alone too."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TokenizerError(f"texts are {reprlib.repr(texts)}; give a list of texts")
+    found = list(texts)
+    for text in found:
+        check_text(text)
+    return found
+
+
 def check_unicode(text: str) -> None:
-    """Raises TokenizerError for a lone surrogate."""
+    """Raises TokenizerError for what is no text, and for a lone surrogate."""
+    check_text(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:

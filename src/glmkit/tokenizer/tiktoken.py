@@ -14,7 +14,7 @@ from .composed import ComposedTokenizer, Decoding, Reading
 from .padding import Side
 from .special_text import Marker
 from .streams import ByteText
-from .text_model import TextModel
+from .text_model import TextModel, as_ids
 from .vocabulary_files import write_vocabularies
 
 
@@ -65,7 +65,7 @@ class TiktokenTokenizer(ComposedTokenizer):
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True, spaced: bool | None = None) -> str:
         """As in `Tokenizer`, but an id without a token gives nothing. `spaced` overrides the tokenizer's own way."""
         stream = self._parts(self.decoding.hidden if skip_specials else frozenset(), spaced)
-        return stream.feed(ids) + stream.finish()
+        return stream.feed(as_ids(ids)) + stream.finish()
 
     def plain_stream(self) -> "PartsStream":
         """A decoder that leaves nothing out and adds no spaces."""

@@ -1,8 +1,10 @@
 """Reading vocabulary files with errors that say what is wrong with the file, and writing the same bytes back."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from glmkit.errors import TokenizerError
 from glmkit.files import atomic_write
@@ -41,13 +43,42 @@ def decode_vocabulary(data: bytes, source: str) -> str:
         raise TokenizerError(f"{source}: not UTF-8 text at byte {error.start}; copy or download it again") from None
 
 
+def parse_json(text: str, source: str) -> Any:
+    """The value of a JSON text. Raises TokenizerError naming the source."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{source}: not valid JSON ({error}); copy or download it again") from None
+
+
+def check_entries(source: str, entries: int, rows: int | None, published: Mapping[int, int]) -> None:
+    """Raises TokenizerError when a model of a published size has another number of vocabulary entries.
+
+    rows: of the model's embedding, None when unknown. published: rows -> entries. A file that was cut off, or is
+    another model's, may read well and still give every special token a wrong id.
+    """
+    expected = entries if rows is None else published.get(rows, entries)
+    if entries != expected:
+        raise TokenizerError(
+            f"{source}: {entries} entries, but the vocabulary of a model with {rows} rows has {expected}; it is cut "
+            f"off or another model's, copy or download it again"
+        )
+
+
 def write_vocabularies(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
-    """Write each file atomically into a directory, which is made when missing."""
+    """Write each file atomically into a directory, which is made when missing.
+
+    Raises TokenizerError when that cannot be done.
+    """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            with atomic_write(folder / name) as file:
+                file.write(data)
+    except OSError as error:
+        where = error.filename or folder
+        raise TokenizerError(f"{where} cannot be written ({error.strerror}); choose another directory") from None
 
 
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

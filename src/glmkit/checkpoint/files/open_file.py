@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from glmkit.checkpoint.content import content_kind
-from glmkit.checkpoint.mapping import FileMap
-from glmkit.checkpoint.paddle_file import open_paddle_file
-from glmkit.checkpoint.safetensors_file import open_safetensors_file
-from glmkit.checkpoint.tensors import TensorFile
-from glmkit.checkpoint.torch_file import open_torch_file
+from .content import content_kind
+from .mapping import FileMap
+from .paddle_file import open_paddle_file
+from .safetensors_file import open_safetensors_file
+from .tensors import TensorFile
+from .torch_file import open_torch_file
 
 _READERS = {
     "torch": open_torch_file,

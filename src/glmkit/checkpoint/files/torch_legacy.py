@@ -5,11 +5,12 @@ writing machine, the content, and the keys of the storages; each storage is its 
 elements.
 """
 
-from glmkit.checkpoint.mapping import FileMap
-from glmkit.checkpoint.pickle_values import PickleError, kind_of, shorten
-from glmkit.checkpoint.pickles import read_pickle
-from glmkit.checkpoint.torch_pickles import STORAGE_TYPES, read_storage_id, torch_calls
 from glmkit.errors import CheckpointError
+
+from .mapping import FileMap
+from .pickle_values import PickleError, kind_of, shorten
+from .pickles import read_pickle
+from .torch_pickles import STORAGE_TYPES, read_storage_id, torch_calls
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from glmkit.checkpoint.files.stream import Written, ignore
 from glmkit.errors import CheckpointError
 from glmkit.files import atomic_write
-
-from .stream import Written, ignore
 
 JOURNAL_FILE = ".conversion.json"
 LOCK_FILE = ".lock"

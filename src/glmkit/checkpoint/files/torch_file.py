@@ -3,16 +3,17 @@
 import os
 from pathlib import Path
 
-from glmkit.checkpoint.content import check_content
-from glmkit.checkpoint.mapping import Entry, FileMap, MappedTensors, Strided
-from glmkit.checkpoint.pickle_values import shorten
-from glmkit.checkpoint.pickles import read_pickle
-from glmkit.checkpoint.state_dicts import split_state
-from glmkit.checkpoint.tensors import TensorFile
-from glmkit.checkpoint.torch_legacy import read_legacy
-from glmkit.checkpoint.torch_pickles import StorageValue, TorchTensor, read_storage_id, torch_calls
-from glmkit.checkpoint.zip_index import Member, TruncatedZipError, read_zip_index
 from glmkit.errors import CheckpointError
+
+from .content import check_content
+from .mapping import Entry, FileMap, MappedTensors, Strided
+from .pickle_values import shorten
+from .pickles import read_pickle
+from .state_dicts import split_state
+from .tensors import TensorFile
+from .torch_legacy import read_legacy
+from .torch_pickles import StorageValue, TorchTensor, read_storage_id, torch_calls
+from .zip_index import Member, TruncatedZipError, read_zip_index
 
 MAX_PICKLE = 64 * 2**20  # bytes of data.pkl, which holds no numbers
 _LOCAL_HEADER = 30

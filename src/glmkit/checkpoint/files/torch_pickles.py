@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from glmkit.checkpoint.cursor import Bytes
-from glmkit.checkpoint.mapping import checked_sizes, checked_view
-from glmkit.checkpoint.numpy_pickles import numpy_calls
-from glmkit.checkpoint.pickle_values import PLAIN_CALLS, Call, Global, Inert, PickleError, kind_of, shorten
+from .cursor import Bytes
+from .mapping import checked_sizes, checked_view
+from .numpy_pickles import numpy_calls
+from .pickle_values import PLAIN_CALLS, Call, Global, Inert, PickleError, kind_of, shorten
 
 _STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,

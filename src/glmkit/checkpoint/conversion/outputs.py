@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+from glmkit.checkpoint.files.paddle_writer import write_paddle
+from glmkit.checkpoint.files.safetensors_writer import write_safetensors
+from glmkit.checkpoint.files.stream import Writer
+from glmkit.checkpoint.files.torch_writer import write_torch
+from glmkit.checkpoint.rules import PublishedTensor
 from glmkit.errors import CheckpointError
 from glmkit.families.rules import Layout
-
-from .paddle_writer import write_paddle
-from .rules import PublishedTensor
-from .safetensors_writer import write_safetensors
-from .stream import Writer
-from .torch_writer import write_torch
 
 WeightsFormat = Literal["safetensors", "bin"]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from glmkit.checkpoint.tensors import Omitted
+from .tensors import Omitted
 
 MAX_DEPTH = 64
 MAX_VALUES = 300_000  # in all entries of a file that are no tensors

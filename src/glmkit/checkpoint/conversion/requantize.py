@@ -10,12 +10,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.files.tensors import TensorInfo
+from glmkit.checkpoint.weights import COLUMN_CUT, Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.model.packing import dequantize, quantize_rows
-
-from .tensors import TensorInfo
-from .weights import COLUMN_CUT, Weights
 
 BLOCK_ELEMENTS = 4 << 20  # dequantised at a time: 16 MiB of float32
 

@@ -1,6 +1,7 @@
 """Private memory maps of files, and tensors that are views of them."""
 
 import mmap
+import os
 import platform
 import stat
 import sys
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.tensors import TensorInfo
 from glmkit.errors import CheckpointError
+
+from .tensors import TensorInfo
 
 MAX_DIMS = 64
 # A view that repeats its storage (stride 0) may be this large; beyond it, a dense copy would exhaust the memory.
@@ -32,7 +34,7 @@ class FileMap:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.keep_cached = path, True
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
@@ -75,6 +77,9 @@ class FileMap:
         end = (offset + length) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start and hasattr(mmap, "MADV_DONTNEED"):
             self.data.madvise(mmap.MADV_DONTNEED, start, end - start)
+            if not self.keep_cached:
+                with self.path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _private_map(descriptor: int, size: int) -> mmap.mmap:
@@ -176,6 +181,14 @@ class MappedTensors:
     @property
     def nbytes(self) -> int:
         return sum(entry.info.nbytes for entry in self._entries.values())
+
+    @property
+    def keep_cached(self) -> bool:
+        return self._file.keep_cached
+
+    @keep_cached.setter
+    def keep_cached(self, keep: bool) -> None:
+        self._file.keep_cached = keep
 
     def keys(self) -> list[str]:
         return list(self._entries)

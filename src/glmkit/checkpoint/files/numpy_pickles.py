@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.cursor import Bytes
-from glmkit.checkpoint.mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
-from glmkit.checkpoint.pickle_values import MAX_INLINE, Blob, Call, Global, Inert, PickleError, kind_of, shorten
-from glmkit.checkpoint.tensors import TensorInfo
+from .cursor import Bytes
+from .mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
+from .pickle_values import MAX_INLINE, Blob, Call, Global, Inert, PickleError, kind_of, shorten
+from .tensors import TensorInfo
 
 _TYPES: dict[str, torch.dtype] = {
     "b1": torch.bool,

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmkit.checkpoint.content import check_content
-from glmkit.checkpoint.mapping import FileMap, MappedTensors, Strided, checked_sizes, dense_stride
-from glmkit.checkpoint.pickle_values import shorten
-from glmkit.checkpoint.tensors import TensorFile, TensorInfo
 from glmkit.errors import CheckpointError
+
+from .content import check_content
+from .mapping import FileMap, MappedTensors, Strided, checked_sizes, dense_stride
+from .pickle_values import shorten
+from .tensors import TensorFile, TensorInfo
 
 MAX_HEADER = 8 * 2**20  # bytes
 MAX_DETAILS = 2**20  # bytes

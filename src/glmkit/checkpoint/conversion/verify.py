@@ -6,12 +6,11 @@ from dataclasses import asdict
 from math import sqrt
 from typing import Any
 
+from glmkit.checkpoint.files.bits import equal_bits
+from glmkit.checkpoint.files.stream import ignore
+from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import CheckpointError
-
-from .bits import equal_bits
-from .stream import ignore
-from .weights import Weights
 
 BLOCK_BYTES = 16 << 20
 

@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from glmkit.checkpoint.files.bits import all_finite
+from glmkit.checkpoint.files.stream import Entry
+from glmkit.checkpoint.rules import PublishedTensor
+from glmkit.checkpoint.weights import Weights
 from glmkit.errors import CheckpointError
 
-from .bits import all_finite
 from .journal import Journal
 from .outputs import OutputFile, Outputs
-from .rules import PublishedTensor
-from .stream import Entry
-from .weights import Weights
 
 Stage = Literal["check", "write", "verify"]
 

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from glmkit.checkpoint.mapping import FileMap
 from glmkit.errors import CheckpointError
+
+from .mapping import FileMap
 
 KINDS = {
     "torch": "file of torch.save",

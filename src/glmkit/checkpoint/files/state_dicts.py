@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmkit.checkpoint.mapping import Entry
-from glmkit.checkpoint.pickle_values import Placeholder, kind_of, plain_entries, shorten
 from glmkit.errors import CheckpointError
+
+from .mapping import Entry
+from .pickle_values import Placeholder, kind_of, plain_entries, shorten
 
 # Keys under which training code keeps the state dict; the first that holds tensors counts.
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from glmkit.checkpoint.content import check_pointer
 from glmkit.checkpoint.native import read_json
-from glmkit.checkpoint.open_file import open_tensor_file
-from glmkit.checkpoint.pickle_values import shorten
-from glmkit.checkpoint.tensors import TensorFile, TensorInfo
 from glmkit.errors import CheckpointError
+
+from .content import check_pointer
+from .open_file import open_tensor_file
+from .pickle_values import shorten
+from .tensors import TensorFile, TensorInfo
 
 METADATA = "metadata"
 MAX_INDEX = 4 * 2**20  # bytes
@@ -50,6 +51,15 @@ class ShardedFile:
     @property
     def nbytes(self) -> int:
         return sum(shard.nbytes for shard in self._shards)
+
+    @property
+    def keep_cached(self) -> bool:
+        return all(shard.keep_cached for shard in self._shards)
+
+    @keep_cached.setter
+    def keep_cached(self, keep: bool) -> None:
+        for shard in self._shards:
+            shard.keep_cached = keep
 
     def keys(self) -> list[str]:
         return list(self.homes)

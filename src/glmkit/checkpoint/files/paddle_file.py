@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.content import check_content
-from glmkit.checkpoint.mapping import Entry, FileMap, MappedTensors, checked_sizes
-from glmkit.checkpoint.numpy_pickles import Array, array_entry, numpy_calls
-from glmkit.checkpoint.pickle_values import PLAIN_CALLS
-from glmkit.checkpoint.pickles import read_pickle
-from glmkit.checkpoint.state_dicts import split_state
-from glmkit.checkpoint.tensors import TensorFile, TensorInfo
 from glmkit.errors import CheckpointError
+
+from .content import check_content
+from .mapping import Entry, FileMap, MappedTensors, checked_sizes
+from .numpy_pickles import Array, array_entry, numpy_calls
+from .pickle_values import PLAIN_CALLS
+from .pickles import read_pickle
+from .state_dicts import split_state
+from .tensors import TensorFile, TensorInfo
 
 SLICES = "UnpackBigParamInfor@@"
 

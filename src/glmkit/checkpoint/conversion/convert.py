@@ -12,6 +12,10 @@ from typing import get_args
 
 import torch
 
+from glmkit.checkpoint.native import GENERATION_FILE
+from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.rules import published_tensors
+from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.own import OWN
@@ -20,14 +24,10 @@ from glmkit.files import atomic_write
 
 from .carry import carried_files
 from .journal import Journal
-from .native import GENERATION_FILE
-from .open import Checkpoint, open_checkpoint
 from .outputs import Outputs, WeightsFormat, output_files, parse_size
 from .requantize import AddedError, Requantized, blocks_for
-from .rules import published_tensors
 from .transfer import Progress, Step, write_files
 from .verify import compare, config_changes
-from .weights import Weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_SHARD = "5GB"

@@ -4,7 +4,7 @@ import mmap
 import struct
 from typing import Any
 
-from glmkit.checkpoint.pickle_values import PickleError
+from .pickle_values import PickleError
 
 LINE_BYTES = 512
 

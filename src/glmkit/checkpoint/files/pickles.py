@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glmkit.checkpoint.cursor import LINE_BYTES, Bytes, Cursor
-from glmkit.checkpoint.pickle_values import (
+from glmkit.errors import CheckpointError
+
+from .cursor import LINE_BYTES, Bytes, Cursor
+from .pickle_values import (
     MAX_INLINE,
     Blob,
     Call,
@@ -26,7 +28,6 @@ from glmkit.checkpoint.pickle_values import (
     refused,
     shorten,
 )
-from glmkit.errors import CheckpointError
 
 MAX_OPCODES = 5_000_000
 MAX_MEMORY = 128 * 2**20  # bytes that the values may take, estimated from above

@@ -5,9 +5,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmkit.checkpoint.cursor import Bytes
-from glmkit.checkpoint.pickle_values import shorten
 from glmkit.errors import CheckpointError
+
+from .cursor import Bytes
+from .pickle_values import shorten
 
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 32 * 2**20  # bytes

@@ -1,0 +1,1 @@
+"""From one published layout to another, tensor by tensor."""

@@ -1,0 +1,1 @@
+"""Single files of named tensors: mapped readers that run nothing, streaming writers."""

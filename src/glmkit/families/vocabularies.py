@@ -1,0 +1,143 @@
+"""A tokenizer alone, from a directory of vocabulary files without weights: which family's is it?"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError, TokenizerError
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.bpe import TrainedTokenizer, has_tokenizer
+
+from .base import Family, all_families, family_named, preset
+from .glm import FAMILY as GLM
+from .glm_strings import Kind
+from .glm_text import load_tokenizer as load_glm
+from .own import FORMAT_KEY, OWN
+
+_CONFIGS = ("config.json", "model_config.json")
+_TEXTS = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEXT_LIMIT = 1 << 20
+_SURE = 4  # of `Family.claims`: by a name or by tokens of its own
+
+
+def load_tokenizer(
+    directory: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    config: str | GLMConfig | None = None,
+    kind: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a local directory; no weights and no config file are needed.
+
+    family: "glm", "glm-130b", "chatglm", "chatglm2", "chatglm3", "glm-4", "glm-4-0414". config: a preset's name
+    ("chatglm-6b-v0") or a config, which also says the family and which ids a vocabulary of two releases has. Without
+    them the files decide: the vocabulary, and a config or other tokenizer files beside it. kind: "bert", "gpt2",
+    "roberta" or "chinese", where a directory holds several of GLM's vocabularies.
+    Raises TokenizerError: no directory, no vocabulary in it, a damaged one, or several and nothing says which is
+    meant. Raises ConfigError for an unknown family or preset.
+    """
+    try:
+        folder = Path(directory)
+    except TypeError:
+        raise TokenizerError(f"the directory is {directory!r}; give a path") from None
+    given = preset(config) if isinstance(config, str) else config
+    family = given.family if family is None and given is not None else family
+    if kind not in (None, *get_args(Kind)):
+        raise TokenizerError(f"kind is {kind!r}; use one of {', '.join(get_args(Kind))}")
+    families = [family_named(family)] if family is not None else list(all_families().values())
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder} is no directory; give the one that holds the vocabulary files")
+    if kind is not None:
+        families = [replace(GLM, tokenizer=partial(load_glm, kind=cast(Kind, kind)))]
+    elif has_tokenizer(folder):
+        return TrainedTokenizer.load(folder)
+    name, values = _config(folder)
+    found, errors = _readable(folder, families, values, given)
+    if not found:
+        if errors:
+            raise errors[0]
+        wanted = dict.fromkeys(file for each in families for file in each.tokenizer_files)
+        raise TokenizerError(f"{folder} has no vocabulary; looked for {', '.join(wanted)}")
+    chosen = list(_meant(found, folder, name, values))
+    different = {tokenizer.fingerprint(): tokenizer for _, tokenizer in chosen}
+    if len(different) > 1:
+        titles = " and of ".join(each.title for each, _ in chosen)
+        names = " or ".join(f"family={each.name!r}" for each, _ in chosen)
+        raise TokenizerError(f"{folder} holds the vocabulary of {titles}; say which with {names}")
+    return chosen[0][1]
+
+
+_Read = list[tuple[Family, Tokenizer]]
+
+
+def _readable(
+    folder: Path, families: list[Family], values: Mapping[str, Any], given: GLMConfig | None
+) -> tuple[_Read, list[TokenizerError]]:
+    """The families that read the vocabulary there, and why others with files of these names do not."""
+    found: _Read = []
+    errors: list[TokenizerError] = []
+    for family in families:
+        try:
+            tokenizer = family.tokenizer(folder, given or _settings(family, values))
+        except TokenizerError as error:
+            errors.append(error)
+        else:
+            if tokenizer is not None:
+                found.append((family, tokenizer))
+    return found, errors
+
+
+def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, Any]) -> _Read:
+    """Those of several families that a config, or other files beside the vocabulary, speak of."""
+    if FORMAT_KEY in values:
+        return [read for read in found if read[0].name == values.get("family")] or found
+    kind = values.get("model_type")
+    of_config = [
+        read
+        for read in found
+        if any(kind in layout.model_types if kind else layout.config_file == config_name for layout in read[0].layouts)
+    ]
+    found = of_config or found
+    texts = _texts(folder)
+    # Published files name the repository they are from: "THUDM/chatglm2-6b".
+    repositories = re.compile(r"[\w.-]+/([\w.-]+)").findall(f"{texts} {values.get('_name_or_path')}".lower())
+    sure = [
+        read
+        for read in found
+        if read[0].claims(values, texts) >= _SURE or not set(repositories).isdisjoint(read[0].presets)
+    ]
+    return sure or found
+
+
+def _config(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """The name and the content of the config beside the vocabulary; empty when there is none, or none to read."""
+    for name in _CONFIGS:
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            return name, values
+    return "", {}
+
+
+def _settings(family: Family, values: Mapping[str, Any]) -> GLMConfig | None:
+    """The config as this family's layouts read it, None when none of them does."""
+    for layout in (OWN, *family.layouts) if values else ():
+        try:
+            return layout.read_config(values).config
+        except ConfigError:
+            continue
+    return None
+
+
+def _texts(folder: Path) -> str:
+    paths = [path for pattern in _TEXTS for path in sorted(folder.glob(pattern)) if path.is_file()]
+    small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
