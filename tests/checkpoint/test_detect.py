@@ -94,11 +94,11 @@ def test_index_and_shards_that_disagree(sharded: tuple[Path, dict[str, Tensor]])
     edit(path, weight_map={key: file for key, file in index.items() if key != name})
     assert any(f"not listed in the index: {name}" in note for note in open_checkpoint(folder).notes)
     edit(path, weight_map={**index, name: "../outside.bin"})
-    with pytest.raises(CheckpointError, match="not a file of this directory"):
+    with pytest.raises(CheckpointError, match="no file beside the index"):
         open_checkpoint(folder)
     edit(path, weight_map=index)
     (folder / other).unlink()
-    with pytest.raises(CheckpointError, match=rf"names 1 files of 2 that are missing \({other}"):
+    with pytest.raises(CheckpointError, match=rf"names 2 files, of which 1 are missing \({other}"):
         open_checkpoint(folder)
 
 
@@ -178,3 +178,14 @@ def test_a_base_class_file_lacks_the_prefix(tmp_path: Path) -> None:
             assert torch.equal(checkpoint.weights.read(key), value)
         save_tensors(folder, {f"module.{key}": value for key, value in whole.items()}, "safetensors")
         assert not open_checkpoint(folder).bare
+
+
+def test_an_index_without_any_of_its_files_is_left_aside(sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    folder, tensors = sharded
+    leftover = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(leftover))
+    assert any("of which 1 are missing" in note for note in open_checkpoint(folder).notes)
+    for path in folder.glob("pytorch_model*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json names 1 files, of which 1 are missing"):
+        open_checkpoint(folder)
