@@ -71,3 +71,13 @@ def test_damaged_files(entries: str, merges: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message) as caught:
         ByteBPE.from_text(entries, merges, source="vocab.json", merges_source="merges.txt")
     assert "\n" not in str(caught.value)
+
+
+def test_merges_that_were_cut_off() -> None:
+    """They fit the vocabulary and would cut every text otherwise."""
+    entries, merges = bpe_texts()
+    kept = "\n".join(merges.split("\n")[:100])
+    with pytest.raises(
+        TokenizerError, match=r"m\.txt: no merge makes .* and \d+ other entries of v\.json; it is cut off"
+    ):
+        ByteBPE.from_text(entries, kept, source="v.json", merges_source="m.txt")

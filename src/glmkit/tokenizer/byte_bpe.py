@@ -10,6 +10,7 @@ from .byte_tokens import ByteTokens
 from .text_model import check_id, check_unicode
 from .vocabulary_files import parse_json
 
+_MOST_UNMADE = 16  # entries that no merge makes, such as special strings: 9 in RoBERTa's vocabulary
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
@@ -50,6 +51,13 @@ class ByteBPE(ByteTokens):
             pairs.append((pair[0], pair[1]))
         if not pairs:
             raise TokenizerError(f"{merges_source}: no merges; copy or download it again")
+        made = {left + right for left, right in pairs}
+        unmade = [entry for entry in ids if len(entry) > 1 and entry not in made]
+        if len(unmade) > _MOST_UNMADE:
+            raise TokenizerError(
+                f"{merges_source}: no merge makes {unmade[-1][:40]!r} and {len(unmade) - 1} other entries of {source}; "
+                f"it is cut off or another model's, copy or download it again"
+            )
         return cls(ids, pairs, source=source, merges_source=merges_source)
 
     def encode(self, text: str) -> list[int]:
