@@ -140,7 +140,7 @@ def test_a_bad_number_is_found_while_quantising(tmp_path: Path) -> None:
         changed["transformer.encoder.layers.0.mlp.dense_h_to_4h.weight"][100, 3] = float("nan")
 
     huggingface_directory(tmp_path, "chatglm2/huggingface", change=spoil)
-    with pytest.raises(CheckpointError, match=r"NaN or infinite values in model.layers.0.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values in .*\(model.layers.0.mlp.up_proj.weight\)"):
         load_parts(tmp_path, quantize="int8")
 
 

@@ -119,7 +119,7 @@ class GLMConfig:
     hidden_dropout: float = 0.0
     init: Init = "gpt"
     init_std: float = 0.02
-    # GLM-130B section 2: scale of the gradient that reaches the embedding through the input; 1 = off.
+    # GLM-130B section 2: in training, scale of the gradient that reaches the embedding through the input; 1 = off.
     embedding_gradient_scale: float = 1.0
     special: SpecialIds | None = None
     quantization: Quantization | None = None  # None = floating-point weights
@@ -155,6 +155,7 @@ class GLMConfig:
             value = getattr(self, name)
             if not _is_count(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            _refuse_huge(name, value)
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -166,6 +167,7 @@ class GLMConfig:
             value = getattr(self, name)
             if value is not None and not _is_count(value):
                 raise ConfigError(f"{name} is {value!r}; it must be at least 1, or null for {default}")
+            _refuse_huge(name, value or 1)
 
     def _check_heads(self) -> None:
         if self.head_size is None and self.hidden_size % self.num_heads:
@@ -173,8 +175,12 @@ class GLMConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
                 f"try {self.hidden_size // self.num_heads * self.num_heads or self.num_heads}"
             )
+        if self.num_heads * self.head_dim > _LARGEST:
+            raise ConfigError(
+                f"{self.num_heads} heads of {self.head_dim} channels are more than {_LARGEST} in all; check both"
+            )
         if self.num_heads % self.kv_heads:
-            divisors = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            divisors = [n for n in range(1, min(self.num_heads, 1024) + 1) if self.num_heads % n == 0]
             raise ConfigError(
                 f"num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}; "
                 f"choose one of {', '.join(map(str, divisors))}"
@@ -271,6 +277,7 @@ class GLMConfig:
             raise ConfigError(f"{source}: {str(error).replace('.__init__()', '')}") from error
 
 
+_LARGEST = 1 << 26  # far beyond any model; the number of weights of a layer still fits in 64 bits
 _NUMBERS = (
     "embedding_dropout",
     "attention_dropout",
@@ -304,6 +311,11 @@ _AXES: dict[str, tuple[str, ...]] = {
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _refuse_huge(name: str, value: int) -> None:
+    if value > _LARGEST:
+        raise ConfigError(f"{name} is {value}; no model has more than {_LARGEST}")
 
 
 def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:

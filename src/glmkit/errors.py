@@ -1,4 +1,4 @@
-"""Errors that a user can cause. Each message is one line: the value, the limit, the next step."""
+"""Errors that a user can cause, and warnings. Each message is one line: the value, the limit, the next step."""
 
 
 class GLMKitError(Exception):
@@ -27,3 +27,7 @@ class TrainingError(GLMKitError):
 
 class RequestError(GLMKitError):
     """A call of the public interface with arguments that do not fit."""
+
+
+class TrimmedHistoryWarning(UserWarning):
+    """Turns of a conversation that the model did not read, because the whole does not fit its positions."""

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def _filled(
         return {} if name.endswith("_scale") else {name: fetch(weights, name, dtype, place, bad)}
 
     state = {name: tensor for found in in_parallel(read, wanted) for name, tensor in found.items()}
-    refuse_bad(bad, str(checkpoint.directory))
+    refuse_bad({name: weights.stored_name(name) for name in bad}, str(checkpoint.directory))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -170,16 +171,26 @@ def _dtype(
     checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, place: torch.device
 ) -> torch.dtype | None:
     """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""
-    stored = checkpoint.weights.info("model.norm.weight").dtype
+    found = _stored_dtypes(checkpoint)
+    stored = reduce(torch.promote_types, found)
     if given is None and place.type == "cpu" and stored == torch.float16:
         exact = weights_bytes(config, torch.float32)
         rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, place))
         given = torch.bfloat16 if rounded else torch.float32
+    elif given is None and len(found) > 1:
+        given = stored  # a model computes in one dtype: the smallest that holds every number of the file
     target = given or stored
     if place.type != "cpu" or target != stored or config.quantization != checkpoint.config.quantization:
         needed = weights_bytes(config, target)
         require_memory(needed, place, f"{checkpoint.family.title} in {str(target).removeprefix('torch.')}", _SMALLER)
     return given
+
+
+def _stored_dtypes(checkpoint: Checkpoint) -> list[torch.dtype]:
+    """Floating-point dtypes of the tensors, without those of scales."""
+    weights = checkpoint.weights
+    found = (weights.info(name).dtype for name in weights.names() if not name.endswith("_scale"))
+    return sorted({dtype for dtype in found if dtype.is_floating_point}, key=str)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,21 +1,25 @@
 """The `LM` object: a loaded model with the verbs a person wants."""
 
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Unpack
 
 from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
-from .errors import RequestError, TokenizerError
+from .errors import RequestError, TokenizerError, TrimmedHistoryWarning
 from .generate.blanks import BlankText
-from .generate.continuing import continue_row
-from .generate.filling import fill_rows
+from .generate.continuing import stream_row
+from .generate.conversation import ChatOptions, ChatStep, Turn, chat_template
+from .generate.filling import fill_rows, stream_last_span
+from .generate.prompt_cache import PromptCache
 from .generate.sampling import Sampling, check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
-from .tokenizer.base import Tokenizer
+from .tokenizer.base import IncrementalDecoder, Tokenizer
+from .tokenizer.chat import Call, ChatTemplate, History
 from .tokenizer.inputs import InputTokenizer
 
 
@@ -52,6 +56,11 @@ class LM:
     def special(self) -> SpecialIds:
         """Special ids of the config, else of the tokenizer."""
         return self.config.special or self.tokenizer.special
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Prompts and replies of a conversation. Raises RequestError for a family that was not taught to chat."""
+        return chat_template(self.parts)
 
     def fill(
         self,
@@ -121,31 +130,98 @@ class LM:
         Chat families get the text inside the tokens that their tokenizer puts around every input. A mask written in the
         text is ordinary text here; `fill` fills it. Returns the continuation alone. Raises RequestError as `fill` does.
         """
+        pieces = self.stream(
+            text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        return "".join(pieces)
+
+    def stream(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The pieces of `generate`'s text as soon as no later token can change them; joined they are that text.
+
+        Whoever stops asking has cancelled the rest. Arguments and errors as in `generate`.
+        """
         check_type("text", text, str, "a text (str)")
         check_type("max_new_tokens", max_new_tokens, Integral, "a whole number")
-        if self.config.blank_order == "gmask_first" or self.config.mask == "causal":
-            sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-            return self._continue(text, max_new_tokens, sampling)
-        special, tokenizer = self.special, self.tokenizer
-        mask = self.parts.generation.get("generation_mask_id", special.gmask)
-        row = [*self._opening(), *tokenizer.encode(text), mask]
-        running = bool(self.parts.generation.get("running_positions", False))
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        spans = fill_rows(
-            self.model, [row], special, max_tokens=max_new_tokens, sampling=sampling, running=running, **self._fixed()
-        )
-        return tokenizer.decode(spans[0][-1])
+        if self.config.blank_order == "gmask_first" or self.config.mask == "causal":
+            ids = self._continuation(text, max_new_tokens, sampling)
+        else:
+            special, generation = self.special, self.parts.generation
+            mask = generation.get("generation_mask_id", special.gmask)
+            row = [*self._opening(), *self.tokenizer.encode(text), mask]
+            running = bool(generation.get("running_positions", False))
+            ids = stream_last_span(
+                self.model, row, special, max_tokens=max_new_tokens, sampling=sampling, running=running, **self._fixed()
+            )
+        return self._decoded(ids)
 
-    def _continue(self, text: str, max_tokens: int, sampling: Sampling) -> str:
+    def chat(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, list[Any]]:
+        """Answer one turn of a conversation: (response, history for the next call).
+
+        Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
+        a tool comes back as {"name", "parameters"}; answer it with role="observation". Turns that do not fit are not
+        read, the oldest first, with a TrimmedHistoryWarning; the history given back still has them.
+        options: see `Turn`. Raises RequestError as it does, and when a call of a tool cannot be read.
+        """
+        return self._turn(query, history, options).answer()
+
+    def stream_chat(
+        self, query: str, history: History = (), **options: Unpack[ChatOptions]
+    ) -> Iterator[tuple[str | Call, list[Any]]]:
+        """`chat` while it is made: (response so far, history so far) for each token that shows something.
+
+        The response is always the whole text, as in the published code; its end may still change. The last pair is what
+        `chat` gives. Options and errors as in `chat`.
+        """
+        steps = self._turn(query, history, options).steps()
+        return ((step.response, step.history) for step in steps if step.response is not None)
+
+    def chat_steps(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> Iterator[ChatStep]:
+        """`stream_chat` with more to it: new text that is certain, counts, and why the reply ended."""
+        return self._turn(query, history, options).steps()
+
+    def prompt_cache(self) -> PromptCache:
+        """What `chat(..., cache=...)` keeps between the turns of one conversation, so that only new tokens are read."""
+        return PromptCache(self.model)
+
+    def _turn(self, query: str, history: History, options: ChatOptions) -> Turn:
+        turn = Turn(self.parts, query, history, **options)
+        if turn.dropped:
+            warnings.warn(
+                f"this conversation with its reply would exceed {turn.limit} tokens; not read: the oldest "
+                f"{turn.dropped} of {turn.turns} turns",
+                TrimmedHistoryWarning,
+                stacklevel=3,
+            )
+        return turn
+
+    def _decoded(self, ids: Iterable[int]) -> Iterator[str]:
+        decoder = IncrementalDecoder(self.tokenizer)
+        for index in ids:
+            if piece := decoder.push(index):
+                yield piece
+        if piece := decoder.flush():
+            yield piece
+
+    def _continuation(self, text: str, max_tokens: int, sampling: Sampling) -> Iterator[int]:
         tokenizer = self.tokenizer
         ids = tokenizer.encode(text)
         row = tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
         generation, special = self.parts.generation, self.config.special
         stops = set(generation.get("stop_ids", ())) | ({special.eop, special.eos} if special is not None else set())
-        answer = continue_row(
+        tokens = stream_row(
             self.model, row, stops=stops, max_tokens=max_tokens, sampling=sampling, forbidden=self._padding_ids()
         )
-        return tokenizer.decode(answer)
+        return (token for token in tokens if token not in stops)
 
     def _part_a(self, ids: list[int]) -> list[int]:
         special, order = self.special, self.config.blank_order

@@ -228,7 +228,11 @@ def test_dropout_is_published_and_only_in_training() -> None:
 BAD: dict[str, Any] = {
     "layers": (lambda t: t, {"num_layers": 4}, "num_layers 4, this model has 3"),
     "length": (lambda t: t, {"pre_seq_len": 9}, "5 rows, the settings say pre_seq_len 9"),
-    "projection": (lambda t: t, {"pre_seq_len": 5, "prefix_projection": True}, "lacks the projection's weights"),
+    "projection": (
+        lambda t: {"embedding.weight": torch.ones(5, 32)},
+        {"pre_seq_len": 5, "prefix_projection": True},
+        "lacks the projection's weights",
+    ),
     "width": (
         lambda t: {"embedding.weight": t["embedding.weight"][:, :-24]},
         {},

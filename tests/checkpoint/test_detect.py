@@ -182,7 +182,7 @@ def test_a_base_class_file_lacks_the_prefix(tmp_path: Path) -> None:
 
 def test_an_index_without_any_of_its_files_is_left_aside(sharded: tuple[Path, dict[str, Tensor]]) -> None:
     folder, tensors = sharded
-    leftover = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in tensors}}
+    leftover = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00002.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(leftover))
     assert any("of which 1 are missing" in note for note in open_checkpoint(folder).notes)
     for path in folder.glob("pytorch_model*"):

@@ -158,10 +158,10 @@ def test_ranks_that_disagree_are_noted_and_missing_ranks_refused(tmp_path: Path)
     rank_directory(tmp_path / "one", "glm-130b/sat", 4)
     path = tmp_path / "one" / "49300" / "mp_rank_02_model_states.pt"
     content = torch.load(path)
-    content["module"]["transformer.layers.0.input_layernorm.bias"][0] += 1
+    content["module"]["transformer.layers.0.input_layernorm.bias"][0] += 0.01
     torch.save(content, path)
     notes = open_checkpoint(tmp_path / "one").notes
-    assert any("layers.0.input_layernorm.bias differs between ranks" in note for note in notes)
+    assert any("layers.0.input_layernorm.bias differs a little between ranks" in note for note in notes)
     path.unlink()
     with pytest.raises(CheckpointError, match="not number 2; every rank is needed"):
         open_checkpoint(tmp_path / "one")
@@ -193,8 +193,8 @@ def test_copies_are_compared_byte_for_byte_wherever_they_start() -> None:
 def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path: Path) -> None:
     huggingface_directory(tmp_path, "chatglm/huggingface")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 10**9}))
-    with pytest.raises(CheckpointError, match="says 1000000000 layers, the file has 4"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 10**7}))
+    with pytest.raises(CheckpointError, match="says 10000000 layers, the file has 4"):
         open_checkpoint(tmp_path)
 
 

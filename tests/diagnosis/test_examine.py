@@ -19,8 +19,9 @@ from diagnosis.directories import (
     glm_tensors,
     write_json,
 )
-from glmkit.diagnosis.examine import Report, examine
+from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding
+from glmkit.diagnosis.report import Report
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234567\n"
 SHARD = "model-00002-of-00003.safetensors"

@@ -1,10 +1,13 @@
 """The table of memory: what fits is what is free, and a warning says what is left when the weights do not fit."""
 
+from dataclasses import replace
+
 import pytest
 
-from glmkit.config import GLMConfig
+from glmkit.config import GLMConfig, Quantization
 from glmkit.diagnosis.forecast import check_fit, forecast, lora_parameters
 from glmkit.diagnosis.sizes import bytes_text, decimal_text, sizes
+from glmkit.families.base import preset
 from glmkit.memory import RESERVE
 
 CONFIG = GLMConfig(vocab_size=640, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, positions="rope")
@@ -13,6 +16,14 @@ CONFIG = GLMConfig(vocab_size=640, hidden_size=64, num_layers=3, num_heads=4, nu
 def test_lora_by_hand() -> None:
     # rank 8: (in + out) * 8 for q (64), k and v (32 each), three layers
     assert lora_parameters(CONFIG) == 3 * 8 * ((64 + 64) + (64 + 32) + (64 + 32))
+
+
+def test_integers_stay_what_they_are() -> None:
+    config = replace(preset("chatglm-6b"), quantization=Quantization(bits=4))
+    uses = {use.name: use for use in forecast(config, sizes(config), 3 * 10**9, ram=10**12, gpu=None)}
+    assert list(uses) == ["load as stored", "fine-tune with LoRA", "P-Tuning v2"]
+    assert uses["P-Tuning v2"].num_bytes == 3 * 10**9 + 16 * 128 * 2 * 28 * 4096
+    assert "INT4 base" in uses["P-Tuning v2"].remark
 
 
 def test_fits_is_decided_by_the_byte() -> None:

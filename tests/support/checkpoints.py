@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.reading import PublishedWeights, Source
 from glmkit.checkpoint.rules import fused_tensors, published_tensors
-from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.base import Family, all_families

@@ -147,4 +147,4 @@ def _hint(directory: Path) -> str:
         steps.sort(key=lambda entry: (len(entry.name), entry.name))
         return f"did you mean {steps[-1]}?"
     files = ", ".join(sorted(entry.name for entry in directory.iterdir())[:6]) or "nothing"
-    return f"expected {PEFT_WEIGHTS[0]}, {PEFT_WEIGHTS[1]} or {PREFIX_WEIGHTS[0]}, found {files}"
+    return f"give a folder that has {PEFT_WEIGHTS[0]}, {PEFT_WEIGHTS[1]} or {PREFIX_WEIGHTS[0]} (here: {files})"

@@ -86,7 +86,7 @@ def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
     if alpha is None:
         raise CheckpointError(
             f"{path} is missing, so the adapter's scale is not known; write into it what the training used, such "
-            f'as {{"peft_type": "LORA", "r": 8, "lora_alpha": 32}} (mymusise/ChatGLM-Tuning), or pass alpha='
+            f'as {{"peft_type": "LORA", "r": 8, "lora_alpha": 32}} for mymusise/ChatGLM-Tuning'
         )
     note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"
     return LoraSettings(alpha=float(alpha), notes=(note,))

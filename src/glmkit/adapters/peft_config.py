@@ -68,7 +68,7 @@ def peft_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
     """Read `adapter_config.json`. Raises CheckpointError naming a method or a value that is not supported."""
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{source}: peft_type is {kind!r}; only LORA is supported, merge it with peft first")
+        raise CheckpointError(f"{source}: peft_type is {kind!r}; only LORA is supported; merge it with peft first")
     for key, title in _REFUSED.items():
         if values.get(key):
             raise CheckpointError(f"{source}: {key} asks for {title}, which is not supported; merge it with peft first")

@@ -36,33 +36,58 @@ _BASE_KEYS: tuple[tuple[str, str], ...] = (
 def read_prefix(files: AdapterFiles, config: GLMConfig, dtype: torch.dtype) -> tuple[PrefixEncoder, list[str]]:
     """The encoder and notes on what was decided; `dtype` is the base's.
 
-    The settings beside the file are cross-checked with the shapes; without them the shapes decide. A projection that
-    the weights have is applied whatever the settings say (published ChatGLM2 prefixes deny it and have it). Raises
+    The settings beside the file are cross-checked with the shapes; without them the shapes decide. Whether there is a
+    projection the weights say, whatever the settings do (published ChatGLM2 prefixes deny it and have it). Raises
     CheckpointError naming both values.
     """
-    source, settings, notes = str(files.weights), files.settings or {}, []
+    source, settings = str(files.weights), files.settings or {}
+    _check_base(settings, config, source)
+    notes = check_settings(files, prefix_width(config), config.hidden_size)
     if files.origin == "paddle":
         tensors = _from_paddle(files.tensors, config, source)
-        length, dropout = "num_prefix_tokens", share(settings, "prefix_dropout", source)
+        dropout = share(settings, "prefix_dropout", source)
     else:
-        tensors = {name.rpartition(PREFIX_MARK)[2]: tensor for name, tensor in files.tensors.items()}
-        length, dropout = "pre_seq_len", PUBLISHED_DROPOUT
-    _check_base(settings, config, source)
-    encoder = build_encoder(tensors, config, dropout=dropout, dtype=dtype, source=source)
-    stated = settings.get(length)
+        tensors = _inside(files)
+        dropout = PUBLISHED_DROPOUT
+    return build_encoder(tensors, config, dropout=dropout, dtype=dtype, source=source), notes
+
+
+def check_settings(files: AdapterFiles, width: int | None = None, hidden_size: int | None = None) -> list[str]:
+    """Notes on what the settings beside a prefix leave open or say differently from its weights.
+
+    width, hidden_size: what a table without and with projection has on the base, where that is known. Raises
+    CheckpointError when the settings speak of another length, or of a projection of which only the table is there.
+    """
+    paddle, tensors, settings, notes = files.origin == "paddle", _inside(files), files.settings or {}, []
+    table = tensors.get("0.weight" if paddle else TABLE)
+    if table is None or table.dim() != 2:
+        return []  # building the encoder says what is wrong
+    length = "num_prefix_tokens" if paddle else "pre_seq_len"
+    stated, rows = settings.get(length), len(table)
     if stated is None:
-        notes.append(f"no {length} beside {files.weights.name}: the table's {encoder.length} rows decide")
-    elif stated != encoder.length:
-        raise CheckpointError(f"{source}: the table has {encoder.length} rows, the settings say {length} {stated!r}")
-    projected = encoder.trans is not None
-    if projected and settings.get("prefix_projection") is False:
-        notes.append("the settings say prefix_projection false, the weights have one: it is applied")
-    elif stated is not None and not projected and settings.get("prefix_projection"):
+        notes.append(f"no {length} beside {files.weights.name}: the table's {rows} rows decide")
+    elif stated != rows:
         raise CheckpointError(
-            f"{source} lacks the projection's weights, the settings say prefix_projection "
-            f"{settings['prefix_projection']!r}; the file is incomplete, copy it again"
+            f"{files.weights}: the table has {rows} rows, the settings say {length} {stated!r}; copy the settings that "
+            f"were saved with it"
         )
-    return encoder, notes
+    projected = ("1.weight" if paddle else PROJECTION[0]) in tensors
+    claimed = settings.get("prefix_projection")
+    if projected and claimed is False:
+        notes.append("the settings say prefix_projection false, the weights have one: it is applied")
+    elif not projected and claimed and stated is not None:
+        if width is not None and (table.shape[1] != width or width == hidden_size):
+            raise CheckpointError(
+                f"{files.weights} lacks the projection's weights, the settings say prefix_projection {claimed!r}; the "
+                f"file is incomplete, copy it again"
+            )
+        notes.append(f"the settings say prefix_projection {claimed!r}, the weights have none: the table is the prefix")
+    return notes
+
+
+def _inside(files: AdapterFiles) -> dict[str, Tensor]:
+    """The tensors under their names inside the encoder."""
+    return {name.rpartition(PREFIX_MARK)[2]: tensor for name, tensor in files.tensors.items()}
 
 
 def published_tensors(encoder: PrefixEncoder) -> dict[str, Tensor]:

@@ -37,7 +37,9 @@ def choose_layout(
     fits = [_fit(f, layout, names) for f in families for layout in f.layouts if layout.container == container]
     plausible = [fit for fit in fits if 2 * fit.unclaimed < len(names)]
     if not plausible:
-        raise CheckpointError(_not_a_model(names, where, family))
+        closest = min(fits, key=lambda fit: fit.unclaimed, default=None)
+        strange = [name for name in names if closest is None or _unclaimed(closest.layout, name)]
+        raise CheckpointError(_not_a_model(strange, where, family))
     best = min((fit.unclaimed, fit.missing) for fit in plausible)
     equal = [fit for fit in plausible if (fit.unclaimed, fit.missing) == best]
     chosen = max(equal, key=lambda fit: fit.family.claims(config, texts))
@@ -56,6 +58,10 @@ def _fit(family: Family, layout: Layout, names: Collection[str]) -> Fit:
     unclaimed = [name for name in names if resolved[name.rpartition(".")[0]] is None and not unlearned(layout, name)]
     missing = sum(rule.theirs not in claimed for rule in layout.rules)
     return Fit(family, layout, len(unclaimed), missing)
+
+
+def _unclaimed(layout: Layout, name: str) -> bool:
+    return layout.resolve(name.rpartition(".")[0]) is None and not unlearned(layout, name)
 
 
 def unlearned(layout: Layout, name: str) -> bool:

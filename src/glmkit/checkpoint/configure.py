@@ -17,6 +17,7 @@ from glmkit.families.rules import Layout, Published
 from .detect import CONFIG_FILES
 
 ConfigLike = str | Path | GLMConfig | Mapping[str, Any]
+_SIZES = {"vocab_size", "hidden_size", "num_layers", "num_heads"}
 _OURS = frozenset(field.name for field in fields(GLMConfig))
 # Any of these makes a file a published config rather than fields of ours.
 _THEIRS_TEXT = """
@@ -62,7 +63,7 @@ def read_given(config: ConfigLike | None) -> Given | None:
         except ConfigError as error:
             raise ConfigError(f"config {str(config)!r} is no file, and {error}") from None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
@@ -82,16 +83,17 @@ def configure(
     layout: Layout,
     beside: Mapping[str, Any] | None,
     given: Given | None,
-    infer: Callable[[], Published],
+    infer: Callable[[object], Published],
     where: str,
 ) -> Published:
     """The config of a checkpoint, its generation settings and notes.
 
     A preset's axes yield to what the layout's own reference does; fields that the user names always win. Fields alone
-    complete the config beside the weights, or the sizes that the tensors show.
+    complete the config beside the weights, or the sizes that the tensors show. infer: the latter, from the number of
+    heads where the user gives it.
     """
     if given is None:
-        return layout.read_config(beside) if beside is not None else infer()
+        return layout.read_config(beside) if beside is not None else infer(None)
     if given.kind == "published":
         return layout.read_config(given.values)
     if given.kind == "exact":
@@ -103,10 +105,10 @@ def configure(
         return Published(replace(given.config, **axes), generation_of(given.config))
     if beside is not None:
         base = layout.read_config(beside)
-    elif {"vocab_size", "hidden_size", "num_layers", "num_heads"} <= set(given.values):
+    elif layout.container != "ranks" and set(given.values) >= _SIZES:
         base = None
     else:
-        base = infer()
+        base = infer(given.values.get("num_heads"))
     start = dict(layout.axes) if base is None else base.config.to_dict()
     if base is None and "residual" in given.values and given.values["residual"] != "deepnorm":
         start.pop("deepnorm_alpha", None)

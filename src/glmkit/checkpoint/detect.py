@@ -3,7 +3,6 @@
 Only names of files and small text files are looked at here; `open.py` opens the weights.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +58,9 @@ def detect(directory: Path) -> Found:
             raise CheckpointError(
                 f"{directory} holds an adapter ({name}), not a model; load the base model and give adapter={directory}"
             )
+    for path in sorted((*directory.iterdir(), *directory.glob("*/mp_rank_*"))):
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there; download it again")
     shown = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{directory} holds no weights (it has {shown}); looked for model*.safetensors, pytorch_model*.bin, "
@@ -184,20 +186,28 @@ def tokenizer_texts(directory: Path) -> str:
     return "\n".join(texts)
 
 
-def read_generation_config(directory: Path) -> dict[str, Any]:
-    """stop_ids and pad_id of a published generation_config.json; empty when it is absent or unreadable."""
+def read_generation_config(directory: Path, vocab_size: int) -> tuple[dict[str, Any], list[str]]:
+    """stop_ids and pad_id of a published generation_config.json, and notes on what in it is no token id.
+
+    Nothing when the file is absent.
+    """
     path = directory / "generation_config.json"
+    if not path.is_file():
+        return {}, []
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        values = read_json(path)
+    except CheckpointError as error:
+        return {}, [f"left out: {error}"]
     result: dict[str, Any] = {}
-    if not isinstance(values, dict):
-        return result
-    stops = values.get("eos_token_id")
-    stops = stops if isinstance(stops, list) else [stops]
-    if stops and all(type(index) is int for index in stops):
-        result["stop_ids"] = stops
-    if type(values.get("pad_token_id")) is int:
-        result["pad_id"] = values["pad_token_id"]
-    return result
+    notes = []
+    for key, ours in (("eos_token_id", "stop_ids"), ("pad_token_id", "pad_id")):
+        value = values.get(key)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if value is None or not ids:
+            continue
+        if all(type(index) is int and 0 <= index < vocab_size for index in ids):
+            result[ours] = ids if ours == "stop_ids" else value
+        else:
+            shown = str(value)[:80]
+            notes.append(f"{path.name}: {key} {shown} left out, no id of a vocabulary of {vocab_size}")
+    return result, notes

@@ -3,7 +3,7 @@
 Every number is looked at once, while its block is in the cache: NaN and infinite values are reported by name.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -52,9 +52,9 @@ def _suspicious(block: Tensor) -> bool:
     return block.dtype == torch.bfloat16 or not bool(block.sum().isfinite())
 
 
-def refuse_bad(bad: Iterable[str], where: str) -> None:
-    """Raise CheckpointError when any tensor was remembered."""
-    names = list(bad)
+def refuse_bad(bad: Mapping[str, str], where: str) -> None:
+    """Raise CheckpointError when any tensor was remembered: our names -> names in the file."""
+    names = [ours if ours == theirs else f"{theirs} ({ours})" for ours, theirs in bad.items()]
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise CheckpointError(

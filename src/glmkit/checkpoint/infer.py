@@ -17,15 +17,20 @@ from .configure import generation_of, no_config
 from .reading import Source
 
 
-def infer_config(family: Family, layout: Layout, ranks: Sequence[Mapping[str, Source]], where: str) -> Published:
-    """A preset of the family with these sizes, else the sizes themselves where the head width is known from a stored
-    rotary buffer. Raises CheckpointError asking for config= where the tensors do not say enough.
+def infer_config(
+    family: Family, layout: Layout, ranks: Sequence[Mapping[str, Source]], where: str, heads: object = None
+) -> Published:
+    """A preset of the family with these sizes, else the sizes themselves where the head width is known: from the number
+    of heads that the user gives, or from a stored rotary buffer. Raises CheckpointError asking for config= where the
+    tensors do not say enough.
     """
     sizes = tensor_sizes(layout, ranks)
     matching = [name for name, config in family.presets.items() if _fits(config, sizes)]
     if layout.container != "ranks":
         raise no_config(where, matching)
     width = _head_width(layout, ranks)
+    if type(heads) is int and heads > 0 and "hidden_size" in sizes:
+        width = sizes["hidden_size"] // heads or None
     if matching:
         config = family.presets[matching[0]]
         if width is None or width == config.head_dim:

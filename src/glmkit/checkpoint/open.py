@@ -18,10 +18,13 @@ from .files.bits import equal_bits
 from .files.open_file import open_tensor_file
 from .files.tensors import TensorFile, TensorInfo
 from .infer import infer_config
-from .reading import PublishedWeights, Source, replicas_that_differ
+from .reading import PublishedWeights, Source, copied_ranks, replicas_that_differ
 from .rules import Fused, check_ranks, fused_tensors
 from .strict import canonical_names, check_derived, check_tensors, stored_quantization, unexplained
-from .weights import Weights, expected_tensors
+from .weights import expected_tensors
+
+# Ranks that train for long may drift apart by rounding; beyond this share of the largest number it is something else.
+_DRIFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Checkpoint:
     family: Family
     layout: Layout
     config: GLMConfig
-    weights: Weights
+    weights: PublishedWeights
     ranks: int
     generation: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -76,11 +79,17 @@ def open_checkpoint(
     check_tensors(layout, fused, expected, sources, unknown, str(directory))
     notes += published.notes + check_derived(layout, settings, ranks, str(directory)) + _left_out(plain)
     settings, sources, fused = _heads(layout, settings, sources, fused, ranks, notes, directory)
-    notes += [
-        f"{name} differs between ranks, which should hold the same; rank 0's is taken"
-        for name in replicas_that_differ(fused, sources)
-    ]
-    generation = {**published.generation, **read_generation_config(directory)}
+    if (same := copied_ranks(fused, sources)) is not None:
+        raise CheckpointError(
+            f"{directory}: ranks {same[0]} and {same[1]} hold the same part of the model; download one of them again"
+        )
+    notes += _drift(replicas_that_differ(fused, sources), directory)
+    if not prefix and (found.config or {}).get("pre_seq_len"):
+        notes.append(
+            "the config has a pre_seq_len, but no P-Tuning prefix lies among the weights: it is an adapter of its own"
+        )
+    beside, doubts = read_generation_config(directory, settings.vocab_size)
+    generation, notes = {**published.generation, **beside}, notes + doubts
     weights = PublishedWeights(layout, fused, sources)
     opened = tuple(file for rank in files for file in rank)
     return Checkpoint(
@@ -94,11 +103,15 @@ def _named(found: Found, files: Sequence[TensorFile], notes: list[str]) -> dict[
     for file in files:
         for name in file.keys():  # noqa: SIM118 - a TensorFile is no mapping
             listed = None if found.index is None else found.index.get(name)
-            if name in result and listed != file.path.name:
-                if listed is None:
-                    raise CheckpointError(f"{name} is in {result[name].file.path.name} and in {file.path.name}")
-                continue
-            result[name] = Source(file, name)
+            again = Source(file, name)
+            if name in result:
+                places = f"{name} is in {result[name].file.path.name} and in {file.path.name}"
+                if listed is None or not _same(again, result[name]):
+                    differing = "" if listed is None else ", with other numbers"
+                    raise CheckpointError(f"{found.directory}: {places}{differing}; download both again")
+                notes.append(f"{places}, the same in both")
+            if name not in result or listed == file.path.name:
+                result[name] = again
     if found.index is not None:
         for name, listed in found.index.items():
             if name not in result or result[name].file.path.name != listed:
@@ -134,6 +147,19 @@ def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list
         for key, value in extras.items()
     ]
     return [f"training bookkeeping left out: {', '.join(shown)}"] if shown else []
+
+
+def _drift(differing: Mapping[str, float], directory: Path) -> list[str]:
+    """Notes on tensors that ranks should share. Raises CheckpointError when ranks are not of the same run."""
+    apart = [name for name, share in differing.items() if not share < _DRIFT]
+    if apart:
+        raise CheckpointError(
+            f"{directory}: {_few(apart)} should be the same on every rank and is not; the rank files are not of the "
+            f"same run, or one is damaged; get them again"
+        )
+    return [
+        f"{name} differs a little between ranks, which should hold the same; rank 0's is taken" for name in differing
+    ]
 
 
 def _left_out(names: Sequence[str]) -> list[str]:
@@ -177,7 +203,11 @@ def _config(
     where = str(found.config_path or found.directory)
     try:
         return configure(
-            layout, found.config, given, lambda: infer_config(family, layout, ranks, str(found.directory)), where
+            layout,
+            found.config,
+            given,
+            lambda heads: infer_config(family, layout, ranks, str(found.directory), heads),
+            where,
         )
     except ConfigError as error:
         raise ConfigError(f"{found.directory}: {error}") from error

@@ -76,6 +76,11 @@ class PublishedWeights:
         tensor, index = self._places[name]
         return TensorInfo(self._ranks[0][tensor.name].info().dtype, tensor.shapes[index])
 
+    def stored_name(self, name: str) -> str:
+        """What the file calls the tensor that one of ours is in."""
+        tensor, _ = self._places[name]
+        return self._ranks[0][tensor.name].name
+
     def read(self, name: str) -> Tensor:
         """The tensor: a view unless heads must be gathered or ranks joined."""
         slices, dim = self._slices(name)
@@ -126,12 +131,26 @@ def _joined(blocks: list[Tensor], dim: int | None) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim or 0)
 
 
-def replicas_that_differ(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]]) -> list[str]:
-    """Published names of tensors that every rank holds whole, and that are not the same everywhere."""
-    differing = []
+def copied_ranks(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]]) -> tuple[int, int] | None:
+    """Two neighbouring ranks whose pieces of the first matrix that is cut are the same: one file was copied twice."""
+    name = next((t.name for t in fused if t.cut_dim is not None and len(t.shapes[0]) == 2), None)
+    for number in range(1, len(ranks) if name is not None else 0):
+        assert name is not None
+        first, second = (ranks[n][name].read() for n in (number - 1, number))
+        if equal_bits(first[:1], second[:1]) and equal_bits(first, second) and bool(first.any()):
+            return number - 1, number
+    return None
+
+
+def replicas_that_differ(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]]) -> dict[str, float]:
+    """Tensors that every rank holds whole, and that are not the same everywhere: published name -> the largest
+    difference, as a share of the largest number.
+    """
+    differing = {}
     for tensor in fused:
         if tensor.cut_dim is None and len(ranks) > 1:
             first, *others = [rank[tensor.name].read() for rank in ranks]
             if not all(equal_bits(first, other) for other in others):
-                differing.append(tensor.name)
+                apart = max(float((first.float() - other.float()).abs().max()) for other in others)
+                differing[tensor.name] = apart / max(float(first.abs().max()), 1e-30)
     return differing

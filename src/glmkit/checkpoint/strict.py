@@ -16,6 +16,7 @@ from .rules import Fused, derived_value
 from .weights import COLUMN_CUT
 
 _SHOWN = 4
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def canonical_names(
@@ -41,7 +42,7 @@ def canonical_names(
 
 
 def _has_base(layout: Layout, name: str) -> bool:
-    return any(name.removeprefix(wrapper).startswith(layout.base) for wrapper in ("", *layout.wrappers))
+    return any(bare.startswith(layout.base) for bare in layout.unwrapped(name))
 
 
 def check_tensors(
@@ -71,8 +72,8 @@ def check_tensors(
             place = f" on rank {number}" if len(ranks) > 1 else ""
             if info.shape != shape:
                 wrong.append(f"{tensor.name} has shape {info.shape}{place}, the config asks for {shape}")
-            elif is_integer != (not info.dtype.is_floating_point):
-                wanted_type = "int8" if is_integer else "floating-point numbers"
+            elif info.dtype not in ((torch.int8,) if is_integer else _FLOATS):
+                wanted_type = "int8" if is_integer else "floating-point numbers of 16, 32 or 64 bits"
                 wrong.append(f"{tensor.name} is {_plain(info.dtype)}{place}, the config asks for {wanted_type}")
             elif info.dtype != ranks[0][tensor.name].info().dtype:
                 wrong.append(f"{tensor.name} is {_plain(info.dtype)}{place}, rank 0 has another type")
@@ -111,6 +112,8 @@ def check_derived(layout: Layout, config: GLMConfig, found: Sequence[Mapping[str
             pieces = [rank[name].read().float() for rank in found if name in rank]
             if len(pieces) > 1 and sum(piece.numel() for piece in pieces) == len(value):  # cut, maybe unevenly
                 pieces = [torch.cat(pieces)]
+                if torch.allclose(pieces[0].sort(descending=True).values, value, rtol=2e-2, atol=1e-6):
+                    _check_order(pieces[0], f"{where}: {name}")
             for piece in pieces:
                 if piece.shape != value.shape:
                     raise CheckpointError(
@@ -121,6 +124,14 @@ def check_derived(layout: Layout, config: GLMConfig, found: Sequence[Mapping[str
                     notes.append(f"{name}: the stored frequencies differ from the config's, which are used")
                     break
     return notes[:2]
+
+
+def _check_order(frequencies: torch.Tensor, what: str) -> None:
+    """Frequencies that were cut over the ranks fall from the first rank to the last, or rank files were mixed up."""
+    if bool((frequencies[1:] > frequencies[:-1]).any()):
+        raise CheckpointError(
+            f"{what} does not fall over the ranks: the rank files are in the wrong order; rename them"
+        )
 
 
 def stored_quantization(

@@ -3,7 +3,8 @@
 Legend: V vocabulary rows, H hidden width, O outputs, I inputs of a linear layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -74,11 +75,8 @@ def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> d
 
     Floating-point tensors get `dtype`; quantised ones are int8 with a float16 `weight_scale` (O, blocks).
     """
-    with torch.device("meta"):
-        model = GLM(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     expected: dict[str, TensorInfo] = {}
-    for name, shape in shapes.items():
+    for name, shape in _shapes(config):
         blocks = _scale_blocks(name, config)
         if blocks is None:
             expected[name] = TensorInfo(dtype, shape)
@@ -88,6 +86,20 @@ def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> d
         expected[name] = TensorInfo(torch.int8, (shape[0], columns))
         expected[f"{name}_scale"] = TensorInfo(torch.float16, (shape[0], blocks))
     return expected
+
+
+def _shapes(config: GLMConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a model without quantisation. All layers are alike, so a model with one of them is built."""
+    with torch.device("meta"):
+        model = GLM(replace(config, num_layers=1))
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    first = "model.layers.0."
+    layer = [(name.removeprefix(first), shape) for name, shape in shapes if name.startswith(first)]
+    start = next(index for index, (name, _) in enumerate(shapes) if name.startswith(first))
+    yield from shapes[:start]
+    for number in range(config.num_layers):
+        yield from ((f"model.layers.{number}.{name}", shape) for name, shape in layer)
+    yield from shapes[start + len(layer) :]
 
 
 def _scale_blocks(name: str, config: GLMConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -173,4 +174,5 @@ def summary(report: ConvertReport, destination: str) -> str:
             f"({100 * error.relative:.2f} % of the weights' RMS)"
         )
     lines += [f"  note: {note}" for note in report.notes]
-    return "\n".join([*lines, f"next: glm fill {destination} 'text with a [MASK]'"])
+    verb, text = ("generate", "a text") if report.causal else ("fill", "text with a [MASK]")
+    return "\n".join([*lines, f"next: glm {verb} {shlex.quote(str(destination))} {shlex.quote(text)}"])

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from glmkit.checkpoint.configure import read_given
 from glmkit.cli.info import open_console, plain_grid
-from glmkit.diagnosis.examine import Report, examine
+from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding, Level
 from glmkit.diagnosis.forecast import Use
+from glmkit.diagnosis.report import Report
 from glmkit.diagnosis.sizes import bytes_text
 from glmkit.errors import RequestError
 from glmkit.families.base import family_named

@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues"),
     "fill": Verb("glmkit.cli.fill", "fill every [MASK], [sMASK], [gMASK] of a text"),
     "generate": Verb("glmkit.cli.generate", "continue a text"),
+    "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too"),
 }
 
 

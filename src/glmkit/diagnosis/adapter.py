@@ -1,7 +1,11 @@
 """Directories that hold an adapter instead of a model: what kind, of which base, and whether it does anything."""
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from glmkit.adapters.formats import (
     PADDLE_LORA,
@@ -12,7 +16,14 @@ from glmkit.adapters.formats import (
     AdapterFiles,
     open_adapter,
 )
+from glmkit.adapters.inject import apply_adapter
 from glmkit.adapters.lora_files import read_lora
+from glmkit.adapters.prefix_files import check_settings
+from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.config import GLMConfig
+from glmkit.families.base import Family
+from glmkit.model import GLM
+from glmkit.quant import quantize_modules
 
 from .finding import Finding, names_text
 from .headers import Headers, attempt, tensor_names
@@ -59,6 +70,38 @@ def check_adapter(listing: Listing) -> tuple[dict[str, Any], list[Finding]]:
     return facts, _findings(files, facts["base"])
 
 
+def local_folder(base: Any) -> Path | None:
+    """The directory on this machine that settings name as the base, None when it is a name on a hub or nothing."""
+    try:
+        return Path(base) if isinstance(base, str) and Path(base).is_dir() else None
+    except (OSError, ValueError):  # longer than a path can be, or with a NUL
+        return None
+
+
+def check_base(directory: Path, base: Path) -> tuple[GLMConfig | None, Family | None, list[Finding]]:
+    """(the base's config and family, findings): whether the adapter fits, tried on a base without memory."""
+    opened, finding = attempt(lambda: open_checkpoint(base), base)
+    if opened is None:
+        step = f"look at it with `glm doctor {shlex.quote(str(base))}`"
+        return (
+            None,
+            None,
+            [Finding("warning", f"its base cannot be opened: {finding and finding.what}", str(base), step)],
+        )
+    _, finding = attempt(lambda: _try_on(opened, directory), directory)
+    if finding is not None:
+        return opened.config, opened.family, [finding]
+    return opened.config, opened.family, [Finding("ok", f"fits its base {base}", str(base))]
+
+
+def _try_on(base: Checkpoint, directory: Path) -> None:
+    with torch.device("meta"):
+        model = GLM(base.config)
+        if base.config.quantization is not None:
+            quantize_modules(model, base.config.quantization)
+    apply_adapter(model, base.config, directory, family=base.family, layout=base.layout)
+
+
 def _base(settings: Mapping[str, Any]) -> str | None:
     for key in _BASE_KEYS:
         value = settings.get(key)
@@ -74,8 +117,12 @@ def _findings(files: AdapterFiles, base: str | None) -> list[Finding]:
     findings = [Finding("ok", f"{files.weights.name}: {len(files.tensors)} tensors, all read", where)]
     if files.kind == "lora":
         adapter, finding = attempt(lambda: read_lora(files), where)
-        findings += [] if finding is None else [finding]
-        findings += [Finding("note", note, where) for note in (adapter.notes if adapter is not None else ())]
+        notes = list(adapter.notes) if adapter is not None else []
+    else:
+        said, finding = attempt(lambda: check_settings(files), where)
+        notes = said or []
+    findings += [] if finding is None else [finding]
+    findings += [Finding("note", note, where) for note in notes]
     if base is None:
         what = "nothing here names the model that this adapter belongs to"
         findings.append(Finding("note", what, where, "load it with the model that it was trained on"))

@@ -1,8 +1,7 @@
 """The examination of one directory, from its list of files to the command to run next."""
 
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,32 @@ from glmkit.errors import CheckpointError
 from glmkit.families.base import preset, preset_names
 from glmkit.memory import available_memory
 
-from .adapter import check_adapter, holds_adapter
+from .adapter import check_adapter, check_base, holds_adapter, local_folder
 from .contents import check_company, check_contents, check_sibling, read_settings
 from .deep import check_numbers
 from .finding import Finding, has_errors, names_text, printable
-from .forecast import Use, check_fit, forecast
-from .guess import check_rows, stored_types, suggest_config
+from .forecast import check_fit, forecast, quantize_to_fit
+from .guess import check_rows, named_shapes, stored_types, suggest_config
 from .headers import Headers, attempt, open_headers
 from .listing import Listing, list_directory
 from .places import find_weights, nothing_here
 from .ranks import check_ranks
 from .reading import config_file_alone, refuse_impossible
+from .report import Report
 from .shards import check_shards
 from .sizes import sizes
-from .vocabulary import check_generation, check_kin, check_tokenizer, closest_preset
+from .steps import adapter_command, already_said, call, new_errors, quoted, with_step
+from .vocabulary import (
+    check_generation,
+    check_kin,
+    check_tokenizer,
+    closest_preset,
+    has_text,
+    titles_of_tokenizer,
+    vocabulary_alone,
+)
 
-_TWO_RELEASES = "weights and config may be of different releases; take both from one"
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class Report:
-    """Everything that is known about a directory. `facts` have stable names; None where a fact is not known."""
-
-    directory: str
-    kind: str = "nothing"  # or model, adapter
-    facts: dict[str, Any] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    forecast: list[Use] = field(default_factory=list)
-    free_ram: int | None = None
-    free_gpu: int | None = None
-    next_command: str = ""
-
-    @property
-    def usable(self) -> bool:
-        """Whether the directory can be loaded."""
-        return self.kind != "nothing" and not has_errors(self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values under stable keys."""
-        return {
-            "directory": self.directory,
-            "kind": self.kind,
-            "usable": self.usable,
-            "facts": self.facts,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "free_ram_bytes": self.free_ram,
-            "free_gpu_bytes": self.free_gpu,
-            "forecast": [use.to_dict() for use in self.forecast],
-            "next": self.next_command,
-        }
 
 
 def examine(
@@ -123,13 +98,15 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
         elif place.of("weights") or place.of("index"):
             report.kind = "model"
             found = [*check_shards(place, headers), *check_ranks(place, headers, settings)]
-            found += check_rows(place, headers, _rows_asked(settings, orders.config))
+            if not has_errors(found):
+                found += check_rows(place, headers, _rows_asked(settings, orders.config))
             report.findings += found
             unread = bad & {entry.name for entry in place.of("weights", "index")}
             incomplete = bool(unread) or has_errors([*found, *headers.findings])
             _model(report, listing, place, headers, orders, incomplete=incomplete)
         elif not has_errors(report.findings):
-            report.findings.append(nothing_here(listing))
+            tokenizers = titles_of_tokenizer(listing)
+            report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
         if orders.deep:
             report.findings += _read_all(headers, orders.progress)
     finally:
@@ -161,12 +138,21 @@ def _read_all(headers: Headers, progress: Progress) -> list[Finding]:
 def _adapter(report: Report, place: Listing) -> None:
     report.kind = "adapter"
     facts, findings = check_adapter(place)
-    report.facts |= facts
-    report.findings += findings
-    if report.usable:
-        base = facts.get("base")
-        model = base if isinstance(base, str) and Path(base).is_dir() else "MODEL"
-        report.next_command = f"glm fill {quoted(model)} --adapter {quoted(report.directory)} TEXT"
+    base = local_folder(facts.get("base"))
+    config, family = None, None
+    if base is None:
+        family, config = config_file_alone(place.directory) or (None, None)
+    elif not has_errors(findings):
+        config, family, more = check_base(place.directory, base)
+        findings += more
+    report.facts |= facts | ({} if family is None else {"family": family.name, "title": family.title})
+    report.findings += new_errors(findings, report.findings, place)
+    if not report.usable:
+        return
+    if base is not None and (config is None or family is None or not has_text(base, config, family)):
+        report.next_command = f"glm doctor {quoted(str(base))}"
+    else:
+        report.next_command = adapter_command(report.directory, base or facts.get("base"), config)
 
 
 def _model(
@@ -191,14 +177,14 @@ def _model(
     if finding is not None and not already_said(
         finding, report.findings, {entry.name for entry in (*listing.entries, *place.entries)}
     ):
-        step = finding.next_step.replace("config=", "--config") or _TWO_RELEASES
-        report.findings.append(replace(finding, next_step=step))
+        report.findings.append(with_step(finding, place))
     report.findings += suggest_config(listing, place, headers)
-    alone = config_file_alone(listing.directory)
+    alone = config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])
     if alone is not None:
         family, config = alone
         report.facts |= {"family": family.name, "title": family.title}
-        report.facts |= _shape_facts(config) if config is not None else {}
+        shape, _ = attempt(lambda: {} if config is None else _shape_facts(config), where)
+        report.facts |= shape or {}
 
 
 def _file_facts(files: Sequence[TensorFile]) -> dict[str, Any]:
@@ -259,24 +245,14 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     report.forecast = forecast(config, counted, stored, ram=report.free_ram, gpu=report.free_gpu)
     report.findings += check_fit(report.forecast)
     if report.usable:
-        report.next_command = _next_command(report, config, orders, has_text=tokenizer is not None)
+        report.next_command = _next_command(report, config, orders, speaks=tokenizer is not None)
 
 
-def _next_command(report: Report, config: GLMConfig, orders: _Orders, *, has_text: bool) -> str:
+def _next_command(report: Report, config: GLMConfig, orders: _Orders, *, speaks: bool) -> str:
     given = f" --config {quoted(str(orders.config))}" if isinstance(orders.config, str | Path) else ""
-    if not has_text:
+    if not speaks:
         return f"glm info {quoted(report.directory)}{given}"
+    bits = quantize_to_fit(report.forecast) if config.quantization is None else ""
+    given += f" --quantize {bits}" if bits else ""
     given += f" --family {quoted(orders.family)}" if orders.family else ""
-    verb, text = ("fill", "… [MASK] …") if config.mask == "prefix" else ("generate", "…")
-    return f'glm {verb} {quoted(report.directory)}{given} "{text}"'
-
-
-def already_said(finding: Finding, earlier: Iterable[Finding], names: Iterable[str]) -> bool:
-    """Whether an earlier error speaks of a file that this one names, so that it says the same less precisely."""
-    own = {name for name in names if name in finding.what}
-    return any(name in other.what for other in earlier if other.level == "error" for name in own)
-
-
-def quoted(path: str) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(path)
+    return call(config, quoted(report.directory) + given)

@@ -15,6 +15,10 @@ LORA_RANK = 8
 PREFIX_LENGTH = 128
 
 
+_STORED, _HALF = "load as stored", "load in bfloat16"
+_IN = {"int8": "load in INT8", "int4": "load in INT4"}
+
+
 @dataclass(frozen=True)
 class Use:
     """`num_bytes` of weights and training states, activations left out. fits_*: None where there is no such memory."""
@@ -39,22 +43,33 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
     prefix = PREFIX_LENGTH * 2 * config.num_layers * config.kv_heads * config.head_dim
     rows: list[tuple[str, int | None, str]] = []
     if stored is not None:
-        rows.append(("load as stored", stored, "memory-mapped: pages are read when used"))
+        rows.append((_STORED, stored, "memory-mapped: pages are read when used"))
+    base, name = half, "bfloat16 base"
+    if config.quantization is not None:  # the integers stay what they are: no other type, no training of all
+        base, name = stored or half, f"INT{config.quantization.bits} base"
+    else:
+        rows += _any_type(counted)
     rows += [
-        ("load in bfloat16", half, ""),
-        ("load in float32", counted.float32, ""),
-        ("load in INT8", counted.int8, "linears of the blocks; scales per row"),
-        ("load in INT4", counted.int4, "linears of the blocks; scales per row"),
-        ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
         (
             "fine-tune with LoRA",
-            half + TRAINED_BYTES * lora_parameters(config),
-            f"bfloat16 base; rank {LORA_RANK} on q, k, v",
+            base + TRAINED_BYTES * lora_parameters(config),
+            f"{name}; rank {LORA_RANK} on q, k, v",
         ),
-        ("P-Tuning v2", half + TRAINED_BYTES * prefix, f"bfloat16 base; {PREFIX_LENGTH} positions"),
+        ("P-Tuning v2", base + TRAINED_BYTES * prefix, f"{name}; {PREFIX_LENGTH} positions"),
     ]
     return [
         Use(name, size, _fits(size, ram), _fits(size, gpu), remark) for name, size, remark in rows if size is not None
+    ]
+
+
+def _any_type(counted: Sizes) -> list[tuple[str, int | None, str]]:
+    """What only floating-point weights can be loaded as, or trained in."""
+    return [
+        (_HALF, counted.bfloat16, ""),
+        ("load in float32", counted.float32, ""),
+        (_IN["int8"], counted.int8, "linears of the blocks; scales per row"),
+        (_IN["int4"], counted.int4, "linears of the blocks; scales per row"),
+        ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
     ]
 
 
@@ -67,6 +82,13 @@ def lora_parameters(config: GLMConfig) -> int:
 
 def _fits(size: int, free: int | None) -> bool | None:
     return None if free is None else size + RESERVE <= free
+
+
+def quantize_to_fit(uses: list[Use]) -> str:
+    """int8 or int4 where the weights fit in it but not as they are; "" where that is no help or not needed."""
+    fitting = [use.name for use in uses if use.fits_ram or use.fits_gpu]
+    needed = any(use.fits_ram is False for use in uses) and not {_STORED, _HALF} & set(fitting)
+    return next((bits for bits in ("int8", "int4") if needed and _IN[bits] in fitting), "")
 
 
 def check_fit(uses: list[Use]) -> list[Finding]:

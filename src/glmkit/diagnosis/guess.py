@@ -13,6 +13,7 @@ from .headers import Headers, tensor_names
 from .listing import Listing
 
 _TABLE = ("model.embed_tokens",)
+_FUSED = ("q_proj", "k_proj", "v_proj")
 
 
 def stored_types(files: Iterable[TensorFile]) -> list[str]:
@@ -81,20 +82,41 @@ def suggest_config(listing: Listing, place: Listing, headers: Headers) -> list[F
 
 
 def check_rows(place: Listing, headers: Headers, vocab_size: int | None) -> list[Finding]:
-    """Whether the ranks together have the rows of the word table that the config asks for: the last may be missing."""
+    """Whether the ranks together have the rows of the word table that the config asks for: the last may be missing.
+
+    Without a config, whether they have all the queries of the model's width.
+    """
     ranks = sum(entry.rank is not None for entry in place.of("weights"))
-    if not ranks or not vocab_size or len(headers.files) < ranks:
+    if not ranks or len(headers.files) < ranks:
         return []
     keys = named_shapes(headers)
+    step = "copy or download the files of the other ranks"
     for family in all_families().values():
         for layout in family.layouts:
             shape = _shape(layout, keys, ranks)
             if shape is None:
                 continue
             rows = shape[2] // ranks
-            if shape[2] != vocab_size and vocab_size % rows == 0 and vocab_size // rows > ranks:
+            if vocab_size and shape[2] != vocab_size and vocab_size % rows == 0 and vocab_size // rows > ranks:
                 share = f"a rank holds {rows} of {vocab_size} rows of the word table"
                 what = f"{share}, so there were {vocab_size // rows} ranks; here are {ranks}"
-                step = "copy or download the files of the other ranks"
+                return [Finding("error", what, str(place.directory), step)]
+            queries = _query_rows(layout, keys)
+            if queries and shape[1] % queries == 0 and shape[1] // queries > ranks:
+                share = f"a rank holds {queries} of {shape[1]} channels of the queries"
+                what = f"{share}, so there were {shape[1] // queries} ranks; here are {ranks}"
                 return [Finding("error", what, str(place.directory), step)]
     return []
+
+
+def _query_rows(layout: Layout, keys: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Channels of all queries in one file, by the bias of fused q, k, v of one size; 0 when there is none.
+
+    A bias, because it is never quantised. With heads of width / heads, all ranks together have the model's width.
+    """
+    for name, shape in keys:
+        stem, _, parameter = name.rpartition(".")
+        found = layout.resolve(stem) if parameter == "bias" and len(shape) == 1 else None
+        if found is not None and tuple(stem.rpartition(".")[2] for stem in found[0].ours) == _FUSED:
+            return shape[0] // 3
+    return 0

@@ -11,10 +11,11 @@ from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.errors import GLMKitError
 
-from .finding import Finding
+from .finding import Finding, names_text
 from .listing import Entry
 
 T = TypeVar("T")
+_MOST_FINDINGS = 10  # of files that cannot be read; the others are then not opened
 _OTHER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RuntimeError, MemoryError)
 
 
@@ -37,9 +38,13 @@ class Headers:
 
 
 def open_headers(entries: Iterable[Entry]) -> Headers:
-    """Open each file; one that cannot be read as tensors becomes an error that says why."""
+    """Open each file; one that cannot be read as tensors becomes an error that says why, up to a number of them."""
     headers = Headers()
+    unread: list[str] = []
     for entry in entries:
+        if len(headers.findings) >= _MOST_FINDINGS:
+            unread.append(entry.name)
+            continue
         if entry.problem:
             headers.findings.append(unreadable(entry))
             continue
@@ -48,6 +53,10 @@ def open_headers(entries: Iterable[Entry]) -> Headers:
             headers.findings.append(finding)
         if file is not None:
             headers.files[entry.name] = file
+    if unread:
+        what = f"{len(unread)} more files were not looked into: {names_text(unread)}"
+        first = headers.findings[0]
+        headers.findings.append(Finding("error", what, first.where, "mend the others first, then look again"))
     return headers
 
 

@@ -60,8 +60,9 @@ def _inside(listing: Listing, name: str) -> tuple[Listing, list[Finding]]:
 
 
 def _has_ranks(path: Path) -> bool:
+    """Whether Megatron's or SAT's rank files lie there: theirs alone lie one level below the config."""
     inside, _ = attempt(lambda: list_directory(path), path)
-    return inside is not None and any(entry.rank is not None for entry in inside.of("weights"))
+    return inside is not None and any(entry.name.startswith("mp_rank_") for entry in inside.of("weights"))
 
 
 def nothing_here(listing: Listing) -> Finding:
@@ -70,7 +71,9 @@ def nothing_here(listing: Listing) -> Finding:
     inner = _inner(listing)
     if inner:
         what = f"no weights lie here, but in {names_text(map(str, inner), 3)}"
-        return Finding("error", what, where, f"give {inner[-1]} instead")
+        steps_of_one_run = len({path.name.rstrip("0123456789") for path in inner}) == 1
+        step = f"give {inner[-1]} instead" if steps_of_one_run else f"give one of them, such as {inner[0]}"
+        return Finding("error", what, where, step)
     if not listing.entries and not listing.folders:
         return Finding("error", "the directory is empty", where, "download or copy a model into it")
     if listing.of("config", "index"):

@@ -1,6 +1,6 @@
 """The config of a directory, also of one whose weights are missing or broken."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ def refuse_impossible(values: Mapping[str, Any], where: str) -> None:
             raise CheckpointError(f"{where}: {key} is {found}; download the config file again")
 
 
-def config_file_alone(directory: Path) -> tuple[Family, GLMConfig | None] | None:
-    """(family, config) by the config file; the config is None when it is broken, all is None without such a file."""
+def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[Family, GLMConfig | None] | None:
+    """(family, config) by the config file; the config is None when it is broken, all is None without such a file.
+
+    tensors: names in the weight files, which tell families apart whose configs look alike.
+    """
     path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     if path is None:
         return None
@@ -59,7 +62,7 @@ def config_file_alone(directory: Path) -> tuple[Family, GLMConfig | None] | None
         texts = tokenizer_texts(directory)
     except (GLMKitError, OSError):
         return None
-    return _published(values, texts)
+    return _published(values, texts, tensors)
 
 
 def _values(directory: Path) -> dict[str, Any]:
@@ -67,13 +70,15 @@ def _values(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _published(values: Mapping[str, Any], texts: str) -> tuple[Family, GLMConfig | None] | None:
+def _published(
+    values: Mapping[str, Any], texts: str, tensors: Collection[str]
+) -> tuple[Family, GLMConfig | None] | None:
     kind = values.get("model_type")
     known = [
         (family, layout)
         for family in all_families().values()
         for layout in family.layouts
-        if kind in layout.model_types and family.claims(values, texts) > 0
+        if kind in layout.model_types and family.claims(values, texts) > 0 and _knows(layout, tensors)
     ]
     known.sort(key=lambda pair: -pair[0].claims(values, texts))  # stable: equal claims keep their order
     for family, layout in known:
@@ -81,6 +86,11 @@ def _published(values: Mapping[str, Any], texts: str) -> tuple[Family, GLMConfig
         if config is not None:
             return family, config
     return (known[0][0], None) if known else None
+
+
+def _knows(layout: Layout, tensors: Collection[str]) -> bool:
+    """Whether most of these are names of the layout: several families would read the config of another."""
+    return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
 
 
 def _read(layout: Layout, values: Mapping[str, Any]) -> GLMConfig | None:

@@ -1,7 +1,8 @@
 """Do config, weights, code and tokenizer speak of the same vocabulary? Generations are told apart by the presets."""
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,14 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
             return None, [_belongs_to(directory, other)]
         wanted = " or ".join(family.tokenizer_files) or "a tokenizer trained by glmkit"
         what = f"no tokenizer files of {family.title} ({wanted})"
-        step = "the weights load without them; for text, put them into the directory or pass a tokenizer directory"
+        step = "the weights load without them; for text, put them here, or give their folder with --tokenizer"
         return None, [Finding("warning", what, str(directory), step)]
     return tokenizer, [*compare_ids(directory, config, tokenizer), *_declared(directory, family, tokenizer)]
+
+
+def has_text(directory: Path, config: GLMConfig, family: Family) -> bool:
+    """Whether texts can be given to the model in a directory."""
+    return check_tokenizer(directory, config, family)[0] is not None
 
 
 def _declared(directory: Path, family: Family, tokenizer: Tokenizer) -> list[Finding]:
@@ -206,6 +212,21 @@ def _quietly(family: Family, directory: Path) -> Tokenizer | None:
     except (GLMKitError, OSError, ValueError, RuntimeError):
         return None
     return tokenizer
+
+
+def titles_of_tokenizer(listing: Listing) -> list[str]:
+    """The families whose tokenizer files lie here: several share a vocabulary."""
+    named = {name for family in all_families().values() for name in family.tokenizer_files}
+    if not any(listing.named(name) for name in named):
+        return []
+    return [family.title for family in all_families().values() if _quietly(family, listing.directory) is not None]
+
+
+def vocabulary_alone(listing: Listing, titles: Iterable[str]) -> Finding:
+    """The error of a directory with a tokenizer and no weights."""
+    what = f"a tokenizer ({names_text(titles)}), but no weights"
+    step = f"use it with a model: --tokenizer {shlex.quote(str(listing.directory))}"
+    return Finding("error", what, str(listing.directory), step)
 
 
 def _belongs_to(directory: Path, title: str) -> Finding:

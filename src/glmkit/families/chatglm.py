@@ -68,7 +68,7 @@ def _read(values: Mapping[str, Any], **axes: Any) -> Published:
     keys.require("activation", "gelu")
     bits = keys.whole("quantization_bit", default=0)
     embeddings = bool(keys.take("quantization_embeddings", default=False))
-    sop, eop = keys.whole("bos_token_id", default=130004), keys.whole("eos_token_id", default=130005)
+    sop, stops = keys.whole("bos_token_id", default=130004), keys.ids("eos_token_id") or [130005]
     # The first release had no such keys; in both vocabularies the masks stand at the same distance before <sop>.
     mask, gmask = keys.whole("mask_token_id", default=sop - 4), keys.whole("gmask_token_id", default=sop - 3)
     pad = keys.whole("pad_token_id", default=3 if sop < 150000 else 20003)
@@ -82,12 +82,12 @@ def _read(values: Mapping[str, Any], **axes: Any) -> Published:
             "ffn_size": keys.whole("inner_hidden_size"),
             "max_positions": keys.whole("max_sequence_length", default=2048),
             "norm_eps": keys.number("layernorm_epsilon", default=1e-5),
-            "special": _special(sop, eop, mask, gmask, pad),
+            "special": _special(sop, stops[0], mask, gmask, pad),
             "quantization": Quantization(bits, embeddings) if bits else None,
             **axes,
         }
     )
-    return Published(config, {"stop_ids": [eop], "pad_id": pad, "add_cls": False}, keys.notes())
+    return Published(config, {"stop_ids": stops, "pad_id": pad, "add_cls": False}, keys.notes())
 
 
 def _read_huggingface(values: Mapping[str, Any]) -> Published:

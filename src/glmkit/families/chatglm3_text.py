@@ -31,6 +31,8 @@ class ToolCallTemplate(RoleTemplate):
 
     name = "ChatGLM3-6B"
     opening = "[gMASK]sop"
+    # `THUDM/ChatGLM3:tools_using_demo/`
+    tools_intro = "Answer the following questions as best as you can. You have access to the following tools:"
     opened_turns = True
 
     def expand(self, messages: Sequence[Message]) -> list[Message]:

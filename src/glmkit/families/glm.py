@@ -15,7 +15,7 @@ from glmkit.errors import ConfigError
 from .base import Family
 from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
 from .keys import Keys, paddle_degree
-from .rules import Layout, Published, Rule
+from .rules import WRAPPERS, Layout, Published, Rule
 
 
 def _shape(layers: int, width: int, heads: int, positions: int, vocabulary: int) -> GLMConfig:
@@ -161,7 +161,7 @@ LAYOUTS = (
         name="megatron",
         container="ranks",
         rules=_rules(""),
-        wrappers=("module.", "model.", "glm."),
+        wrappers=(*WRAPPERS, "glm."),
         parallel=True,
         axes={**_AXES, "gelu": "tanh"},
         model_types=("glm",),

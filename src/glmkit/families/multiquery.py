@@ -85,7 +85,7 @@ def read(
             "num_layers": keys.whole("num_layers", "num_hidden_layers"),
             "num_heads": heads,
             "num_kv_heads": groups if shared else heads,
-            "head_size": keys.whole("kv_channels"),
+            "head_size": keys.whole("kv_channels", default=128),
             "ffn_size": keys.whole("ffn_hidden_size"),
             "max_positions": keys.whole("seq_length", "max_sequence_length", default=2048),
             "rope_base": 10000.0 * keys.number("rope_ratio", default=1.0),

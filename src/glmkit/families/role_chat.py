@@ -31,6 +31,7 @@ class RoleTemplate(ChatTemplate):
     """
 
     roles = ("system", "user", "assistant", "observation")
+    shows_stop = False
     stops = ("<|user|>", "<|observation|>")  # besides the end of text
     defaults = ChatDefaults(max_length=8192, temperature=0.8, top_p=0.8)
     opening: str  # as people read it; the ids are the tokenizer's

@@ -23,6 +23,8 @@ Kind = Literal["linear", "table", "vector"]
 Order = Literal["concat", "heads"]
 Cut = Literal["rows", "columns"]
 Container = Literal["huggingface", "ranks", "paddle"]
+# Data parallelism, a trainer's module, torch.compile, PEFT.
+WRAPPERS = ("module.", "model.", "_orig_mod.", "base_model.model.")
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class Layout:
 
     name: what `glm convert --to` calls it. container: how files lie (Hugging Face shards, one mp_rank file per rank
     under a tag, PaddlePaddle parameters). base: the part of the names that a file saved from the base class lacks.
-    wrappers: prefixes that training wrappers leave and that are stripped. ignored: patterns of whole names that carry
-    nothing learned. axes: GLMConfig fields that this layout's own reference decides. config_file: the name to write.
-    tag_files: where the tag of the current folder is written, for mp_rank files.
+    wrappers: prefixes that training wrappers leave, maybe several at once, and that are stripped. ignored: patterns of
+    whole names that carry nothing learned. axes: GLMConfig fields that this layout's own reference decides.
+    config_file: the name to write. tag_files: where the tag of the current folder is written, for mp_rank files.
     """
 
     name: str
@@ -113,7 +115,7 @@ class Layout:
     aliases: tuple[Alias, ...] = ()
     ignored: tuple[str, ...] = ()
     base: str = ""
-    wrappers: tuple[str, ...] = ("module.",)
+    wrappers: tuple[str, ...] = WRAPPERS
     transposed: bool = False
     parallel: bool = False  # whether it was ever published in several ranks
     quantized: bool = False  # whether INT8 and INT4 were ever published in it
@@ -127,12 +129,18 @@ class Layout:
     write_config: Callable[[GLMConfig, Mapping[str, Any]], dict[str, Any]]
 
     def spellings(self, name: str) -> Iterator[str]:
-        """The names by which the rules may know a found name: as it is, without a wrapper, with the base."""
-        for wrapper in ("", *self.wrappers):
-            if name.startswith(wrapper):
-                yield name[len(wrapper) :]
-                if self.base:
-                    yield self.base + name[len(wrapper) :]
+        """The names by which the rules may know a found name: as it is, without wrappers, with the base."""
+        for bare in self.unwrapped(name):
+            yield bare
+            if self.base:
+                yield self.base + bare
+
+    def unwrapped(self, name: str) -> Iterator[str]:
+        """The name, then without its first wrapper, then without the next one, ..."""
+        yield name
+        while wrapper := next((w for w in self.wrappers if name.startswith(w)), ""):
+            name = name[len(wrapper) :]
+            yield name
 
     def is_ignored(self, name: str) -> bool:
         """Whether a found name is of a tensor that carries nothing learned."""

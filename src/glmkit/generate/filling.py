@@ -5,7 +5,8 @@ Rows of different lengths and different numbers of blanks run in one batch; each
 Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.py`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -40,7 +41,6 @@ class _Row:
         self.queue, self.fed = [sop], 0
 
 
-@torch.inference_mode()
 def fill_rows(
     model: GLM,
     rows: Sequence[Sequence[int]],
@@ -64,12 +64,49 @@ def fill_rows(
     False: row 1 stays 1 in spans (block_position_encoding).
     Raises RequestError for rows without blanks or longer than the model's positions.
     """
-    sampling = sampling or Sampling()
+    places = (blank, drawn, running, block_positions)
+    last = deque(_steps(model, rows, special, max_tokens, sampling or Sampling(), forbidden, *places), maxlen=1)
+    return [state.spans for states in last for state in states]
+
+
+def stream_last_span(
+    model: GLM,
+    row: Sequence[int],
+    special: SpecialIds,
+    *,
+    max_tokens: int = 64,
+    sampling: Sampling | None = None,
+    forbidden: Iterable[int] = (),
+    running: bool = False,
+    block_positions: bool = True,
+) -> Iterator[int]:
+    """The tokens of the last blank's span as they are chosen; arguments and errors as in `fill_rows`."""
+    places, shown = (None, 0, running, block_positions), 0
+    for (state,) in _steps(model, [row], special, max_tokens, sampling or Sampling(), forbidden, *places):
+        if len(state.spans) == len(state.blanks):
+            yield from state.spans[-1][shown:]
+            shown = len(state.spans[-1])
+
+
+@torch.inference_mode()
+def _steps(
+    model: GLM,
+    rows: Sequence[Sequence[int]],
+    special: SpecialIds,
+    max_tokens: int,
+    sampling: Sampling,
+    forbidden: Iterable[int],
+    blank: int | None,
+    drawn: int,
+    running: bool,
+    block_positions: bool,
+) -> Iterator[list[_Row]]:
+    """The rows as they are after part A and after every token; always the same list."""
     check_type("max_tokens", max_tokens, Integral, "a whole number")
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
     if not rows:
-        return []
+        return
     states = []
     for index, row in enumerate(rows):
         blanks = _find_blanks(row, index, special, model.config)
@@ -104,13 +141,14 @@ def fill_rows(
         state.open_next(special.sop)
     banned = _banned(model.config, special, forbidden, device)
     stops = {special.eop, special.eos}
+    yield states
     while not all(state.done for state in states):
         logits_BV = _step(model, states, special, cache, running, block_positions)
         logits_BV[:, banned] = -torch.inf
         chosen = next_tokens(logits_BV, sampling, [drawn + _written(state) for state in states]).tolist()
         for state, token in zip(states, chosen, strict=True):
             _take(state, token, stops, max_tokens, special.sop)
-    return [state.spans for state in states]
+        yield states
 
 
 def _find_blanks(row: Sequence[int], index: int, special: SpecialIds, config: GLMConfig) -> list[int]:

@@ -50,6 +50,18 @@ class KVCache:
                 f"allocate at least {self.length + num_tokens}"
             )
 
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in all; what is cached stays."""
+        if capacity <= self.capacity:
+            return
+        keys, values, visible_BS = self.keys, self.values, self.visible_BS
+        used = self.prefix + self.length
+        self.visible_BS = torch.zeros(len(visible_BS), capacity, dtype=torch.bool, device=self._device)
+        self.visible_BS[:, : self.length] = visible_BS[:, : self.length]
+        self._allocate(self.prefix)
+        for new, old in zip([*self.keys, *self.values], [*keys, *values], strict=True):
+            new[:, :used] = old[:, :used]
+
     def seed(self, prefix_L: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Put a prefix, (P,K,D) keys and values per layer, or none, in front of an empty cache."""
         assert self.length == 0, "a prefix comes before the tokens"

@@ -55,8 +55,9 @@ class Transformer(nn.Module):
         x_BTH = self.embed_tokens(input_ids_BT)
         if not self.embed_tokens.weight.is_floating_point():  # a quantised table gives fp32, rounded once, here
             x_BTH = x_BTH.to(self.norm.weight.dtype)
-        if self.gradient_scale != 1.0 and x_BTH.requires_grad:
-            # GLM-130B paper, section 2, written so that the value stays the same to the last bit.
+        if self.training and self.gradient_scale != 1.0 and x_BTH.requires_grad:
+            # GLM-130B paper, section 2, in training only: elsewhere gradients are those of the function. Written so
+            # that the value stays the same to the last bit.
             x_BTH = x_BTH.detach() + (x_BTH - x_BTH.detach()) * self.gradient_scale
         if self.embed_positions is not None and self.embed_block_positions is not None:
             x_BTH = x_BTH + self.embed_positions(position_ids_B2T[:, 0])

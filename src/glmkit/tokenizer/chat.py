@@ -110,6 +110,8 @@ class ChatTemplate(ABC):
     name: str
     roles: tuple[str, ...]
     defaults: ChatDefaults
+    shows_stop: bool = True  # whether the published stream shows the reply once more when it ends
+    tools_intro: str = ""  # the published system message that stands before tools, where there is one
     shows_empty: bool = False  # whether a step of the stream without any text is shown, as one published model does
 
     @abstractmethod

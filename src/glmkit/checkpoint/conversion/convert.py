@@ -141,6 +141,8 @@ def convert(
             started = time.perf_counter()
             notes += _verify(checkpoint, stored, target, work, outputs, progress)
             verify_seconds = time.perf_counter() - started
+        if not all(file.path.is_file() for file in checkpoint.files) or _fingerprint(checkpoint) != plan["files"]:
+            raise CheckpointError(f"{before} changed while it was converted; run the same command with --restart")
         journal.publish(after)
     except BaseException:
         journal.discard_if_empty()

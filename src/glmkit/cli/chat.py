@@ -1,0 +1,87 @@
+"""`glm chat MODEL`: a conversation in the terminal, or one turn for each line of a pipe."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from typing import Any
+
+from glmkit import load
+from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, reason_of
+from glmkit.cli.chat_lines import Lines
+from glmkit.cli.text_input import add_load_arguments, load_options
+from glmkit.errors import GLMKitError, RequestError
+
+_PARAMETERS = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("--system", metavar="TEXT", type=str, default=None, help="system message, for models with one")
+    parser.add_argument(
+        "--history", metavar="FILE", type=str, default=None, help="JSON file to go on from and to keep the history in"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=None, help="longest reply, in tokens (default: what the positions allow)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=None, help="0 = greedy (default: the family's published one)"
+    )
+    parser.add_argument("--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: 0)")
+    parser.add_argument(
+        "--top_p", type=float, default=None, help="keep this share of probability (default: the family's)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="seed of the sampling noise (default: a new one each)")
+    parser.add_argument("--no_stream", action="store_true", help="print each reply when it is complete")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too',
+    )
+    add_load_arguments(parser)
+
+
+def run(args: Any) -> int:
+    """Talk until `stop` or the end of the input. Status 2 when a line of a pipe could not be answered."""
+    lm = load(args.model, **load_options(args))
+    template = lm.chat_template
+    file = None if args.history is None else HistoryFile(args.history)
+    settings = {name: getattr(args, name) for name in _PARAMETERS}
+    dialogue = Dialogue(lm, settings, system=args.system, file=file, as_json=args.json, stream=not args.no_stream)
+    lines = Lines(name=template.name, prompts=not args.json)
+    if lines.shown:
+        print(f"{template.name}: clear forgets, stop ends, Ctrl-C stops an answer, /help", file=sys.stderr)
+    try:
+        failed = _talk(dialogue, lines, args.json)
+    except KeyboardInterrupt as error:
+        if type(error) is not KeyboardInterrupt:  # SIGTERM
+            raise
+        return 0  # the second one came while the first was being answered
+    if failed and not lines.shown:
+        raise RequestError(f"{failed} of the lines could not be answered")
+    return 0
+
+
+def _talk(dialogue: Dialogue, lines: Lines, as_json: bool) -> int:
+    """Take lines until one ends it; how many could not be answered."""
+    failed = 0
+    interrupted = False
+    while True:
+        try:
+            line = lines.read()
+            if line is None:
+                return failed
+            interrupted = False
+            lines.begin_reply(dialogue.is_command(line))
+            if not dialogue.take(line):
+                return failed
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt or interrupted:
+                raise
+            interrupted = True
+            print("\n(Ctrl-C once more ends)", file=sys.stderr)
+        except (GLMKitError, UnicodeDecodeError) as error:
+            failed += 1
+            if as_json:
+                print(json.dumps({"error": reason_of(error)}, ensure_ascii=False), flush=True)
+            print(f"glm chat: {reason_of(error)}", file=sys.stderr, flush=True)

@@ -1,0 +1,226 @@
+"""The conversation of `glm chat`: commands, parameters on the fly, answers, the history file."""
+
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
+from glmkit.files import atomic_write
+from glmkit.generate.conversation import ChatStep
+from glmkit.generate.sampling import Sampling
+from glmkit.session import LM
+from glmkit.tokenizer.chat import to_messages
+
+HELP = """\
+clear, /clear        forget the conversation (the system message stays)
+stop, /stop          end; so does the end of the input
+/system TEXT         set the system message; without a TEXT show it
+/temperature 0.3     also /top_k, /top_p, /seed, /max_new_tokens; "default" for the model's own; without a value show it
+/retry               answer the last message again
+/history             show the conversation
+/help                this
+//text               say "/text"
+Ctrl-C               stop the answer; twice in a row while nothing is being answered: end"""
+
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "seed": int,
+    "max_new_tokens": int,
+}
+_OFF: dict[str, Any] = {"top_k": 0}
+_CLEAR_SCREEN = "\x1b[2J\x1b[H"
+
+
+class HistoryFile:
+    """A history as JSON, in the published form of its family; written whole or not at all."""
+
+    def __init__(self, path: str) -> None:
+        """Raises RequestError when it could not be written: its directory is missing, or it is one."""
+        self.path = Path(path)
+        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
+            raise RequestError(f"the history file {path} cannot be written there; give a file in an existing directory")
+
+    def read(self) -> list[Any]:
+        """The history, empty when there is no file yet. Raises RequestError when it holds something else."""
+        if not self.path.exists():
+            return []
+        try:
+            history = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError):
+            raise RequestError(f"{self.path} is no JSON; give another file for the history") from None
+        if not isinstance(history, list):
+            raise RequestError(f"{self.path} holds {type(history).__name__}, no list of turns; give another file")
+        try:
+            to_messages(history)
+        except (GLMKitError, TypeError) as error:
+            raise RequestError(f"{self.path} holds no history: {error}") from None
+        return history
+
+    def write(self, history: list[Any]) -> None:
+        """Replace the file."""
+        with atomic_write(self.path) as file:
+            file.write(json.dumps(history, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+class Dialogue:
+    """Takes lines, prints answers. What it knows: the history, the system message, the parameters."""
+
+    def __init__(
+        self,
+        lm: LM,
+        settings: dict[str, Any],
+        *,
+        system: str | None = None,
+        file: HistoryFile | None = None,
+        as_json: bool = False,
+        stream: bool = True,
+    ) -> None:
+        """Raises RequestError for settings that mean nothing and a history that the model has no form for."""
+        self._lm, self._settings, self._system = lm, dict(settings), system
+        self._file, self._json, self._stream = file, as_json, stream and not as_json
+        self._cache = lm.prompt_cache()
+        self._history: list[Any] = [] if file is None else file.read()
+        self._last: tuple[list[Any], str, str] | None = None  # history before it, query, role
+        _check(self._settings)
+        if self._history:
+            lm.chat_template.check_roles(to_messages(self._history))
+        if system is not None:
+            lm.chat_template.check_roles(to_messages([{"role": "system", "content": system}]))
+
+    def is_command(self, line: str) -> bool:
+        """Whether a line is an order to us and not a message."""
+        return line.strip() in ("clear", "stop") or re.match(r"/[a-z_]+(\s|$)", line.strip()) is not None
+
+    def take(self, line: str) -> bool:
+        """Obey or answer a line; False when it ends the conversation. Raises GLMKitError."""
+        if self.is_command(line):
+            name, _, rest = line.strip().removeprefix("/").partition(" ")
+            return self._obey(name, rest.strip())
+        query, role = self._message(line)
+        self._answer(query, role)
+        return True
+
+    def _message(self, line: str) -> tuple[str, str]:
+        if self._json and line.lstrip().startswith("{"):
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                raise RequestError("the line begins with { but is no JSON object") from None
+            unknown = sorted(set(values) - {"query", "role"})
+            if unknown or not isinstance(values.get("query"), str):
+                raise RequestError('give {"query": TEXT} or {"query": TEXT, "role": ROLE} and nothing else')
+            return values["query"], values.get("role", "user")
+        return line.removeprefix("/") if line.startswith("//") else line, "user"
+
+    def _answer(self, query: str, role: str) -> None:
+        """Print the reply; a Ctrl-C ends it, and what was said until then stays in the history."""
+        self._last = ([*self._history], query, role)
+        last: ChatStep | None = None
+        text = ""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", TrimmedHistoryWarning)
+                options = {**self._settings, "system": self._system, "cache": self._cache}
+                steps = self._lm.chat_steps(query, self._history, role=role, **options)
+            for warning in caught:
+                print(f"glm chat: {warning.message}", file=sys.stderr, flush=True)
+            response: Any = ""
+            for step in steps:
+                last, text = step, text + step.piece
+                response = step.response if step.response is not None else response
+                if self._stream and step.piece:
+                    print(step.piece, end="", flush=True)
+            finish: str = last.finish or "" if last is not None else ""
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt:  # SIGTERM
+                raise
+            finish = "interrupted"
+            response = text
+        self._print(query, response, text, finish, last)
+        if last is not None:
+            self._keep(last.history)
+
+    def _print(self, query: str, response: Any, text: str, finish: str, last: ChatStep | None) -> None:
+        if self._json:
+            tokens = 0 if last is None else last.tokens
+            answer = {"query": query, "response": response, "finish": finish, "tokens": tokens}
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            return
+        if not isinstance(response, str):  # a call of a tool
+            text = json.dumps(response, ensure_ascii=False)
+            print(text, end="", flush=True)
+        elif not self._stream:
+            print(text, end="")
+        print(flush=True)
+        if finish == "interrupted":
+            print("(stopped)", file=sys.stderr, flush=True)
+
+    def _keep(self, history: list[Any]) -> None:
+        self._history = history
+        if self._file is not None:
+            self._file.write(history)
+
+    def _obey(self, name: str, rest: str) -> bool:
+        if name in ("stop", "exit", "quit"):
+            return False
+        if name == "clear":
+            opening = self._history[:1]
+            self._keep([item for item in opening if isinstance(item, dict) and item.get("role") == "system"])
+            self._cache.clear()
+            self._last = None
+            if sys.stdout.isatty():
+                print(_CLEAR_SCREEN, end="", flush=True)
+        elif name == "help":
+            print(HELP, file=sys.stderr)
+        elif name == "history":
+            for message in to_messages(self._history):
+                print(f"{message.role}: {message.content}", file=sys.stderr)
+        elif name == "retry":
+            if self._last is None:
+                raise RequestError("there is nothing to answer again yet")
+            self._history, query, role = self._last
+            self._answer(query, role)
+        elif name == "system":
+            self._set_system(rest)
+        elif name in _NUMBERS:
+            self._set(name, rest)
+        else:
+            raise RequestError(f"there is no command /{name}; /help lists them, //{name} says it")
+        return True
+
+    def _set_system(self, text: str) -> None:
+        if text:
+            self._lm.chat_template.check_roles(to_messages([{"role": "system", "content": text}]))
+            self._system = text
+        print(f"system: {self._system or ''}", file=sys.stderr)
+
+    def _set(self, name: str, text: str) -> None:
+        if text:
+            kind = _NUMBERS[name]
+            try:
+                value = _OFF.get(name) if text in ("default", "none") else kind(text)
+            except ValueError:
+                raise RequestError(f"{name} is {text!r}; give a number or default") from None
+            _check({**self._settings, name: value})
+            self._settings[name] = value
+        value = self._settings[name]
+        print(f"{name}: {'default' if value is None else value}", file=sys.stderr)
+
+
+def reason_of(error: Exception) -> str:
+    """One line for a line that could not be answered."""
+    return f"a line is not UTF-8 (byte {error.start})" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Raises RequestError for parameters that mean nothing."""
+    limit = settings["max_new_tokens"]
+    if limit is not None and limit < 1:
+        raise RequestError(f"max_new_tokens is {limit}; give at least 1")
+    names = ("temperature", "top_k", "top_p", "seed")
+    Sampling(**{name: settings[name] for name in names if settings[name] is not None})

@@ -1,0 +1,68 @@
+"""What to do next: the step behind an error, and the command for a directory that can be used."""
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from glmkit.config import GLMConfig
+from glmkit.families.base import preset, preset_names
+
+from .finding import Finding
+from .listing import Listing
+
+_TWO_RELEASES = "weights and config may be of different releases; take both from one"
+_ALL_RANKS = "a rank may be missing, and each holds a part of every matrix; copy all of them, of one release"
+_CORRECT_ADAPTER = "correct the settings beside the adapter, or copy it again"
+_CORRECT = "correct that in the config file, or download it again"
+# A value that no model can have, or no config file at all: the weights are not to blame.
+_WRONG_VALUE = re.compile(r"it must be|is not valid JSON|, not an object|is not a multiple of|config\.json: ")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def with_step(finding: Finding, place: Listing) -> Finding:
+    """An error of opening weights, with what to do about it."""
+    if _WRONG_VALUE.search(finding.what):
+        step = _CORRECT
+    elif finding.next_step:
+        step = finding.next_step.replace("config=", "--config")
+    else:
+        step = _ALL_RANKS if any(entry.rank is not None for entry in place.of("weights")) else _TWO_RELEASES
+    return replace(finding, next_step=step)
+
+
+def new_errors(found: Iterable[Finding], earlier: Iterable[Finding], place: Listing) -> list[Finding]:
+    """Findings about an adapter, each error with a step, without errors that earlier ones state more precisely."""
+    names = {entry.name for entry in place.entries}
+    return [
+        replace(finding, next_step=finding.next_step or _CORRECT_ADAPTER) if finding.level == "error" else finding
+        for finding in found
+        if finding.level != "error" or not already_said(finding, earlier, names)
+    ]
+
+
+def already_said(finding: Finding, earlier: Iterable[Finding], names: Iterable[str]) -> bool:
+    """Whether an earlier error speaks of a file that this one names, so that it says the same less precisely."""
+    own = {name for name in names if name in finding.what}
+    return any(name in other.what for other in earlier if other.level == "error" for name in own)
+
+
+def adapter_command(directory: str, base: object, config: GLMConfig | None) -> str:
+    """A call of the model with its adapter. base: its directory, or what the settings call it."""
+    named = str(base) if isinstance(base, Path) or _HUB_NAME.fullmatch(str(base)) else "MODEL"
+    size = named.rpartition("/")[2].lower()
+    if config is None and size in preset_names():
+        config = preset(size)
+    return call(config, f"{quoted(named)} --adapter {quoted(directory)}")
+
+
+def call(config: GLMConfig | None, arguments: str) -> str:
+    """The verb that a model of this kind of mask answers to, its arguments and a text."""
+    causal = config is not None and config.mask == "causal"
+    return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'
+
+
+def quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(path)

@@ -1,0 +1,123 @@
+"""Beam search over one prompt: pure bookkeeping on log-probabilities; who runs the model is another's business.
+
+Legend: K beams, V vocabulary rows, N tokens of the answers so far.
+Source: `huggingface/transformers:generation/beam_search.py` (up to 4.35) and its successor in `generation/utils.py`,
+whose results `GenerationParams.beam_length` tells apart: "row" is the former, "answer" the latter.
+Different on purpose: beams that cannot exist (fewer continuations than beams) are dropped, not scored at -1e9.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from heapq import heappush, heapreplace
+
+import torch
+from torch import Tensor
+
+from .answer import Answer
+from .params import GenerationParams
+
+
+@dataclass(frozen=True, order=True)
+class _Finished:
+    score: float
+    age: int  # the earlier of two equal scores is the better: larger is earlier
+    ids: tuple[int, ...]
+    stop_id: int | None
+
+
+class Beams:
+    """The open and the finished beams of one prompt.
+
+    Until `done`: `advance` by the log-probabilities of K rows, reorder those rows of the cache by `parents_K`, feed
+    them the `newest` tokens.
+    """
+
+    def __init__(
+        self, params: GenerationParams, num_prompt: int, stops: Collection[int], device: torch.device | None = None
+    ) -> None:
+        """num_prompt: tokens of the prompt as given, padding included; beam_length "row" counts them."""
+        self._params, self._stops = params, frozenset(stops)
+        self._base = num_prompt if params.beam_length == "row" else 0
+        self._finished: list[_Finished] = []  # a heap, the worst first
+        self._age = 0
+        size = params.num_beams
+        self.answer_KN = torch.empty(size, 0, dtype=torch.long, device=device)
+        # All beams start alike: only the first may be continued.
+        self.scores_K = torch.full((size,), -torch.inf, device=device)
+        self.scores_K[0] = 0.0
+        self.parents_K = torch.zeros(size, dtype=torch.long, device=device)
+        self.done = False
+
+    def newest(self) -> list[int]:
+        """The last token of every open beam; that of beams that do not exist means nothing."""
+        newest: list[int] = self.answer_KN[:, -1].tolist()
+        return newest
+
+    def advance(self, log_p_KV: Tensor) -> None:
+        """Take one step by processed log-probabilities, fp32, -inf for tokens that must not come."""
+        assert not self.done, "nothing is left to continue"
+        params, size, vocabulary = self._params, *log_p_KV.shape
+        total = (self.scores_K[:, None] + log_p_KV).flatten()
+        # Enough that K open beams are left when every better candidate ends.
+        keep = min(max(2, 1 + len(self._stops)) * size, len(total))
+        scores, flat = total.topk(keep)
+        length = self.answer_KN.shape[1] + 1
+        last = length == params.max_new_tokens
+        rows = self.answer_KN.tolist()
+        running: list[tuple[float, int, int]] = []
+        values = scores.tolist()
+        for rank, (score, index) in enumerate(zip(values, flat.tolist(), strict=True)):
+            if score == -torch.inf:
+                break
+            parent, token = divmod(index, vocabulary)
+            ends = token in self._stops
+            if ends or (last and params.beam_length == "answer"):
+                if rank < size:
+                    self._finish(score, rows[parent], token, ends)
+            elif len(running) < size:
+                running.append((score, parent, token))
+        best = values[0] if params.beam_length == "row" else (running[0][0] if running else -torch.inf)
+        self.done = self._cannot_improve(best, length) or not running
+        if last and not self.done:
+            for score, parent, token in running:
+                self._finish(score, rows[parent], token, False)
+        self.done |= last
+        self._continue(running)
+
+    def answers(self) -> list[Answer]:
+        """The best finished beams, best first; fewer than num_return_sequences where fewer exist."""
+        best = sorted(self._finished, reverse=True)[: self._params.num_return_sequences]
+        return [
+            Answer(list(item.ids), "length" if item.stop_id is None else "stop", item.stop_id, score=item.score)
+            for item in best
+        ]
+
+    def _finish(self, score: float, row: list[int], token: int, ends: bool) -> None:
+        ids = row if ends else [*row, token]
+        length = self._base + (len(ids) if self._params.beam_length == "row" else len(row) + 1)
+        self._age -= 1
+        item = _Finished(score / length**self._params.length_penalty, self._age, tuple(ids), token if ends else None)
+        if len(self._finished) < self._params.num_beams:
+            heappush(self._finished, item)
+        elif item.score > self._finished[0].score:
+            heapreplace(self._finished, item)
+
+    def _cannot_improve(self, best: float, length: int) -> bool:
+        params = self._params
+        if len(self._finished) < params.num_beams:
+            return False
+        if params.early_stopping is True:
+            return True
+        if params.early_stopping == "never" and params.length_penalty > 0:
+            length = params.max_new_tokens
+        attainable: float = best / (self._base + length) ** params.length_penalty
+        return self._finished[0].score >= attainable
+
+    def _continue(self, running: list[tuple[float, int, int]]) -> None:
+        device, missing = self.scores_K.device, self._params.num_beams - len(running)
+        running = running + [(-torch.inf, 0, 0)] * missing
+        scores, parents, tokens = zip(*running, strict=True)
+        self.scores_K = torch.tensor(scores, device=device)
+        self.parents_K = torch.tensor(parents, device=device)
+        chosen_K1 = torch.tensor(tokens, device=device)[:, None]
+        self.answer_KN = torch.cat([self.answer_KN[self.parents_K], chosen_K1], 1)

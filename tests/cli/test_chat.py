@@ -1,0 +1,271 @@
+"""`glm chat`: pipes, commands, Ctrl-C, the history file, JSON lines."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pytest
+
+import glmkit
+from glmkit.checkpoint.native import write_model
+from glmkit.cli.main import main
+from glmkit.families.command_text import COMMANDS, CommandTokenizer
+from glmkit.session import LM
+from glmkit.tokenizer.sentencepiece import SentencePieceModel
+from support.chat import chat_model
+from tokenizer.small_vocabularies import sentencepiece_bytes
+
+GREEDY = ["--temperature", "0", "--max_new_tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model of rounds whose greedy replies do not end by themselves."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = CommandTokenizer(SentencePieceModel(sentencepiece_bytes(rule="identity")), COMMANDS)
+    lm = chat_model("chatglm2", tokenizer, seed=5, max_positions=40_000)
+    write_model(folder, lm.config, dict(lm.model.named_parameters()))
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(directory: Path) -> LM:
+    return glmkit.load(directory, device="cpu")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "glmkit", "chat", *arguments]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class Said(NamedTuple):
+    """What a run said."""
+
+    status: int
+    out: str
+    err: str
+
+
+def glm_chat(lines: str | bytes, *arguments: str) -> Said:
+    """In this process, with a pipe for its input."""
+    data = lines if isinstance(lines, bytes) else lines.encode()
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        status = main(["chat", *arguments])
+    return Said(status, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    pipe = subprocess.PIPE
+    streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "bufsize": 0}
+    with subprocess.Popen(command(*arguments), env=ENVIRONMENT, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes], IO[bytes]]:
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    assert stdin is not None
+    assert stdout is not None
+    assert stderr is not None
+    return stdin, stdout, stderr
+
+
+def replies(lm: LM, *queries: str) -> list[str]:
+    history: list[Any] = []
+    found = []
+    for query in queries:
+        response, history = lm.chat(query, history, temperature=0, max_new_tokens=6)
+        assert isinstance(response, str)
+        found.append(response)
+    return found
+
+
+def test_each_line_of_a_pipe_is_a_turn(lm: LM, directory: Path) -> None:
+    expected = replies(lm, "the fox", "中文 again")
+    with running(str(directory), *GREEDY) as process:
+        out, err = process.communicate("the fox\n\n中文 again\n".encode(), timeout=120)
+    assert out.decode() == "".join(f"{text}\n" for text in expected)
+    assert (process.returncode, err) == (0, b"")
+    for more in ([], ["--no_stream"]):
+        result = glm_chat("the fox\n\n中文 again\n", str(directory), *GREEDY, *more)
+        assert result.out == "".join(f"{text}\n" for text in expected)
+        assert (result.status, result.err) == (0, "")
+
+
+def test_clear_stop_and_parameters_on_the_fly(lm: LM, directory: Path) -> None:
+    lines = ["the fox", "clear", "the fox", "/max_new_tokens 2", "/clear", "the fox", "/retry", "stop", "not read"]
+    result = glm_chat("\n".join(lines), str(directory), *GREEDY)
+    (full,) = replies(lm, "the fox")
+    short = lm.chat("the fox", temperature=0, max_new_tokens=2)[0]
+    assert result.out == f"{full}\n{full}\n{short}\n{short}\n"
+    assert result.err == "max_new_tokens: 2\n"
+    assert short != full
+
+
+def test_ctrl_c_stops_the_answer_only(lm: LM, directory: Path, tmp_path: Path) -> None:
+    history = tmp_path / "history.json"
+    options = ["--temperature", "0", "--max_new_tokens", "30000", "--history", str(history)]
+    with running(str(directory), *options) as process:
+        stdin, stdout, stderr = pipes(process)
+        stdin.write(b"the fox\n")
+        stdin.flush()
+        begun = stdout.read(8)  # it is answering
+        process.send_signal(signal.SIGINT)
+        assert stderr.readline() == b"(stopped)\n"
+        stdin.write(b"/max_new_tokens 3\nand now\n/temperature 0.5\n")
+        stdin.flush()
+        assert stderr.readline() == b"max_new_tokens: 3\n"
+        assert stderr.readline() == b"temperature: 0.5\n"  # it waits for a line now
+        process.send_signal(signal.SIGINT)
+        assert stderr.readline() == b"\n"
+        assert stderr.readline() == b"(Ctrl-C once more ends)\n"
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    first, second = (begun + rest).decode().splitlines()
+    turns = json.loads(history.read_text())
+    assert [query for query, _ in turns] == ["the fox", "and now"]
+    assert turns[0][1].startswith(first[:6])
+    assert 0 < len(first) < 60_000
+    assert turns[1][1] == second == lm.chat("and now", turns[:1], temperature=0, max_new_tokens=3)[0]
+
+
+def test_sigterm_ends_it(directory: Path) -> None:
+    with running(str(directory), "--temperature", "0", "--max_new_tokens", "30000") as process:
+        stdin, stdout, _ = pipes(process)
+        stdin.write(b"the fox\n")
+        stdin.flush()
+        stdout.read(8)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == b"glm chat: terminated\n"
+
+
+def test_the_history_file_is_kept_and_read_again(lm: LM, directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    one, two = replies(lm, "the fox", "again")
+    assert glm_chat("the fox\n", str(directory), *GREEDY, "--history", str(path)).status == 0
+    assert json.loads(path.read_text()) == [["the fox", one]]
+    result = glm_chat("again\n", str(directory), *GREEDY, "--history", str(path))
+    assert result.out == f"{two}\n"
+    assert json.loads(path.read_text()) == [["the fox", one], ["again", two]]
+    assert glm_chat("clear\n", str(directory), *GREEDY, "--history", str(path)).status == 0
+    assert json.loads(path.read_text()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["history.json"]
+
+
+def test_json_lines(lm: LM, directory: Path) -> None:
+    one, two = replies(lm, "the fox", "again")
+    lines = 'the fox\n{"query": "again"}\n{"query": "x", "role": "tool"}\n{"query"\n{"say": 1}\n'
+    result = glm_chat(lines, str(directory), *GREEDY, "--json")
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert answers[:2] == [
+        {"query": "the fox", "response": one, "finish": "length", "tokens": 6},
+        {"query": "again", "response": two, "finish": "length", "tokens": 6},
+    ]
+    reasons = ["knows no role 'tool'", "is no JSON object", "and nothing else"]
+    assert len(answers) == 5
+    assert all(reason in answer["error"] for reason, answer in zip(reasons, answers[2:], strict=True))
+    assert result.status == 2
+
+
+def test_a_bad_line_does_not_end_a_pipe(lm: LM, directory: Path) -> None:
+    (one,) = replies(lm, "the fox")
+    result = glm_chat(b"\xff\xfe\n/nonsense\n//nonsense 1\nclear\nthe fox\n", str(directory), *GREEDY)
+    errors = result.err.splitlines()
+    assert errors[0] == "glm chat: a line is not UTF-8 (byte 0)"
+    assert errors[1] == "glm chat: there is no command /nonsense; /help lists them, //nonsense says it"
+    assert errors[2:] == ["glm chat: 2 of the lines could not be answered"]
+    assert result.out.splitlines()[1:] == [one]
+    assert result.status == 2
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_set_and_said_is_shown(lm: LM, directory: Path) -> None:
+    lines = [
+        "the fox",
+        "/history",
+        "/top_p",
+        "/top_p 0.5",
+        "/top_p",
+        "/top_p default",
+        "/top_k x",
+        "/seed -1.5",
+        "/help",
+    ]
+    lines += ["/temperature -2", "/system s", "/system"]
+    result = glm_chat("\n".join(lines), str(directory), *GREEDY)
+    (one,) = replies(lm, "the fox")
+    said = result.err.splitlines()
+    assert said[:2] == ["user: the fox", f"assistant: {one}"]
+    assert said[2:6] == ["top_p: default", "top_p: 0.5", "top_p: 0.5", "top_p: default"]
+    assert said[6:8] == [
+        "glm chat: top_k is 'x'; give a number or default",
+        "glm chat: seed is '-1.5'; give a number or default",
+    ]
+    assert said[8].startswith("clear, /clear")
+    assert said[-4] == "glm chat: temperature is -2.0; give 0 (greedy) or more"
+    assert said[-3].startswith("glm chat: ChatGLM2-6B knows no role 'system'")
+    assert said[-2:] == ["system: ", "glm chat: 4 of the lines could not be answered"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is no JSON"),
+        ('{"a": 1}', "holds dict, no list of turns"),
+        ("[5]", "holds no history"),
+        ("[1, 2]", "no h"),
+    ],
+)
+def test_a_wrong_history_file(
+    content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.json"
+    path.write_text(content)
+    assert main(["chat", str(directory), "--history", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--history", "absent/history.json"], "give a file in an existing directory"),
+        (["--system", "s"], "knows no role 'system'"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--max_new_tokens", "0"], "max_new_tokens is 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], reason: str, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(directory), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_does_not_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], lm: LM) -> None:
+    write_model(tmp_path, replace(lm.config, family="glm"), dict(lm.model.named_parameters()))
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "was not taught to chat; use fill or generate" in capsys.readouterr().err

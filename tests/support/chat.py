@@ -1,0 +1,52 @@
+"""Tiny random chat models: a family's template and network kind with a vocabulary that is given."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glmkit.families.base import family_named
+from glmkit.loading import Parts
+from glmkit.model import GLM, init_weights
+from glmkit.session import LM
+from glmkit.tokenizer.inputs import InputTokenizer
+from support.shared import shared_dir
+from support.tiny import tiny_config
+
+CAUSAL: dict[str, Any] = {"mask": "causal", "positions": "rope", "rope_fraction": 0.5, "norm": "rms", "mlp": "swiglu"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "chatglm": {"positions": "rope_2d", "residual": "deepnorm", "blank_order": "gmask_first"},
+    "chatglm2": CAUSAL | {"num_kv_heads": 2},
+    "chatglm3": CAUSAL | {"num_kv_heads": 2},
+    "glm-4": CAUSAL | {"num_kv_heads": 2},
+}
+VOCABULARIES = {
+    "chatglm": "chatglm-6b",
+    "chatglm2": "chatglm2-chatglm3",
+    "chatglm3": "chatglm2-chatglm3",
+    "glm-4": "glm4",
+}
+
+
+def chat_model(family: str, tokenizer: InputTokenizer, *, seed: int = 3, **changes: Any) -> LM:
+    """A model of two small layers with 8192 positions; `changes` go to its config."""
+    axes = {"init_std": 0.3, "max_positions": 8192, **NETWORKS[family], **changes}
+    config = tiny_config(vocab_size=tokenizer.vocab_size + 5, special=tokenizer.special, family=family, **axes)
+    model = GLM(config)
+    init_weights(model, config, seed)
+    return LM(Parts(Path("model"), config, model.eval(), tokenizer, {}, family_named(family)))
+
+
+def real_chat_model(family: str, **changes: Any) -> LM:
+    """The same with the family's published vocabulary."""
+    tokenizer = family_named(family).tokenizer(shared_dir("tokenizers", VOCABULARIES[family]), None)
+    assert isinstance(tokenizer, InputTokenizer)
+    return chat_model(family, tokenizer, **changes)
+
+
+def say(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> None:
+    """Whatever a model computes, it chooses these tokens."""
+    tokens = iter(ids)
+    monkeypatch.setattr("glmkit.generate.continuing.next_tokens", lambda *_: torch.tensor([next(tokens)]))
