@@ -51,6 +51,7 @@ class ConvertReport:
     write_seconds: float
     verify_seconds: float | None  # None: not verified
     tensors: int  # learned tensors, under our names
+    causal: bool  # whether the model only continues texts
     recomputed: list[str] = field(default_factory=list)  # names of derived tensors
     duplicated: list[str] = field(default_factory=list)  # names of second copies
     carried: list[str] = field(default_factory=list)  # files copied as they are
@@ -164,6 +165,7 @@ def convert(
         write_seconds=write_seconds,
         verify_seconds=verify_seconds,
         tensors=len(stored.names()),
+        causal=checkpoint.config.mask == "causal",
         recomputed=recomputed,
         duplicated=duplicated,
         carried=carried,
