@@ -1,6 +1,8 @@
 """Joining parts: dtype and memory, quantisation on the way in, hub names, tokenizers, what stays a view of the file."""
 
 import json
+import mmap
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,24 @@ def test_pages_are_released_as_tensors_are_converted(tmp_path: Path, monkeypatch
     load_parts(tmp_path, dtype="float32")
     learned = {name for name in checkpoint.files[0].keys() if not name.endswith("inv_freq")}  # noqa: SIM118
     assert learned <= set(released)
+
+
+@pytest.mark.parametrize("crowded", [True, False])
+def test_the_file_cache_is_let_go_where_it_is_in_the_way(
+    crowded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huggingface_directory(tmp_path, "chatglm2/huggingface", change=half)
+    before = load_parts(tmp_path, dtype="float32").model.state_dict()
+    dropped: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, advice: dropped.append((start, length)))
+    # Half of what is free is less, or more, than the file and the model that is made of it.
+    monkeypatch.setattr(memory, "available_memory", lambda device="cpu": (1 << 20) if crowded else (1 << 40))
+    monkeypatch.setattr(memory, "RESERVE", 0)
+    after = load_parts(tmp_path, dtype="float32").model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    size = next(tmp_path.glob("*.safetensors")).stat().st_size
+    assert bool(dropped) == crowded
+    assert all(start % mmap.PAGESIZE == 0 and start + length <= size for start, length in dropped)
 
 
 @pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("int4", 4)])

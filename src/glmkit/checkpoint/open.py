@@ -186,14 +186,13 @@ def _choose(
     if named is not None and named in all_families():
         try:
             return choose_layout(names, found.container, values, texts, family=named, where=str(found.directory))
-        except CheckpointError:
-            pass  # not the family that the given config names: say which it is
-        kind, _ = choose_layout(names, found.container, values, texts, where=str(found.directory))
-        assert given is not None
-        raise CheckpointError(
-            f"{given.source} is of the family {named!r}, but the tensors in {found.directory} are named as in "
-            f"{kind.title}"
-        )
+        except CheckpointError as error:
+            kind, _ = choose_layout(names, found.container, values, texts, where=str(found.directory))
+            assert given is not None
+            raise CheckpointError(
+                f"{given.source} is of the family {named!r}, but the tensors in {found.directory} are named as in "
+                f"{kind.title}"
+            ) from error
     return choose_layout(names, found.container, values, texts, family=family, where=str(found.directory))
 
 

@@ -11,7 +11,7 @@ from glmkit.config import GLMConfig, SpecialIds
 
 from . import chatglm2_text, chatglm3_text
 from .base import Family
-from .multiquery import AXES, derived, head, read, rules, write, write_remote
+from .multiquery import AXES, layout, read, write, write_remote
 from .rules import Layout, Published
 
 _VOCABULARY = 65024
@@ -67,26 +67,20 @@ def _layouts(family: str) -> tuple[Layout, ...]:
     second = family == "chatglm2"
     axes = {**AXES, "family": family}
     return (
-        Layout(
+        layout(
+            "transformer.",
             name="huggingface",
             container="huggingface",
-            rules=rules("transformer."),
-            derived=derived("transformer."),
-            aliases=head("transformer."),
-            base="transformer.",
             quantized=True,
             axes=axes,
             model_types=("chatglm",),
             read_config=_read_2 if second else _read_3,
             write_config=_write_2 if second else _write_3,
         ),
-        Layout(
+        layout(
+            "chatglm_v2.",
             name="paddle",
             container="paddle",
-            rules=rules("chatglm_v2."),
-            derived=derived("chatglm_v2."),
-            aliases=head("chatglm_v2."),
-            base="chatglm_v2.",
             transposed=True,
             axes=axes,
             model_types=("chatglm_v2",),

@@ -13,7 +13,7 @@ from glmkit.errors import ConfigError
 from .base import Family
 from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
 from .keys import Keys, special_within
-from .multiquery import AXES, derived, head, read, rules, write_remote
+from .multiquery import AXES, layout, read, write_remote
 from .rules import Alias, Layout, Published, Rule
 
 _VOCABULARY = 151552
@@ -174,13 +174,10 @@ FAMILIES = (
             "glm-4-9b-chat-1m": _preset(1048576, 100_000_000.0, 4),
         },
         layouts=(
-            Layout(
+            layout(
+                "transformer.",
                 name="huggingface",
                 container="huggingface",
-                rules=rules("transformer."),
-                derived=derived("transformer."),
-                aliases=head("transformer."),
-                base="transformer.",
                 quantized=True,
                 axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
                 model_types=("chatglm",),

@@ -10,7 +10,7 @@ from typing import Any
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 
 from .keys import Keys, special_within
-from .rules import Alias, Derived, Rule
+from .rules import Alias, Derived, Layout, Rule
 
 AXES: dict[str, Any] = {
     "positions": "rope",
@@ -54,6 +54,11 @@ def derived(base: str) -> tuple[Derived, ...]:
 def head(base: str) -> tuple[Alias, ...]:
     """The output layer."""
     return (Alias(f"{base}output_layer", stored=False),)
+
+
+def layout(base: str, **fields: Any) -> Layout:
+    """A layout whose names begin with `base`; fields: the rest of `Layout`."""
+    return Layout(rules=rules(base), derived=derived(base), aliases=head(base), base=base, **fields)
 
 
 def read(

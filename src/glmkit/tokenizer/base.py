@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from glmkit.config import SpecialIds
 
+from .explanation import Explanation
 from .streams import IdStream
 from .text_model import as_ids
-
-if TYPE_CHECKING:
-    from .explain import Explanation
 
 _REPLACEMENT = "\ufffd"
 
@@ -54,7 +52,7 @@ class Tokenizer(Protocol):
         """One token as people can read it."""
         ...
 
-    def explain(self, text: str, *, specials: bool = True) -> "Explanation":
+    def explain(self, text: str, *, specials: bool = True) -> Explanation:
         """The tokens of a text with what each stands for. specials: as in `encode`."""
         ...
 

@@ -1,12 +1,13 @@
 """What byte-level vocabularies have in common: every id stands for bytes of UTF-8."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from .streams import ByteText
 from .text_model import check_id
 
 
-class ByteTokens:
+class ByteTokens(ABC):
     """The half of a `TextModel` that goes from ids to text. token_bytes: by id; files: the published ones by name."""
 
     def __init__(self, token_bytes: list[bytes], files: Mapping[str, bytes]) -> None:
@@ -16,9 +17,9 @@ class ByteTokens:
     def size(self) -> int:
         return len(self.token_bytes)
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which nothing is special. Raises TokenizerError for a lone surrogate."""
-        raise NotImplementedError
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from glmkit.config import SpecialIds
 
-from .explain import TokenKind
+from .explanation import TokenKind
 from .inputs import InputTokenizer
 from .special_text import Marker, MarkerTable
 from .streams import FilteredStream, IdStream, clean_up_filters

@@ -48,7 +48,8 @@ class Inert:
         """The opcodes that add items to a container."""
 
     def describe(self) -> str:
-        raise NotImplementedError
+        """What a person is told it was."""
+        return "an object"
 
 
 class Placeholder(Inert):
