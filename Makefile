@@ -11,7 +11,7 @@ CODE := src tests benchmarks examples scripts
 WORKERS ?= 2
 BENCHMARKS ?= $(wildcard benchmarks/*.py)
 
-.PHONY: help demo test check bench format clean core dev
+.PHONY: help demo test check soak bench format clean core dev
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +21,7 @@ core:
 	@$(SETUP)
 
 dev:
-	@$(SETUP) train dev
+	@$(SETUP) train serve dev
 
 demo: core  ## pretrain a small GLM on Python's standard library, fill blanks in held-out modules
 	@$(BIN)/python -m glmkit demo $(ARGS)
@@ -35,6 +35,9 @@ check: dev  ## formatting, lint, types, import layers, file budgets
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/test_layout.py
+
+soak: dev  ## the server under load and under a fuzzer for 10 minutes each
+	@$(BIN)/python scripts/soak.py $(ARGS)
 
 bench: dev  ## the benchmarks; each ends with one line of JSON
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file $(ARGS); done

@@ -48,11 +48,13 @@ def as_lists(history: list[Any]) -> list[Any]:
 def test_recorded_chats(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, seen = real(family), 0
     for arguments, case in recorded_chats(FOLDERS[family]):
+        lm.engine.reset()
         fed = Fed(monkeypatch)
         say(monkeypatch, case["reply_ids"])
         before = repr(arguments)
         response, history = lm.chat(**arguments)
-        assert [fed.ids[0]] == case["input_ids"]
+        (expected,) = case["input_ids"]
+        assert fed.row[: len(expected)] == expected
         assert response == case["response"]
         assert as_lists(history)[-1] == case["history_out"][-1]
         assert len(history) == len(case["history_out"])
@@ -75,7 +77,7 @@ def test_published_defaults(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(sampling)
         return logits.argmax(-1)
 
-    monkeypatch.setattr("glmkit.generate.continuing.next_tokens", record)
+    monkeypatch.setattr("glmkit.generate.growing.next_tokens", record)
     lm.chat("你好", max_new_tokens=1)
     case = recorded_chats(FOLDERS[family])[0][1]["gen_kwargs"]
     assert (asked[0].temperature, asked[0].top_p) == (case["temperature"], case["top_p"])
@@ -102,24 +104,35 @@ def test_streamed_is_whole(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FOLDERS)
-def test_a_kept_cache_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, fed = real(family), Fed(monkeypatch)
-    kept = lm.prompt_cache()
-    history: list[Any] = []
-    reused: list[int] = []
-    for query in ("你好", "晚上睡不着应该怎么办", "Write two lines"):
-        options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0}
-        fresh = lm.chat(query, history, **options)
-        length = len(fed.ids[-12])
-        assert lm.chat(query, history, cache=kept, **options) == fresh
-        assert len(fed.ids[-12]) == length - kept.reused
-        reused.append(kept.reused)
-        history = fresh[1]
-    assert reused[0] == 0
-    # A prefix-LM reads every new prompt as a whole: its tokens see each other in both directions.
-    assert (reused[2] > reused[1] > 2) if lm.config.mask == "causal" else reused == [0, 0, 0]
-    lm.chat(query, history[:-2] if len(history) > 3 else history[:-1], cache=kept, **options)
-    assert kept.reused == length - 1
+def test_turns_read_only_what_is_new(family: str) -> None:
+    lm = real(family)
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0}
+    queries = ("你好", "晚上睡不着应该怎么办", "Write two lines")
+
+    def talk(*, fresh: bool) -> tuple[list[Any], list[int], list[int]]:
+        """The history, what each prompt has, and how much of it was found in the cache."""
+        history, sizes, reused = [], [], []
+        lm.engine.reset()
+        for query in queries:
+            if fresh:
+                lm.engine.reset()
+            messages = [*to_messages(history), Message("user", query)]
+            sizes.append(len(lm.chat_template.build(lm.tokenizer, messages)))  # type: ignore[arg-type]
+            before = lm.engine.counters.reused_tokens
+            history = lm.chat(query, history, **options)[1]
+            reused.append(lm.engine.counters.reused_tokens - before)
+        return history, sizes, reused
+
+    history, sizes, reused = talk(fresh=False)
+    assert talk(fresh=True) == (history, sizes, [0, 0, 0])
+    block = lm.engine.limits.block
+    if lm.config.mask == "causal":
+        # All that was read before, in whole blocks: a cleaned reply may be spelled with other tokens.
+        assert [have // block * block for have in sizes[:2]] <= reused[1:]
+        assert all(count % block == 0 for count in reused)
+    else:
+        # A prefix-LM reads every new prompt as a whole: its tokens see each other in both directions.
+        assert reused == [0, 0, 0]
 
 
 # --- without published vocabularies -----------------------------------------------------------------------------------
@@ -133,6 +146,7 @@ def small(family: str = "chatglm3", **changes: Any) -> LM:
 
 
 def prompt_of(lm: LM, monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> list[int]:
+    lm.engine.reset()
     fed = Fed(monkeypatch)
     lm.chat(*args, **{"max_new_tokens": 1, **options})
     return fed.ids[0]
@@ -216,6 +230,7 @@ def test_the_system_message_and_calls_stay_together(monkeypatch: pytest.MonkeyPa
 
 def test_never_past_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, fed = small("chatglm2", max_positions=96), Fed(monkeypatch)
+    lm.engine.reset()
     say(monkeypatch, [20] * 500)
     (*_, last) = lm.chat_steps("hello")
     prompt = len(fed.ids[0])
@@ -242,14 +257,25 @@ def test_stop_ids_of_the_files_end_a_reply_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_cancelling_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, fed = small(), Fed(monkeypatch)
-    kept = lm.prompt_cache()
-    stream = lm.chat_steps("q", max_new_tokens=50, temperature=0, cache=kept)
+    lm, options = small(), {"max_new_tokens": 50, "temperature": 0}
+    lm.engine.reset()
+    fed = Fed(monkeypatch)
+    stream: Any = lm.chat_steps("q", **options)
     next(stream), next(stream)
+    assert (len(fed.ids), lm.engine.rows, lm.engine.running) == (2, 1, 1)  # nothing runs ahead
     del stream
-    assert len(fed.ids) == 2
-    assert lm.chat("q", max_new_tokens=9, temperature=0, cache=kept) == lm.chat("q", max_new_tokens=9, temperature=0)
-    assert kept.reused > 5
+    assert (lm.engine.rows, lm.engine.running, lm.engine.waiting) == (0, 0, 0)
+    stream = lm.stream_chat("q", **options)
+    next(stream)
+    assert lm.engine.rows == 1
+    del stream
+    assert lm.engine.rows == 0
+    stream = lm.chat_steps("q", **options)
+    next(stream)
+    stream.close()
+    assert lm.engine.rows == 0
+    lm.chat_steps("q", **options)  # never begun
+    assert (lm.engine.rows, lm.engine.waiting) == (0, 0)
 
 
 def test_streams_of_generate() -> None:
@@ -286,8 +312,15 @@ def test_mistakes_are_told_before_anything_runs(arguments: dict[str, Any], reaso
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(TypeError, match="max_tokens"):
-        small().chat("q", max_tokens=5)  # type: ignore[call-arg]
+    for name, closest in (
+        ("max_tokens", "max_new_tokens"),
+        ("tool", "tools"),
+        ("repeat_penalty", "repetition_penalty"),
+    ):
+        with pytest.raises(RequestError, match=f"unknown option '{name}'; did you mean '{closest}'"):
+            small().chat("q", **{name: 5})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="unknown option 'qqqq'; known are beam_length, "):
+        small().chat("q", qqqq=5)  # type: ignore[call-arg]
 
 
 def test_families_that_do_not_chat() -> None:
@@ -301,5 +334,7 @@ def test_families_that_do_not_chat() -> None:
 
 
 def test_a_model_without_a_form_for_system_messages() -> None:
+    with pytest.raises(RequestError, match="ChatGLM2-6B was not taught to use tools; leave them out"):
+        small("chatglm2").chat("q", tools=[{"name": "f"}])
     with pytest.raises(RequestError, match="ChatGLM2-6B knows no role 'system'; its roles are user, assistant"):
         small("chatglm2").chat("q", system="s")

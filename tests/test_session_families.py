@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from glmkit.errors import RequestError
 from glmkit.families.chatglm_text import load_tokenizer as load_chatglm
@@ -15,6 +14,7 @@ from glmkit.model import GLM, init_weights
 from glmkit.session import LM
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
+from support.chat import say
 from support.fed import Fed
 from support.tiny import tiny_config
 from tokenizer.small_vocabularies import sentencepiece_bytes
@@ -55,18 +55,18 @@ def causal() -> LM:
     return made(tokenizer, positions="rope", mask="causal", norm="rms", mlp="swiglu", init_std=0.3)
 
 
-def asked(lm: LM, row: list[int], blank: int, answer: list[int]) -> tuple[list[list[int]], list[list[list[int]]]]:
+def asked(lm: LM, row: list[int], blank: int, answer: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """What is fed when part A `row` is asked for the blank at index `blank`: ids and places."""
     counting = lm.config.positions == "rope" and row[blank] == lm.special.gmask
     fed = [lm.special.sop, *answer][:LENGTH]
-    places = [[[len(row) + step if counting else blank], [step + 1]] for step in range(len(fed))]
-    return [row, *([token] for token in fed)], [[[*range(len(row))], [0] * len(row)], *places]
+    places = [(len(row) + step if counting else blank, step + 1) for step in range(len(fed))]
+    return [*row, *fed], [*((place, 0) for place in range(len(row))), *places]
 
 
 def check(lm: LM, fed: Fed, questions: list[tuple[list[int], int, list[int]]]) -> None:
     expected = [asked(lm, *question) for question in questions]
-    assert fed.ids == [ids for all_ids, _ in expected for ids in all_ids]
-    assert fed.places == [places for _, all_places in expected for places in all_places]
+    assert fed.row == [token for ids, _ in expected for token in ids]
+    assert fed.row_places == [place for _, places in expected for place in places]
 
 
 def test_glm130b_fills_one_kind_after_the_other(glm130b: LM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,11 @@ def test_glm130b_generates_behind_a_gmask(glm130b: LM, monkeypatch: pytest.Monke
     special, fed = glm130b.special, Fed(monkeypatch)
     text = glm130b.generate("the [MASK] fox", max_new_tokens=LENGTH)
     row = [*glm130b.tokenizer.encode("the [MASK] fox"), special.gmask]
-    answer = [ids[0] for ids in fed.ids[2:]]
-    assert fed.ids[0] == row
+    start = len(row)
+    assert fed.row[: start + 1] == [*row, special.sop]
     assert special.mask not in row
-    assert fed.places[1:] == [[[len(row) + step], [step + 1]] for step in range(len(fed.places) - 1)]
+    answer = fed.row[start + 1 :]
+    assert fed.row_places[start:] == [(start + step, step + 1) for step in range(len(answer) + 1)]
     assert text.startswith(glm130b.tokenizer.decode(answer))
 
 
@@ -127,9 +128,10 @@ def test_chatglm_generates_behind_its_own_ending(chatglm: LM, monkeypatch: pytes
     chatglm.generate("the [MASK]", max_new_tokens=LENGTH)
     row = [*encode("the [MASK]"), special.gmask, special.sop]
     mask = len(row) - 2
-    assert fed.ids[0] == row
-    assert fed.places[0] == [[*range(mask + 1), mask], [*[0] * (mask + 1), 1]]
-    assert fed.places[1:] == [[[mask], [step]] for step in range(2, len(fed.places) + 1)]
+    assert fed.row[: len(row)] == row
+    steps = range(1, len(fed.row) - mask)
+    assert len(steps) > 1
+    assert fed.row_places == [*((place, 0) for place in range(mask + 1)), *((mask, step) for step in steps)]
 
 
 def test_a_model_that_reads_left_to_right(causal: LM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +140,12 @@ def test_a_model_that_reads_left_to_right(causal: LM, monkeypatch: pytest.Monkey
     special, fed = causal.special, Fed(monkeypatch)
     causal.generate("the fox", max_new_tokens=LENGTH)
     row = [special.gmask, special.sop, *causal.tokenizer.encode("the fox")]
-    assert fed.ids[0] == row
-    assert fed.places[0] == [[*range(len(row))], [0] * len(row)]
-    assert [place[0] for place in fed.places[1:]] == [[len(row) + step] for step in range(len(fed.places) - 1)]
+    assert fed.row[: len(row)] == row
+    assert [place for place, _ in fed.row_places] == [*range(len(fed.row))]
 
 
 def test_the_end_of_text_ends_an_answer(causal: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a directory that says nothing of stop ids."""
     word = causal.tokenizer.encode("fox")[0]
-    tokens = iter([word, causal.special.eos])
-    monkeypatch.setattr("glmkit.generate.continuing.next_tokens", lambda *_: torch.tensor([next(tokens)]))
+    say(monkeypatch, [word, causal.special.eos])
     assert causal.generate("the", max_new_tokens=9) == causal.tokenizer.decode([word])

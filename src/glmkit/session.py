@@ -1,168 +1,212 @@
 """The `LM` object: a loaded model with the verbs a person wants."""
 
 import os
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from numbers import Integral
 from typing import Any, Unpack
 
 from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
-from .errors import RequestError, TokenizerError, TrimmedHistoryWarning
-from .generate.blanks import BlankText
-from .generate.continuing import stream_row
-from .generate.conversation import ChatOptions, ChatStep, Turn, chat_template
-from .generate.filling import fill_rows, stream_last_span
-from .generate.prompt_cache import PromptCache
-from .generate.sampling import Sampling, check_type
+from .errors import RequestError, TrimmedHistoryWarning
+from .generate.answer import Answer
+from .generate.answers import AnswersJob
+from .generate.beam_job import BeamsJob
+from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
+from .generate.engine import Engine, EngineLimits
+from .generate.events import Ended, Listener, Piece
+from .generate.fill_job import Filled, FillJob
+from .generate.listening import listen, run_all
+from .generate.making import make_job
+from .generate.options import ChatOptions, GenerationOptions, SpanOptions, read_params
+from .generate.params import MAX_BEAMS, GenerationParams
+from .generate.prompting import Prompts
+from .generate.reading import PlainReader
+from .generate.sampling import check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
-from .tokenizer.base import IncrementalDecoder, Tokenizer
-from .tokenizer.chat import Call, ChatTemplate, History
-from .tokenizer.inputs import InputTokenizer
+from .tokenizer.base import Tokenizer
+from .tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
 
-
-@dataclass(frozen=True)
-class Filled:
-    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens."""
-
-    text: str
-    blanks: list[str]
-    ids: list[list[int]]
+__all__ = ["LM", "Filled", "load"]
 
 
 class LM:
-    """A model, its tokenizer and its config. Made by `glmkit.load`."""
+    """A model, its tokenizer and its config. Made by `glmkit.load`.
+
+    Everything runs on one engine, which shares beginnings of prompts between requests and may be used from several
+    threads.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.model: GLM = parts.model
         self.config = parts.config
         self.family = parts.config.family
+        self._prompts = Prompts(parts)
+        self._engine: Engine | None = None
+        self._weights: object = None  # what the engine's cache was made with
+        self._lock = threading.Lock()
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError when the directory ships none."""
-        if self.parts.tokenizer is None:
-            family = self.parts.family
-            files = ("tokenizer.json", *(family.tokenizer_files if family else ()))
-            raise TokenizerError(
-                f"{self.parts.directory} has no tokenizer (none of {', '.join(files)}); give one with tokenizer=DIR"
-            )
-        return self.parts.tokenizer
+        return self._prompts.tokenizer
 
     @property
     def special(self) -> SpecialIds:
         """Special ids of the config, else of the tokenizer."""
-        return self.config.special or self.tokenizer.special
+        return self._prompts.special
 
     @property
     def chat_template(self) -> ChatTemplate:
         """Prompts and replies of a conversation. Raises RequestError for a family that was not taught to chat."""
-        return chat_template(self.parts)
+        return self._prompts.template
+
+    @property
+    def engine(self) -> Engine:
+        """What runs all requests; made at first use. After a change of the weights it has forgotten what it read.
+
+        Raises RequestError while the model is in training mode.
+        """
+        if self.model.training:
+            raise RequestError("the model is in training mode, in which dropout may be on; call lm.model.eval() first")
+        with self._lock:
+            weights = _versions(self.model)
+            if self._engine is None:
+                self._engine = Engine(self.model, EngineLimits(rows=MAX_BEAMS))
+            elif weights != self._weights:
+                if self._engine.running or self._engine.waiting:
+                    return self._engine  # what runs has begun with other weights; forgotten when nobody does
+                self._engine.reset()
+            self._weights = weights
+            return self._engine
+
+    def start_engine(self, limits: EngineLimits | None = None, *, allocate: bool = False) -> Engine:
+        """Replace the engine by one with these limits. allocate: take the memory of its whole budget at once.
+
+        Raises RequestError while requests run.
+        """
+        with self._lock:
+            engine = self._engine
+            if engine is not None and (engine.running or engine.waiting):
+                raise RequestError(
+                    f"{engine.running + engine.waiting} requests run on the engine; replace it when they are done"
+                )
+            self._engine = None  # its memory is free for the new one
+            self._engine = Engine(self.model, limits, allocate=allocate)
+            self._weights = _versions(self.model)
+            return self._engine
+
+    # --- texts --------------------------------------------------------------------------------------------------------
+
+    def generate(self, text: str, **options: Unpack[GenerationOptions]) -> str:
+        """Continue a text; returns the continuation alone, up to a stop text.
+
+        GLM and GLM-130B read the text as part A with a generation mask behind it; chat families get it inside the
+        tokens that their tokenizer puts around every input. A mask written in the text is ordinary text here; `fill`
+        fills it. options: the fields of `GenerationParams`. Raises RequestError for options that mean nothing, for
+        several answers (use `answers`), and for a text that is too long.
+        """
+        check_type("text", text, str, "a text (str)")
+        job = self._text_job(text, _one_answer(read_params(options), "answers"))
+        self.engine.run(self.engine.submit(job))
+        return job.answers[0].text or ""
+
+    def answers(
+        self, texts: Sequence[str | Sequence[int]], *, own_stops: bool = True, **options: Unpack[GenerationOptions]
+    ) -> list[list[Answer]]:
+        """For every text its answers (`n`, or the best `num_return_sequences` beams), all texts in one batch.
+
+        Each is the same as alone. texts: also token ids, see `continue_job`. own_stops False: only `stop` and
+        `stop_ids` end an answer, not the model's own ids. Options and errors as in `generate`.
+        """
+        params = read_params(options, more=("own_stops",))
+        jobs = [
+            self._text_job(text, params, own_stops=own_stops, name=f"text {number}")
+            for number, text in enumerate(_listed(texts, "generate"))
+        ]
+        run_all(self.engine, jobs)
+        return [job.answers for job in jobs]
+
+    def stream(self, text: str, **options: Unpack[GenerationOptions]) -> Generator[str]:
+        """The pieces of `generate`'s text as soon as no later token can change them; joined they are that text.
+
+        Closing or dropping the iterator cancels the rest. Options and errors as in `generate`.
+        """
+        check_type("text", text, str, "a text (str)")
+        heard: deque[Piece | Ended] = deque()
+        job = self._text_job(text, _one_answer(read_params(options), "answers"), listener=heard.append)
+        return _pieces(listen(self.engine, job, heard))
+
+    def continue_job(
+        self,
+        text: str | Sequence[int],
+        params: GenerationParams | Mapping[str, Any] | None = None,
+        *,
+        own_stops: bool = True,
+        listener: Listener | None = None,
+    ) -> AnswersJob | BeamsJob:
+        """What `engine.submit` takes to continue a text; its `answers` are complete once it is over.
+
+        text: or the ids of a whole prompt as the model reads it, to which nothing is added. Padding ids in front are
+        not read, but count for penalties and beam_length "row", as in transformers. Without a tokenizer answers have
+        no text. own_stops: as in `answers`. listener: hears every token. Raises RequestError as `generate` does.
+        """
+        return self._text_job(text, _params(params), own_stops=own_stops, listener=listener)
+
+    # --- blanks -------------------------------------------------------------------------------------------------------
 
     def fill(
-        self,
-        text: str,
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        order: str | None = None,
+        self, text: str, *, max_tokens: int = 64, order: str | None = None, **options: Unpack[SpanOptions]
     ) -> Filled:
         """Fill every [MASK], [sMASK] and [gMASK] of a text; later blanks depend on earlier answers.
 
-        max_tokens: longest answer per blank. temperature 0 is greedy. order "shared": one part B after the text
-        (GLM's way); "inserted": each answer replaces its blank before the next is asked, all [MASK] first where the
-        model prefers one kind (GLM-130B's way); None: the family's own. Raises RequestError for a text without blanks,
-        with a blank that the model lacks, or too long, and for a family that fills none.
+        max_tokens: longest answer per blank. order "shared": one part B after the text (GLM's way); "inserted": each
+        answer replaces its blank before the next is asked, all [MASK] first where the model prefers one kind
+        (GLM-130B's way); None: the family's own. options: the fields of `GenerationParams` but those of several answers
+        and of beams. Raises RequestError for a text without blanks, with a blank that the model lacks, or too long,
+        for options that mean nothing, and for a family that fills none.
         """
-        return self.fill_many(
-            [text], max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, order=order
-        )[0]
+        return self.fill_many([text], max_tokens=max_tokens, order=order, **options)[0]
 
     def fill_many(
-        self,
-        texts: Sequence[str],
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        order: str | None = None,
+        self, texts: Sequence[str], *, max_tokens: int = 64, order: str | None = None, **options: Unpack[SpanOptions]
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
-        check_type("texts", texts, Iterable, "a list of texts")
-        if isinstance(texts, str | bytes):
-            raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use fill")
-        if self.config.mask == "causal":
-            raise RequestError(f"{self.family} reads left to right and fills no blanks; use generate")
-        texts = list(texts)
-        order = order or ("shared" if self.config.blank_order == "each" else "inserted")
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, **self._fixed()}
-        blanked = [BlankText(text, self.tokenizer, self.special, number=number) for number, text in enumerate(texts)]
-        rows = [self._part_a(text.ids) for text in blanked]
-        if order == "shared":
-            spans = fill_rows(self.model, rows, self.special, **options)
-        elif order == "inserted":
-            spans = [self._fill_inserted(row, options) for row in rows]
-        else:
-            raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'")
-        return [Filled(*text.filled(answers), answers) for text, answers in zip(blanked, spans, strict=True)]
+        if "max_new_tokens" in options:
+            raise RequestError("max_new_tokens is not an option of blanks; give max_tokens, the limit of each")
+        check_type("max_tokens", max_tokens, Integral, "a whole number")
+        if max_tokens < 1:
+            raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
+        params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order"))
+        _one_answer(params, "fill_job")
+        jobs = [
+            self._blanks_job(text, params, order, number=number) for number, text in enumerate(_listed(texts, "fill"))
+        ]
+        run_all(self.engine, jobs)
+        return [job.filled() for job in jobs]
 
-    def generate(
+    def fill_job(
         self,
         text: str,
+        params: GenerationParams | Mapping[str, Any] | None = None,
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> str:
-        """Continue a text: it becomes part A, a generation mask stands for everything after it.
+        order: str | None = None,
+        listener: Listener | None = None,
+    ) -> FillJob:
+        """What `engine.submit` takes to fill a text; its `filled()` is the result once it is over.
 
-        Chat families get the text inside the tokens that their tokenizer puts around every input. A mask written in the
-        text is ordinary text here; `fill` fills it. Returns the continuation alone. Raises RequestError as `fill` does.
+        params: max_new_tokens is the longest answer of each blank. listener: its events carry the number of the blank.
+        order and errors as in `fill`.
         """
-        pieces = self.stream(
-            text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        )
-        return "".join(pieces)
+        return self._blanks_job(text, _params(params), order, listener=listener)
 
-    def stream(
-        self,
-        text: str,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """The pieces of `generate`'s text as soon as no later token can change them; joined they are that text.
-
-        Whoever stops asking has cancelled the rest. Arguments and errors as in `generate`.
-        """
-        check_type("text", text, str, "a text (str)")
-        check_type("max_new_tokens", max_new_tokens, Integral, "a whole number")
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        if self.config.blank_order == "gmask_first" or self.config.mask == "causal":
-            ids = self._continuation(text, max_new_tokens, sampling)
-        else:
-            special, generation = self.special, self.parts.generation
-            mask = generation.get("generation_mask_id", special.gmask)
-            row = [*self._opening(), *self.tokenizer.encode(text), mask]
-            running = bool(generation.get("running_positions", False))
-            ids = stream_last_span(
-                self.model, row, special, max_tokens=max_new_tokens, sampling=sampling, running=running, **self._fixed()
-            )
-        return self._decoded(ids)
+    # --- conversations ------------------------------------------------------------------------------------------------
 
     def chat(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, list[Any]]:
         """Answer one turn of a conversation: (response, history for the next call).
@@ -170,31 +214,47 @@ class LM:
         Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
         a tool comes back as {"name", "parameters"}; answer it with role="observation". Turns that do not fit are not
         read, the oldest first, with a TrimmedHistoryWarning; the history given back still has them.
-        options: see `Turn`. Raises RequestError as it does, and when a call of a tool cannot be read.
+        options: see `Turn.asked`. Raises RequestError as it does, for several answers (use `chat_job`), and when a call
+        of a tool cannot be read.
         """
-        return self._turn(query, history, options).answer()
+        return self._turn(query, history, options).answer(self.engine)
 
     def stream_chat(
         self, query: str, history: History = (), **options: Unpack[ChatOptions]
-    ) -> Iterator[tuple[str | Call, list[Any]]]:
+    ) -> Generator[tuple[str | Call, list[Any]]]:
         """`chat` while it is made: (response so far, history so far) for each token that shows something.
 
         The response is always the whole text, as in the published code; its end may still change. The last pair is what
-        `chat` gives. Options and errors as in `chat`.
+        `chat` gives. Closing or dropping the iterator cancels the rest. Options and errors as in `chat`.
         """
-        steps = self._turn(query, history, options).steps()
-        return ((step.response, step.history) for step in steps if step.response is not None)
+        return _pairs(self._turn(query, history, options).steps(self.engine))
 
-    def chat_steps(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> Iterator[ChatStep]:
-        """`stream_chat` with more to it: new text that is certain, counts, and why the reply ended."""
-        return self._turn(query, history, options).steps()
+    def chat_steps(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> Generator[ChatStep]:
+        """`stream_chat` with more to it: new text that is certain, counts, logprobs, and why the reply ended."""
+        return self._turn(query, history, options, logprobs=True).steps(self.engine)
 
-    def prompt_cache(self) -> PromptCache:
-        """What `chat(..., cache=...)` keeps between the turns of one conversation, so that only new tokens are read."""
-        return PromptCache(self.model)
+    def chat_job(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        options: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        trim: bool = False,
+        listener: Listener | None = None,
+    ) -> ReplyJob:
+        """What `engine.submit` takes to answer messages; its `reply` reads a finished answer.
 
-    def _turn(self, query: str, history: History, options: ChatOptions) -> Turn:
-        turn = Turn(self.parts, query, history, **options)
+        messages: of the roles that the family's template knows, in order. options: as of `Turn`. tools: in the family's
+        form, put into the first message. trim: leave out the oldest turns where there is no room, else that is an
+        error. Raises RequestError as `Turn` does.
+        """
+        prompts = self._prompts
+        asked = with_system(to_messages(messages), prompts.template, None, tools)
+        return Turn(prompts, asked, options or {}, trim=trim).job(listener)
+
+    def _turn(self, query: str, history: History, options: ChatOptions, *, logprobs: bool = False) -> Turn:
+        turn = Turn.asked(self._prompts, query, history, options)
+        _one_answer(turn.params, "chat_job or chat_steps", logprobs=logprobs)
         if turn.dropped:
             warnings.warn(
                 f"this conversation with its reply would exceed {turn.limit} tokens; not read: the oldest "
@@ -204,63 +264,89 @@ class LM:
             )
         return turn
 
-    def _decoded(self, ids: Iterable[int]) -> Iterator[str]:
-        decoder = IncrementalDecoder(self.tokenizer)
-        for index in ids:
-            if piece := decoder.push(index):
-                yield piece
-        if piece := decoder.flush():
-            yield piece
+    def _text_job(
+        self,
+        text: str | Sequence[int],
+        params: GenerationParams,
+        *,
+        own_stops: bool = True,
+        name: str = "the text",
+        listener: Listener | None = None,
+    ) -> AnswersJob | BeamsJob:
+        prompt = self._prompts.continuation(text, own_stops=own_stops, name=name)
+        tokenizer = self.parts.tokenizer
+        reader = None if tokenizer is None else partial(PlainReader, tokenizer)
+        return make_job(prompt, params, self.config, reader=reader, listener=listener)
 
-    def _continuation(self, text: str, max_tokens: int, sampling: Sampling) -> Iterator[int]:
-        tokenizer = self.tokenizer
-        ids = tokenizer.encode(text)
-        row = tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
-        generation, special = self.parts.generation, self.config.special
-        stops = set(generation.get("stop_ids", ())) | ({special.eop, special.eos} if special is not None else set())
-        tokens = stream_row(
-            self.model, row, stops=stops, max_tokens=max_tokens, sampling=sampling, forbidden=self._padding_ids()
+    def _blanks_job(
+        self,
+        text: str,
+        params: GenerationParams,
+        order: str | None,
+        *,
+        number: int = 0,
+        listener: Listener | None = None,
+    ) -> FillJob:
+        prompts = self._prompts
+        read, ids = prompts.blanks(text, number=number)
+        return FillJob(
+            read,
+            ids,
+            params,
+            self.config,
+            prompts.special,
+            order=order or ("shared" if self.config.blank_order == "each" else "inserted"),
+            forbidden=prompts.padding_ids,
+            block_positions=prompts.block_positions,
+            reader=partial(PlainReader, prompts.tokenizer),
+            listener=listener,
+            number=number,
         )
-        return (token for token in tokens if token not in stops)
 
-    def _part_a(self, ids: list[int]) -> list[int]:
-        special, order = self.special, self.config.blank_order
-        # With spans of their own part A is always closed, else where no blank ends it, or never.
-        closed = order == "gmask_first" or (order == "mask_first" and ids[-1] in special.mask_ids())
-        return [*self._opening(), *ids] if closed else [*self._opening(), *ids, special.eos]
 
-    def _opening(self) -> list[int]:
-        cls, usual = self.special.cls, self.config.blank_order == "each"
-        return [cls] if cls is not None and self.parts.generation.get("add_cls", usual) else []
+def _versions(model: GLM) -> object:
+    """Tells weights from the same ones after a change: torch counts what is done to a tensor in its place."""
+    tensors = [*model.parameters(), *model.buffers()]
+    versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return versions, model.dtype, model.device
 
-    def _fixed(self) -> dict[str, Any]:
-        block_positions = bool(self.parts.generation.get("block_positions", True))
-        return {"forbidden": self._padding_ids(), "block_positions": block_positions}
 
-    def _padding_ids(self) -> range:
-        return range(self.tokenizer.vocab_size, self.config.vocab_size)
+def _params(params: GenerationParams | Mapping[str, Any] | None) -> GenerationParams:
+    return params if isinstance(params, GenerationParams) else GenerationParams.from_mapping(params or {})
 
-    def _fill_inserted(self, row: list[int], options: dict[str, Any]) -> list[list[int]]:
-        """One blank after the other, those of the kind that the model prefers first, from left to right."""
-        special = self.special
-        kinds = [token for token in row if token in special.mask_ids()]
-        first = {
-            "mask_first": (special.mask, special.smask, special.gmask),
-            "gmask_first": (special.gmask, special.mask, special.smask),
-        }.get(self.config.blank_order)
-        waiting = list(range(len(kinds)))
-        spans: list[list[int]] = [[] for _ in kinds]
-        drawn = 0
-        while waiting:
-            blank = min(range(len(waiting)), key=lambda place: first.index(kinds[waiting[place]]) if first else place)
-            spans[waiting[blank]] = answer = fill_rows(self.model, [row], special, blank=blank, drawn=drawn, **options)[
-                0
-            ][0]
-            places = [index for index, token in enumerate(row) if token in special.mask_ids()]
-            row = [*row[: places[blank]], *answer, *row[places[blank] + 1 :]]
-            drawn += len(answer) + 1
-            del waiting[blank]
-        return spans
+
+def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False) -> GenerationParams:
+    """Raises RequestError for parameters that ask for several answers, or for log-probabilities that nobody sees.
+
+    logprobs: they are given. other: the method that gives what this one does not.
+    """
+    for name in ("n", "num_return_sequences"):
+        if getattr(params, name) > 1:
+            raise RequestError(f"{name} is {getattr(params, name)}, but this gives one answer; use {other}")
+    if params.logprobs is not None and not logprobs:
+        raise RequestError(f"logprobs is {params.logprobs}, but this gives text alone; use {other}")
+    return params
+
+
+def _listed(texts: Iterable[Any], single: str) -> list[Any]:
+    check_type("texts", texts, Iterable, "a list of texts")
+    if isinstance(texts, str | bytes):
+        raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}")
+    return list(texts)
+
+
+def _pieces(events: Generator[Piece | Ended]) -> Generator[str]:
+    with closing(events):
+        for event in events:
+            if isinstance(event, Piece) and event.text:
+                yield event.text
+
+
+def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, list[Any]]]:
+    with closing(steps):
+        for step in steps:
+            if step.response is not None:
+                yield step.response, step.history
 
 
 def load(

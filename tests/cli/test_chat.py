@@ -21,6 +21,7 @@ from glmkit.families.command_text import COMMANDS, CommandTokenizer
 from glmkit.session import LM
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.chat import chat_model
+from support.served_models import small_chat
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
 GREEDY = ["--temperature", "0", "--max_new_tokens", "6"]
@@ -226,6 +227,58 @@ def test_what_is_set_and_said_is_shown(lm: LM, directory: Path) -> None:
     assert said[-4] == "glm chat: temperature is -2.0; give 0 (greedy) or more"
     assert said[-3].startswith("glm chat: ChatGLM2-6B knows no role 'system'")
     assert said[-2:] == ["system: ", "glm chat: 4 of the lines could not be answered"]
+
+
+def test_parameters_of_decoding(lm: LM, directory: Path) -> None:
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 6}
+    (one,) = replies(lm, "the fox")
+    lines = ["the fox", "/repetition_penalty 1.8", "/clear", "the fox", "/repetition_penalty default", "/min_p"]
+    lines += ["/no_repeat_ngram_size 1", "/clear", "the fox", "/frequency_penalty 9", "/min_new_tokens 7"]
+    result = glm_chat("\n".join(lines), str(directory), *GREEDY, "--min_p", "0.5", "--stop", "never seen")
+    penalised = lm.chat("the fox", repetition_penalty=1.8, **options)[0]
+    once = lm.chat("the fox", no_repeat_ngram_size=1, **options)[0]
+    assert result.out == f"{one}\n{penalised}\n{once}\n"
+    said = result.err.splitlines()
+    assert said[:4] == [
+        "repetition_penalty: 1.8",
+        "repetition_penalty: default",
+        "min_p: 0.5",
+        "no_repeat_ngram_size: 1",
+    ]
+    assert said[4:6] == [
+        "glm chat: frequency_penalty is 9.0; give from -2 to 2, 0 is off",
+        "glm chat: min_new_tokens 7 is more than max_new_tokens 6; lower it",
+    ]
+    stop = one[2:4]
+    result = glm_chat("the fox\n", str(directory), *GREEDY, "--stop", stop, "--json")
+    answer = json.loads(result.out)
+    assert (answer["response"], answer["finish"]) == (one[: one.index(stop)], "stop")
+
+
+def test_tools_from_a_file(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, path = small_chat("chatglm3", max_positions=2048), tmp_path / "tools.json"
+    monkeypatch.setattr("glmkit.cli.chat.load", lambda *_, **__: lm)
+    tools = [{"name": "track", "description": "d", "parameters": {"symbol": {"type": "string"}}}]
+    path.write_text(json.dumps(tools))
+    history = tmp_path / "history.json"
+    expected, longer = lm.chat("the fox", tools=tools, temperature=0, max_new_tokens=6)
+    result = glm_chat("the fox\n", "M", *GREEDY, "--tools", str(path), "--history", str(history), "--json")
+    assert json.loads(result.out)["response"] == expected
+    assert json.loads(history.read_text()) == longer
+    assert longer[0]["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "is no JSON"), ('{"name": "f"}', "no list of objects"), ("[1]", "no list of objects"), ("[]", "use tools")],
+)
+def test_wrong_tools(
+    content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text(content)
+    assert main(["chat", str(directory), "--tools", str(path)]) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from glmkit.generate.sampling import Sampling
 def test_the_default_is_one_greedy_answer() -> None:
     params = GenerationParams()
     assert params.sampling == Sampling() == Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
-    assert (params.n, params.num_beams, params.logprobs, params.shapes_logits) == (1, 1, None, False)
+    assert (params.n, params.num_beams, params.logprobs, params.penalises) == (1, 1, None, False)
 
 
 @pytest.mark.parametrize(

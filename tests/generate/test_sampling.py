@@ -1,8 +1,9 @@
 """The noise of sampling, the cuts on large vocabularies, and how often each token comes."""
 
+import pytest
 import torch
 
-from glmkit.generate.sampling import Sampling, _gumbel, _hash, _signed, keep_top_p, next_tokens
+from glmkit.generate.sampling import Sampling, _gumbel, _hash, _signed, keep_top_k, keep_top_p, next_tokens
 
 WORD = (1 << 64) - 1
 
@@ -61,3 +62,54 @@ def test_top_p_by_heads_equals_sorting_all() -> None:
 def test_a_row_without_tokens_gives_id_0() -> None:
     logits = torch.full((1, 5), -torch.inf)
     assert next_tokens(logits, Sampling(temperature=1.0), [0]).tolist() == [0]
+
+
+def test_sampled_frequencies_follow_the_softmax() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    draws = 4000
+    counts = torch.zeros(4)
+    for position in range(draws):
+        counts[next_tokens(logits, Sampling(temperature=1.0, seed=4), [position])] += 1
+    expected = logits[0].softmax(-1)
+    standard_error = (expected * (1 - expected) / draws).sqrt()
+    assert ((counts / draws - expected).abs() < 4 * standard_error).all()
+
+
+def test_top_k_and_top_p_keep_what_they_say() -> None:
+    log_p = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert torch.isfinite(keep_top_k(log_p, 2)).tolist() == [[True, True, False, False]]
+    assert torch.isfinite(keep_top_p(log_p, 0.79)).tolist() == [[True, True, False, False]]
+    assert torch.isfinite(keep_top_p(log_p, 0.81)).tolist() == [[True, True, True, False]]
+    assert torch.isfinite(keep_top_p(log_p, 0.01)).tolist() == [[True, False, False, False]]
+
+
+EXTREMES = [
+    {"temperature": 1e-320},
+    {"temperature": 1e-9, "top_p": 1e-9},
+    {"temperature": 1e308},
+    {"temperature": 1e308, "top_k": 3, "top_p": 0.999999},
+    {"temperature": 1.0, "top_p": 5e-324},
+    {"temperature": 1.0, "top_k": 10**9},
+]
+
+
+@pytest.mark.parametrize("options", EXTREMES, ids=str)
+def test_extreme_sampling_never_gives_a_forbidden_token(options: dict[str, float]) -> None:
+    logits = 40 * torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+    logits[:, ::2] = -torch.inf  # forbidden
+    logits[:, 1] = 1e9  # far above the rest: greedy would overflow at tiny temperatures
+    for seed in range(40):
+        tokens = next_tokens(logits, Sampling(seed=seed, **options), range(8))
+        assert (tokens % 2 == 1).all()
+        if options["temperature"] < 1e-6 or options.get("top_p") == 5e-324:
+            assert (tokens == 1).all()
+
+
+def test_a_huge_temperature_draws_evenly_from_what_is_allowed() -> None:
+    logits = torch.tensor([[5.0, -torch.inf, 0.0, -5.0]])
+    sampling = Sampling(temperature=1e300, seed=3)
+    counts = torch.zeros(4)
+    for position in range(3000):
+        counts[next_tokens(logits, sampling, [position])] += 1
+    assert counts[1] == 0
+    assert ((counts[[0, 2, 3]] / 3000 - 1 / 3).abs() < 4 * (2 / 9 / 3000) ** 0.5).all()

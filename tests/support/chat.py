@@ -47,6 +47,13 @@ def real_chat_model(family: str, **changes: Any) -> LM:
 
 
 def say(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> None:
-    """Whatever a model computes, it chooses these tokens."""
+    """Whatever a model computes, these tokens are the likeliest by far, one after the other."""
     tokens = iter(ids)
-    monkeypatch.setattr("glmkit.generate.continuing.next_tokens", lambda *_: torch.tensor([next(tokens)]))
+
+    def head(model: GLM, hidden_RH: torch.Tensor) -> torch.Tensor:
+        logits_RV = torch.zeros(len(hidden_RH), model.config.vocab_size)
+        for row_V in logits_RV:
+            row_V[next(tokens)] = 1e4
+        return logits_RV
+
+    monkeypatch.setattr(GLM, "head", head)

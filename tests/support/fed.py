@@ -22,3 +22,13 @@ class Fed:
             return hidden(model, input_ids, **options)
 
         monkeypatch.setattr(GLM, "hidden", record)
+
+    @property
+    def row(self) -> list[int]:
+        """The ids of all calls, side by side."""
+        return [token for ids in self.ids for token in ids]
+
+    @property
+    def row_places(self) -> list[tuple[int, int]]:
+        """The two places of each token of `row`."""
+        return [pair for first, second in self.places for pair in zip(first, second, strict=True)]

@@ -6,12 +6,21 @@ from argparse import ArgumentParser
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, reason_of
+from glmkit.cli.chat_dialogue import Dialogue, reason_of
+from glmkit.cli.chat_files import HistoryFile, read_tools
 from glmkit.cli.chat_lines import Lines
+from glmkit.cli.generation_options import SEVERAL, add_generation_arguments, generation_options
 from glmkit.cli.text_input import add_load_arguments, load_options
 from glmkit.errors import GLMKitError, RequestError
 
-_PARAMETERS = ("temperature", "top_k", "top_p", "seed", "max_new_tokens")
+# A turn has one reply, and what is known of its tokens has no place in a terminal.
+WITHOUT = (*SEVERAL, "logprobs")
+_UNSET = {
+    "max_new_tokens": "what the positions allow",
+    "temperature": "the family's published one",
+    "top_p": "the family's",
+    "seed": "a new one each time",
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -22,16 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--history", metavar="FILE", type=str, default=None, help="JSON file to go on from and to keep the history in"
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=None, help="longest reply, in tokens (default: what the positions allow)"
+        "--tools",
+        metavar="FILE",
+        type=str,
+        default=None,
+        help="JSON list of tools in the family's form, where it has one",
     )
-    parser.add_argument(
-        "--temperature", type=float, default=None, help="0 = greedy (default: the family's published one)"
-    )
-    parser.add_argument("--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: 0)")
-    parser.add_argument(
-        "--top_p", type=float, default=None, help="keep this share of probability (default: the family's)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="seed of the sampling noise (default: a new one each)")
     parser.add_argument("--no_stream", action="store_true", help="print each reply when it is complete")
     parser.add_argument(
         "--json",
@@ -39,6 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too',
     )
     add_load_arguments(parser)
+    add_generation_arguments(parser, without=WITHOUT, unset=_UNSET)
 
 
 def run(args: Any) -> int:
@@ -46,8 +52,15 @@ def run(args: Any) -> int:
     lm = load(args.model, **load_options(args))
     template = lm.chat_template
     file = None if args.history is None else HistoryFile(args.history)
-    settings = {name: getattr(args, name) for name in _PARAMETERS}
-    dialogue = Dialogue(lm, settings, system=args.system, file=file, as_json=args.json, stream=not args.no_stream)
+    dialogue = Dialogue(
+        lm,
+        generation_options(args),
+        system=args.system,
+        tools=None if args.tools is None else read_tools(args.tools),
+        file=file,
+        as_json=args.json,
+        stream=not args.no_stream,
+    )
     lines = Lines(name=template.name, prompts=not args.json)
     if lines.shown:
         print(f"{template.name}: clear forgets, stop ends, Ctrl-C stops an answer, /help", file=sys.stderr)

@@ -4,13 +4,13 @@ import json
 import re
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
-from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
-from glmkit.files import atomic_write
-from glmkit.generate.conversation import ChatStep
-from glmkit.generate.sampling import Sampling
+from glmkit.cli.chat_files import HistoryFile
+from glmkit.cli.generation_options import NUMBERS, SEVERAL
+from glmkit.errors import RequestError, TrimmedHistoryWarning
+from glmkit.generate.conversation import ChatStep, with_system
+from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 from glmkit.tokenizer.chat import to_messages
 
@@ -18,53 +18,18 @@ HELP = """\
 clear, /clear        forget the conversation (the system message stays)
 stop, /stop          end; so does the end of the input
 /system TEXT         set the system message; without a TEXT show it
-/temperature 0.3     also /top_k, /top_p, /seed, /max_new_tokens; "default" for the model's own; without a value show it
+/temperature 0.3     also /top_p, /top_k, /min_p, /seed, /max_new_tokens, /min_new_tokens, /repetition_penalty,
+                     /presence_penalty, /frequency_penalty, /no_repeat_ngram_size, /prompt_lookup, /prompt_lookup_ngram;
+                     "default" for the model's own; without a value show it
 /retry               answer the last message again
 /history             show the conversation
 /help                this
 //text               say "/text"
 Ctrl-C               stop the answer; twice in a row while nothing is being answered: end"""
 
-_NUMBERS: dict[str, type[int] | type[float]] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "seed": int,
-    "max_new_tokens": int,
-}
-_OFF: dict[str, Any] = {"top_k": 0}
+# What may be set on the fly.
+_NUMBERS = {name: kind for name, kind in NUMBERS.items() if name not in (*SEVERAL, "logprobs")}
 _CLEAR_SCREEN = "\x1b[2J\x1b[H"
-
-
-class HistoryFile:
-    """A history as JSON, in the published form of its family; written whole or not at all."""
-
-    def __init__(self, path: str) -> None:
-        """Raises RequestError when it could not be written: its directory is missing, or it is one."""
-        self.path = Path(path)
-        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
-            raise RequestError(f"the history file {path} cannot be written there; give a file in an existing directory")
-
-    def read(self) -> list[Any]:
-        """The history, empty when there is no file yet. Raises RequestError when it holds something else."""
-        if not self.path.exists():
-            return []
-        try:
-            history = json.loads(self.path.read_bytes())
-        except (ValueError, RecursionError):
-            raise RequestError(f"{self.path} is no JSON; give another file for the history") from None
-        if not isinstance(history, list):
-            raise RequestError(f"{self.path} holds {type(history).__name__}, no list of turns; give another file")
-        try:
-            to_messages(history)
-        except (GLMKitError, TypeError) as error:
-            raise RequestError(f"{self.path} holds no history: {error}") from None
-        return history
-
-    def write(self, history: list[Any]) -> None:
-        """Replace the file."""
-        with atomic_write(self.path) as file:
-            file.write(json.dumps(history, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 class Dialogue:
@@ -76,14 +41,16 @@ class Dialogue:
         settings: dict[str, Any],
         *,
         system: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
         file: HistoryFile | None = None,
         as_json: bool = False,
         stream: bool = True,
     ) -> None:
-        """Raises RequestError for settings that mean nothing and a history that the model has no form for."""
-        self._lm, self._settings, self._system = lm, dict(settings), system
+        """settings: fields of `GenerationParams`. Raises RequestError for some that mean nothing, and for a history,
+        a system message or tools that the model has no form for.
+        """
+        self._lm, self._settings, self._system, self._tools = lm, dict(settings), system, tools
         self._file, self._json, self._stream = file, as_json, stream and not as_json
-        self._cache = lm.prompt_cache()
         self._history: list[Any] = [] if file is None else file.read()
         self._last: tuple[list[Any], str, str] | None = None  # history before it, query, role
         _check(self._settings)
@@ -91,6 +58,7 @@ class Dialogue:
             lm.chat_template.check_roles(to_messages(self._history))
         if system is not None:
             lm.chat_template.check_roles(to_messages([{"role": "system", "content": system}]))
+        with_system([], lm.chat_template, None, tools)
 
     def is_command(self, line: str) -> bool:
         """Whether a line is an order to us and not a message."""
@@ -125,7 +93,7 @@ class Dialogue:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", TrimmedHistoryWarning)
-                options = {**self._settings, "system": self._system, "cache": self._cache}
+                options: Any = {**self._settings, "system": self._system, "tools": self._tools}
                 steps = self._lm.chat_steps(query, self._history, role=role, **options)
             for warning in caught:
                 print(f"glm chat: {warning.message}", file=sys.stderr, flush=True)
@@ -171,7 +139,6 @@ class Dialogue:
         if name == "clear":
             opening = self._history[:1]
             self._keep([item for item in opening if isinstance(item, dict) and item.get("role") == "system"])
-            self._cache.clear()
             self._last = None
             if sys.stdout.isatty():
                 print(_CLEAR_SCREEN, end="", flush=True)
@@ -203,12 +170,12 @@ class Dialogue:
         if text:
             kind = _NUMBERS[name]
             try:
-                value = _OFF.get(name) if text in ("default", "none") else kind(text)
+                value = None if text in ("default", "none") else kind(text)
             except ValueError:
                 raise RequestError(f"{name} is {text!r}; give a number or default") from None
             _check({**self._settings, name: value})
             self._settings[name] = value
-        value = self._settings[name]
+        value = self._settings.get(name)
         print(f"{name}: {'default' if value is None else value}", file=sys.stderr)
 
 
@@ -219,8 +186,6 @@ def reason_of(error: Exception) -> str:
 
 def _check(settings: dict[str, Any]) -> None:
     """Raises RequestError for parameters that mean nothing."""
-    limit = settings["max_new_tokens"]
-    if limit is not None and limit < 1:
-        raise RequestError(f"max_new_tokens is {limit}; give at least 1")
-    names = ("temperature", "top_k", "top_p", "seed")
-    Sampling(**{name: settings[name] for name in names if settings[name] is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    # Without a limit the reply has room for any least length.
+    GenerationParams(**{"max_new_tokens": max(1, given.get("min_new_tokens", 1)), **given})

@@ -1,30 +1,89 @@
-"""`glm generate MODEL TEXT`: continue a text."""
+"""`glm generate MODEL TEXT`: continue a text, or with --input every text of a file."""
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
+
 from glmkit import load
-from glmkit.cli.text_input import add_text_arguments, load_options, read_text, sampling_options
+from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
+from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.text_input import add_text_arguments, load_options, read_text
+from glmkit.errors import RequestError
+from glmkit.generate.answer import Answer, TokenLogprob
+from glmkit.session import LM
+
+
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Defaults beside the options, and an epilog that keeps its lines."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
+    parser.formatter_class = _Help
+    parser.epilog = BATCH_EPILOG
     add_text_arguments(parser)
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=128, help="longest continuation, in tokens (default: %(default)s)"
-    )
+    parser.add_argument("--stream", action="store_true", help="print the continuation while it is written")
+    add_generation_arguments(parser)
+    add_batch_arguments(parser)
 
 
 def run(args: Any) -> int:
-    """Print the text with its continuation (or JSON with both apart)."""
+    """Print the text with its continuation (or JSON with both apart); several answers one after the other."""
+    options = generation_options(args)
+    if args.stream:
+        _check_stream(args, options)
+    if wants_batch(args):
+        return run_batch(args, options)
+    if options.get("logprobs") is not None and not args.json:
+        raise RequestError("--logprobs are printed with --json only; add it")
     text = read_text(args)
     lm = load(args.model, **load_options(args))
-    continuation = lm.generate(
-        text,
-        max_new_tokens=args.max_new_tokens,
-        **sampling_options(args),
-    )
-    answer = {"text": text, "continuation": continuation}
-    print(json.dumps(answer, ensure_ascii=False) if args.json else text + continuation)
+    if args.stream:
+        pieces = lm.stream(text, **options)
+        print(text, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    (answers,) = lm.answers([text], **options)
+    several = int(options.get("n", 1)) > 1 or int(options.get("num_return_sequences", 1)) > 1
+    if args.json:
+        found = [_as_json(lm, answer) for answer in answers]
+        print(json.dumps({"text": text, **({"answers": found} if several else found[0])}, ensure_ascii=False))
+        return 0
+    for number, answer in enumerate(answers, 1):
+        if several:
+            print(f"[{number}]" if answer.score is None else f"[{number}] score {answer.score:.4f}")
+        print(text + (answer.text or ""))
     return 0
+
+
+def _check_stream(args: Any, options: dict[str, Any]) -> None:
+    """Raises RequestError for what cannot be streamed."""
+    clashes = {
+        "--input": args.input is not None,
+        "--json": args.json,
+        "--n": options.get("n", 1) > 1,
+        "--num_beams": options.get("num_beams", 1) > 1,
+        "--logprobs": options.get("logprobs") is not None,
+    }
+    for name, clash in clashes.items():
+        if clash:
+            raise RequestError(f"--stream prints one answer as text; leave out {name}")
+
+
+def _as_json(lm: LM, answer: Answer) -> dict[str, Any]:
+    found: dict[str, Any] = {"continuation": answer.text, "finish": answer.finish, "tokens": len(answer.ids)}
+    if answer.score is not None:
+        found["score"] = answer.score
+    if answer.logprobs is not None:
+        found["logprobs"] = [_logprob(lm, item) for item in answer.logprobs]
+    return found
+
+
+def _logprob(lm: LM, item: TokenLogprob) -> dict[str, Any]:
+    name = lm.tokenizer.id_to_token
+    top = [{"token": name(index), "id": index, "logprob": value} for index, value in item.top]
+    return {"token": name(item.token), "id": item.token, "logprob": item.logprob, "top": top}

@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "fill": Verb("glmkit.cli.fill", "fill every [MASK], [sMASK], [gMASK] of a text"),
     "generate": Verb("glmkit.cli.generate", "continue a text"),
     "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too"),
+    "serve": Verb("glmkit.cli.serve", "an OpenAI-compatible API, blank filling, and a page for the browser"),
 }
 
 

@@ -179,7 +179,8 @@ def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generati
 
     lm = LM(Parts(Path(), model.config, model, tokenizer, generation))
     try:
-        lm.fill_many(list(texts), max_tokens=1)
+        for text in texts:
+            lm.fill_job(text)
     except RequestError as error:  # told now, not at the first evaluation
         raise ConfigError(f"evaluation.previews: {error}") from error
 

@@ -9,18 +9,10 @@ from glmkit.errors import RequestError
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
-    """TEXT, --file and --json, and the options of sampling that all text verbs share."""
+    """MODEL, TEXT, --file and --json, and how to open the model."""
     parser.add_argument("model", metavar="MODEL", help="model directory")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the text; without it, --file or standard input")
     parser.add_argument("--file", type=str, default=None, help="read the text from this UTF-8 file")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default: %(default)s)")
-    parser.add_argument(
-        "--top_k", type=int, default=0, help="keep the k likeliest tokens, 0 = all (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--top_p", type=float, default=1.0, help="keep this share of probability (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling noise (default: %(default)s)")
     add_load_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -67,8 +59,3 @@ def read_text(args: Any) -> str:
     if not text.strip():
         raise RequestError(f"{where} is empty; give a text")
     return text
-
-
-def sampling_options(args: Any) -> dict[str, Any]:
-    """The sampling arguments as `LM.fill` and `LM.generate` take them."""
-    return {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}

@@ -11,11 +11,12 @@ from glmkit.demo.corpus import Module, Split
 from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
 from glmkit.demo.pieces import Tokenized, blankable, pieces, tokenize
-from glmkit.generate.filling import fill_rows
+from glmkit.generate.engine import Engine
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.spans import SpansJob
 from glmkit.session import LM
 from glmkit.tokenizer.bpe import TrainedTokenizer
 
-_ROWS = 128
 _TUNING_BLANKS = 5000
 # Longest answer in tokens. A single-token blank is known to be one token, for the counts as for the model.
 _LONGEST: dict[Kind, int] = {"single_token": 1, "multi_token": 8, "identifier": 16}
@@ -45,25 +46,20 @@ class Exam:
         return counts
 
     def filler(self, lm: LM) -> Fill:
-        """Greedy filling in batches of similar length. Like the counts, it is told that no blank is white space alone
-        when the blank is a single token."""
-        white = [index for index, allowed in enumerate(self.allowed) if not allowed]
+        """Greedy filling, as many blanks at once as the engine takes. Like the counts, it is told that no blank is
+        white space alone when the blank is a single token."""
+        white = tuple(index for index, allowed in enumerate(self.allowed) if not allowed)
+        engine = Engine(lm.model)
 
         def fill(blanks: Sequence[Blank]) -> list[list[int]]:
-            order = sorted(range(len(blanks)), key=lambda number: len(blanks[number].window))
-            answers: dict[int, list[int]] = {}
-            for start in range(0, len(order), _ROWS):
-                numbers = order[start : start + _ROWS]
-                kind = blanks[numbers[0]].kind
-                spans = fill_rows(
-                    lm.model,
-                    [self._row(lm, blanks[number]) for number in numbers],
-                    lm.special,
-                    max_tokens=_LONGEST[kind],
-                    forbidden=white if kind == "single_token" else (),
+            jobs = []
+            for blank in blanks:
+                params = GenerationParams(
+                    max_new_tokens=_LONGEST[blank.kind], forbidden=white if blank.kind == "single_token" else ()
                 )
-                answers.update((number, row[0]) for number, row in zip(numbers, spans, strict=True))
-            return [answers[number] for number in range(len(blanks))]
+                jobs.append(SpansJob(self._row(lm, blank), params, lm.config, lm.special))
+            engine.run(*[engine.submit(job) for job in jobs])
+            return [job.spans[0] for job in jobs]
 
         return fill
 

@@ -27,7 +27,8 @@ class Answer:
     """The tokens of one answer, without the stop id that ended it.
 
     finish: "stop" when a stop id or text ended it; "length" at max_new_tokens, or when nothing was left that may come
-    next. score: a beam's, None otherwise.
+    next. score: a beam's, None otherwise. text: what a reader made of the ids, up to the stop text; None without a
+    reader. stop: the stop text that ended it.
     """
 
     ids: list[int]
@@ -35,6 +36,8 @@ class Answer:
     stop_id: int | None = None
     logprobs: list[TokenLogprob] | None = None
     score: float | None = None
+    text: str | None = None
+    stop: str | None = None
 
 
 def token_logprobs(logits_BV: Tensor, tokens: Sequence[int], count: int, forbidden: Tensor) -> list[TokenLogprob]:

@@ -1,40 +1,33 @@
-"""One turn of a conversation: history and question in, the reply step by step and the longer history out."""
+"""One turn of a conversation: messages in, the reply step by step and the longer conversation out."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
-from glmkit.errors import RequestError, TokenizerError
-from glmkit.loading import Parts
-from glmkit.tokenizer.chat import Call, ChatTemplate, History, Message, ReplyStream, to_messages
-from glmkit.tokenizer.inputs import InputTokenizer
+from torch import Tensor
 
-from .answer import Finish
-from .continuing import stream_row
-from .prompt_cache import PromptCache
-from .sampling import Sampling, check_type
+from glmkit.errors import RequestError
+from glmkit.tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
 
-# Without max_new_tokens or max_length a long conversation still leaves this much for the reply, in tokens, or a quarter
-# of the positions where these are few.
-RESERVED = 512
+from .answer import Answer, Finish, TokenLogprob
+from .engine import Engine
+from .events import Ended, Listener, Piece
+from .fitting import fit
+from .job import Branch
+from .listening import listen
+from .making import make_job
+from .options import PARAMETERS, refuse_unknown
+from .params import GenerationParams
+from .prompting import Prompts
+from .reading import ChatReader
+from .sampling import check_type
 
-
-class ChatOptions(TypedDict, total=False):
-    """What `LM.chat` takes besides the query and the history; `Turn` says what each means."""
-
-    system: str | None
-    role: str
-    tools: Sequence[Mapping[str, Any]] | None
-    max_new_tokens: int | None
-    max_length: int | None
-    temperature: float | None
-    top_k: int
-    top_p: float | None
-    seed: int | None
-    cache: PromptCache | None
+_SETTINGS = ("system", "role", "tools", "max_length")
 
 
 @dataclass(frozen=True)
@@ -42,195 +35,218 @@ class ChatStep:
     """A reply after one more token.
 
     response: as it is shown now; a later step may change its end, and a finished call of a tool is a dictionary. None
-    where the published stream shows nothing. piece: text that is certain and was not given before; the pieces joined
-    are the finished text. history: with the reply so far, in the family's published form. tokens: of the reply so far.
-    finish: why the reply ended, in the last step only.
+    where the published stream shows nothing; with stop texts, what is certain. piece: text that is certain and was not
+    given before; the pieces joined are the finished text. tokens: of the reply so far. finish: why the reply ended, in
+    the last step only. logprobs: of the token, where they were asked for.
     """
 
     response: str | Call | None
     piece: str
-    history: list[Any]
     tokens: int
-    finish: Finish | None = None
+    finish: Finish | None
+    logprobs: tuple[TokenLogprob, ...]
+    _so_far: "_SoFar" = field(repr=False)
+
+    @cached_property
+    def history(self) -> list[Any]:
+        """With the reply so far, in the family's published form; made when it is asked for."""
+        return self._so_far.history()
+
+
+@dataclass(frozen=True)
+class _SoFar:
+    """A conversation and the raw text of the reply that is being written."""
+
+    template: ChatTemplate
+    messages: list[Message]
+    text: str | None = None  # None: the reply is among the messages
+
+    def history(self) -> list[Any]:
+        messages = self.messages
+        if self.text is not None:
+            try:
+                messages = self.template.process_response(self.text, messages)[1]
+            except RequestError:  # half a call of a tool
+                messages = [*messages, Message("assistant", self.template.shown(self.text))]
+        return self.template.history(messages)
 
 
 class Turn:
-    """A question that is ready to be answered."""
+    """A conversation that is ready for its next reply."""
 
     def __init__(
-        self,
-        parts: Parts,
-        query: str,
-        history: History = (),
-        *,
-        system: str | None = None,
-        role: str = "user",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float | None = None,
-        seed: int | None = None,
-        cache: PromptCache | None = None,
+        self, prompts: Prompts, messages: Sequence[Message], options: Mapping[str, Any], *, trim: bool = True
     ) -> None:
-        """Builds the prompt; turns that do not fit are left out of it, the oldest first.
+        """Builds the prompt.
 
-        history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed.
-        system, tools: go into the system message that the history begins with, which is made where there is none. role:
-        whose message the query is ("observation": what a tool answered). max_new_tokens: longest reply; max_length:
-        prompt and reply together, as in the published code; with neither, the published max_length holds, but a long
-        conversation still gets a reply. temperature 0 is greedy; temperature and top_p None: the family's published
-        ones. seed None: another reply each time. cache: keeps keys and values for the next turn.
-        Raises RequestError for a family that was not taught to chat, for a conversation that it has no form for, and
-        when the system message and the last turn alone leave no room for the reply.
+        options: fields of `GenerationParams`, and max_length. None is the default: the family's published temperature
+        and top_p, another seed each time, and for lengths: max_new_tokens is the longest reply, max_length prompt and
+        reply together, as in the published code; with neither the published max_length holds, but a long conversation
+        still gets a reply. trim: turns that do not fit are not read, the oldest first; their number is `dropped`.
+        Raises RequestError for a family that was not taught to chat, for a conversation that it has no form for, when
+        the reply has no room, and for options that mean nothing.
         """
-        self._parts, self._cache = parts, cache
-        self.template, self._tokenizer = chat_template(parts), _tokenizer(parts)
-        check_type("query", query, str, "a text (str)")
-        check_type("role", role, str, "a text such as 'user'")
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
+        refuse_unknown(options, (*PARAMETERS, "max_length"))
+        self.prompts, self.messages = prompts, list(messages)
+        given = {name: value for name, value in options.items() if value is not None}
+        max_length = given.pop("max_length", None)
+        for name, value in (("max_new_tokens", given.get("max_new_tokens")), ("max_length", max_length)):
             if value is not None:
                 check_type(name, value, Integral, "a whole number")
                 if value < 1:
                     raise RequestError(f"{name} is {value}; give at least 1")
-        if max_new_tokens is not None and max_length is not None:
+        if max_length is not None and "max_new_tokens" in given:
             raise RequestError("both max_new_tokens and max_length were given; leave one out")
-        defaults = self.template.defaults
-        self.sampling = Sampling(
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_k=top_k,
-            top_p=defaults.top_p if top_p is None else top_p,
-            seed=random.getrandbits(48) if seed is None else seed,
-        )
-        before = _with_system(to_messages(history), self.template, system, tools)
-        self._messages = [*before, Message(role, query)]
-        self._fit(max_new_tokens, max_length)
+        positions = prompts.config.max_positions
+        limits = {"max_new_tokens": given.get("max_new_tokens"), "max_length": max_length}
+        # Before a long conversation is read: all but the longest reply.
+        _ = GenerationParams(**{**_defaults(prompts.template, given), "max_new_tokens": positions, **given})
+        fitted = fit(prompts, self.messages, positions=positions, trim=trim, **limits)
+        self.limit, self.turns, self.dropped = fitted.limit, fitted.turns, fitted.dropped
+        self.params = GenerationParams(**{**_defaults(prompts.template, given), **given, "max_new_tokens": fitted.room})
+        self.prompt = prompts.reply(fitted.ids)
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end the reply: the family's and those that the model's files name."""
-        own = self.template.stop_ids(self._tokenizer)
-        return tuple(dict.fromkeys([*own, *self._parts.generation.get("stop_ids", ())]))
+    @classmethod
+    def asked(cls, prompts: Prompts, query: str, history: History, options: Mapping[str, Any]) -> "Turn":
+        """Of a history and a query.
 
-    def steps(self) -> Iterator[ChatStep]:
-        """The reply as it is made. Whoever stops asking has cancelled the rest.
+        history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed.
+        options: also system and tools, which go into the system message that the history begins with (it is made where
+        there is none), and role: whose message the query is ("observation": what a tool answered).
+        """
+        refuse_unknown(options, (*PARAMETERS, *_SETTINGS))
+        settings = {name: options.get(name) for name in ("system", "tools")}
+        role = "user" if options.get("role") is None else options["role"]
+        template = prompts.template
+        check_type("query", query, str, "a text (str)")
+        check_type("role", role, str, "a text such as 'user'")
+        before = with_system(to_messages(history), template, **settings)
+        others = {name: value for name, value in options.items() if name in PARAMETERS or name == "max_length"}
+        return cls(prompts, [*before, Message(role, query)], others)
+
+    def job(self, listener: Listener | None = None) -> "ReplyJob":
+        """What the engine runs for this turn."""
+        return ReplyJob(self, listener)
+
+    def steps(self, engine: Engine) -> Generator[ChatStep]:
+        """The reply as it is made. Closing or dropping the iterator cancels the rest.
 
         Raises RequestError at the end when a call of a tool cannot be read.
         """
-        stream, stops = ReplyStream(self.template, self._tokenizer), self.stop_ids
-        finish: Finish = "length"
-        tokens = 0
-        last: tuple[str | Call | None, list[Any]] = (None, [])
-        for token in self._ids():
-            if token in stops:
-                finish = "stop"
-                break
-            tokens += 1
-            response = stream.push(token)
-            longer = self._so_far(stream)
-            if response is not None:
-                last = (response, longer)
-            yield ChatStep(response, stream.fresh(), longer, tokens)
-        piece = stream.fresh(final=True)
-        result, messages = stream.finish(self._messages)
-        longer = self.template.history(messages)
-        again = (finish == "stop" and self.template.shows_stop) or (result, longer) != last
-        yield ChatStep(result if again else None, piece, longer, tokens, finish)
+        heard: deque[_Heard] = deque()
+        job = self.job(lambda event: heard.append(job.heard(event)))
+        return self._steps(engine, job, heard)
 
-    def answer(self) -> tuple[str | Call, list[Any]]:
+    def answer(self, engine: Engine) -> tuple[str | Call, list[Any]]:
         """The whole reply and the longer history."""
-        stops = self.stop_ids
-        ids = [token for token in self._ids() if token not in stops]
-        text = self.template.reply_text(self._tokenizer, ids)
-        result, messages = self.template.process_response(text, self._messages)
-        return result, self.template.history(messages)
+        job = self.job()
+        engine.run(engine.submit(job))
+        result, messages = job.reply()
+        return result, self.prompts.template.history(messages)
 
-    def _ids(self) -> Iterator[int]:
-        parts = self._parts
-        return stream_row(
-            parts.model,
-            self.prompt,
-            stops=self.stop_ids,
-            max_tokens=self.room,
-            sampling=self.sampling,
-            forbidden=range(self._tokenizer.vocab_size, parts.config.vocab_size),
-            kept=self._cache,
-        )
-
-    def _so_far(self, stream: ReplyStream) -> list[Any]:
-        """The history with an unfinished reply at its end."""
-        try:
-            messages = self.template.process_response(stream.text, self._messages)[1]
-        except RequestError:  # half a call of a tool
-            messages = [*self._messages, Message("assistant", self.template.shown(stream.text))]
-        return self.template.history(messages)
-
-    def _fit(self, max_new_tokens: int | None, max_length: int | None) -> None:
-        """Leave out the oldest turns until the reply has room, and count them."""
-        limit = positions = self._parts.config.max_positions
-        wanted = min(RESERVED, positions // 4)
-        if max_new_tokens is not None:
-            wanted = int(max_new_tokens)
-        elif max_length is not None:
-            limit = min(int(max_length), positions)
-            wanted = min(wanted, max(limit // 4, 1))
-        turns = _turns(self._messages)
-        self.limit, self.turns, self.dropped = limit, len(turns), 0
-        self.prompt = self._build(self._messages)
-        if len(self.prompt) + wanted > limit:
-            low, high = 1, len(turns) - 1
-            while low < high:
-                middle = (low + high) // 2
-                fits = len(self._build(_without(self._messages, turns[:middle]))) + wanted <= limit
-                low, high = (low, middle) if fits else (middle + 1, high)
-            if turns[1:]:
-                self.dropped, self.prompt = low, self._build(_without(self._messages, turns[:low]))
-        room = limit - len(self.prompt)
-        if room < (wanted if max_new_tokens is not None else 1):
-            fewer = f", or lower max_new_tokens to {room}" if max_new_tokens is not None and room > 0 else ""
-            raise RequestError(
-                f"the last turn's prompt of {len(self.prompt)} tokens and {wanted} for the reply exceed {limit}; "
-                f"shorten the message{fewer}"
-            )
-        usual = max(self.template.defaults.max_length - len(self.prompt), wanted)
-        self.room = min(room, wanted if max_new_tokens is not None else room if max_length is not None else usual)
-
-    def _build(self, messages: Sequence[Message]) -> list[int]:
-        return self.template.build(self._tokenizer, messages)
+    def _steps(self, engine: Engine, job: "ReplyJob", heard: "deque[_Heard]") -> Generator[ChatStep]:
+        template, messages = self.prompts.template, self.messages
+        tokens, certain, rest = 0, "", ""
+        finish: Finish = "length"
+        shown: str | None = None
+        last: _SoFar | None = None
+        with closing(listen(engine, job, heard)) as events:
+            for event, response, text in events:
+                if isinstance(event, Ended):
+                    finish = event.answer.finish
+                elif not event.tokens:
+                    rest += event.text
+                else:
+                    tokens, certain = tokens + len(event.tokens), certain + event.text
+                    response = certain if self.params.stop else response
+                    so_far = _SoFar(template, messages, text)
+                    if response is not None:
+                        shown, last = response, so_far
+                    yield ChatStep(response, event.text, tokens, None, event.logprobs, so_far)
+        result, longer = job.reply()
+        end = _SoFar(template, longer)
+        again = finish == "stop" and template.shows_stop
+        again = again or last is None or (result, end.history()) != (shown, last.history())
+        yield ChatStep(result if again else None, rest, tokens, finish, (), end)
 
 
-def chat_template(parts: Parts) -> ChatTemplate:
-    """How the model reads conversations. Raises RequestError for a family that was not taught to chat."""
-    family = parts.family
-    template = None if family is None else family.chat
-    if template is None:
-        title = parts.config.family if family is None else family.title
-        raise RequestError(f"{title} was not taught to chat; use fill or generate")
-    assert isinstance(template, ChatTemplate)
-    return template
+class _Heard(NamedTuple):
+    """An event of a reply, the reply as it is shown after it, and its raw text."""
+
+    event: Piece | Ended
+    shown: str | None
+    text: str
 
 
-def _tokenizer(parts: Parts) -> InputTokenizer:
-    if parts.tokenizer is None:
-        family = parts.family
-        files = "its files" if family is None else " or ".join(family.tokenizer_files)
-        raise TokenizerError(f"{parts.directory} has no tokenizer (no {files}); give one with tokenizer=DIR")
-    if not isinstance(parts.tokenizer, InputTokenizer):
-        raise RequestError(f"{parts.directory} has no tokenizer of its family, which chat needs; give tokenizer=DIR")
-    return parts.tokenizer
+class ReplyJob:
+    """The reply to a turn as a job of the engine.
+
+    job: what writes it. prompt_tokens: of the conversation as it is read. dropped: turns of it that are not.
+    """
+
+    def __init__(self, turn: Turn, listener: Listener | None = None) -> None:
+        template, tokenizer = turn.prompts.template, turn.prompts.chat_tokenizer
+        self._turn = turn
+        self._readers: list[ChatReader] = []
+
+        def reader() -> ChatReader:
+            self._readers.append(ChatReader(template, tokenizer))
+            return self._readers[-1]
+
+        self.job = make_job(turn.prompt, turn.params, turn.prompts.config, reader=reader, listener=listener)
+        self.max_rows, self.max_row_tokens = self.job.max_rows, self.job.max_row_tokens
+        self.prompt_tokens, self.dropped = self.job.prompt_tokens, turn.dropped
+
+    def start(self) -> Sequence[Branch]:
+        """As in `Job`."""
+        return self.job.start()
+
+    def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
+        """As in `Job`."""
+        return self.job.advance(logits_MV)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The replies, complete once the job is over."""
+        return self.job.answers
+
+    def heard(self, event: Piece | Ended) -> _Heard:
+        """An event with the reply as it is now; asked by the listener."""
+        reader = self._readers[event.number]
+        return _Heard(event, reader.shown, reader.stream.text)
+
+    def reply(self, number: int = 0) -> tuple[str | Call, list[Message]]:
+        """A finished reply, and the conversation with it, the turns that were left out included.
+
+        Raises RequestError when a call of a tool cannot be read.
+        """
+        turn, answer = self._turn, self.answers[number]
+        template = turn.prompts.template
+        text = template.reply_text(turn.prompts.chat_tokenizer, answer.ids)
+        if answer.stop is None:
+            return template.process_response(text, turn.messages)
+        kept = answer.text or ""
+        result, messages = template.process_response(_before_stop(template, text, kept), turn.messages)
+        if isinstance(result, str) and len(messages) == len(turn.messages) + 1:  # what was streamed, to the letter
+            result, messages[-1] = kept, replace(messages[-1], content=kept)
+        return result, messages
 
 
-def _with_system(
+def with_system(
     messages: list[Message], template: ChatTemplate, system: str | None, tools: Sequence[Mapping[str, Any]] | None
 ) -> list[Message]:
-    """The messages with this system text and these tools in the first one."""
+    """The messages with this system text and these tools in the first one.
+
+    Raises RequestError for tools where the model has no form for them.
+    """
     if system is None and tools is None:
         return messages
     if system is not None:
         check_type("system", system, str, "a text (str)")
     if tools is not None:
         tools = Message.from_dict({"role": "system", "content": "", "tools": tools}).tools
+        if "observation" not in template.roles:
+            raise RequestError(f"{template.name} was not taught to use tools; leave them out")
     opened = bool(messages) and messages[0].role == "system"
     first = messages[0] if opened else Message("system", template.tools_intro if tools else "")
     first = replace(
@@ -239,17 +255,16 @@ def _with_system(
     return [first, *messages[opened:]]
 
 
-def _turns(messages: Sequence[Message]) -> list[range]:
-    """Where the turns lie: each begins with the user's message; what stands before the first belongs to it."""
-    starts = [index for index, message in enumerate(messages) if message.role == "user" and index]
-    bounds = [0, *starts, len(messages)]
-    turns = [range(start, end) for start, end in pairwise(bounds)]
-    if len(turns) > 1 and all(messages[index].role == "system" for index in turns[0]):
-        turns[:2] = [range(turns[1].stop)]
-    return turns
+def _defaults(template: ChatTemplate, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The family's published sampling and a seed of its own; beams are greedy."""
+    values: dict[str, Any] = {"seed": random.getrandbits(48)}
+    if given.get("num_beams", 1) == 1:
+        values |= {"temperature": template.defaults.temperature, "top_p": template.defaults.top_p}
+    return values
 
 
-def _without(messages: Sequence[Message], turns: Sequence[range]) -> list[Message]:
-    """The messages outside these turns, and the system's everywhere."""
-    gone = {index for turn in turns for index in turn}
-    return [message for index, message in enumerate(messages) if index not in gone or message.role == "system"]
+def _before_stop(template: ChatTemplate, text: str, kept: str) -> str:
+    """The raw text of a reply up to a stop text; `kept` is what was left of the clean one."""
+    size = len(kept.rstrip())
+    ends = (end for end in range(len(text), -1, -1) if len(template.settled(text[:end], final=True)) <= size)
+    return text[: next(ends, 0)]

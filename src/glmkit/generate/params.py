@@ -17,8 +17,8 @@ EarlyStopping = bool | Literal["never"]
 BeamLength = Literal["row", "answer"]
 
 # The most of each; OpenAI's API has the same limits for alternatives and n, and 4 for stop strings. Every beam has its
-# own place on the cache.
-MAX_ALTERNATIVES, MAX_CHOICES, MAX_STOPS, MAX_BEAMS = 20, 128, 16, 4096
+# own place on the cache, and every token looked up is read with the others of its step.
+MAX_ALTERNATIVES, MAX_CHOICES, MAX_STOPS, MAX_BEAMS, MAX_LOOKUP = 20, 128, 16, 4096, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class GenerationParams:
     end an answer; stop_ids: ids that do, besides the model's own. forbidden: ids never produced. logprobs: how many
     alternatives to report for every token; 0 is the token alone, None nothing. n: answers to one prompt.
     num_beams > 1 is beam search, which is greedy; length_penalty, early_stopping and num_return_sequences go with it.
+    prompt_lookup: how many tokens to guess ahead where the last ones, `prompt_lookup_ngram` at most, occurred before in
+    prompt or answer; the answer stays exactly the same, it only comes faster where it repeats. 0 is off.
     beam_length: what a beam's score is divided by. "row" counts the prompt as it was given, its padding too, and no
     stop id (transformers up to 4.35, with which the published numbers were made); "answer" counts the new tokens, a
     stop id too (transformers since). The power is length_penalty in both.
@@ -55,6 +57,8 @@ class GenerationParams:
     early_stopping: EarlyStopping = False
     num_return_sequences: int = 1
     beam_length: BeamLength = "row"
+    prompt_lookup: int = 0
+    prompt_lookup_ngram: int = 3
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that mean nothing or do not go together."""
@@ -86,14 +90,19 @@ class GenerationParams:
         """The sampling of one of the `n` answers; the first one's noise is that of the seed itself."""
         return self.sampling.choice(index)
 
-    @property
-    def shapes_logits(self) -> bool:
-        """Whether `processors.process` has anything to do besides forbidding ids."""
+    @cached_property
+    def penalises(self) -> bool:
+        """Whether the tokens so far change the scores of the next one."""
         return (
             self.repetition_penalty != 1
             or bool(self.presence_penalty or self.frequency_penalty)
-            or bool(self.no_repeat_ngram_size or self.min_new_tokens)
+            or bool(self.no_repeat_ngram_size)
         )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature == 0
 
     def _check_counts(self) -> None:
         limits: dict[str, tuple[int, float]] = {
@@ -103,6 +112,8 @@ class GenerationParams:
             "n": (1, MAX_CHOICES),
             "num_beams": (1, MAX_BEAMS),
             "num_return_sequences": (1, math.inf),
+            "prompt_lookup": (0, MAX_LOOKUP),
+            "prompt_lookup_ngram": (1, MAX_LOOKUP),
         }
         if self.logprobs is not None:
             limits["logprobs"] = (0, MAX_ALTERNATIVES)
@@ -163,6 +174,7 @@ class GenerationParams:
             ("n", self.n > 1, "use num_return_sequences"),
             ("logprobs", self.logprobs is not None, "beams come with scores"),
             ("stop", bool(self.stop), "use stop_ids"),
+            ("prompt_lookup", self.prompt_lookup > 0, "leave it at 0"),
         )
         for name, clash, hint in clashes:
             if clash:

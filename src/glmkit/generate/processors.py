@@ -4,6 +4,7 @@ Legend: B rows of one request (its answers or beams), V vocabulary rows, L token
 tokens of the answer so far. None changes its argument.
 """
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -32,16 +33,27 @@ def process(
     Raises RequestError when the model gave NaN.
     """
     scores_BV = logits_BV.float()
-    if bool(scores_BV.isnan().any()):
-        raise RequestError(f"the model gave NaN after {tokens_BL.shape[1]} tokens; load it with dtype='float32'")
-    if params.shapes_logits:
-        answer_BN = tokens_BL[:, num_prompt:]
-        scores_BV = penalise_repetition(scores_BV, tokens_BL, params.repetition_penalty)
-        scores_BV = penalise_presence(scores_BV, answer_BN, params.presence_penalty, params.frequency_penalty)
-        scores_BV = forbid_repeated_ngrams(scores_BV, tokens_BL, int(params.no_repeat_ngram_size))
-        if answer_BN.shape[1] < params.min_new_tokens:
-            scores_BV = forbid(scores_BV, stops)
+    check_numbers(float(scores_BV.amax()), tokens_BL.shape[1])
+    scores_BV = penalise(scores_BV, params, tokens_BL, num_prompt)
+    if tokens_BL.shape[1] - num_prompt < params.min_new_tokens:
+        scores_BV = forbid(scores_BV, stops)
     return forbid(scores_BV, forbidden)
+
+
+def penalise(scores_BV: Tensor, params: GenerationParams, tokens_BL: Tensor, num_prompt: int) -> Tensor:
+    """The part of `process` that looks at the tokens: repetition, presence, frequency, n-grams; in this order."""
+    if not params.penalises:
+        return scores_BV
+    scores_BV = penalise_repetition(scores_BV, tokens_BL, params.repetition_penalty)
+    answer_BN = tokens_BL[:, num_prompt:]
+    scores_BV = penalise_presence(scores_BV, answer_BN, params.presence_penalty, params.frequency_penalty)
+    return forbid_repeated_ngrams(scores_BV, tokens_BL, int(params.no_repeat_ngram_size))
+
+
+def check_numbers(largest: float, length: int) -> None:
+    """largest: of the logits behind `length` tokens; it is NaN where one of them is. Raises RequestError then."""
+    if math.isnan(largest):
+        raise RequestError(f"the model gave NaN after {length} tokens; load it with dtype='float32'")
 
 
 def ids_tensor(ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor:

@@ -7,14 +7,14 @@ class StopText:
     """Holds back the end of a text while it may be the beginning of a stop.
 
     `feed` and `finish` return what may be shown; together that is the text up to the first stop, however it was cut
-    into pieces. The first is the one that is complete first, and of those that end together the longest.
+    into pieces. The first is the one that is complete first, and of those that end together the longest. Each character
+    costs the same however long the stops are.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """stops: none is empty."""
         assert all(stops), "an empty text is in every text"
-        self._stops = tuple(stops)
-        self._longest = max(map(len, stops), default=1)
+        self._matches = [_Match(stop) for stop in sorted(stops, key=len, reverse=True)]
         self._held = ""
         self.found: str | None = None
 
@@ -22,13 +22,13 @@ class StopText:
         """More text; afterwards `found` is the stop that ended it, if one did, and further text is ignored."""
         if self.found is not None:
             return ""
-        text = self._held + piece
-        ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            end, _, self.found = min(ends)
-            self._held = ""
-            return text[: end - len(self.found)]
-        keep = next((n for n in range(min(self._longest - 1, len(text)), 0, -1) if self._may_begin(text[-n:])), 0)
+        text, before = self._held + piece, len(self._held)
+        for end, character in enumerate(piece, before + 1):
+            # All of them look at the character before the first one that is complete, the longest, ends the text.
+            for match in [match for match in self._matches if match.next(character)]:
+                self._held, self.found = "", match.stop
+                return text[: end - len(match.stop)]
+        keep = max((match.size for match in self._matches), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -37,5 +37,23 @@ class StopText:
         held, self._held = self._held, ""
         return held
 
-    def _may_begin(self, tail: str) -> bool:
-        return any(stop.startswith(tail) for stop in self._stops)
+
+class _Match:
+    """How much of one stop the end of the text is: Knuth, Morris and Pratt 1977, SIAM J. Comput. 6(2)."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop, self.size = stop, 0
+        self._shorter = [0]  # of each beginning of the stop: the longest shorter one that it ends in
+        for character in stop[1:]:
+            size = self._shorter[-1]
+            while size and stop[size] != character:
+                size = self._shorter[size - 1]
+            self._shorter.append(size + (stop[size] == character))
+
+    def next(self, character: str) -> bool:
+        """Whether the stop is complete with one more character. It is not asked again then."""
+        size = self.size
+        while size and self.stop[size] != character:
+            size = self._shorter[size - 1]
+        self.size = size + (self.stop[size] == character)
+        return self.size == len(self.stop)

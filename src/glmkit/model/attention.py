@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from glmkit.config import GLMConfig
 
-from .cache import KVCache
 from .masks import Segments, dense_from_prefix, open_columns
 from .positions import Rotary, rotate
 
@@ -29,6 +28,13 @@ _SCORES = 1 << 23
 
 # Keys and values (P,K,D) of a tuned prefix in one layer.
 KeyValue = tuple[Tensor, Tensor]
+
+
+class KeyValueStore(Protocol):
+    """Anything that keeps keys and values: `KVCache`, `PagedStep`."""
+
+    def write(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values; returns what its plan attends to."""
 
 
 class AttentionPlan(Protocol):
@@ -156,7 +162,7 @@ class SplitPlan:
             elif self.extra:
                 out[index] = _sdpa(q, k, v, self._mask(prefix, q.shape[1], q.device), False, dropout)[0]
             else:
-                out[index] = _two_calls(q, k, v, prefix, dropout)[0]
+                out[index] = two_calls(q, k, v, prefix, dropout)[0]
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _columns(self, x_SKD: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -183,7 +189,7 @@ class SplitPlan:
         return {}
 
 
-def _two_calls(q: Tensor, k: Tensor, v: Tensor, prefix: int, dropout: float) -> Tensor:
+def two_calls(q: Tensor, k: Tensor, v: Tensor, prefix: int, dropout: float) -> Tensor:
     """One sample, (1,T,N,D) and (1,T,K,D), without a mask over part A."""
     length = q.shape[1]
     if prefix >= length:
@@ -222,7 +228,7 @@ class Attention(nn.Module):
         x_BTH: Tensor,
         plan: AttentionPlan,
         rotary: Rotary | None,
-        cache: KVCache | None,
+        cache: KeyValueStore | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
         """(B,T,H). `prefix`: keys and values to put in front; with a cache they are in it already."""

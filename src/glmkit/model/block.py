@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 
-from .attention import Attention, AttentionPlan, KeyValue
-from .cache import KVCache
+from .attention import Attention, AttentionPlan, KeyValue, KeyValueStore
 from .mlp import build_mlp
 from .norm import build_norm
 from .positions import Rotary
@@ -32,7 +31,7 @@ class PreNormBlock(nn.Module):
         x_BTH: Tensor,
         plan: AttentionPlan,
         rotary: Rotary | None,
-        cache: KVCache | None,
+        cache: KeyValueStore | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
         x_BTH = x_BTH + self.drop(self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix))
@@ -56,7 +55,7 @@ class DeepNormBlock(PreNormBlock):
         x_BTH: Tensor,
         plan: AttentionPlan,
         rotary: Rotary | None,
-        cache: KVCache | None,
+        cache: KeyValueStore | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
         u_BTH = self.input_layernorm(x_BTH)
@@ -81,7 +80,7 @@ class SandwichBlock(PreNormBlock):
         x_BTH: Tensor,
         plan: AttentionPlan,
         rotary: Rotary | None,
-        cache: KVCache | None,
+        cache: KeyValueStore | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
         branch_BTH = self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix)

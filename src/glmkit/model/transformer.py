@@ -19,6 +19,7 @@ from .block import build_block
 from .cache import KVCache
 from .masks import Segments, dense_from_prefix, dense_from_segments, from_prefix, open_columns, open_empty_rows
 from .norm import build_norm
+from .paged import PagedStep
 from .positions import (
     check_positions,
     counted_positions,
@@ -126,7 +127,7 @@ class GLM(nn.Module):
         prefix_length: Tensor | None = None,
         attention_mask: Tensor | None = None,
         segments: Segments | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | PagedStep | None = None,
         logits_at: LogitsAt = None,
     ) -> Tensor:
         """Logits for the next token of every position, in the head's dtype.
@@ -168,13 +169,15 @@ class GLM(nn.Module):
         prefix_length: Tensor | None = None,
         attention_mask: Tensor | None = None,
         segments: Segments | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | PagedStep | None = None,
         every_layer: list[Tensor] | None = None,
     ) -> Tensor:
         """Final hidden states (B,T,H) after the last norm; arguments as in `forward`.
 
         `every_layer`: a list that receives the embedding sum and each block's output (before the last norm).
         """
+        if isinstance(cache, PagedStep):
+            return self._paged(input_ids, position_ids, cache)
         self._check(input_ids, position_ids, prefix_length, attention_mask, segments, cache)
         real_BT = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         prefix_B = self._part_a(input_ids, prefix_length, real_BT, segments, cache)
@@ -194,6 +197,16 @@ class GLM(nn.Module):
         if cache is not None:
             cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if real_BT is None else real_BT)
         return self.model.norm(x_BTH)  # type: ignore[no-any-return]
+
+    def _paged(self, input_ids_1R: Tensor, position_ids_12R: Tensor | None, step: PagedStep) -> Tensor:
+        """(1,R,H). What is fed was checked row by row before: one wrong row must not end the others."""
+        if position_ids_12R is None or self.training:
+            raise RequestError("a step of a paged cache needs position_ids, and a model in evaluation mode")
+        rotary = rotary_angles(position_ids_12R, self.config)
+        x_1RH = self.model.embed(input_ids_1R, position_ids_12R)
+        for block in self.model.layers:
+            x_1RH = block(x_1RH, step, rotary, step)
+        return self.model.norm(x_1RH)  # type: ignore[no-any-return]
 
     def _check(
         self,
@@ -253,21 +266,29 @@ class GLM(nn.Module):
             if self.prefix is not None and not cache.prefix:
                 raise RequestError("this cache was filled without the model's prefix; start with an empty one")
             return nothing, cache.prefix
-        own: list[KeyValue] = []
-        if self.prefix is not None:
-            keys, values = self.prefix()
-            own = list(zip(keys, values, strict=True))
-            last = (self.config.kv_heads, self.config.head_dim)
-            shapes = {tuple(tensor.shape[1:]) for pair in own for tensor in pair}
-            if len(own) != self.config.num_layers or shapes != {last}:
-                raise RequestError(
-                    f"the prefix has {len(own)} layers of {shapes}, the model {self.config.num_layers} of {last}; "
-                    f"it was made for another model"
-                )
+        own = self.tuned_prefix()
         if cache is not None:
             cache.seed(own)
             return nothing, cache.prefix
         return ([*own], own[0][0].shape[0]) if own else (nothing, 0)
+
+    def tuned_prefix(self) -> list[KeyValue]:
+        """Keys and values (P,K,D) of the tuned prefix in every layer, [] without one.
+
+        Raises RequestError for one of another model.
+        """
+        if self.prefix is None:
+            return []
+        keys, values = self.prefix()
+        own = list(zip(keys, values, strict=True))
+        last = (self.config.kv_heads, self.config.head_dim)
+        shapes = {tuple(tensor.shape[1:]) for pair in own for tensor in pair}
+        if len(own) != self.config.num_layers or shapes != {last}:
+            raise RequestError(
+                f"the prefix has {len(own)} layers of {shapes}, the model {self.config.num_layers} of {last}; "
+                f"it was made for another model"
+            )
+        return own
 
     def _part_a(
         self,

@@ -1,0 +1,182 @@
+"""The server's throughput: eight streaming clients against one, with the same prompts.
+
+Two models with random weights: the demo's network, and ChatGLM-6B's width (4096, vocabulary of 130,528) with 4 of its
+28 layers. Each is served by the project's own server in a process of its own; the clients are another, light process.
+In every round eight clients send new prompts at once, then one client sends the same prompts one after the other,
+which finds them in the cache and so is favoured. Every text must be the same both ways, unless the two likeliest tokens
+were within 1e-3 of each other. Mean batch: answers that got a token in a step, from /metrics.
+
+    python benchmarks/serve.py [--models demo wide] [--clients 8] [--rounds 3] [--threads 2] [--dtype float32]
+
+The last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402
+
+from glmkit.families.base import family_named, preset  # noqa: E402
+from glmkit.loading import Parts  # noqa: E402
+from glmkit.model import GLM  # noqa: E402
+from glmkit.serve.app import create_app  # noqa: E402
+from glmkit.serve.run import bind, run  # noqa: E402
+from glmkit.serve.settings import ServeSettings  # noqa: E402
+from glmkit.session import LM  # noqa: E402
+from glmkit.tokenizer.base import Tokenizer  # noqa: E402
+from support import load_client  # noqa: E402
+from support.served_models import demo_size, small_chat  # noqa: E402
+from support.server import ProcessServer, process_server  # noqa: E402
+from support.watching import metrics  # noqa: E402
+
+LAYERS = 4
+# Tokens of a prompt and of an answer.
+SIZES = {"demo": (24, 64), "wide": (24, 16)}
+MARGIN = 1e-3
+
+
+def wide(dtype: torch.dtype) -> LM:
+    """ChatGLM-6B's shape with four layers. The vocabulary of its texts is a small one; its rows are all computed."""
+    tokenizer = small_chat("chatglm").tokenizer
+    special = tokenizer.special
+    config = replace(preset("chatglm-6b"), num_layers=LAYERS, special=special)
+    with torch.device("meta"):
+        model = GLM(config)
+    model = model.to(dtype).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            else:
+                parameter.uniform_(-0.035, 0.035, generator=generator)
+    return LM(Parts(Path("wide"), config, model.eval(), tokenizer, {}, family_named("chatglm")))
+
+
+def serve(name: str, dtype: str) -> int:
+    """The server process."""
+    lm = demo_size(seed=1) if name == "demo" else wide(getattr(torch, dtype))
+    settings = ServeSettings(port=0, page=False, model_id="m", log_level="warning", tokens=4096)
+    listening = bind(settings)
+    address = f"serving at http://127.0.0.1:{listening.getsockname()[1]}"
+    ready = partial(print, address, file=sys.stderr, flush=True)
+    return run(create_app(lm, settings), settings, listening, ready)
+
+
+def prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[str]:
+    """Texts of about so many tokens, no two alike."""
+    draw = torch.Generator().manual_seed(seed)
+    low, high = tokenizer.vocab_size // 2, tokenizer.vocab_size
+    rows = torch.randint(low, high, (count, length), generator=draw).tolist()
+    return [tokenizer.decode(ids) for ids in rows]
+
+
+def load(server: ProcessServer, clients: int, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    plan = {
+        "port": int(server.url.rpartition(":")[2]),
+        "clients": clients,
+        "rounds": len(requests) // clients,
+        "requests": requests,
+    }
+    done = subprocess.run(
+        [sys.executable, load_client.__file__], input=json.dumps(plan), capture_output=True, text=True, check=True
+    )
+    tally: dict[str, Any] = json.loads(done.stdout)
+    if tally["faults"]:
+        raise SystemExit(f"the load met errors: {tally['details']}")
+    return tally
+
+
+def near_tie(server: ProcessServer, body: dict[str, Any]) -> bool:
+    """Whether two tokens were about equally likely anywhere in a greedy answer."""
+    asked = json.dumps({**body, "stream": False, "stream_options": None, "logprobs": 2}).encode()
+    request = urllib.request.Request(f"{server.url}/v1/completions", asked, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as response:
+        tops = json.load(response)["choices"][0]["logprobs"]["top_logprobs"]
+    pairs = (sorted(top.values(), reverse=True) for top in tops)
+    return any(len(pair) > 1 and pair[0] - pair[1] < MARGIN for pair in pairs)
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Rounds on one model."""
+    command = [__file__, "--serve", name, "--dtype", args.dtype]
+    length, answer = SIZES[name]
+    tokenizer = (demo_size() if name == "demo" else small_chat("chatglm")).tokenizer
+    many, one = [], []
+    rows = steps = differ = ties = 0.0
+    with process_server(command, env={"OMP_NUM_THREADS": str(args.threads)}) as server:
+        for number in range(args.rounds + 1):
+            requests = []
+            for index, text in enumerate(prompts(tokenizer, args.clients, length, seed=number)):
+                body = {"model": "m", "prompt": text, "max_tokens": answer if number else 4, "temperature": 0, "stream": True}
+                body |= {"stream_options": {"include_usage": True}}
+                requests.append({"path": "/v1/completions", "body": body, "key": str(index)})
+            before = metrics(server.url)
+            together = load(server, args.clients, requests)
+            after = metrics(server.url)
+            alone = load(server, 1, requests)
+            for index, request in enumerate(requests):
+                if together["texts"][str(index)] != alone["texts"][str(index)]:
+                    tie = near_tie(server, request["body"])
+                    ties, differ = ties + tie, differ + (not tie)
+            if not number:  # the first round warms everything up
+                continue
+            rows += after["glm_step_rows_sum"] - before["glm_step_rows_sum"]
+            steps += after["glm_step_rows_count"] - before["glm_step_rows_count"]
+            many.append(together)
+            one.append(alone)
+            speeds = [tally["tokens"] / tally["seconds"] for tally in (together, alone)]
+            print(
+                f"{name} {number}: {speeds[0]:.1f} tokens/s with {args.clients}, {speeds[1]:.1f} with one", flush=True
+            )
+    ratios = [a["tokens"] / a["seconds"] / (b["tokens"] / b["seconds"]) for a, b in zip(many, one, strict=True)]
+    return {
+        "clients": args.clients,
+        "tokens_per_second": [median(t["tokens"] / t["seconds"] for t in tallies) for tallies in (one, many)],
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "mean_batch": round(rows / steps, 2),
+        "first_token_ms": [median(1e3 * x for t in tallies for x in t["first"]) for tallies in (one, many)],
+        "answers_compared": len(many[0]["texts"]) * args.rounds,
+        "differ_at_near_ties": int(ties),
+        "differ": int(differ),
+    }
+
+
+def median(values: Any) -> float:
+    return round(statistics.median(values), 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["demo", "wide"], choices=["demo", "wide"])
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="after one to warm up (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the server")
+    parser.add_argument("--dtype", default="float32", help="of the wide model (default: %(default)s)")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve, args.dtype)
+    start = time.monotonic()
+    models = {name: measure(name, args) for name in args.models}
+    passed = all(result["differ"] == 0 for result in models.values())
+    facts = {"threads": args.threads, "dtype": args.dtype, "seconds": round(time.monotonic() - start)}
+    print(json.dumps({"benchmark": "serve", "passed": passed, **facts, **models}))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""`glm generate MODEL --input FILE --output FILE`: an answer for every row of a file."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from glmkit import __version__, load
+from glmkit.checkpoint.hub import local_directory
+from glmkit.cli.batch_progress import BatchProgress
+from glmkit.cli.text_input import load_options
+from glmkit.data.records import Record, read_records, record_format
+from glmkit.data.streams import COMPRESSIONS
+from glmkit.errors import DataError, GLMKitError, RequestError
+from glmkit.generate.batch.output import Output
+from glmkit.generate.batch.plan import fingerprint
+from glmkit.generate.batch.requests import PROMPT_FIELDS, Asker
+from glmkit.generate.batch.window import Window
+from glmkit.generate.engine.limits import EngineLimits
+from glmkit.generate.params import GenerationParams
+from glmkit.session import LM
+
+BATCH_EPILOG = """a file of prompts:
+  glm generate MODEL --input in.jsonl --output out.jsonl --batch_size 16
+reads .jsonl, .json, .csv and .tsv (also .gz and .zst) and writes one JSON object a line, in the order of the input: the
+row with its answer. A run that was stopped or killed goes on when the same command is given again.
+"""
+ROWS = 64  # answers or beams at once, where --batch_size does not say it
+
+# The names of the published scripts for fields of `GenerationParams`.
+_ORIGINAL = {"tgt_length": "max_new_tokens", "min_tgt_length": "min_new_tokens"}
+_ONLY_HERE: dict[str, Any] = {
+    "output": None, "task": "auto", "prompt_field": None, "template": None, "order": None, "src_length": None,
+    "truncation_side": "left", "batch_size": None, "on_error": "stop", "added_prefix": "", "overwrite": False,
+    "quiet": False,
+}  # fmt: skip
+
+
+def add_batch_arguments(parser: ArgumentParser) -> None:
+    """What `glm generate` takes besides for whole files. The options of decoding are added elsewhere."""
+    group = parser.add_argument_group("files of prompts")
+    group.add_argument(
+        "--input", metavar="FILE", type=str, default=None, help="answer every row of this .jsonl, .json, .csv or .tsv"
+    )
+    group.add_argument("--output", metavar="FILE", type=str, default=None, help="file to write, one JSON object a line")
+    group.add_argument(
+        "--task", choices=["auto", "generate", "fill", "chat"], default="auto",
+        help="continue texts, fill their blanks, or answer in a conversation; auto: messages are answered, texts are "
+        "continued (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt_field", metavar="NAME", type=str, default=None,
+        help=f"field with the text or the messages (default: the first there is of {', '.join(PROMPT_FIELDS)})",
+    )  # fmt: skip
+    group.add_argument(
+        "--template", metavar="TEXT", type=str, default=None, help="the prompt, with {NAME} for the text of a field"
+    )
+    group.add_argument(
+        "--order", choices=["shared", "inserted"], default=None, help="of blanks, with --task fill; see glm fill"
+    )
+    group.add_argument(
+        "--src_length", metavar="N", type=int, default=None,
+        help="cut longer prompts to so many tokens, those around the text included (default: no cut)",
+    )  # fmt: skip
+    group.add_argument(
+        "--truncation_side", choices=["left", "right"], default="left",
+        help="where --src_length cuts: left drops the beginning of a text, right its end (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--tgt_length", metavar="N", type=int, default=None, help="the same as --max_new_tokens")
+    group.add_argument("--min_tgt_length", metavar="N", type=int, default=None, help="the same as --min_new_tokens")
+    group.add_argument(
+        "--batch_size", metavar="N", type=int, default=None,
+        help=f"rows of the file at work at once (default: as many as give {ROWS} answers or beams)",
+    )  # fmt: skip
+    group.add_argument(
+        "--on_error", choices=["stop", "record"], default="stop",
+        help="at a row that cannot be answered, stop, or write it with its error and go on (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--added_prefix",
+        metavar="TEXT",
+        type=str,
+        default="",
+        help="in front of the names of the fields that are added",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace what another run has written there")
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def wants_batch(args: Any) -> bool:
+    """Whether a whole file was asked for. Raises RequestError for its options without --input."""
+    if args.input is not None:
+        return True
+    for name, default in [*_ONLY_HERE.items(), *((name, None) for name in _ORIGINAL)]:
+        if getattr(args, name) != default:
+            hint = f"; use --{_ORIGINAL[name]}" if name in _ORIGINAL else ""
+            raise RequestError(f"--{name} goes with --input FILE, which was not given{hint}")
+    return False
+
+
+def run_batch(args: Any, options: dict[str, Any]) -> int:
+    """Answer a file. options: fields of `GenerationParams` as `generation_options` reads them from the arguments.
+
+    Raises DataError or RequestError, in one line, for what cannot be done; what was finished before stays.
+    """
+    source, options = _checked(args), _with_original_names(args, options)
+    params = GenerationParams(**options)
+    output = Output(Path(args.output))
+    try:
+        output.begin(_plan(args, params), overwrite=args.overwrite, may_become={"on_error": "record"})
+        done, records = output.resume(lambda: read_records(source))
+        first = None if output.complete else next(records, None)
+        if first is None:
+            if not output.complete:
+                output.finish(done)
+            return _say(args, {"lines": done})
+        return _run(args, options, output, done, first, records)
+    finally:
+        output.close()
+
+
+def _run(args: Any, options: dict[str, Any], output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
+    lm = load(args.model, **load_options(args))
+    asker = Asker(
+        lm, options, task=args.task, prompt_field=args.prompt_field, template=args.template, order=args.order,
+        src_length=args.src_length, truncation_side=args.truncation_side, prefix=args.added_prefix,
+    )  # fmt: skip
+    window = _window(lm, asker, args)
+    errors = 0
+    total, begun = Path(args.input).stat().st_size, first.position if done else 0
+    with (
+        closing(window.results(chain([first], others))) as results,
+        BatchProgress("answering", total, begun, quiet=args.quiet) as progress,
+    ):
+        try:
+            for result in results:
+                added = result.added
+                if added is None:
+                    errors += 1
+                    added = _error(result.record, result.problem, args)
+                output.write(result.record.line(added))
+                progress.add(_tokens(added.get(f"{args.added_prefix}answer_tokens", 0)), result.record.position)
+        except (GLMKitError, KeyboardInterrupt) as error:
+            kept = f"{done + progress.lines:,} rows are done and kept in {output.partial}"
+            if not done + progress.lines:
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                print(f"glm generate: {kept}; the same command goes on behind them", file=sys.stderr)
+                raise
+            raise type(error)(f"{error} ({kept})") from error
+    output.finish(done + progress.lines)
+    facts = {
+        "lines": done + progress.lines,
+        "new_lines": progress.lines,
+        "errors": errors,
+        "answer_tokens": progress.tokens,
+        "seconds": round(progress.seconds, 3),
+        **asker.counts,
+    }
+    return _say(args, facts, progress.speed)
+
+
+def _checked(args: Any) -> Path:
+    """The input. Raises RequestError or DataError for arguments that do not go together."""
+    for name in ("text", "file"):
+        if getattr(args, name, None) is not None:
+            what = "TEXT" if name == "text" else "--file"
+            raise RequestError(f"both {what} and --input were given; leave one out")
+    if args.output is None:
+        raise RequestError("--input needs --output FILE for the answers")
+    source, target = Path(args.input), Path(args.output)
+    record_format(source)
+    if not source.is_file():
+        raise DataError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
+    if target.suffix.lower() in (*COMPRESSIONS, ".csv", ".tsv", ".parquet"):
+        raise RequestError(f"--output is {target}, but JSON lines are written; name it .jsonl")
+    if target.exists() and target.samefile(source):
+        raise RequestError(f"--output is the input, {source}; choose another name")
+    for name, least in (("src_length", 1), ("batch_size", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise RequestError(f"--{name} is {value}; give at least {least}")
+    if args.truncation_side != "left" and args.src_length is None:
+        raise RequestError("--truncation_side goes with --src_length, which was not given")
+    if args.order is not None and args.task != "fill":
+        raise RequestError("--order goes with --task fill")
+    if args.template is not None and args.prompt_field is not None:
+        raise RequestError("both --template and --prompt_field were given; leave one out")
+    return source
+
+
+def _with_original_names(args: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of decoding, with those that came under their original names."""
+    values, usual = dict(options), asdict(GenerationParams())
+    for name, ours in _ORIGINAL.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if values.get(ours, usual[ours]) not in (usual[ours], value):
+            raise RequestError(f"--{name} is {value} and --{ours} {values[ours]}; they are the same, leave one out")
+        values[ours] = value
+    return values
+
+
+def _plan(args: Any, params: GenerationParams) -> dict[str, Any]:
+    """All that the lines depend on. How many are at work at once is not part of it, nor where the files lie."""
+    files = {f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model)).items()}
+    named: dict[str, Any] = {}
+    for name in ("adapter", "tokenizer", "config"):
+        value = getattr(args, name)
+        if value is not None and (name != "config" or Path(value).is_file()):
+            place = Path(value) if name == "config" else local_directory(value)
+            files |= {f"the {name}'s {file}": digest for file, digest in fingerprint(place).items()}
+        else:
+            named[name] = value
+    names = (
+        "task", "prompt_field", "template", "order", "src_length", "truncation_side", "added_prefix", "on_error",
+        "family", "device", "dtype", "quantize",
+    )  # fmt: skip
+    named |= {name: getattr(args, name) for name in names}
+    return {"glmkit": __version__, **named, "options": asdict(params), "files": files}
+
+
+def _window(lm: LM, asker: Asker, args: Any) -> Window:
+    """As many rows at once as were asked for, each with its answers or beams."""
+    each = max(asker.params.n, asker.params.num_beams)
+    lines = args.batch_size or max(1, ROWS // each)
+    engine = lm.start_engine(EngineLimits(rows=lines * each))
+    return Window(engine, asker, lines=lines, stop_at_problem=args.on_error == "stop")
+
+
+def _error(record: Record, problem: GLMKitError | None, args: Any) -> dict[str, Any]:
+    """The fields of a row that cannot be answered. Raises DataError where they are not wanted or have no place."""
+    name = f"{args.added_prefix}error"
+    if args.on_error == "stop":
+        raise DataError(f"{record.where}: {problem}; mend it, or go on with --on_error record")
+    if record.fields is not None and name in record.fields:
+        raise DataError(f"{record.where}: {problem}")
+    return {name: str(problem)}
+
+
+def _tokens(counts: int | list[int]) -> int:
+    return sum(counts) if isinstance(counts, list) else counts
+
+
+def _say(args: Any, found: dict[str, Any], speed: str = "") -> int:
+    """The report, on stdout, as JSON with --json."""
+    counts = dict.fromkeys(("new_lines", "answer_tokens", "seconds", *_NOTES), 0)
+    facts: dict[str, Any] = {"output": args.output, **counts, **found}
+    lines, new = facts["lines"], facts["new_lines"]
+    before = f", {lines - new:,} of them by an earlier run" if new < lines else ""
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    elif not new:
+        print(f"{args.output}: {f'all {lines:,} rows are answered already' if lines else 'the input has no rows'}")
+    else:
+        print(f"wrote {args.output}: {lines:,} rows{before}")
+        print(f"  {facts['answer_tokens']:,} tokens of answers, {facts['seconds']:.1f} s, {speed}")
+        for name, what in _NOTES.items():
+            if facts[name]:
+                print(f"  note: {facts[name]:,} {what}")
+    return 0
+
+
+_NOTES = {
+    "errors": "rows could not be answered; their lines say why",
+    "cut": "prompts were longer than --src_length and were cut; their lines have cut_tokens",
+    "trimmed": "conversations were too long; their oldest turns were not read, their lines have dropped_turns",
+    "masks": "texts have a blank, which was read as text; --task fill fills blanks",
+}

@@ -1,0 +1,108 @@
+"""`glm serve MODEL`: one model for many clients, over HTTP."""
+
+import importlib.util
+import os
+import sys
+from argparse import ArgumentParser
+from dataclasses import fields
+from typing import Any
+
+from glmkit import load
+from glmkit.cli.text_input import add_load_arguments, load_options
+from glmkit.errors import RequestError
+from glmkit.serve.settings import ServeSettings, read_keys
+
+# What the extra [serve] brings: module -> package.
+_PACKAGES = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "pydantic": "pydantic",
+    "prometheus_client": "prometheus-client",
+    "gradio": "gradio",
+    "httpx": "httpx",
+}
+_LISTS = {"api_keys": ("api_key", "KEY"), "cors_origins": ("cors_origin", "ORIGIN")}
+_METAVARS = {int: "N", float: "SECONDS", str: "TEXT", int | None: "N", str | None: "TEXT"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("model", metavar="MODEL", help="model directory")
+    for item in fields(ServeSettings):
+        about = item.metadata["help"]
+        if item.name in _LISTS:
+            name, metavar = _LISTS[item.name]
+            parser.add_argument(f"--{name}", metavar=metavar, action="append", type=str, default=[], help=about)
+        elif item.name == "page":
+            parser.add_argument("--no_page", action="store_true", help=f"leave out {about}")
+        else:
+            kind: Any = item.type
+            unit = "" if item.default in (None, "") else " (default: %(default)s)"
+            parser.add_argument(
+                f"--{item.name}",
+                metavar=_METAVARS[kind],
+                type=str if kind in (str, str | None) else float if kind is float else int,
+                default=item.default,
+                help=about + unit,
+            )
+    parser.add_argument("--api_key_file", metavar="FILE", type=str, default=None, help="a file with a key on each line")
+    add_load_arguments(parser)
+
+
+def run(args: Any) -> int:
+    """Serve until SIGTERM or Ctrl-C; accepted requests are finished first."""
+    settings = _settings(args)
+    _check_packages(settings.page)
+    from glmkit.serve.run import bind
+
+    listening = bind(settings)
+    try:
+        lm = load(args.model, **load_options(args))
+        from glmkit.serve.app import create_app
+        from glmkit.serve.run import run as run_server
+
+        app = create_app(lm, settings)
+        host, port = listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
+        engine = lm.engine
+        line = (
+            f"glm serve: {url}  model {app.state.glm.model_id}, cache {_bytes(engine.cache_bytes)} for "
+            f"{engine.limits.tokens:,} tokens, {engine.limits.rows} answers at once"
+        )
+        if not settings.loopback and not settings.api_keys:
+            print(
+                f"glm serve: warning: everybody who reaches {settings.host} may use this server; "
+                "ask for a key with --api_key_file",
+                file=sys.stderr,
+            )
+        status = run_server(app, settings, listening, lambda: print(line, file=sys.stderr, flush=True))
+    finally:
+        listening.close()
+    if status > 128:  # a second signal: whatever still computes is not waited for
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _settings(args: Any) -> ServeSettings:
+    values: dict[str, Any] = {}
+    for item in fields(ServeSettings):
+        if item.name not in (*_LISTS, "page"):
+            values[item.name] = getattr(args, item.name)
+    return ServeSettings(
+        **values,
+        page=not args.no_page,
+        api_keys=read_keys(args.api_key, args.api_key_file),
+        cors_origins=tuple(args.cors_origin),
+    )
+
+
+def _check_packages(page: bool) -> None:
+    needed = {module: name for module, name in _PACKAGES.items() if page or module != "gradio"}
+    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RequestError(f"glm serve needs {', '.join(missing)}; run: pip install 'glmkit[serve]'")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

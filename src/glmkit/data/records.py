@@ -1,0 +1,168 @@
+"""Whole rows of an input file, each with its place and its own JSON text, so that a result can be put beside it."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import DataError
+
+from .json_files import _holds_lines, _values
+from .reading import describe
+from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
+
+RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row. where: "FILE: line N". head: the row as a JSON object in UTF-8 without the closing brace.
+
+    fields: the row's values; None when it cannot be used, which `problem` explains, and head has the row as it was
+    read under "input". position: bytes of the file, as they lie on the disk, up to the end of the row.
+    """
+
+    where: str
+    head: bytes
+    fields: Mapping[str, Any] | None
+    problem: str = ""
+    position: int = 0
+
+    def line(self, added: Mapping[str, Any]) -> bytes:
+        """The row with more fields behind its own: one line of JSON with its end."""
+        more = dump(added)[1:]
+        between = b"" if self.head == b"{" or more == b"}" else b", "
+        return self.head + between + more + b"\n"
+
+    def begins(self, line: bytes) -> bool:
+        """Whether `line` may have come from `line()` of this row: complete, and with these fields at its front."""
+        after = line[len(self.head) : len(self.head) + 1]
+        return line.startswith(self.head) and (after in b",}" or self.head == b"{") and line.endswith(b"}\n")
+
+
+def dump(value: object) -> bytes:
+    """JSON in UTF-8; half of a surrogate pair, which UTF-8 has no form for, stays escaped."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def record_format(path: Path) -> str:
+    """How a file is read, by its suffix. Raises DataError for one that is not known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in RECORD_FORMATS:
+        known = " ".join(RECORD_FORMATS)
+        raise DataError(f"{path}: unknown suffix; give a file named {known}, also with .gz or .zst")
+    return RECORD_FORMATS[suffixes[-1]]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """All rows in order: objects one a line (.jsonl; blank lines are none), an array of objects or objects one after
+    the other (.json), lines of a table under a header (.csv, .tsv; the values are texts). Memory holds one row.
+
+    Rows that cannot be used come as such. Raises DataError where nothing after it can be told apart any more, and for
+    a damaged file; OSError from the file system.
+    """
+    kind = record_format(path)
+    read = 0
+
+    def count(size: int) -> None:
+        nonlocal read
+        read += size
+
+    with open_stream(path, count) as stream:
+        if kind == "jsonl" or (kind == "json" and _holds_lines(stream)):
+            exact = path.suffix.lower() not in COMPRESSIONS
+            yield from _line_records(stream, path, None if exact else lambda: read)
+        elif kind == "json":
+            for where, value in _values(stream, path):
+                yield _of_value(value, where, read)
+        else:
+            yield from _table_records(stream, path, lambda: read, tabs=kind == "tsv")
+
+
+def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], int] | None) -> Iterator[Record]:
+    at = 0
+    for number, data in read_lines(stream, path):
+        at += len(data)
+        if not data.strip():
+            continue
+        place = position() if position else at
+        where = f"{path}: line {number}"
+        try:
+            text = data.decode().strip(" \t\r\n")
+            value = json.loads(text)
+        except UnicodeDecodeError as error:
+            byte = data[error.start]
+            yield _unusable(data.decode(errors="backslashreplace").rstrip("\r\n"), where, place,
+                            f"invalid UTF-8 at byte {error.start} (0x{byte:02x})")  # fmt: skip
+        except json.JSONDecodeError as error:
+            array = number == 1 and text.startswith("[")
+            hint = "; a file that holds one array should be named .json" if array else ""
+            yield _unusable(text, where, place, f"broken JSON at column {error.colno}: {error.msg}{hint}")
+        except (ValueError, RecursionError) as error:  # an endless number, nesting without end
+            yield _unusable(text, where, place, f"unusable JSON: {str(error).split(';')[0]}")
+        else:
+            if isinstance(value, dict):  # its own text, so that numbers and escapes stay as they were written
+                head = text[:-1].rstrip(" \t").encode()
+                yield Record(where, head, value, position=place)
+            else:
+                yield _of_value(value, where, place)
+
+
+def _table_records(
+    stream: io.BufferedReader, path: Path, position: Callable[[], int], *, tabs: bool
+) -> Iterator[Record]:
+    csv.field_size_limit(LINE_LIMIT)
+    lines = (line.decode(errors="surrogateescape") for _, line in read_lines(stream, path))
+    # As everywhere here: CSV follows RFC 4180, TSV has no quoting.
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}: line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if header is None or "field limit" in str(error):
+                raise DataError(f"{where}: broken CSV: {error}") from None
+            yield _unusable("", where, position(), f"broken CSV: {error}")
+            continue
+        if not fields:
+            continue
+        if header is None:
+            header = fields
+            if len(set(header)) != len(header):
+                raise DataError(f"{where}: two columns have the same name; the first line must name the columns")
+            continue
+        broken = next((text for text in fields if _is_broken(text)), None)
+        if broken is not None:
+            yield _unusable(fields, where, position(), "invalid UTF-8")
+        elif len(fields) != len(header):
+            yield _unusable(fields, where, position(), f"{len(fields)} fields, but the header has {len(header)}")
+        else:
+            yield _of_value(dict(zip(header, fields, strict=True)), where, position())
+
+
+def _of_value(value: object, where: str, position: int) -> Record:
+    if isinstance(value, dict):
+        return Record(where, dump(value)[:-1], value, position=position)
+    return _unusable(value, where, position, f"the row is {describe(value)}, not an object with fields")
+
+
+def _unusable(value: object, where: str, position: int, problem: str) -> Record:
+    return Record(where, dump({"input": value})[:-1], None, problem, position)
+
+
+def _is_broken(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

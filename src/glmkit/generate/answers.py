@@ -1,0 +1,123 @@
+"""The answers to one prompt, greedy or sampled, as a job of the engine.
+
+Legend: M tokens of a branch whose logits are there, V vocabulary rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from glmkit.config import GLMConfig
+from glmkit.errors import RequestError
+
+from .answer import Answer
+from .events import Listener
+from .growing import Bounds, GrowingAnswer, likeliest
+from .job import Branch
+from .lookup import Lookup
+from .params import GenerationParams
+from .prompt import Prompt
+from .reading import TextReader
+from .writing import Heard, MakeReader, Writing
+
+
+class AnswersJob:
+    """Reads the prompt once and writes `params.n` answers behind it, each on a row of its own.
+
+    drafted, accepted: tokens guessed ahead (`params.prompt_lookup`) for finished answers, and how many of them came.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        params: GenerationParams,
+        config: GLMConfig,
+        *,
+        reader: MakeReader | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        """reader: makes what reads the text of one answer; without it answers are ids alone.
+
+        Raises RequestError for beams, for stop texts without a reader, and for a prompt that leaves no room.
+        """
+        if params.num_beams > 1:
+            raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job")
+        most = most_tokens(prompt, params)
+        self.prompt_tokens = len(prompt.ids)
+        self.max_rows = int(params.n)
+        self.max_row_tokens = len(prompt.ids) + most - 1  # the last one is never fed
+        self.readers: list[TextReader] = []
+        self.drafted = self.accepted = 0
+        self._prompt, self._params, self._most, self._vocab_size = prompt, params, most, config.vocab_size
+        self._heard: list[Heard] = []
+        for number in range(self.max_rows):
+            own = None if reader is None else reader()
+            self.readers += [] if own is None else [own]
+            self._heard.append(Heard(number, params.stop, own, listener))
+        self._done: dict[int, Answer] = {}
+        self._rows: list[tuple[int, Writing]] = []  # (number of the answer, the answer) for every row of the last step
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The finished answers, by number; all of them once the job is over."""
+        return [self._done[number] for number in sorted(self._done)]
+
+    def start(self) -> Sequence[Branch]:
+        """As in `Job`."""
+        prompt = self._prompt
+        return [Branch(prompt.ids, prompt.places.at(0, len(prompt.ids)), part_a=prompt.part_a)]
+
+    def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
+        """As in `Job`."""
+        best = None
+        if self._params.greedy and not self._params.penalises:
+            flat = iter(likeliest(logits_MV[0] if len(logits_MV) == 1 else torch.cat(list(logits_MV))))
+            best = [[next(flat) for _ in own_MV] for own_MV in logits_MV]
+        forks = not self._rows
+        if forks:
+            self._rows = self._fork(logits_MV[0].device)
+        branches, rows = [], []
+        for index, (number, writing) in enumerate(self._rows):
+            parent = 0 if forks else index
+            writing.take(logits_MV[parent], None if best is None else best[parent])
+            if writing.answer is None:
+                branches.append(self._branch(writing, parent))
+                rows.append((number, writing))
+            else:
+                self._done[number] = writing.answer
+                self.drafted += writing.drafted
+                self.accepted += writing.accepted
+        self._rows = rows
+        return branches
+
+    def _fork(self, device: torch.device) -> list[tuple[int, Writing]]:
+        prompt, params = self._prompt, self._params
+        bounds = Bounds.of(params, self._vocab_size, device, stops=prompt.stops, forbidden=prompt.forbidden)
+        most_drafts = int(params.prompt_lookup)
+        lookup = Lookup(prompt.ids, int(params.prompt_lookup_ngram)) if most_drafts else None
+        rows = []
+        for number, heard in enumerate(self._heard):
+            growing = GrowingAnswer(prompt.given, params, bounds, number=number, most=self._most)
+            own = None if lookup is None else lookup.fork()
+            rows.append((number, Writing(growing, heard, own, most_drafts=most_drafts)))
+        return rows
+
+    def _branch(self, writing: Writing, parent: int) -> Branch:
+        tokens = [*writing.unfed, *writing.drafts]
+        start = self.prompt_tokens + writing.size - 1
+        places_2T = self._prompt.places.at(start, start + len(tokens))
+        return Branch(tokens, places_2T, parent, writing.dropped, logits=1 + len(writing.drafts))
+
+
+def most_tokens(prompt: Prompt, params: GenerationParams) -> int:
+    """The longest answer. Raises RequestError where the positions end before its first token."""
+    if prompt.max_positions is None:
+        return int(params.max_new_tokens)
+    room = prompt.max_positions - len(prompt.ids)
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {len(prompt.ids)} tokens of {prompt.max_positions} that it and the answer may have; "
+            "shorten it"
+        )
+    return min(int(params.max_new_tokens), room)

@@ -1,0 +1,1 @@
+"""Many prompts of a file, answered by one engine, in order, restartable."""

@@ -1,0 +1,283 @@
+"""One engine for everything that is generated: it feeds jobs' rows through the model together and keeps their cache."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glmkit.errors import RequestError
+from glmkit.generate.job import Branch, Job
+from glmkit.memory import available_memory, require_memory
+from glmkit.model import GLM
+from glmkit.model.paged import PagedCache
+
+from .blocks import BlockPool
+from .counters import EngineCounters
+from .limits import EngineLimits
+from .lock import FairLock
+from .row import Growth
+from .runner import Runner
+from .scheduler import Scheduler
+from .task import Task
+
+TicketState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class Ticket:
+    """What has become of a submitted job. error: why it failed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.error: BaseException | None = None
+        self.task = Task(job.max_rows, job.max_row_tokens, self)
+        self.ended: Literal["done", "failed", "cancelled"] | None = None
+
+    @property
+    def state(self) -> TicketState:
+        """Waiting also means: put off, because others needed its place in the cache."""
+        return self.ended or ("running" if self.task.running else "waiting")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.ended is not None
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of its prompts that were found in the cache."""
+        return self.task.reused
+
+
+class Engine:
+    """Runs jobs (`glmkit.generate.job`) together, step by step, on one model and one cache. Safe to use from threads.
+
+    Every step is one pass over all rows that are being written and over parts of prompts that wait. Rows share the
+    blocks of what they have in common, also with rows that are gone. What a job gets does not depend on the others.
+    """
+
+    def __init__(self, model: GLM, limits: EngineLimits | None = None, *, allocate: bool = False) -> None:
+        """allocate: take the memory of the whole budget now (a server); else it grows by doubling, as needed.
+
+        Raises RequestError when memory does not hold the budget.
+        """
+        token_bytes = PagedCache.token_bytes(model.config, model.dtype)
+        free = available_memory(model.device)
+        self.model = model
+        self.limits = (limits or EngineLimits()).resolved(model.config, token_bytes, free)
+        self.cache_bytes = token_bytes * self.limits.blocks * self.limits.block
+        require_memory(
+            self.cache_bytes, model.device, f"a cache of {self.limits.tokens} tokens", "give the engine fewer tokens"
+        )
+        self.counters = EngineCounters()
+        self._live: dict[Ticket, None] = {}  # in order of arrival
+        self._lock = FairLock()
+        self._runner = Runner(model, self.limits.block, self.limits.rows, self.limits.blocks, allocate=allocate)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        pool = BlockPool(self._runner.first, self.limits.blocks)
+        self._scheduler = Scheduler(self.limits, pool, self._start, self.counters)
+
+    # --- jobs come and go ---
+
+    def submit(self, job: Job) -> Ticket:
+        """Let a job wait for its turn. Raises RequestError when it can never fit: too many rows or tokens."""
+        rows, tokens, limits = job.max_rows, job.max_row_tokens, self.limits
+        if rows > limits.rows:
+            raise RequestError(
+                f"{rows} answers or beams at once are more than this engine's {limits.rows} rows; ask for fewer"
+            )
+        # Rows may share all but their last block.
+        if -(-tokens // limits.block) + rows - 1 > limits.blocks:
+            raise RequestError(
+                f"{rows} x {tokens} tokens do not fit this engine's cache of {limits.tokens}; shorten the prompt, "
+                f"lower max_new_tokens, or give the engine more tokens"
+            )
+        ticket = Ticket(job)
+        with self._lock:
+            self._live[ticket] = None
+            self._scheduler.add(ticket.task)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop a job and free what it has; nothing happens when it is over."""
+        with self._lock:
+            if not ticket.over:
+                self._end(ticket, "cancelled")
+
+    def run(self, *tickets: Ticket) -> None:
+        """Step until these are over. Raises the error of the first one that fails; the others are cancelled then.
+
+        Whatever interrupts it (KeyboardInterrupt too) cancels them all.
+        """
+        try:
+            while True:
+                left = False
+                for ticket in tickets:
+                    if ticket.error is not None:
+                        raise ticket.error
+                    left = left or not ticket.over
+                if not left:
+                    return
+                moved = self.step()
+                assert moved or all(ticket.over for ticket in tickets), "jobs wait and nothing can move"
+        except BaseException:
+            for ticket in tickets:
+                self.cancel(ticket)
+            raise
+
+    def reset(self) -> None:
+        """Forget every cached prefix: needed when weights change. Raises RequestError while jobs run or wait."""
+        with self._lock:
+            if self.running or self.waiting:
+                raise RequestError(
+                    f"{self.running} jobs run and {self.waiting} wait; let them end or cancel them before a reset"
+                )
+            self._runner.reset()
+            self._begin_anew()
+
+    # --- what is going on ---
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have no rows in the cache yet, or none any more."""
+        with self._lock:
+            return len(self._scheduler.waiting)
+
+    @property
+    def running(self) -> int:
+        """Jobs with rows in the cache."""
+        with self._lock:
+            return len(self._scheduler.running)
+
+    @property
+    def rows(self) -> int:
+        """Rows of running jobs."""
+        with self._lock:
+            return self._scheduler.rows
+
+    @property
+    def free_tokens(self) -> int:
+        """What the cache can still take; tokens that are only kept to be found again count as free."""
+        with self._lock:
+            return self._scheduler.pool.available * self.limits.block
+
+    # --- a step ---
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """One pass through the model, then every job whose rows are all fed goes on. False: nothing was there to do.
+
+        An error in a job ends that job. One in the pass (no memory) ends the jobs of the pass, with a RequestError.
+        """
+        with self._lock:
+            if not self._live:
+                return False
+            try:
+                self._pass()
+            except BaseException:  # interrupted, anywhere
+                self._recover()
+                raise
+            return True
+
+    def _pass(self) -> None:
+        plan = self._scheduler.plan()
+        for task in plan.impossible:
+            self._end(task.owner, "failed", self._too_small(task))
+        if not plan.feeds:
+            return
+        try:
+            outputs = self._runner.forward(plan)
+        except Exception as error:
+            self._scheduler.undo(plan)
+            what = str(error).split("\n", 1)[0]
+            for task in {id(feed.task): feed.task for feed in plan.feeds}.values():
+                failure = RequestError(f"a pass of {plan.tokens} tokens in {len(plan.feeds)} rows failed: {what}")
+                failure.__cause__ = error
+                self._end(task.owner, "failed", failure)
+            return
+        for feed, logits in outputs:
+            if logits is not None:
+                feed.row.outputs.append(logits)
+        for task in self._scheduler.commit(plan):
+            if task.running:
+                self._advance(task.owner)
+
+    def _start(self, task: Task) -> bool:
+        """The first rows of a task; False when it is over."""
+        ticket: Ticket = task.owner
+        self._ask(ticket, None)
+        if not ticket.over and self._scheduler.worst_blocks(task) > self.limits.blocks:
+            self._end(ticket, "failed", self._too_small(task))
+        return not ticket.over
+
+    def _advance(self, ticket: Ticket) -> None:
+        logits_MV = []
+        for row in ticket.task.rows:
+            logits_MV.append(row.outputs[0] if len(row.outputs) == 1 else torch.cat(row.outputs))
+            row.outputs = []
+        self._ask(ticket, logits_MV)
+
+    def _ask(self, ticket: Ticket, logits_MV: list[Tensor] | None) -> None:
+        """Let a job say what comes next, and end it when that is nothing, or an error."""
+        job = ticket.job
+        try:
+            branches = job.start() if logits_MV is None else job.advance(logits_MV)
+            growths = [self._growth(ticket.task, branch) for branch in branches]
+            assert len(growths) <= job.max_rows, f"{len(growths)} rows, {job.max_rows} were announced"
+        except BaseException as error:
+            if not ticket.over:
+                self._end(ticket, "failed", error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        if ticket.over:  # its listener cancelled it
+            return
+        if growths:
+            self._scheduler.grow(ticket.task, growths)
+        else:
+            self._end(ticket, "done")
+
+    def _growth(self, task: Task, branch: Branch) -> Growth:
+        """A branch in plain numbers. Raises RequestError for ids and places that the model does not have."""
+        tokens, places, config = branch.tokens, branch.places_2T.tolist(), self.model.config
+        length = len(tokens)
+        assert [len(places), len(places[0]), length > 0] == [2, length, True], "each token has two places"
+        assert 0 <= branch.logits <= length, f"logits of {branch.logits} of {length} tokens"
+        assert branch.parent is None or branch.part_a == 0, "a part A begins a row"
+        if min(tokens) < 0 or max(tokens) >= config.vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < config.vocab_size)
+            raise RequestError(f"id {wrong} is outside the vocabulary of {config.vocab_size} rows")
+        if config.positions == "learned_2d":
+            low, high = min(map(min, places)), max(map(max, places))
+            if low < 0 or high > config.max_positions:
+                raise RequestError(
+                    f"positions {low} to {high} are outside this model's 0 to {config.max_positions}; shorten the text"
+                )
+        before = 0 if branch.parent is None else len(task.rows[branch.parent].tokens)
+        assert 0 <= branch.dropped <= before, f"{branch.dropped} of {before} tokens dropped"
+        after = before - branch.dropped + length
+        assert after <= task.max_row_tokens, f"{after} tokens, {task.max_row_tokens} were announced"
+        return Growth(tokens, places, branch.parent, branch.dropped, branch.part_a, branch.logits)
+
+    def _end(
+        self, ticket: Ticket, ended: Literal["done", "failed", "cancelled"], error: BaseException | None = None
+    ) -> None:
+        self._live.pop(ticket, None)
+        self._scheduler.remove(ticket.task)
+        ticket.ended, ticket.error = ended, error
+
+    def _too_small(self, task: Task) -> RequestError:
+        return RequestError(
+            f"{task.max_rows} x {task.max_row_tokens} tokens do not fit this engine's cache of {self.limits.tokens}; "
+            f"ask for fewer answers, lower max_new_tokens, or give the engine more tokens"
+        )
+
+    def _recover(self) -> None:
+        """After an interruption nothing is known of the cache: everybody waits and will be read again."""
+        self._begin_anew()
+        pool = self._scheduler.pool
+        pool.stale.update(range(pool.first, pool.first + pool.count))
+        for ticket in self._live:
+            ticket.task.forget_blocks()
+            self._scheduler.add(ticket.task)

@@ -1,0 +1,74 @@
+"""A prompt that is ready to be read: ids, places, and what may follow."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glmkit.config import GLMConfig
+from glmkit.errors import RequestError
+from glmkit.model.positions import infer_prefix
+
+from .places import Places
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What an answer continues.
+
+    ids: the whole prompt, added tokens included. part_a: how many of its first tokens see each other in both
+    directions. places: of the prompt and everything behind it. stops: the model's own ids that end an answer.
+    forbidden: ids never produced, unless they are stops. max_positions: the most tokens that prompt and answer may
+    have together, None where nothing ends. padding: ids that stood in front of the prompt where it was given; they are
+    never read, but penalties and beam_length "row" count them, as transformers does.
+    """
+
+    ids: tuple[int, ...]
+    part_a: int
+    places: Places
+    stops: frozenset[int] = frozenset()
+    forbidden: tuple[int, ...] = ()
+    max_positions: int | None = None
+    padding: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[int],
+        config: GLMConfig,
+        *,
+        stops: Iterable[int] = (),
+        forbidden: Iterable[int] = (),
+        max_positions: int | None = None,
+        padding: Sequence[int] = (),
+        running: bool = False,
+        block_positions: bool = True,
+        name: str = "the prompt",
+    ) -> "Prompt":
+        """With part A and places as the model itself reads such ids. running, block_positions: as in `Places.of`.
+
+        name: how errors call it. Raises RequestError for no tokens, more than the model's positions, or an id that the
+        model lacks.
+        """
+        ids = tuple(ids)
+        check_row(ids, config, name)
+        part_a = int(infer_prefix(torch.tensor([ids]), config.special)) if config.mask == "prefix" else 0
+        places = Places.of(ids, part_a, config, running=running, block_positions=block_positions)
+        return cls(ids, part_a, places, frozenset(stops), tuple(forbidden), max_positions, tuple(padding))
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The ids as penalties count them, padding included."""
+        return self.padding + self.ids
+
+
+def check_row(ids: Sequence[int], config: GLMConfig, name: str) -> None:
+    """Raises RequestError for a prompt without tokens, longer than the model's positions, or with an unknown id."""
+    if not ids:
+        raise RequestError(f"{name} has no tokens; give at least 1")
+    if len(ids) > config.max_positions:
+        raise RequestError(f"{name} has {len(ids)} tokens, the model takes {config.max_positions}; shorten it")
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= config.vocab_size:
+        wrong = low if low < 0 else high
+        raise RequestError(f"{name} has the id {wrong}; the model's ids are 0 to {config.vocab_size - 1}")

@@ -1,0 +1,184 @@
+"""`POST /v1/chat/completions`."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from glmkit.errors import RequestError
+from glmkit.generate.answer import Answer
+from glmkit.generate.conversation import ReplyJob
+from glmkit.generate.events import Ended, Listener, Piece
+from glmkit.session import LM
+from glmkit.tokenizer.base import IncrementalDecoder
+from glmkit.tokenizer.chat import ChatTemplate
+
+from .errors import ApiError
+from .heading import Heading, heading
+from .jobs import Jobs, check_together
+from .logprobs import LogprobWriter
+from .protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    Finish,
+)
+from .protocol.reading import JsonRoute
+from .protocol.usage import Usage
+from .state import State
+from .stream import EventStream, documented
+from .tools import ReplyCalls, shown_tools
+from .turns import conversation
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    response_model_exclude_unset=True,
+    responses=documented(ChatChunk),
+    summary="Answer a conversation",
+)
+async def chat_completions(request: Request, body: ChatRequest) -> Any:
+    """OpenAI's chat completions, with tools for the families that were taught to use them."""
+    state: State = request.app.state.glm
+    state.check_model(body.model)
+    template = chat_template(state.lm)
+    jobs = Jobs(state, [_maker(state.lm, template, body)], given=body.model_fields_set, param="messages")
+    head = heading(state, "chatcmpl")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(jobs)
+        if body.stream:
+            await jobs.begun()
+            return EventStream(_chunks(jobs, state.lm, template, body, head), stack.pop_all().aclose)
+        (job,) = await jobs.finish()
+        choices = [_Choice(number, state.lm, template, body).whole(answer) for number, answer in enumerate(job.answers)]
+        return ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(jobs))
+
+
+def chat_template(lm: LM) -> ChatTemplate:
+    """How the model reads conversations. Raises ApiError for one that was not taught to."""
+    try:
+        return lm.chat_template
+    except RequestError as error:
+        reason = str(error).partition(";")[0]
+        message = f"{reason}; use /v1/completions to go on with a text, /v1/infill to fill in blanks"
+        raise ApiError(400, message, code="not_a_chat_model") from None
+
+
+def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Listener], ReplyJob]:
+    """Checks what the fields' types cannot say; raises ApiError."""
+    checks = (
+        ("top_logprobs", body.top_logprobs is not None and not body.logprobs, "it needs logprobs: true"),
+        ("max_completion_tokens", body.max_completion_tokens is not None and body.max_tokens is not None,
+         "max_tokens is there, too; give one of them"),
+        ("tools", bool(body.tools) and "observation" not in template.roles,
+         f"{template.name} was not taught to use tools; leave them out"),
+    )  # fmt: skip
+    for name, wrong, reason in checks:
+        if wrong:
+            raise ApiError(400, f"{name}: {reason}", param=name)
+    check_together(body)
+    messages = conversation(template, body.messages)
+    tools = shown_tools(template, body.tools) if body.tools and body.tool_choice != "none" else None
+    options = body.answering()
+    if (most := body.max_tokens or body.max_completion_tokens) is not None:
+        options["max_new_tokens"] = most
+    return lambda listener: lm.chat_job(messages, options, tools=tools, listener=listener)
+
+
+async def _chunks(
+    jobs: Jobs[ReplyJob], lm: LM, template: ChatTemplate, body: ChatRequest, head: Heading
+) -> AsyncIterator[ChatChunk]:
+    extra: dict[str, Any] = {"usage": None} if body.include_usage else {}
+
+    def chunk(choice: ChunkChoice) -> ChatChunk:
+        return ChatChunk(**head, object="chat.completion.chunk", choices=[choice], **extra)
+
+    choices = [_Choice(number, lm, template, body) for number in range(body.n or 1)]
+    for choice in choices:
+        yield chunk(choice.chunk(Delta(role="assistant", content="")))
+    async for _, event in jobs.events():
+        choice = choices[event.number]
+        for piece in choice.hear(event) if isinstance(event, Piece) else choice.end(event):
+            yield chunk(piece)
+    if body.include_usage:
+        yield ChatChunk(**head, object="chat.completion.chunk", choices=[], usage=_usage(jobs))
+
+
+class _Choice:
+    """One answer as it is sent, whole or in chunks."""
+
+    def __init__(self, number: int, lm: LM, template: ChatTemplate, body: ChatRequest) -> None:
+        offered = [] if body.tool_choice == "none" else [tool.function.name for tool in body.tools or ()]
+        self._number, self._lm, self._template = number, lm, template
+        self._calls = ReplyCalls(template, offered, several=body.parallel_tool_calls is not False)
+        self._called = False
+        self._logprobs = LogprobWriter(lm.tokenizer) if body.logprobs else None
+        # The raw text, in which calls are: a second reading of the tokens, only where tools were offered.
+        self._decoder = IncrementalDecoder(lm.tokenizer, skip_specials=False) if offered else None
+        self._raw = ""
+
+    def whole(self, answer: Answer) -> ChatChoice:
+        """All of a finished answer."""
+        raw, text = self._raw_text(answer), answer.text or ""
+        calls = self._calls.calls(raw)
+        text = _joined(text, self._calls.uncalled(raw))
+        called: dict[str, Any] = {"tool_calls": calls} if calls else {}
+        message = AnswerMessage(role="assistant", content=text if text or not calls else None, refusal=None, **called)
+        logprobs = None if self._logprobs is None else self._logprobs.chat(answer.logprobs or ())
+        finish = _finish(answer, bool(calls))
+        return ChatChoice(index=self._number, message=message, logprobs=logprobs, finish_reason=finish)
+
+    def hear(self, event: Piece) -> list[ChunkChoice]:
+        """What new tokens bring."""
+        logprobs = None if self._logprobs is None or not event.logprobs else self._logprobs.chat(event.logprobs)
+        chunks = []
+        if event.text or logprobs is not None:
+            delta = Delta(content=event.text)
+            chunks.append(ChunkChoice(index=self._number, delta=delta, logprobs=logprobs, finish_reason=None))
+        if self._decoder is not None:
+            self._raw += "".join(map(self._decoder.push, event.tokens))
+            chunks += self._call_chunks(self._raw)
+        return chunks
+
+    def end(self, event: Ended) -> list[ChunkChoice]:
+        """What comes at the end of the answer."""
+        raw = self._raw_text(event.answer)
+        chunks = self._call_chunks(raw, final=True)
+        if rest := self._calls.uncalled(raw):
+            before = event.answer.text or ""
+            chunks.append(self.chunk(Delta(content=_joined(before, rest)[len(before) :])))
+        return [*chunks, self.chunk(Delta(), _finish(event.answer, self._called))]
+
+    def chunk(self, delta: Delta, finish: Finish | None = None) -> ChunkChoice:
+        """Something that has no tokens of its own."""
+        return ChunkChoice(index=self._number, delta=delta, logprobs=None, finish_reason=finish)
+
+    def _call_chunks(self, raw: str, *, final: bool = False) -> list[ChunkChoice]:
+        deltas = self._calls.deltas(raw, final=final)
+        self._called = self._called or bool(deltas)
+        return [self.chunk(Delta(tool_calls=[delta])) for delta in deltas]
+
+    def _raw_text(self, answer: Answer) -> str:
+        return self._lm.tokenizer.decode(answer.ids, skip_specials=False)
+
+
+def _finish(answer: Answer, called: bool) -> Finish:
+    return "tool_calls" if called and answer.finish == "stop" else answer.finish
+
+
+def _joined(text: str, rest: str) -> str:
+    return f"{text}\n{rest}" if text and rest else text + rest
+
+
+def _usage(jobs: Jobs[ReplyJob]) -> Usage:
+    (job,) = jobs.jobs
+    written = sum(len(answer.ids) for answer in job.answers)
+    return Usage.of(job.prompt_tokens, written, jobs.reused_tokens)

@@ -1,0 +1,198 @@
+"""`POST /v1/completions`: texts to go on with, or to fill in up to a suffix."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from glmkit.generate.answer import Answer
+from glmkit.generate.answers import AnswersJob
+from glmkit.generate.beam_job import BeamsJob
+from glmkit.generate.events import Ended, Listener
+from glmkit.generate.fill_job import FillJob
+from glmkit.generate.params import GenerationParams
+from glmkit.session import LM
+
+from .errors import ApiError
+from .heading import Heading, heading
+from .jobs import Jobs, check_together, refused
+from .logprobs import LogprobWriter
+from .protocol.completion import Completion, CompletionChoice, CompletionRequest
+from .protocol.reading import JsonRoute
+from .protocol.usage import Usage
+from .state import State
+from .stream import EventStream, documented
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+MOST_ANSWERS = 512  # of one request
+LENGTH = 16  # tokens of an answer where nothing is said, as OpenAI has it
+AnyJob = AnswersJob | BeamsJob | FillJob
+
+
+@router.post(
+    "/v1/completions",
+    response_model=Completion,
+    response_model_exclude_unset=True,
+    responses=documented(Completion),
+    summary="Go on with a text",
+)
+async def completions(request: Request, body: CompletionRequest) -> Any:
+    """OpenAI's completions; with a suffix, models that fill in blanks write what stands before it."""
+    state: State = request.app.state.glm
+    state.check_model(body.model)
+    asked = _Asked(state.lm, body)
+    jobs = Jobs(state, asked.makers(), given=body.model_fields_set, param="prompt")
+    head = heading(state, "cmpl")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(jobs)
+        if body.stream:
+            await jobs.begun()
+            return EventStream(_events(jobs, asked, head), stack.pop_all().aclose)
+        await jobs.finish()
+        answers = asked.answers(jobs.jobs)
+        choices = [asked.choice(index, answer) for index, answer in enumerate(answers)]
+        return Completion(**head, object="text_completion", choices=choices, usage=asked.usage(jobs))
+
+
+async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIterator[Completion]:
+    extra: dict[str, Any] = {"usage": None} if asked.body.include_usage else {}
+    writers = [asked.logprobs() for _ in range(len(asked.prompts) * asked.n)]
+
+    def event(choice: CompletionChoice) -> Completion:
+        return Completion(**head, object="text_completion", choices=[choice], **extra)
+
+    for index in range(len(writers)) if asked.body.echo else ():
+        yield event(CompletionChoice(index=index, text=asked.echoed(index), logprobs=None, finish_reason=None))
+    async for number, heard in jobs.events():
+        index = number if asked.fills else number * asked.n + heard.number
+        if isinstance(heard, Ended):
+            finish = heard.answer.finish
+            yield event(CompletionChoice(index=index, text="", logprobs=None, finish_reason=finish))
+            continue
+        writer = writers[index]
+        logprobs = None if writer is None or not heard.logprobs else writer.text(heard.logprobs)
+        if heard.text or logprobs is not None:
+            yield event(CompletionChoice(index=index, text=heard.text, logprobs=logprobs, finish_reason=None))
+    if asked.body.include_usage:
+        yield Completion(**head, object="text_completion", choices=[], usage=asked.usage(jobs))
+
+
+class _Asked:
+    """A request that has been checked: what to run for it, and how its answers are put together.
+
+    A job writes all answers to a prompt; with a suffix (`fills`) each answer is a job of its own, for a blank has one.
+    """
+
+    def __init__(self, lm: LM, body: CompletionRequest) -> None:
+        """Raises ApiError for fields that do not go together, and RequestError for what parameters refuse."""
+        self._lm, self.body = lm, body
+        self.prompts = body.prompts
+        self.n = body.n or 1
+        self.fills = bool(body.suffix)
+        self._tried = max(body.best_of or 1, self.n)
+        self._check()
+        options = {**body.answering(), "max_new_tokens": body.max_tokens or LENGTH}
+        if body.logprobs is not None or self._tried > self.n:
+            options["logprobs"] = body.logprobs or 0
+        if self._tried > self.n:
+            options["n"] = self._tried
+        # OpenAI's own default; a chat model's published one is meant for replies.
+        options.setdefault("temperature", 1.0)
+        with refused(body.model_fields_set, "prompt"):
+            self._params = GenerationParams.from_mapping(options)
+
+    def makers(self) -> list[Callable[[Listener], AnyJob]]:
+        """What makes the jobs, in the order of their choices."""
+        if not self.fills:
+            return [partial(self._continuing, prompt) for prompt in self.prompts]
+        return [partial(self._filling, prompt, number) for prompt in self.prompts for number in range(self.n)]
+
+    def answers(self, jobs: Sequence[AnyJob]) -> list[Answer]:
+        """The answers that are given: of every prompt the `n` likeliest by the mean over their tokens, in order."""
+        found = []
+        for job in jobs:
+            best = job.answers
+            if self._tried > self.n:
+                best = sorted(best, key=_mean_logprob, reverse=True)[: self.n]
+            found += best
+        return found
+
+    def choice(self, index: int, answer: Answer) -> CompletionChoice:
+        """A finished answer."""
+        writer = self.logprobs()
+        logprobs = None if writer is None else writer.text(answer.logprobs or ())
+        text = (self.echoed(index) if self.body.echo else "") + (answer.text or "")
+        return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=answer.finish)
+
+    def echoed(self, index: int) -> str:
+        """The prompt of a choice as text."""
+        prompt = self.prompts[index // self.n]
+        return prompt if isinstance(prompt, str) else self._lm.tokenizer.decode(prompt)
+
+    def logprobs(self) -> LogprobWriter | None:
+        """For one answer, where they were asked for."""
+        return None if self.body.logprobs is None else LogprobWriter(self._lm.tokenizer)
+
+    def usage(self, jobs: Jobs[AnyJob]) -> Usage:
+        """Each prompt counts once, answers that were not given count as well."""
+        read = sum(job.prompt_tokens for job in jobs.jobs[:: self.n if self.fills else 1])
+        written = sum(len(answer.ids) for job in jobs.jobs for answer in job.answers)
+        return Usage.of(read, written, jobs.reused_tokens)
+
+    def _continuing(self, prompt: str | list[int], listener: Listener) -> AnyJob:
+        return self._lm.continue_job(_as_text(self._lm, prompt), self._params, listener=listener)
+
+    def _filling(self, prompt: str | list[int], number: int, listener: Listener) -> AnyJob:
+        lm, suffix = self._lm, self.body.suffix or ""
+        before = _as_text(lm, prompt)
+        names = [lm.tokenizer.id_to_token(index) for index in lm.special.mask_ids()]
+        if (blank := next((name for name in names if name in before or name in suffix), None)) is not None:
+            message = f"suffix: {blank} in the text would be a blank of its own; use /v1/infill"
+            raise ApiError(400, message, param="suffix")
+        params = replace(self._params, n=1, seed=self._params.choice(number).seed)
+        text = f"{before}{lm.tokenizer.id_to_token(lm.special.mask)}{suffix}"
+        return lm.fill_job(text, params, listener=listener)
+
+    def _check(self) -> None:
+        body, lm = self.body, self._lm
+        check_together(body)
+        beams, answers = (body.num_beams or 1) > 1, len(self.prompts) * self._tried
+        many = "best_of" if self._tried > self.n else "n" if self.n > 1 else "prompt"
+        checks = (
+            (many, answers > MOST_ANSWERS, f"{answers} answers are asked for; ask for at most {MOST_ANSWERS}"),
+            ("echo", bool(body.echo) and body.logprobs is not None, "prompts have no logprobs here; leave one out"),
+            ("echo", bool(body.echo) and self.fills, "it does not go with suffix; leave one out"),
+            ("best_of", body.best_of is not None and body.best_of < self.n, f"it is less than n, {self.n}; raise it"),
+            ("best_of", self._tried > self.n and bool(body.stream), "the best are known at the end; leave out stream"),
+            ("best_of", self._tried > self.n and (beams or self.fills), "it does not go with num_beams or suffix"),
+            ("suffix", self.fills and lm.config.mask == "causal",
+             "this model reads left to right and fills in nothing; leave it out"),
+            ("stop", self.fills and bool(body.stop), "it does not go with suffix; leave one out"),
+            ("num_beams", self.fills and beams, "it does not go with suffix; leave one out"),
+        )  # fmt: skip
+        for name, wrong, reason in checks:
+            if wrong:
+                raise ApiError(400, f"{name}: {reason}", param=name)
+
+
+def _as_text(lm: LM, prompt: str | list[int]) -> str:
+    """A prompt as text. Raises ApiError for token ids that are not those of a text."""
+    if isinstance(prompt, str):
+        return prompt
+    with refused((), "prompt"):
+        text = lm.tokenizer.decode(prompt)
+        same = lm.tokenizer.encode(text) == prompt
+    if not same:
+        raise ApiError(
+            400, "prompt: these token ids are not those of a text as the model reads it; send the text", param="prompt"
+        )
+    return text
+
+
+def _mean_logprob(answer: Answer) -> float:
+    logprobs = answer.logprobs or ()
+    return sum(one.logprob for one in logprobs) / len(logprobs) if logprobs else float("-inf")

@@ -1,0 +1,79 @@
+"""The OpenAPI document: what FastAPI makes of the endpoints, with the errors that they have in common."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+# What every endpoint may answer, and what those with a body may, too.
+_ALWAYS = {
+    400: "The request is not valid; `param` names the field.",
+    405: "The path takes other methods.",
+    408: "The request took too long to arrive.",
+    413: "The body is too large.",
+    500: "The server made a mistake.",
+    503: "The server is being stopped, or its engine has failed.",
+}
+_WITH_KEYS = {401: "No valid API key was given."}
+_WITH_BODY = {
+    403: "Called by another site's page in a browser.",
+    404: "No such model.",
+    415: "The body is not JSON in UTF-8.",
+    429: "As many requests wait as may; Retry-After says when to try again.",
+    504: "The answer was not complete in time.",
+}
+_TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_ERROR = {
+    "title": "Error",
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _TEXT_OR_NULL,
+                "code": _TEXT_OR_NULL,
+            },
+        }
+    },
+}
+
+
+def documented(app: FastAPI, *, keys: bool) -> dict[str, Any]:
+    """The document, made once. keys: whether API keys are asked for."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas["Error"] = _ERROR
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _add_errors(operation, path, keys=keys)
+        if keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _add_errors(operation: dict[str, Any], path: str, *, keys: bool) -> None:
+    asks = keys and path != "/health"
+    errors = {**_ALWAYS, **(_WITH_KEYS if asks else {})}
+    if "requestBody" in operation:
+        errors |= _WITH_BODY
+    elif any(parameter["in"] == "path" for parameter in operation.get("parameters", ())):
+        errors[404] = _WITH_BODY[404]
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's own; here it is 400
+    for status, description in sorted(errors.items()):
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        responses.setdefault(str(status), {"description": description, "content": content})
+    if asks:
+        operation["security"] = [{"key": []}]

@@ -1,0 +1,134 @@
+"""Every error of the server in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from glmkit.errors import RequestError, TokenizerError
+
+# What fields of `GenerationParams` are called in requests, the newer name first.
+_NAMES = {
+    "max_new_tokens": ("max_completion_tokens", "max_tokens"),
+    "min_new_tokens": ("min_tokens",),
+    "num_return_sequences": ("n",),
+    "texts": ("prompt", "text"),
+}
+_FIELD = re.compile(r"(?:one of )?([a-z][a-z_]*)\b")
+
+
+class ApiError(Exception):
+    """An answer that is an error: its HTTP status and what the body says of it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object, also for an event in the middle of a stream."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+class Overloaded(ApiError):  # noqa: N818
+    """As many requests wait as may; `retry_after` seconds from now there should be a place."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        seconds = max(1, math.ceil(retry_after))
+        super().__init__(
+            429,
+            f"{waiting} requests wait already, which is the most; try again in {seconds} s",
+            type="rate_limit_error",
+            code="queue_full",
+            headers={"retry-after": str(seconds)},
+        )
+
+
+class Draining(ApiError):  # noqa: N818
+    """The server is being stopped and takes nothing new."""
+
+    def __init__(self, message: str = "the server is being stopped and takes no more requests") -> None:
+        super().__init__(503, message, type="server_error", code="draining", headers={"retry-after": "5"})
+
+
+class EngineFailed(ApiError):  # noqa: N818
+    """The engine's thread has ended by an error; only a new start helps."""
+
+    def __init__(self) -> None:
+        message = "the engine has failed; the server must be started again"
+        super().__init__(503, message, type="server_error", code="engine_failed", headers={"retry-after": "30"})
+
+
+class DeadlineExceeded(ApiError):  # noqa: N818
+    """A request took longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        message = f"the request was not done within {seconds:g} s; ask for fewer tokens, or raise deadline_seconds"
+        super().__init__(504, message, type="timeout", code="deadline_exceeded")
+
+
+class SlowReader(ApiError):  # noqa: N818
+    """A client left more of its stream unread than is kept for it."""
+
+    def __init__(self, events: int) -> None:
+        super().__init__(503, f"{events} events of this stream lie unread, which is the most", code="slow_reader")
+
+
+class ClientGone(ApiError):  # noqa: N818
+    """Nobody waits for the answer any more. The status is never sent; it is what logs and metrics show."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client closed the connection", code="client_gone")
+
+
+def model_not_found(name: str) -> ApiError:
+    """The 404 for a model that is not served."""
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return ApiError(404, f"model {shown!r} is not served here; see /v1/models", param="model", code="model_not_found")
+
+
+def as_api_error(error: BaseException, given: Collection[str] = ()) -> ApiError:
+    """Any error as one that can be sent; what a user did not cause says nothing of its inside.
+
+    given: fields of the request's body, by which the name of a parameter is told that other APIs call otherwise.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError) and _is_ours(error):
+        return ApiError(500, "this step of the engine failed; try again", type="server_error", code="engine_error")
+    if isinstance(error, RequestError | TokenizerError):
+        return _from_request_error(str(error), given)
+    return ApiError(500, "the server made a mistake; its log says more", type="server_error", code="internal_error")
+
+
+def _is_ours(error: RequestError) -> bool:
+    """Whether an error that ended a request was raised because of another one, such as memory that ran out."""
+    return isinstance(error.__cause__, RuntimeError | MemoryError)
+
+
+def _from_request_error(message: str, given: Collection[str]) -> ApiError:
+    """400; `param` is the field that the message begins with."""
+    match = _FIELD.match(message)
+    name = match[1] if match else ""
+    if name in _NAMES:
+        names = _NAMES[name]
+        shown = next((other for other in names if other in given), name if name in given else names[-1])
+        message = message.replace(name, shown, 1)
+        name = shown
+    known = name in given or "_" in name
+    return ApiError(400, message, param=name if known else None)

@@ -1,0 +1,74 @@
+"""`POST /v1/infill`: every blank of a text, each as it is written."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from glmkit.generate.events import Ended
+from glmkit.generate.fill_job import FillJob
+from glmkit.generate.params import GenerationParams
+
+from .errors import ApiError
+from .heading import Heading, heading
+from .jobs import Jobs, check_together, refused
+from .protocol.infill import Blank, Infill, InfillChunk, InfillRequest
+from .protocol.reading import JsonRoute
+from .protocol.usage import Usage
+from .state import State
+from .stream import Event, EventStream, documented
+
+router = APIRouter(route_class=JsonRoute, tags=["Blanks"])
+
+
+@router.post(
+    "/v1/infill", response_model=Infill, responses=documented(InfillChunk), summary="Fill in the blanks of a text"
+)
+async def infill(request: Request, body: InfillRequest) -> Any:
+    """Each [MASK], [sMASK] and [gMASK] of the text is answered; later answers depend on earlier ones.
+
+    In a stream every event has more of one blank; the one before [DONE] is what comes without a stream.
+    """
+    state: State = request.app.state.glm
+    if body.model is not None:
+        state.check_model(body.model)
+    lm = state.lm
+    if lm.config.mask == "causal":
+        raise ApiError(400, "this model reads left to right and fills in nothing; use /v1/completions", param="text")
+    check_together(body)
+    with refused(body.model_fields_set, "text"):
+        params = GenerationParams.from_mapping(body.options())
+    jobs: Jobs[FillJob] = Jobs(
+        state,
+        [lambda listener: lm.fill_job(body.text, params, order=body.order, listener=listener)],
+        given=body.model_fields_set,
+        param="text",
+    )
+    head = heading(state, "infill")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(jobs)
+        if body.stream:
+            await jobs.begun()
+            return EventStream(_chunks(jobs, head), stack.pop_all().aclose)
+        await jobs.finish()
+        return _whole(jobs, head)
+
+
+async def _chunks(jobs: Jobs[FillJob], head: Heading) -> AsyncIterator[Event]:
+    async for _, event in jobs.events():
+        finish, text = (event.answer.finish, "") if isinstance(event, Ended) else (None, event.text)
+        if text or finish is not None:
+            yield InfillChunk(**head, object="infill.chunk", index=event.number, delta=text, finish_reason=finish)
+    yield _whole(jobs, head)
+
+
+def _whole(jobs: Jobs[FillJob], head: Heading) -> Infill:
+    (job,) = jobs.jobs
+    filled = job.filled()
+    blanks = [
+        Blank(index=index, text=text, tokens=answer.ids, finish_reason=answer.finish)
+        for index, (text, answer) in enumerate(zip(filled.blanks, job.answers, strict=True))
+    ]
+    usage = Usage.of(job.prompt_tokens, sum(len(blank.tokens) for blank in blanks), jobs.reused_tokens)
+    return Infill(**head, object="infill", text=filled.text, blanks=blanks, usage=usage)

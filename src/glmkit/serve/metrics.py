@@ -1,0 +1,117 @@
+"""What Prometheus gets: requests, time to the first token, tokens, how full the engine is. One registry a server."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from glmkit.errors import GLMKitError
+
+from .errors import ApiError
+from .load import Snapshot
+
+if TYPE_CHECKING:
+    from .running import Running
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+
+
+class Metrics:
+    """All measurements of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "glm_requests",
+            "Answers sent.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "glm_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._first = Histogram(
+            "glm_time_to_first_token_seconds", "From a request to its first token, waiting included.",
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._rows = Histogram(
+            "glm_step_rows", "Answers that got a token in a step; sum / count is the mean batch size.", buckets=_ROWS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._written = Counter("glm_tokens_written", "Tokens of answers.", registry=self.registry)
+        self._rejected = Counter(
+            "glm_rejected", "Requests that were not taken, by reason.", ["reason"], registry=self.registry
+        )
+        self._cancelled = Counter(
+            "glm_cancelled", "Jobs that were taken and not finished, by reason.", ["reason"], registry=self.registry
+        )
+
+    def show_engine(self, snapshot: Callable[[], Snapshot], waiting: Callable[[], int]) -> None:
+        """Add the engine's own numbers, which are asked for when somebody reads the metrics."""
+        self.registry.register(_EngineNumbers(snapshot, waiting))
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """An HTTP request is over."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """A request was not taken: queue_full, draining, api_key, too_large, too_slow."""
+        self._rejected.labels(reason).inc()
+
+    def stepped(self, before: Snapshot, after: Snapshot) -> None:
+        """The engine has made a step."""
+        if rows := after.decode_rows - before.decode_rows:
+            self._rows.observe(rows)
+
+    def wrote(self, tokens: int) -> None:
+        """Tokens of answers have come."""
+        self._written.inc(tokens)
+
+    def ended(self, running: "Running") -> None:
+        """A job is over, in whichever way."""
+        if running.first_event is not None:
+            self._first.observe(running.first_event - running.began)
+        if running.error is not None:
+            self._cancelled.labels(_reason(running.error)).inc()
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ApiError):
+        return error.code or "error"
+    return "refused" if isinstance(error, GLMKitError) else "error"
+
+
+class _EngineNumbers(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot], waiting: Callable[[], int]) -> None:
+        self._snapshot, self._waiting = snapshot, waiting
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._snapshot()
+        gauges = {
+            "glm_requests_waiting": ("Requests that wait for a place.", self._waiting()),
+            "glm_requests_running": ("Requests that the engine works on.", now.running),
+            "glm_rows_running": ("Answers being written.", now.rows),
+            "glm_free_tokens": ("Free places of the cache.", now.free_tokens),
+        }
+        counts = {
+            "glm_steps": ("Steps of the engine.", now.steps),
+            "glm_tokens_read": ("Tokens of prompts that were read.", now.read_tokens),
+            "glm_tokens_reused": ("Tokens of prompts found in the cache.", now.reused_tokens),
+            "glm_tokens_drafted": ("Tokens fed ahead of the model's choice.", now.drafted),
+            "glm_tokens_accepted": ("Those of them that stayed.", now.accepted),
+            "glm_preemptions": ("Jobs that gave up their cache for a while.", now.preemptions),
+        }
+        for name, (help, value) in gauges.items():
+            yield GaugeMetricFamily(name, help, value)
+        for name, (help, value) in counts.items():
+            yield CounterMetricFamily(name, help, value)

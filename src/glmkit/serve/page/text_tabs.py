@@ -1,0 +1,148 @@
+"""The tabs that work on one text: filling its blanks with /v1/infill, going on where it ends with /v1/completions."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from .call import CallError
+from .facts import Facts
+from .handling import Caller, ReplacedError, StoppedError, language, notice
+from .marked import EMPTY, BlankedText, continued
+from .parameters import Text, parameters
+from .words import word
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+Update = tuple[Any, Any, Any]
+Body = dict[str, Any]
+Events = AsyncGenerator[list[dict[str, Any]], None]
+
+# The result's text to the clipboard, also where the page has no secure address; the button says that it worked.
+_COPY = """() => {
+  const text = document.querySelector('#NAME .result:not(.empty)')?.textContent;
+  const button = document.querySelector('#NAME-copy');
+  if (!text || !button) return;
+  const old = () => {
+    const area = document.createElement('textarea');
+    area.value = text; document.body.append(area); area.select();
+    document.execCommand('copy'); area.remove();
+  };
+  (navigator.clipboard ? navigator.clipboard.writeText(text).catch(old) : Promise.resolve(old())).then(() => {
+    button.classList.add('copied'); setTimeout(() => button.classList.remove('copied'), 1600);
+  });
+}"""
+
+
+class _Tab:
+    """One text in, one text out, with the parts that the model wrote marked."""
+
+    def __init__(self, caller: Caller, facts: Facts, name: str) -> None:
+        self._caller, self._facts, self._name = caller, facts, name
+
+    def build(self, text: Text, key: "gr.Textbox", examples: list[str]) -> None:
+        """Build the tab's contents."""
+        import gradio as gr
+
+        name = self._name
+        box = gr.Textbox(
+            label=text(f"{name}_input"), info=text(f"{name}_input_info"), lines=5, max_lines=16, elem_id=f"{name}-input"
+        )
+        if examples:
+            with gr.Row(elem_classes="examples"):
+                for example in examples:
+                    chosen = gr.Button(example, size="sm", min_width=0)
+                    chosen.click(None, None, [box], js=f"() => {json.dumps(example)}", api_visibility="private")
+        with gr.Row(elem_classes="actions"):
+            run = gr.Button(text(f"{name}_run"), variant="primary", elem_id=f"{name}-run")
+            stop = gr.Button(text("stop"), variant="stop", visible=False, elem_id=f"{name}-stop")
+        with gr.Group(elem_classes="output"):
+            with gr.Row(elem_classes="caption"):
+                gr.Markdown(text(f"{name}_result"))
+                copy = gr.Button(text("copy"), size="sm", min_width=0, scale=0, elem_id=f"{name}-copy")
+            result = gr.HTML(EMPTY, elem_id=name)
+        with gr.Accordion(text("parameters"), open=False, elem_classes="parameters"):
+            controls = parameters(text, temperature=0, top_p=1, max_tokens=(64, 1024), info=f"max_tokens_{name}_info")
+
+        async def start(
+            request: gr.Request, written: str | None, key: str | None, *values: Any
+        ) -> AsyncIterator[Update]:
+            if not (written and written.strip()):
+                gr.Info(word("no_text", language(request)))
+                yield gr.skip(), gr.skip(), gr.skip()
+                return
+            yield gr.skip(), gr.update(visible=False), gr.update(visible=True)
+            try:
+                async with aclosing(self.answer(request, written, controls.body(values), key)) as pieces:
+                    async for html in pieces:
+                        yield html, gr.skip(), gr.skip()
+            except (ReplacedError, StoppedError):
+                return
+            except CallError as error:
+                notice(error, request)
+
+        async def ready() -> tuple[Any, Any]:
+            return gr.update(visible=True), gr.update(visible=False)
+
+        async def end(request: gr.Request) -> None:
+            self._caller.stop(request, name)
+
+        silent: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        answer = run.click(start, [box, key, *controls.controls], [result, run, stop], **silent)
+        answer.then(ready, None, [run, stop], **silent)
+        stop.click(end, None, None, **silent)
+        copy.click(None, None, None, js=_COPY.replace("NAME", name), **silent)
+
+    def answer(self, request: "gr.Request", written: str, body: Body, key: str | None) -> AsyncGenerator[str, None]:
+        """The result as HTML, again and again until it is complete."""
+        raise NotImplementedError
+
+    def _events(self, request: "gr.Request", path: str, body: Body, key: str | None) -> "aclosing[Events]":
+        return aclosing(self._caller.events(request, self._name, path, {"model": self._facts.model_id, **body}, key))
+
+
+class FillTab(_Tab):
+    """Fills the blanks of a text."""
+
+    async def answer(
+        self, request: "gr.Request", written: str, body: Body, key: str | None
+    ) -> AsyncGenerator[str, None]:
+        """Each blank as it is written; at the end the text as the server gives it."""
+        parts = BlankedText(written, self._facts.blanks)
+        answers, done = [""] * len(parts.blanks), [False] * len(parts.blanks)
+        yield parts.html(answers, done)
+        try:
+            async with self._events(request, "/v1/infill", {**body, "text": written}, key) as stream:
+                async for events in stream:
+                    html = ""
+                    for event in events:
+                        if "blanks" in event:
+                            html = parts.final(event["text"], [blank["text"] for blank in event["blanks"]])
+                        else:
+                            answers[event["index"]] += event["delta"]
+                            done[event["index"]] = event.get("finish_reason") is not None
+                    yield html or parts.html(answers, done)
+        except (CallError, StoppedError):
+            yield parts.html(answers, [bool(answer) for answer in answers])
+            raise
+
+
+class ContinueTab(_Tab):
+    """Writes on where a text ends."""
+
+    async def answer(
+        self, request: "gr.Request", written: str, body: Body, key: str | None
+    ) -> AsyncGenerator[str, None]:
+        """The text with what has been written after it."""
+        answer = ""
+        yield continued(written, answer, over=False)
+        try:
+            async with self._events(request, "/v1/completions", {**body, "prompt": written}, key) as stream:
+                async for events in stream:
+                    choices = [choice for event in events for choice in event.get("choices", ())]
+                    answer += "".join(choice.get("text", "") for choice in choices)
+                    yield continued(written, answer, over=any(choice.get("finish_reason") for choice in choices))
+        except (CallError, StoppedError):
+            yield continued(written, answer, over=True)
+            raise

@@ -1,0 +1,113 @@
+"""What a server is told: address, limits, keys. Checked once, before anything is opened; needs no optional package."""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from glmkit.errors import ConfigError
+
+KEYS_VARIABLE = "GLM_API_KEYS"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOOPBACK = ("localhost", "::1")
+_LARGE = 2**40
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+    """A field with its line of help and its limits; the unit is in the name or in the help."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Every setting of a server. Raises ConfigError naming the value and its limits."""
+
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every network of this machine")
+    port: int = _setting(8000, "port to listen on; 0 takes a free one", 0, 65535)
+    tokens: int | None = _setting(None, "tokens of all requests together in the cache (default: what memory allows)", 1)
+    rows: int = _setting(64, "most answers written at the same time", 1, 4096)
+    max_waiting: int = _setting(64, "most requests that wait for a place; more get status 429", 1, 100_000)
+    deadline_seconds: float = _setting(600.0, "most seconds from a request to its last token, waiting included", 0.001)
+    drain_seconds: float = _setting(60.0, "most seconds that accepted requests get after SIGTERM", 0)
+    read_seconds: float = _setting(30.0, "most seconds a client may take to send a request", 0.001)
+    write_seconds: float = _setting(30.0, "most seconds a client may read nothing of what waits for it", 0.001)
+    max_body_bytes: int = _setting(1 << 20, "largest body of a request, in bytes", 1)
+    max_unread: int = _setting(8192, "most events of an answer kept for a client that reads slowly", 1)
+    max_connections: int = _setting(1024, "most open connections; more get status 503", 1, 100_000)
+    model_id: str | None = _setting(None, "name of the model in the API (default: the directory's name)")
+    page: bool = _setting(True, "the page for the browser at /")
+    root_path: str = _setting("", "path under which a proxy shows this server, such as /glm")
+    log_level: str = _setting("info", f"how much goes to stderr: {', '.join(LOG_LEVELS)}; info has a line a request")
+    api_keys: tuple[str, ...] = _setting((), f"a key that clients must give, may be repeated; also {KEYS_VARIABLE}")
+    cors_origins: tuple[str, ...] = _setting((), "web origin that may call the API from a browser, may be repeated")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        for item in fields(self):
+            _check(item.name, getattr(self, item.name), item.type, item.metadata)
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise ConfigError(f"root_path is {self.root_path!r}; give a path such as /glm")
+        if not self.host or any(mark in self.host for mark in "/ "):
+            raise ConfigError(f"host is {self.host!r}; give an address or a name, such as 127.0.0.1")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log_level is {self.log_level!r}; choose one of {', '.join(LOG_LEVELS)}")
+        if self.model_id is not None and not re.fullmatch(r"[\w.:@+/-]{1,200}", self.model_id, re.ASCII):
+            raise ConfigError(f"model_id is {self.model_id!r}; use letters, digits and . : @ + / - _, at most 200")
+        for key in self.api_keys:
+            if not re.fullmatch(r"[!-~]{8,}", key):
+                raise ConfigError(f"an API key has {len(key)} characters; give at least 8, ASCII, without spaces")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ConfigError(f"cors_origins has {origin!r}; give scheme://host[:port], or *")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in _LOOPBACK or self.host.startswith("127.")
+
+
+def _check(name: str, value: Any, kind: Any, limits: Any) -> None:
+    """Raises ConfigError for a value of the wrong type or beyond its limits."""
+    if value is None and kind in (int | None, str | None):
+        return
+    if kind == tuple[str, ...]:
+        fine = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        what = "a tuple of texts"
+    elif kind in (str, str | None):
+        fine, what = isinstance(value, str), "a text"
+    elif kind is bool:
+        fine, what = isinstance(value, bool), "true or false"
+    else:
+        number = (int, float) if kind is float else int
+        fine = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        what = "a number" if kind is float else "a whole number"
+        low, high = limits["low"], limits["high"] if limits["high"] is not None else _LARGE
+        if fine and not low <= value <= high:
+            bounds = f"at least {low:g}" if value < low else f"at most {high}"
+            raise ConfigError(f"{name} is {value}; give {bounds}")
+    if not fine:
+        raise ConfigError(f"{name} is {value!r}; give {what}")
+
+
+def read_keys(given: Iterable[str], file: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """All API keys: those given, one on each line of a file, and those of GLM_API_KEYS with commas between.
+
+    Empty lines and lines that begin with # are none. Raises ConfigError for a file that cannot be read or has no key.
+    """
+    keys = list(given)
+    if file is not None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"cannot read the keys of {file}: {reason}") from None
+        found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if not found:
+            raise ConfigError(f"{file} has no key; write one on each line, or leave out --api_key_file")
+        keys += found
+    keys += [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    return tuple(dict.fromkeys(keys))

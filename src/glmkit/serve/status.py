@@ -1,0 +1,98 @@
+"""How the server is, what it measures, and which model it serves."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from .errors import model_not_found
+from .state import State
+
+router = APIRouter()
+
+
+class Queue(BaseModel):
+    """waiting, running: requests; rows: answers being written; free_tokens: places of the cache."""
+
+    waiting: int
+    max_waiting: int
+    running: int
+    rows: int
+    max_rows: int
+    free_tokens: int
+
+
+class Health(BaseModel):
+    """ok: it takes requests. draining: it is being stopped. failed: it must be started again."""
+
+    status: Literal["ok", "draining", "failed"]
+    model: str
+    queue: Queue
+
+
+class Model(BaseModel):
+    """One model, as OpenAI's API lists it. created: when the server began, in seconds since 1970."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["glmkit"] = "glmkit"
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def _state(request: Request) -> State:
+    state: State = request.app.state.glm
+    return state
+
+
+@router.get("/health", response_model=Health, responses={503: {"model": Health}}, tags=["status"])
+async def health(request: Request) -> JSONResponse:
+    """200 while the server takes requests, 503 while it is being stopped or when its engine has failed."""
+    state = _state(request)
+    worker = state.worker
+    now = worker.snapshot
+    status = "failed" if worker.failed is not None else "draining" if worker.draining else "ok"
+    queue = Queue(
+        waiting=worker.waiting,
+        max_waiting=state.settings.max_waiting,
+        running=now.running,
+        rows=now.rows,
+        max_rows=worker.max_rows,
+        free_tokens=now.free_tokens,
+    )
+    body: dict[str, Any] = {"status": status, "model": state.model_id, "queue": queue.model_dump()}
+    return JSONResponse(body, status_code=200 if status == "ok" else 503)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    tags=["status"],
+)
+async def metrics(request: Request) -> Response:
+    """Measurements in Prometheus' text format."""
+    return Response(_state(request).metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(request: Request) -> ModelList:
+    """The model that is served."""
+    state = _state(request)
+    return ModelList(data=[Model(id=state.model_id, created=state.created)])
+
+
+@router.get("/v1/models/{model:path}", tags=["models"])
+async def model(request: Request, model: Annotated[str, Path(description="The id of the model.")]) -> Model:
+    """The model of that name."""
+    state = _state(request)
+    if model != state.model_id:
+        raise model_not_found(model)
+    return Model(id=state.model_id, created=state.created)
