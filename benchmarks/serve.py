@@ -120,7 +120,13 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         for number in range(args.rounds + 1):
             requests = []
             for index, text in enumerate(prompts(tokenizer, args.clients, length, seed=number)):
-                body = {"model": "m", "prompt": text, "max_tokens": answer if number else 4, "temperature": 0, "stream": True}
+                body = {
+                    "model": "m",
+                    "prompt": text,
+                    "max_tokens": answer if number else 4,
+                    "temperature": 0,
+                    "stream": True,
+                }
                 body |= {"stream_options": {"include_usage": True}}
                 requests.append({"path": "/v1/completions", "body": body, "key": str(index)})
             before = metrics(server.url)

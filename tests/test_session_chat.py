@@ -77,7 +77,7 @@ def test_published_defaults(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(sampling)
         return logits.argmax(-1)
 
-    monkeypatch.setattr("glmkit.generate.growing.next_tokens", record)
+    monkeypatch.setattr("glmkit.generate.jobs.growing.next_tokens", record)
     lm.chat("你好", max_new_tokens=1)
     case = recorded_chats(FOLDERS[family])[0][1]["gen_kwargs"]
     assert (asked[0].temperature, asked[0].top_p) == (case["temperature"], case["top_p"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import glmkit
-from glmkit.generate.making import make_job
+from glmkit.generate.jobs.making import make_job
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.places import Places
 from glmkit.generate.prompt import Prompt

@@ -14,14 +14,14 @@ from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
 from .generate.answer import Answer
-from .generate.answers import AnswersJob
-from .generate.beam_job import BeamsJob
 from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
 from .generate.engine import Engine, EngineLimits
 from .generate.events import Ended, Listener, Piece
-from .generate.fill_job import Filled, FillJob
+from .generate.jobs.answers import AnswersJob
+from .generate.jobs.beam_job import BeamsJob
+from .generate.jobs.fill_job import Filled, FillJob
+from .generate.jobs.making import make_job
 from .generate.listening import listen, run_all
-from .generate.making import make_job
 from .generate.options import ChatOptions, GenerationOptions, SpanOptions, read_params
 from .generate.params import MAX_BEAMS, GenerationParams
 from .generate.prompting import Prompts

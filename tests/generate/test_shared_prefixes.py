@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from glmkit.generate.answers import AnswersJob
 from glmkit.generate.engine import Engine, EngineLimits
 from glmkit.generate.events import Piece
+from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.generate.spans import SpansJob
 from glmkit.model import GLM
 from support.jobs import decode, fill
 from support.kinds import make

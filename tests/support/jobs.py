@@ -10,10 +10,10 @@ from glmkit.config import SpecialIds
 from glmkit.generate.answer import Answer
 from glmkit.generate.engine import Engine, EngineLimits
 from glmkit.generate.job import Branch, Job
-from glmkit.generate.making import make_job
+from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.generate.spans import SpansJob
 from glmkit.model import GLM
 
 

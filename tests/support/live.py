@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from glmkit.generate.answer import Answer
-from glmkit.generate.answers import AnswersJob
 from glmkit.generate.job import Branch
+from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.serve.app import create_app
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.generate.answers import AnswersJob
 from glmkit.generate.job import Branch
+from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.session import LM
 
 PATIENCE = 60.0

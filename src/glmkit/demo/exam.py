@@ -12,8 +12,8 @@ from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
 from glmkit.demo.pieces import Tokenized, blankable, pieces, tokenize
 from glmkit.generate.engine import Engine
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.spans import SpansJob
 from glmkit.session import LM
 from glmkit.tokenizer.bpe import TrainedTokenizer
 

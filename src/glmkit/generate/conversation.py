@@ -19,8 +19,8 @@ from .engine import Engine
 from .events import Ended, Listener, Piece
 from .fitting import fit
 from .job import Branch
+from .jobs.making import make_job
 from .listening import listen
-from .making import make_job
 from .options import PARAMETERS, refuse_unknown
 from .params import GenerationParams
 from .prompting import Prompts

@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from glmkit.generate.answer import Answer
-from glmkit.generate.answers import AnswersJob
-from glmkit.generate.beam_job import BeamsJob
 from glmkit.generate.events import Ended, Listener
-from glmkit.generate.fill_job import FillJob
+from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.jobs.beam_job import BeamsJob
+from glmkit.generate.jobs.fill_job import FillJob
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from glmkit.generate.events import Ended
-from glmkit.generate.fill_job import FillJob
+from glmkit.generate.jobs.fill_job import FillJob
 from glmkit.generate.params import GenerationParams
 
 from .errors import ApiError

@@ -22,6 +22,7 @@ AT_ONCE = 8  # jobs of one request that are in the engine at the same time
 BEGIN = 10.0  # seconds that the first event may take before a stream begins without it
 _PAUSE = 0.25  # seconds until a full queue is asked again for the next job of a request that it has taken
 _TOO_LONG = re.compile(r"tokens.*(exceed|the model takes|may have|at most|fit|budget|cache|limit)")
+_BEAM_SCORES = "; beams come with scores, or take one beam"
 _FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_return_sequences": "n"}
 
 J = TypeVar("J", bound=Job)
@@ -189,7 +190,7 @@ def refusal(error: RequestError | TokenizerError, given: Collection[str], param:
     sent = as_api_error(error, given)
     if sent.status != 400:
         return sent
-    message = sent.message.replace("text 0 ", "text ", 1)
+    message = sent.message.replace("text 0 ", "text ", 1).replace(_BEAM_SCORES, "; take one beam")
     for ours, theirs in _FIELDS.items():
         newer = "max_completion_tokens" if ours == "max_new_tokens" and "max_completion_tokens" in given else theirs
         message = message.replace(ours, newer)

@@ -161,8 +161,8 @@ def test_without_an_answer_everything_is_as_before(
     shows(page, "bot", "a1")
     say(page, "second")
     page.wait_for_selector(".toast-body >> text=The model answered nothing")
-    assert page.input_value(INPUT) == "second"
     shows(page, "user", "first")
+    assert page.input_value(INPUT) == "second"
     script = write(chat.lm, "unheard")
     page.press(INPUT, "Enter")
     page.click(STOP)

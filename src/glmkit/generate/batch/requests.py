@@ -11,7 +11,7 @@ from glmkit.loading import Parts
 
 from ..answer import Answer, TokenLogprob
 from ..job import Job
-from ..making import make_job
+from ..jobs.making import make_job
 from ..params import GenerationParams
 from ..prompting import Prompts
 from ..reading import PlainReader

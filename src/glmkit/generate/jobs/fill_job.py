@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .blanks import BlankText
+from glmkit.generate.blanks import BlankText
+
 from .spans import SpansJob
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .answer import Answer, TokenLogprob, token_logprobs
-from .params import GenerationParams
-from .processors import check_numbers, forbid, ids_tensor, penalise
-from .sampling import next_tokens
+from glmkit.generate.answer import Answer, TokenLogprob, token_logprobs
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.processors import check_numbers, forbid, ids_tensor, penalise
+from glmkit.generate.sampling import next_tokens
 
 Best = tuple[float, int]  # the largest logit and its id
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.answers import AnswersJob
 from glmkit.generate.events import Ended, Piece
+from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.generate.reading import ChatReader, PlainReader, TextReader

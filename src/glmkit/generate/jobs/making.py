@@ -1,12 +1,12 @@
 """The right job for a request."""
 
 from glmkit.config import GLMConfig
+from glmkit.generate.events import Listener
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.prompt import Prompt
 
 from .answers import AnswersJob
 from .beam_job import BeamsJob
-from .events import Listener
-from .params import GenerationParams
-from .prompt import Prompt
 from .writing import MakeReader
 
 

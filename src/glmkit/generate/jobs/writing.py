@@ -9,13 +9,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from glmkit.errors import RequestError
+from glmkit.generate.answer import Answer, TokenLogprob
+from glmkit.generate.events import Ended, Listener, Piece
+from glmkit.generate.reading import TextReader
+from glmkit.generate.stop_text import StopText
 
-from .answer import Answer, TokenLogprob
-from .events import Ended, Listener, Piece
 from .growing import Best, GrowingAnswer, likeliest
 from .lookup import Lookup
-from .reading import TextReader
-from .stop_text import StopText
 
 MakeReader = Callable[[], TextReader]
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from glmkit.config import GLMConfig
+from glmkit.generate.answer import Answer
+from glmkit.generate.events import Listener
+from glmkit.generate.job import Branch
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.processors import process
+from glmkit.generate.prompt import Prompt
+from glmkit.generate.reading import TextReader
 
-from .answer import Answer
 from .answers import most_tokens
 from .beam import Beams
-from .events import Listener
 from .growing import Bounds
-from .job import Branch
-from .params import GenerationParams
-from .processors import process
-from .prompt import Prompt
-from .reading import TextReader
 from .writing import Heard, MakeReader
 
 

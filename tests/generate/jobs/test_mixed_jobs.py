@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from glmkit.generate.answers import AnswersJob
-from glmkit.generate.beam_job import BeamsJob
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.making import make_job
+from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.jobs.beam_job import BeamsJob
+from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.generate.spans import SpansJob
 from glmkit.model import GLM
 from support.jobs import WholePasses
 from support.kinds import KINDS, make, prompt_of

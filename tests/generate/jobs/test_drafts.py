@@ -9,12 +9,12 @@ import torch
 
 from glmkit.config import GLMConfig
 from glmkit.generate.answer import Answer
-from glmkit.generate.answers import AnswersJob
 from glmkit.generate.events import Ended, Piece
-from glmkit.generate.making import make_job
+from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.generate.spans import SpansJob
 from glmkit.model import GLM
 from support.jobs import Runner, WholePasses, run_jobs
 from support.kinds import KINDS, make, prompt_of

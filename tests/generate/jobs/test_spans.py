@@ -8,9 +8,9 @@ import torch
 from glmkit.errors import RequestError
 from glmkit.generate.answer import Answer
 from glmkit.generate.events import Ended, Piece
+from glmkit.generate.jobs.spans import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.sampling import Sampling, next_tokens
-from glmkit.generate.spans import SpansJob
 from glmkit.model import GLM
 from support.jobs import WholePasses, decode, fill, run_jobs
 from support.kinds import make, prompt_of

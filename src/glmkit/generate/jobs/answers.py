@@ -10,15 +10,15 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
+from glmkit.generate.answer import Answer
+from glmkit.generate.events import Listener
+from glmkit.generate.job import Branch
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.prompt import Prompt
+from glmkit.generate.reading import TextReader
 
-from .answer import Answer
-from .events import Listener
 from .growing import Bounds, GrowingAnswer, likeliest
-from .job import Branch
 from .lookup import Lookup
-from .params import GenerationParams
-from .prompt import Prompt
-from .reading import TextReader
 from .writing import Heard, MakeReader, Writing
 
 

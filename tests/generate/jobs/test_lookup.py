@@ -2,7 +2,7 @@
 
 import random
 
-from glmkit.generate.lookup import Lookup
+from glmkit.generate.jobs.lookup import Lookup
 
 
 def plain(tokens: list[int], longest: int, count: int) -> list[int]:

@@ -13,8 +13,8 @@ from heapq import heappush, heapreplace
 import torch
 from torch import Tensor
 
-from .answer import Answer
-from .params import GenerationParams
+from glmkit.generate.answer import Answer
+from glmkit.generate.params import GenerationParams
 
 
 @dataclass(frozen=True, order=True)

@@ -9,8 +9,8 @@ import torch
 
 from glmkit.errors import RequestError
 from glmkit.generate.answer import Answer
-from glmkit.generate.answers import AnswersJob
-from glmkit.generate.making import make_job
+from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.jobs.making import make_job
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.loading import load_parts

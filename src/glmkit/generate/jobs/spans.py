@@ -12,13 +12,13 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
+from glmkit.generate.answer import Answer
+from glmkit.generate.events import Listener
+from glmkit.generate.job import Branch
+from glmkit.generate.params import GenerationParams
 
-from .answer import Answer
-from .events import Listener
 from .growing import Bounds, GrowingAnswer
-from .job import Branch
 from .lookup import Lookup
-from .params import GenerationParams
 from .writing import Heard, MakeReader, Writing
 
 BlankOrder = Literal["shared", "inserted"]

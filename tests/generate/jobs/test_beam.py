@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.beam import Beams
+from glmkit.generate.jobs.beam import Beams
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.processors import ids_tensor, process
 
