@@ -56,8 +56,8 @@ def fuzz(
     values = json.loads(report.read_text())
     rates = values["valid_rates"].items()
     failures = [json.dumps(failure)[:2000] for failure in [*values["failures"], *values["errors"]]]
-    if done.returncode and not failures:
-        failures = [done.stdout + done.stderr]
+    if done.returncode or failures:  # what was sent, as commands to send it again
+        failures.append((done.stdout + done.stderr)[-20_000:])
     return Fuzzed(
         cases=values["test_cases"]["generated"],
         operations=values["operations"]["tested"],

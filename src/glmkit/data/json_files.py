@@ -20,14 +20,15 @@ _NEAR_END = 16  # characters; an error this near the end of the buffer may only 
 
 def json_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, lines: bool) -> Iterator[Row]:
     """The text field of every row. `lines`: the file is known to hold one object a line; else it is looked at first."""
-    if lines or _holds_lines(stream):
+    if lines or holds_lines(stream):
         yield from _line_rows(stream, path, options)
     else:
-        for where, value in _values(stream, path):
+        for where, value in json_values(stream, path):
             yield text_of_row(value, options.text_field, where)
 
 
-def _holds_lines(stream: io.BufferedReader) -> bool:
+def holds_lines(stream: io.BufferedReader) -> bool:
+    """Whether a JSON file has one object a line, by its beginning; nothing is taken from the stream."""
     head = stream.peek(_PEEK).removeprefix(codecs.BOM_UTF8).lstrip()
     line, end, _ = head.partition(b"\n")
     return not line.startswith(b"[") and (not end or not line.startswith(b"{") or line.rstrip().endswith(b"}"))
@@ -54,7 +55,7 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> I
             yield text_of_row(row, options.text_field, where)
 
 
-def _values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, object]]:
+def json_values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, object]]:
     """(where, value) of the elements of a top-level array, or of values that follow one another.
 
     Raises DataError for broken JSON: what follows it in the file cannot be told apart any more.

@@ -10,7 +10,7 @@ from typing import Any
 
 from glmkit.errors import DataError
 
-from .json_files import _holds_lines, _values
+from .json_files import holds_lines, json_values
 from .reading import describe
 from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 
@@ -74,11 +74,11 @@ def read_records(path: Path) -> Iterator[Record]:
         read += size
 
     with open_stream(path, count) as stream:
-        if kind == "jsonl" or (kind == "json" and _holds_lines(stream)):
+        if kind == "jsonl" or (kind == "json" and holds_lines(stream)):
             exact = path.suffix.lower() not in COMPRESSIONS
             yield from _line_records(stream, path, None if exact else lambda: read)
         elif kind == "json":
-            for where, value in _values(stream, path):
+            for where, value in json_values(stream, path):
                 yield _of_value(value, where, read)
         else:
             yield from _table_records(stream, path, lambda: read, tabs=kind == "tsv")

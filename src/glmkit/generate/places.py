@@ -43,15 +43,17 @@ class Places:
     ) -> "Places":
         """Of a whole prompt with `part_a` tokens that see each other in both directions; at least one token.
 
-        running: row 0 counts on from the blank (ObjectiveConfig.generation_positions). block_positions False: row 1
-        stays 1 in the span (block_position_encoding).
+        running: row 0 counts on from the blank (ObjectiveConfig.generation_positions); nothing changes in a span that
+        goes on counting behind part A anyway. block_positions False: row 1 stays 1 in the span
+        (block_position_encoding).
         """
         # What follows must not look like the start of another span.
         filler = ids[-1] if config.special is None else config.special.pad
         ids_1S = torch.tensor([[*ids, filler, filler]])
         places_2S = infer_positions(ids_1S, torch.tensor([part_a]), config)[0]
         if running:
-            places_2S[0] += places_2S[1]
+            counts_S = places_2S[0] == torch.arange(places_2S.shape[1])
+            places_2S[0] += places_2S[1].masked_fill(counts_S, 0)
         learned = config.max_positions if config.positions == "learned_2d" else None
         inside = None if block_positions else 1
         step_2 = places_2S[:, -1] - places_2S[:, -2]

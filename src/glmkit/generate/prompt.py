@@ -51,8 +51,14 @@ class Prompt:
         model lacks.
         """
         ids = tuple(ids)
-        check_row(ids, config, name)
+        _check_row(ids, config, name)
         part_a = int(infer_prefix(torch.tensor([ids]), config.special)) if config.mask == "prefix" else 0
+        # The token that opens a span comes on top of the text, as it does for every blank of `jobs.spans`; families
+        # whose prompts are whole rows count it.
+        opens = part_a == len(ids) - 1 and config.blank_order != "gmask_first"
+        length = part_a if opens else len(ids)
+        if length > config.max_positions:
+            raise RequestError(f"{name} has {length} tokens, the model takes {config.max_positions}; shorten it")
         places = Places.of(ids, part_a, config, running=running, block_positions=block_positions)
         return cls(ids, part_a, places, frozenset(stops), tuple(forbidden), max_positions, tuple(padding))
 
@@ -62,12 +68,10 @@ class Prompt:
         return self.padding + self.ids
 
 
-def check_row(ids: Sequence[int], config: GLMConfig, name: str) -> None:
-    """Raises RequestError for a prompt without tokens, longer than the model's positions, or with an unknown id."""
+def _check_row(ids: Sequence[int], config: GLMConfig, name: str) -> None:
+    """Raises RequestError for a prompt without tokens or with an unknown id."""
     if not ids:
         raise RequestError(f"{name} has no tokens; give at least 1")
-    if len(ids) > config.max_positions:
-        raise RequestError(f"{name} has {len(ids)} tokens, the model takes {config.max_positions}; shorten it")
     low, high = min(ids), max(ids)
     if low < 0 or high >= config.vocab_size:
         wrong = low if low < 0 else high
