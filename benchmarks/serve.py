@@ -43,7 +43,7 @@ from support.watching import metrics  # noqa: E402
 
 LAYERS = 4
 # Tokens of a prompt and of an answer.
-SIZES = {"demo": (24, 64), "wide": (24, 16)}
+SIZES = {"demo": (24, 96), "wide": (24, 16)}
 MARGIN = 1e-3
 
 

@@ -42,6 +42,7 @@ QUIET = ("--log_level", "warning", "--no_page")
 GROWTH = 0.03  # of the memory after the first minute
 RESET = 1.0  # seconds in which the row of a client that reset its connection must be free
 FUZZED = ("chatglm3", "chatglm")
+NAME = "chatglm3-6b"  # the model of the examples in the document, which are tried first
 
 
 def requests(lm: LM, count: int) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def run_fuzz(seconds: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"cases": 0, "failures": []}
     for family in FUZZED:
         model = save(small_chat(family, max_positions=512), folder / family)
-        with glm_serve(model, *QUIET) as server:
+        with glm_serve(model, *QUIET, "--model_id", NAME) as server:
             fuzzed = fuzz(server.url, folder, seconds=max(1, seconds // len(FUZZED)), examples=1_000_000)
             result["cases"] += fuzzed.cases
             result["failures"] += fuzzed.failures

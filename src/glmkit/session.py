@@ -29,6 +29,7 @@ from .generate.reading import PlainReader
 from .generate.sampling import check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
+from .model.fingerprint import Fingerprint
 from .tokenizer.base import Tokenizer
 from .tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
 
@@ -49,7 +50,7 @@ class LM:
         self.family = parts.config.family
         self._prompts = Prompts(parts)
         self._engine: Engine | None = None
-        self._weights: object = None  # what the engine's cache was made with
+        self._weights: Fingerprint | None = None  # what the engine's cache was made with
         self._lock = threading.Lock()
 
     @property
@@ -71,18 +72,16 @@ class LM:
     def engine(self) -> Engine:
         """What runs all requests; made at first use. After a change of the weights it has forgotten what it read.
 
-        Raises RequestError while the model is in training mode.
+        What runs just then is read again by the new weights. Raises RequestError while the model is in training mode.
         """
-        if self.model.training:
+        if any(module.training for module in self.model.modules()):
             raise RequestError("the model is in training mode, in which dropout may be on; call lm.model.eval() first")
         with self._lock:
-            weights = _versions(self.model)
+            weights = Fingerprint.of(self.model)
             if self._engine is None:
                 self._engine = Engine(self.model, EngineLimits(rows=MAX_BEAMS))
             elif weights != self._weights:
-                if self._engine.running or self._engine.waiting:
-                    return self._engine  # what runs has begun with other weights; forgotten when nobody does
-                self._engine.reset()
+                self._engine.reread()
             self._weights = weights
             return self._engine
 
@@ -99,7 +98,7 @@ class LM:
                 )
             self._engine = None  # its memory is free for the new one
             self._engine = Engine(self.model, limits, allocate=allocate)
-            self._weights = _versions(self.model)
+            self._weights = Fingerprint.of(self.model)
             return self._engine
 
     # --- texts --------------------------------------------------------------------------------------------------------
@@ -149,15 +148,17 @@ class LM:
         params: GenerationParams | Mapping[str, Any] | None = None,
         *,
         own_stops: bool = True,
+        whole: bool = True,
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
         """What `engine.submit` takes to continue a text; its `answers` are complete once it is over.
 
         text: or the ids of a whole prompt as the model reads it, to which nothing is added. Padding ids in front are
         not read, but count for penalties and beam_length "row", as in transformers. Without a tokenizer answers have
-        no text. own_stops: as in `answers`. listener: hears every token. Raises RequestError as `generate` does.
+        no text. own_stops: as in `answers`. whole False: ids are those of a text and get around them what a text gets;
+        special ones are refused. listener: hears every token. Raises RequestError as `generate` does.
         """
-        return self._text_job(text, _params(params), own_stops=own_stops, listener=listener)
+        return self._text_job(text, _params(params), own_stops=own_stops, whole=whole, listener=listener)
 
     # --- blanks -------------------------------------------------------------------------------------------------------
 
@@ -270,10 +271,11 @@ class LM:
         params: GenerationParams,
         *,
         own_stops: bool = True,
+        whole: bool = True,
         name: str = "the text",
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
-        prompt = self._prompts.continuation(text, own_stops=own_stops, name=name)
+        prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, name=name)
         tokenizer = self.parts.tokenizer
         reader = None if tokenizer is None else partial(PlainReader, tokenizer)
         return make_job(prompt, params, self.config, reader=reader, listener=listener)
@@ -302,13 +304,6 @@ class LM:
             listener=listener,
             number=number,
         )
-
-
-def _versions(model: GLM) -> object:
-    """Tells weights from the same ones after a change: torch counts what is done to a tensor in its place."""
-    tensors = [*model.parameters(), *model.buffers()]
-    versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    return versions, model.dtype, model.device
 
 
 def _params(params: GenerationParams | Mapping[str, Any] | None) -> GenerationParams:

@@ -1,6 +1,7 @@
 """`glm generate` and `glm fill`: every option of decoding, several answers, streams, JSON."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 import glmkit
 from glmkit.checkpoint.native import write_model
+from glmkit.cli.chat import WITHOUT as CHAT_WITHOUT
+from glmkit.cli.fill import WITHOUT as FILL_WITHOUT
 from glmkit.cli.generation_options import NUMBERS, add_generation_arguments, generation_options
 from glmkit.cli.main import main
 from glmkit.cli.parser import OneLineParser
@@ -130,3 +133,30 @@ def test_there_is_an_option_for_every_parameter() -> None:
     add_generation_arguments(unset, without=["n"], unset={"top_p": "the family's"})
     assert {*values} - {*generation_options(unset.parse_args([]))} == {"top_p", "n"}
     assert "(default: the family's)" in unset.format_help()
+
+
+_LENGTHS = ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "prompt_lookup", "prompt_lookup_ngram")
+
+
+@pytest.mark.parametrize("verb", ["generate", "fill", "chat"])
+def test_help_names_every_default_once(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.partition("--help")[2].split())
+    _, *options = re.split(r" --(?=[a-z_]+ (?:[A-Z]+|\{\S+\}) )", text)
+    found = {option.split()[0]: option for option in options}
+    without = {"fill": FILL_WITHOUT, "chat": CHAT_WITHOUT}.get(verb, ())
+    free = {"max_new_tokens", "temperature", "top_p", "seed"} if verb == "chat" else set()
+    for field in fields(GenerationParams):
+        if field.name in without:
+            assert field.name not in found
+            continue
+        (named,) = re.findall(r"default: ([^)]+)\)", found[field.name])
+        if field.name in free:
+            assert named.startswith(("the family's", "what the family's", "a new one"))
+        else:
+            assert named == ("none" if field.default in (None, ()) else str(field.default).lower())
+        assert field.name not in _LENGTHS or "tokens" in found[field.name]
+    if verb == "fill":
+        assert "in tokens (default: 64)" in found["max_tokens"]

@@ -1,12 +1,15 @@
 """Places of prompts and of what follows them: the model's own, at any distance."""
 
 import random
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
 from glmkit.errors import RequestError
+from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.params import GenerationParams
 from glmkit.generate.places import Places
 from glmkit.generate.prompt import Prompt
 from glmkit.model.positions import infer_positions
@@ -18,8 +21,8 @@ def whole(ids: list[int], config: Any, more: int, running: bool, block_positions
     """Places of prompt and answer worked out in one go."""
     part_a = torch.tensor([Prompt.of(ids, config).part_a])
     places = infer_positions(torch.tensor([[*ids, *[SPECIAL.pad] * more]]), part_a, config)[0]
-    if running:
-        places[0] += places[1]
+    if running:  # nothing changes where the span goes on counting already
+        places[0] += torch.where(places[0] == torch.arange(places.shape[1]), 0, places[1])
     if not block_positions:
         places[1] = places[1].clamp_max(1)
     return places.clamp_max(config.max_positions) if config.positions == "learned_2d" else places
@@ -66,7 +69,47 @@ def test_by_hand() -> None:
     assert Prompt.of(row, each, running=True).places.at(3, 8).tolist() == [[3, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
     assert Prompt.of(row, each, block_positions=False).places.at(3, 8).tolist() == [[3, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert Prompt.of(row, both).places.at(3, 8).tolist() == [[3, 3, 3, 3, 3], [0, 1, 2, 3, 4]]
-    assert Prompt.of(row, rotary).places.at(3, 8)[0].tolist() == [3, 4, 5, 6, 7]
+    for running in (False, True):
+        assert Prompt.of(row, rotary, running=running).places.at(3, 8)[0].tolist() == [3, 4, 5, 6, 7]
+    mask_first = tiny_config(**KINDS["mask_first"])
+    assert Prompt.of(row, mask_first, running=True).places.at(3, 8)[0].tolist() == [3, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask"),
+    # Models that prefer [gMASK] know no [sMASK].
+    [*product(("each", "mask_first"), SPECIAL.mask_ids()), *product(("gmask_first",), (SPECIAL.mask, SPECIAL.gmask))],
+)
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("block_positions", [False, True])
+def test_equal_those_of_a_blank_that_is_filled(kind: str, mask: int, running: bool, block_positions: bool) -> None:
+    """A prompt that ends in an open span and the job of a text's blanks have one and the same idea of places."""
+    for axes in (KINDS[kind], KINDS[kind] | {"positions": "rope"}):
+        config = tiny_config(**axes)
+        options: dict[str, Any] = {"running": running, "block_positions": block_positions}
+        job = SpansJob([20, 21, mask, 22], GenerationParams(), config, SPECIAL, **options)
+        (branch,) = job.start()
+        places = Prompt.of([20, 21, mask, 22, SPECIAL.sop], config, **options).places
+        assert torch.equal(places.at(0, 5), branch.places_2T)
+        for step in range(5, 130):
+            logits_1V = torch.zeros(1, config.vocab_size)
+            logits_1V[0, 30] = 1
+            (branch,) = job.advance([logits_1V])
+            assert torch.equal(places.at(step, step + 1), branch.places_2T)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_prompt(kind: str) -> None:
+    """The token that opens the span of a text that fills the positions is one more, unless prompts are whole rows."""
+    config = tiny_config(**KINDS[kind])
+    opening = prompt_of(kind, 0, 1)
+    most = config.max_positions + (kind in ("each", "mask_first")) - len(opening)
+    assert len(Prompt.of(prompt_of(kind, most, 1), config).ids) == most + len(opening)
+    with pytest.raises(RequestError, match="^the prompt has 97 tokens, the model takes 96; shorten it$"):
+        Prompt.of(prompt_of(kind, most + 1, 1), config)
+    begun = [*prompt_of(kind, most - 1, 1), 30, 31]
+    with pytest.raises(RequestError, match="the model takes 96; shorten it$"):  # what stands in a span does count
+        Prompt.of(begun, config)
 
 
 def test_a_model_without_special_ids_counts_on() -> None:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from glmkit.generate.sampling import Sampling, _gumbel, _hash, _signed, keep_top_k, keep_top_p, next_tokens
+from glmkit.generate.cuts import keep_top_k, keep_top_p
+from glmkit.generate.noise import _hash, _signed, gumbel, noise_keys, uniform
+from glmkit.generate.sampling import Sampling, next_tokens
 
 WORD = (1 << 64) - 1
 
@@ -20,14 +22,15 @@ def test_the_hash_is_splitmix64() -> None:
 
 
 def test_noise_is_gumbel_and_streams_are_unrelated() -> None:
-    ids = torch.arange(20_000)
-    noise = torch.stack([_gumbel(ids, 3, position) for position in range(50)])
+    ids = torch.arange(20_000)[None]
+    noise = gumbel(uniform(ids, noise_keys([3] * 50, range(50), ids.device)))
     ranks = (-(-noise.double()).exp()).exp().flatten().sort().values
     expected = torch.arange(1, len(ranks) + 1) / len(ranks)
     assert (ranks - expected).abs().max() * len(ranks) ** 0.5 < 1.63, "Kolmogorov-Smirnov at 1 %"
-    others = [_gumbel(ids, seed, at) for seed, at in ((4, 0), (3, 1), (2, 1), (-3, 0), (3 + (1 << 32), 0))]
+    seeds, places = [4, 3, 2, -3, 3 + (1 << 32)], [0, 1, 1, 0, 0]
+    others = gumbel(uniform(ids, noise_keys(seeds, places, ids.device)))
     correlation = torch.corrcoef(torch.stack([noise[0], noise[0].roll(1), *others]))
-    assert (correlation - torch.eye(7)).abs().max() < 5 / len(ids) ** 0.5
+    assert (correlation - torch.eye(7)).abs().max() < 5 / ids.numel() ** 0.5
 
 
 def test_noise_of_a_token_does_not_depend_on_the_others() -> None:

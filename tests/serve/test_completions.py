@@ -112,10 +112,54 @@ def test_ids_are_those_of_a_text(live: Live) -> None:
     assert answer(live, ids, echo=True)["choices"][0]["text"].startswith("the fox")
 
 
+def test_ids_are_read_as_they_are(live: Live) -> None:
+    """Ids that no text becomes, as they stand: characters one by one, halves of characters."""
+    tokenizer = live.direct.tokenizer
+    one_by_one = [index for letter in "the fox" for index in tokenizer.encode(letter)]
+    assert one_by_one != tokenizer.encode("the fox")
+    halves = tokenizer.encode("☃é")[:-1]
+    assert tokenizer.encode(tokenizer.decode(halves)) != halves
+    text = live.direct._prompts.continuation("the fox").ids
+    around = len(text) - len(tokenizer.encode("the fox"))
+    for ids in (one_by_one, halves):
+        said = answer(live, ids, logprobs=1, seed=4, temperature=0.8)
+        start = next(at for at in range(len(text)) if text[at] == tokenizer.encode("the fox")[0])
+        whole = [*text[:start], *ids, *text[start + len(text) - around :]]
+        options = {"temperature": 0.8, "seed": 4, "max_new_tokens": 6}
+        forbidden = live.direct._prompts.continuation("the fox").forbidden
+        (expected,) = live.direct.answers([whole], forbidden=forbidden, **options)[0]
+        assert said["choices"][0]["text"] == expected.text
+        assert said["usage"]["prompt_tokens"] == len(ids) + around
+        assert said["usage"]["completion_tokens"] == len(expected.ids)
+        assert answer(live, ids, echo=True)["choices"][0]["text"].startswith(tokenizer.decode(ids))
+
+
 def test_ids_that_no_text_has(live: Live) -> None:
-    special = live.direct.special
-    for ids in ([special.mask], [10**9], [live.lm.tokenizer.vocab_size]):
-        assert error(live, ids)["param"] == "prompt"
+    special, tokenizer = live.direct.special, live.direct.tokenizer
+    text = tokenizer.encode("the fox")
+    for ids in ([special.mask], [10**9], [tokenizer.vocab_size], [*text, special.eos], [[*text], [special.sop]]):
+        said = error(live, ids)
+        assert said["param"] == "prompt"
+        assert "id" in said["message"]
+    assert tokenizer.id_to_token(special.gmask) in error(live, [special.gmask])["message"]
+    live.settled(lambda: live.lm.engine.rows == 0)
+
+
+def test_the_shortest_answer_without_a_longest(live: Live) -> None:
+    body = {"model": "m", "prompt": "the fox", "min_tokens": 40, "temperature": 0}
+    said = httpx.post(f"{live.url}/v1/completions", json=body, timeout=PATIENCE).json()
+    assert said["usage"]["completion_tokens"] == 40
+    assert error(live, "the fox", min_tokens=7)["param"] == "min_tokens"
+
+
+def test_another_answer_each_time_unless_there_is_a_seed(live: Live) -> None:
+    options = {"temperature": 1.5, "max_tokens": 24}
+    first, second = (answer(live, "the fox", **options) for _ in range(2))
+    assert first["choices"][0]["text"] != second["choices"][0]["text"]
+    again = [answer(live, "the fox", seed=7, **options) for _ in range(2)]
+    assert again[0]["choices"][0]["text"] == again[1]["choices"][0]["text"]
+    assert len({each["system_fingerprint"] for each in (first, second, *again)}) == 1
+    assert len({each["id"] for each in (first, second, *again)}) == 4
 
 
 # --- more and fewer answers -------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from glmkit.serve.body import read_object
+from glmkit.serve.errors import ApiError
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
 
@@ -114,7 +117,7 @@ def test_a_path_that_a_proxy_puts_in_front_opens_nothing(keyed: ThreadServer) ->
         (b'{"tokens": 1, "tokens": 2}', "'tokens' is given twice"),
         (b'{"a": {"b": 1, "b": 2}}', "'b' is given twice"),
         (b'{"pad": "\\ud83d"}', "pad has half of a surrogate pair, \\ud83d"),
-        (b'{"a": [{"b": ["x", "\\udc00"]}]}', "a.0.b.1 has half of a surrogate pair"),
+        (b'{"a": [{"b": ["x", "\\udc00"]}]}', "a[0].b[1] has half of a surrogate pair"),
         (b'{"\\ud800": 1}', "a name has half of a surrogate pair"),
         (b'{"a":' * 300 + b"1" + b"}" * 300, "more than 64 levels"),
         (b"[" * 1500, "more than 64 levels"),
@@ -126,6 +129,38 @@ def test_bodies_that_are_no_json_object_are_refused(server: ThreadServer, conten
     assert response.status_code == 400
     assert words in error_of(response)["message"]
     assert len(response.content) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b'{"tokens": NaN}', "tokens"),
+        (b'{"messages": [{"role": "user"}, {"content": -Infinity}]}', "messages[1].content"),
+        (b'{"a": [0, 1e999]}', "a[1]"),
+        (b'{"a": {"b": 1, "b": 2}}', "a.b"),
+        (b'{"b": 1, "b": 2}', "b"),
+        (b'{"messages": [{"role": "user", "content": "x\xff"}]}', "messages[0].content"),
+        ('{"messages": [{"content": "中"}]}'.encode("gbk"), "messages[0].content"),
+        (b'{"messages": [{"content": ["\\ud83d"]}]}', "messages[0].content[0]"),
+        (b'{"a\xff": 1}', None),
+        (b"\xff", None),
+        (b'{"a": "\xff"', None),
+        (b"NaN", None),
+        (b'["\xff"]', "[0]"),
+    ],
+)
+def test_what_is_wrong_inside_a_value_names_the_field(server: ThreadServer, content: bytes, param: str | None) -> None:
+    response = post(server, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["param"], error["code"]) == (param, "invalid_json")
+    assert param is None or param.rpartition(".")[2] in error["message"]
+
+
+def test_a_number_of_thousands_of_digits_names_its_field() -> None:
+    with pytest.raises(ApiError, match="a\\[1\\]: the number .* has too many digits") as caught:
+        read_object(b'{"a": [1, ' + b"9" * 5000 + b"]}")
+    assert caught.value.param == "a[1]"
 
 
 def test_pairs_of_surrogates_and_deep_texts_are_fine(server: ThreadServer) -> None:
@@ -214,8 +249,17 @@ def test_wrong_methods(server: ThreadServer, method: str, path: str) -> None:
     assert error_of(response)["code"] == "method_not_allowed"
 
 
-def test_made_up_methods(server: ThreadServer) -> None:
-    assert error_of(ask(server, "BREW", "/health"))["code"] == "unknown_method"
+@pytest.mark.parametrize("method", ["BREW", "QUERY", "PROPFIND", "get", "Post", "x" * 1000])
+def test_made_up_methods(server: ThreadServer, method: str) -> None:
+    for path, allowed in (("/health", "GET, HEAD, OPTIONS"), ("/v1/count", "OPTIONS, POST")):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            said = connection.makefile("rb").read().decode()
+        assert said.startswith("HTTP/1.1 405 ")
+        assert f"allow: {allowed}\r\n" in said
+        assert '"method_not_allowed"' in said
+    assert ask(server, "BREW", "/nothing").status_code == 404
+    assert post(server).status_code == 200
 
 
 def test_head_is_get_without_a_body(server: ThreadServer) -> None:

@@ -12,7 +12,7 @@ OPERATIONS = {"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/inf
 
 def test_the_document_is_true(tmp_path: Path) -> None:
     # A family that chats and fills blanks; few positions, so that no answer that somebody thinks up takes long.
-    with serving(partial(small_chat, "chatglm", max_positions=64), model_id="m") as live:
+    with serving(partial(small_chat, "chatglm", max_positions=64), model_id="chatglm3-6b") as live:
         fuzzed = fuzz(live.url, tmp_path, seconds=30, examples=5, phases="examples,fuzzing")
         assert fuzzed.failures == []
         assert fuzzed.cases > 40

@@ -10,7 +10,9 @@ import pytest
 from glmkit.errors import RequestError
 from glmkit.serve.errors import ApiError, ClientGone
 from glmkit.serve.protocol.chat import ChunkChoice, Delta
-from glmkit.serve.stream import Event, EventStream, frame, frames
+from glmkit.serve.stream import Event, EventStream, TextFrames, frame
+
+SCOPE: dict[str, Any] = {"type": "http", "asgi": {}}
 
 
 async def events(*values: Any, closed: list[str] | None = None) -> AsyncIterator[Event]:
@@ -25,11 +27,21 @@ async def events(*values: Any, closed: list[str] | None = None) -> AsyncIterator
             closed.append("events")
 
 
-def sent(*values: Any) -> list[bytes]:
-    async def run() -> list[bytes]:
-        return [part async for part in frames(events(*values))]
+async def nothing() -> None:
+    pass
 
-    return asyncio.run(run())
+
+async def parts_of(events: AsyncIterator[Event], **options: Any) -> list[bytes]:
+    """The bodies of a whole response."""
+    connection = Connection()
+    await EventStream(events, nothing, **options)(SCOPE, connection.receive, connection.send)
+    assert [message.get("more_body") for message in connection.said[1:]][-1] is False
+    assert all(message["more_body"] for message in connection.said[1:-1])
+    return [message["body"] for message in connection.said[1:] if message["body"]]
+
+
+def sent(*values: Any) -> list[bytes]:
+    return asyncio.run(parts_of(events(*values)))
 
 
 def test_a_frame_is_one_line_of_json() -> None:
@@ -69,18 +81,15 @@ def test_a_client_that_is_gone_is_told_nothing() -> None:
 
 def test_comments_while_nothing_comes() -> None:
     async def run() -> list[bytes]:
-        let_go = asyncio.Event()
+        connection = Connection()
 
         async def slow() -> AsyncIterator[Event]:
-            await let_go.wait()
+            await connection.heard(4)
             yield {"a": 1}
 
-        parts = []
-        async for part in frames(slow(), beat=0.001):
-            parts.append(part)
-            if len(parts) == 3:
-                let_go.set()
-        return parts
+        stream = EventStream(slow(), nothing, beat=0.001)
+        await asyncio.wait_for(stream(SCOPE, connection.receive, connection.send), 10)
+        return [message["body"] for message in connection.said[1:]]
 
     *comments, event, done = asyncio.run(run())
     assert len(comments) >= 3
@@ -88,9 +97,33 @@ def test_comments_while_nothing_comes() -> None:
     assert (event, done) == (b'data: {"a":1}\n\n', b"data: [DONE]\n\n")
 
 
+def test_no_comments_while_events_come_or_the_client_reads_nothing() -> None:
+    async def run() -> list[bytes]:
+        connection = Connection(blocks=asyncio.Event())
+
+        async def some() -> AsyncIterator[Event]:
+            for number in range(3):
+                yield {"a": number}
+
+        stream = EventStream(some(), nothing, beat=0.0001)
+        answering = asyncio.create_task(stream(SCOPE, connection.receive, connection.send))
+        await connection.heard(2)  # it is stuck in the first event
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert len(connection.said) == 2
+        assert connection.blocks is not None
+        connection.blocks.set()
+        await asyncio.wait_for(answering, 10)
+        return [message["body"] for message in connection.said[1:]]
+
+    bodies = [body for body in asyncio.run(run()) if not body.startswith(b":")]
+    assert b"".join(bodies).count(b"data: ") == 4
+
+
 def test_events_are_made_no_faster_than_they_are_sent() -> None:
     async def run() -> int:
         made = 0
+        connection = Connection(blocks=asyncio.Event())
 
         async def endless() -> AsyncIterator[Event]:
             nonlocal made
@@ -98,23 +131,35 @@ def test_events_are_made_no_faster_than_they_are_sent() -> None:
                 made += 1
                 yield {"n": made}
 
-        parts = frames(endless())
-        for _ in range(3):
-            await anext(parts)
+        stream = EventStream(endless(), nothing)
+        answering = asyncio.create_task(stream(SCOPE, connection.receive, connection.send))
+        await connection.heard(2)
         for _ in range(100):  # turns of the loop in which nobody reads
             await asyncio.sleep(0)
-        await parts.aclose()
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
         return made
 
-    assert asyncio.run(run()) <= 6
+    assert asyncio.run(run()) == 1
+
+
+def test_text_frames_are_those_of_the_event() -> None:
+    def made(text: str) -> ChunkChoice:
+        return ChunkChoice(index=3, delta=Delta(content=text), logprobs=None, finish_reason=None)
+
+    quick = TextFrames(made)
+    for text in ("", "a", '"\\"', "中\u2028\r\n\t\x00\x1f\x7f", "😀</script>", "\\u0000", '"}'):
+        assert quick(text) == frame(made(text))
 
 
 class Connection:
-    """The server's side of a response. failing: `send` raises from the second message on."""
+    """The server's side of a response. failing: `send` raises from the second message on; blocks: it waits there."""
 
-    def __init__(self, *, failing: bool = False, leaves: bool = False) -> None:
+    def __init__(self, *, failing: bool = False, leaves: bool = False, blocks: asyncio.Event | None = None) -> None:
         self.said: list[Any] = []
-        self.failing, self._gone = failing, asyncio.Event()
+        self.failing, self.blocks, self._gone = failing, blocks, asyncio.Event()
+        self._more = asyncio.Condition()
         if leaves:
             self._gone.set()
 
@@ -125,10 +170,19 @@ class Connection:
     async def send(self, message: Any) -> None:
         if self.failing and self.said:
             raise OSError("broken pipe")
-        self.said.append(message)
+        async with self._more:
+            self.said.append(message)
+            self._more.notify_all()
+        if self.blocks is not None and len(self.said) > 1:
+            await self.blocks.wait()
+
+    async def heard(self, count: int) -> None:
+        """Wait until so many messages were sent."""
+        async with self._more:
+            await self._more.wait_for(lambda: len(self.said) >= count)
 
 
-def served(connection_: dict[str, bool], *values: Any) -> tuple[Connection, list[str]]:
+def served(connection_: dict[str, Any], *values: Any) -> tuple[Connection, list[str]]:
     async def run() -> tuple[Connection, list[str]]:
         closed: list[str] = []
 
@@ -139,7 +193,7 @@ def served(connection_: dict[str, bool], *values: Any) -> tuple[Connection, list
         connection = Connection(**connection_)
         response = EventStream(events(*values, closed=closed), close)
         try:
-            await response({"type": "http", "asgi": {}}, connection.receive, connection.send)
+            await response(SCOPE, connection.receive, connection.send)
         except OSError:
             closed.append("raised")
         return connection, closed
@@ -172,7 +226,7 @@ def test_everything_is_closed_when_the_client_leaves() -> None:
             closed.append("jobs")
 
         connection = Connection(leaves=True)
-        await EventStream(forever(), close)({"type": "http", "asgi": {}}, connection.receive, connection.send)
+        await EventStream(forever(), close)(SCOPE, connection.receive, connection.send)
         return closed
 
     assert asyncio.run(asyncio.wait_for(run(), 10)) == ["jobs"]
@@ -180,4 +234,4 @@ def test_everything_is_closed_when_the_client_leaves() -> None:
 
 def test_everything_is_closed_when_nothing_can_be_sent() -> None:
     _, closed = served({"failing": True}, {"a": 1}, {"b": 2}, {"c": 3})
-    assert set(closed) >= {"jobs"}
+    assert closed == ["events", "jobs", "raised"]

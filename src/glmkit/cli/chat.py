@@ -16,9 +16,9 @@ from glmkit.errors import GLMKitError, RequestError
 # A turn has one reply, and what is known of its tokens has no place in a terminal.
 WITHOUT = (*SEVERAL, "logprobs")
 _UNSET = {
-    "max_new_tokens": "what the positions allow",
+    "max_new_tokens": "what the family's published length leaves",
     "temperature": "the family's published one",
-    "top_p": "the family's",
+    "top_p": "the family's published one",
     "seed": "a new one each time",
 }
 

@@ -10,14 +10,18 @@ from glmkit.cli.generation_options import SEVERAL, add_generation_arguments, gen
 from glmkit.cli.text_input import add_text_arguments, load_options, read_text
 
 # A blank has one answer, its own limit, and ends at ids alone.
-_WITHOUT = (*SEVERAL, "max_new_tokens", "stop", "logprobs")
+WITHOUT = (*SEVERAL, "max_new_tokens", "stop", "logprobs")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     add_text_arguments(parser)
     parser.add_argument(
-        "--max_tokens", type=int, default=64, help="longest answer per blank, in tokens (default: %(default)s)"
+        "--max_tokens",
+        metavar="N",
+        type=int,
+        default=64,
+        help="longest answer per blank, in tokens (default: %(default)s)",
     )
     parser.add_argument(
         "--order",
@@ -26,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B "
         "(default: as the model's family does)",
     )
-    add_generation_arguments(parser, without=_WITHOUT)
+    add_generation_arguments(parser, without=WITHOUT)
 
 
 def run(args: Any) -> int:

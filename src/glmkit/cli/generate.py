@@ -4,18 +4,17 @@ import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
-
 from glmkit import load
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.parser import Help
 from glmkit.cli.text_input import add_text_arguments, load_options, read_text
 from glmkit.errors import RequestError
 from glmkit.generate.answer import Answer, TokenLogprob
 from glmkit.session import LM
 
 
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+class _Help(RawDescriptionHelpFormatter, Help):
     """Defaults beside the options, and an epilog that keeps its lines."""
 
 

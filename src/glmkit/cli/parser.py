@@ -1,20 +1,29 @@
 """The parser of every verb: jsonargparse, with wrong options as one line that names the closest spelling."""
 
+import argparse
 import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from glmkit.errors import RequestError
+
+
+class Help(DefaultHelpFormatter):
+    """Type and default beside every option whose own text does not say its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        return text if "(default: " in text else super()._get_help_string(action)
 
 
 class OneLineParser(ArgumentParser):
     """Raises RequestError, one line, where argparse would print its usage and exit; reads --a-b and --a_b alike."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **options})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Help, **options})
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """The values of `args`. Raises RequestError."""

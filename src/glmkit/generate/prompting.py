@@ -82,21 +82,24 @@ class Prompts:
         config, tokenizer = self._parts.config, self._parts.tokenizer
         return range(config.vocab_size if tokenizer is None else tokenizer.vocab_size, config.vocab_size)
 
-    def continuation(self, text: str | Sequence[int], *, own_stops: bool = True, name: str = "the text") -> Prompt:
+    def continuation(
+        self, text: str | Sequence[int], *, own_stops: bool = True, whole: bool = True, name: str = "the text"
+    ) -> Prompt:
         """A text to go on with.
 
         A text becomes part A with a generation mask behind it, or gets the tokens that its tokenizer puts around every
         input, as the family has it; a mask written in it is ordinary text. Token ids are taken for the whole prompt,
         added tokens included: nothing is added, and nothing forbidden but the padding rows of the vocabulary. Padding
         ids in front of them are not read, but count for penalties and beam_length "row".
-        own_stops False: no id ends the answer but those of the request. name: how errors call the text.
-        Raises RequestError for no text, for one that is too long, and for ids that the model lacks.
+        own_stops False: no id ends the answer but those of the request. whole False: token ids are those of a text, as
+        they are, and get around them what a text gets; special ones are refused, as no text has them. name: how errors
+        call the text. Raises RequestError for no text, for one that is too long, and for ids that the model lacks.
         """
         config, generation = self._parts.config, self._parts.generation
         forbidden: set[int] = {*self.padding_ids}
         padding: tuple[int, ...] = ()
-        if isinstance(text, str):
-            ids = self._read(text)
+        if isinstance(text, str) or not whole:
+            ids = self._around(self.tokenizer.encode(text) if isinstance(text, str) else self._of_text(text, name))
             if self._fills_spans:
                 forbidden |= self.never_in_spans
                 config = replace(config, special=self.special)
@@ -154,27 +157,45 @@ class Prompts:
         config = self._parts.config
         return config.mask != "causal" and config.blank_order != "gmask_first"
 
-    def _read(self, text: str) -> list[int]:
+    def _around(self, ids: list[int]) -> list[int]:
+        """The ids of a text with what the model expects around them."""
         tokenizer = self.tokenizer
-        ids = tokenizer.encode(text)
         if self._fills_spans:
             mask = self._parts.generation.get("generation_mask_id", self.special.gmask)
             return [*self._opening(), *ids, mask, self.special.sop]
         return tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
 
+    def _of_text(self, ids: Sequence[int], name: str) -> list[int]:
+        """Ids that a text may have. Raises RequestError for others, by name."""
+        tokenizer, special = self.tokenizer, self.special
+        roles = {index for index in vars(special).values() if index is not None} - {special.unk}
+        row, size = _whole_numbers(ids, name), tokenizer.vocab_size
+        for index in {*row}:
+            if not 0 <= index < size:
+                raise RequestError(f"{name} has the id {index}; the vocabulary's ids are 0 to {size - 1}")
+            if index in roles or not tokenizer.decode([index]) and tokenizer.decode([index], skip_specials=False):
+                token = tokenizer.id_to_token(index)
+                raise RequestError(f"{name} has the special id {index}, {token}, which no text has; leave it out")
+        return row
+
     def _given(self, ids: Sequence[int], name: str) -> tuple[list[int], tuple[int, ...]]:
         """Ids of a whole prompt and the padding in front of them."""
-        if not isinstance(ids, Iterable) or isinstance(ids, bytes | Mapping):
-            raise RequestError(f"text is {reprlib.repr(ids)}; give a text (str), or token ids where they are taken")
-        row = [*ids]
-        for index in row:
-            check_type(f"an id of {name}", index, Integral, "a whole number")
+        row = _whole_numbers(ids, name)
         special, start = self._parts.config.special, 0
         while special is not None and start < len(row) - 1 and row[start] == special.pad:
             start += 1
-        row = [int(index) for index in row]
         return row[start:], tuple(row[:start])
 
     def _opening(self) -> list[int]:
         cls, usual = self.special.cls, self._parts.config.blank_order == "each"
         return [cls] if cls is not None and self._parts.generation.get("add_cls", usual) else []
+
+
+def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:
+    """Raises RequestError for what is no list of them."""
+    if not isinstance(ids, Iterable) or isinstance(ids, bytes | Mapping):
+        raise RequestError(f"text is {reprlib.repr(ids)}; give a text (str), or token ids where they are taken")
+    row = [*ids]
+    for index in row:
+        check_type(f"an id of {name}", index, Integral, "a whole number")
+    return [int(index) for index in row]

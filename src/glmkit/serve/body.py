@@ -6,11 +6,13 @@ import math
 import reprlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message
 
 from .errors import ApiError, ClientGone
+from .protocol.problems import path
 
 # Media types under which clients send JSON; the last two are what common tools say unless told otherwise.
 _JSON_TYPES = ("application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")
@@ -59,47 +61,104 @@ def read_object(data: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises ApiError, 400, saying what is wrong and where.
 
     Refused as well: names that come twice in an object, NaN and infinities, numbers too large for a double, halves of
-    surrogate pairs, more than 64 levels.
+    surrogate pairs, more than 64 levels. What is wrong inside a value names the field.
     """
     if not data.strip():
         raise _bad("the body is empty; send a JSON object")
+    first: int | None = None  # the first byte that is not UTF-8
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _bad(f"the body is not UTF-8 (byte {error.start})") from None
+        # Its bytes as halves of pairs, by which the field is found.
+        first, text = error.start, data.decode("utf-8", "surrogateescape")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        value, wrong = _parsed(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise _bad(f"the body is not JSON: {error.msg} at {where}") from None
+        raise _not_utf8(first) or _bad(f"the body is not JSON: {error.msg} at {where}") from None
     except RecursionError:
-        raise _bad(f"the body has more than {_DEPTH} levels") from None
-    except ValueError as error:  # ours, and whole numbers of thousands of digits
-        raise _bad(f"the body is not usable: {error}") from None
+        raise _not_utf8(first) or _bad(f"the body has more than {_DEPTH} levels") from None
+    if first is not None or wrong or "\\u" in text or _deep(text):
+        for found in _unsendable(value, (), 1, first):
+            raise found
     if not isinstance(value, dict):
-        raise _bad(f"the body is {_kind(value)}; send a JSON object")
-    for path in _unsendable(value, "", 1) if "\\u" in text or _deep(text) else ():
-        raise path
+        raise _not_utf8(first) or _bad(f"the body is {_kind(value)}; send a JSON object")
+    assert not wrong
+    assert first is None
     return value
 
 
-def _unsendable(value: Any, path: str, depth: int) -> Iterator[ApiError]:
+@dataclass(frozen=True)
+class _Unusable:
+    """Stands where something is that JSON or we do not take. keys: from there to the field itself."""
+
+    reason: str
+    keys: tuple[str, ...] = ()
+
+
+def _parsed(text: str) -> tuple[Any, bool]:
+    """The value, and whether there is something `_Unusable` in it. Raises JSONDecodeError and RecursionError."""
+    wrong: list[_Unusable] = []
+
+    def unusable(reason: str, *keys: str) -> _Unusable:
+        wrong.append(_Unusable(reason, keys))
+        return wrong[-1]
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
+            return unusable(f"{_short(twice)} is given twice in one object", twice)
+        return found
+
+    def constant(name: str) -> Any:
+        return unusable(f"{name} is no JSON number")
+
+    def finite(digits: str) -> Any:
+        value = float(digits)
+        return value if math.isfinite(value) else unusable(f"the number {_short(digits)} is too large")
+
+    def whole(digits: str) -> Any:
+        try:
+            return int(digits)
+        except ValueError:
+            return unusable(f"the number {_short(digits)} has too many digits")
+
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": constant, "parse_float": finite}
+    try:
+        return json.loads(text, **hooks), bool(wrong)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # whole numbers of thousands of digits; looking for them makes all others slower
+        return json.loads(text, **hooks, parse_int=whole), bool(wrong)
+
+
+def _unsendable(value: Any, keys: tuple[Any, ...], depth: int, first: int | None) -> Iterator[ApiError]:
+    """What is wrong inside a value at a place; first: the first byte that is not UTF-8."""
     if depth > _DEPTH:
-        yield _bad(f"the body has more than {_DEPTH} levels")
+        yield _not_utf8(first) or _bad(f"the body has more than {_DEPTH} levels")
+    elif isinstance(value, _Unusable):
+        name = path((*keys, *value.keys)) or None
+        where = f"{path(keys)}: " if keys else "the body is not usable: "
+        yield ApiError(400, f"{where}{value.reason}", param=name, code="invalid_json")
     elif isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            half = f"\\u{ord(value[error.start]):04x}"
-            message = f"{path or 'a name'} has half of a surrogate pair, {half}, which is no character"
-            yield ApiError(400, message, param=path or None)
+            name, half = path(keys) or "a name", ord(value[error.start])
+            if first is not None and 0xDC80 <= half <= 0xDCFF:
+                message = f"{name} is not UTF-8 (byte {first})"
+            else:
+                message = f"{name} has half of a surrogate pair, \\u{half:04x}, which is no character"
+            yield ApiError(400, message, param=path(keys) or None, code="invalid_json")
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _unsendable(key, "", depth + 1)
-            yield from _unsendable(item, f"{path}.{key}" if path else key, depth + 1)
+            yield from _unsendable(key, (), depth + 1, first)
+            yield from _unsendable(item, (*keys, key), depth + 1, first)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _unsendable(item, f"{path}.{index}", depth + 1)
+            yield from _unsendable(item, (*keys, index), depth + 1, first)
 
 
 def _deep(text: str) -> bool:
@@ -107,24 +166,8 @@ def _deep(text: str) -> bool:
     return text.count("[") + text.count("{") > _DEPTH
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"{_short(twice)} is given twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {_short(text)} is too large")
-    return value
+def _not_utf8(first: int | None) -> ApiError | None:
+    return None if first is None else _bad(f"the body is not UTF-8 (byte {first})")
 
 
 def _kind(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -31,7 +32,7 @@ from .protocol.chat import (
 from .protocol.reading import JsonRoute
 from .protocol.usage import Usage
 from .state import State
-from .stream import EventStream, documented
+from .stream import Event, EventStream, TextFrames, documented, frame
 from .tools import ReplyCalls, shown_tools
 from .turns import conversation
 
@@ -95,19 +96,31 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Liste
 
 async def _chunks(
     jobs: Jobs[ReplyJob], lm: LM, template: ChatTemplate, body: ChatRequest, head: Heading
-) -> AsyncIterator[ChatChunk]:
+) -> AsyncIterator[Event]:
     extra: dict[str, Any] = {"usage": None} if body.include_usage else {}
 
     def chunk(choice: ChunkChoice) -> ChatChunk:
         return ChatChunk(**head, object="chat.completion.chunk", choices=[choice], **extra)
 
+    def said(choice: _Choice, text: str) -> ChatChunk:
+        return chunk(choice.chunk(Delta(content=text)))
+
     choices = [_Choice(number, lm, template, body) for number in range(body.n or 1)]
+    texts = [TextFrames(partial(said, choice)) for choice in choices]
     for choice in choices:
         yield chunk(choice.chunk(Delta(role="assistant", content="")))
-    async for _, event in jobs.events():
-        choice = choices[event.number]
-        for piece in choice.hear(event) if isinstance(event, Piece) else choice.end(event):
-            yield chunk(piece)
+    async for batch in jobs.batches():
+        frames = []
+        for _, event in batch:
+            choice = choices[event.number]
+            if isinstance(event, Ended):
+                frames += [frame(chunk(piece)) for piece in choice.end(event)]
+            elif not choice.plain:
+                frames += [frame(chunk(piece)) for piece in choice.hear(event)]
+            elif event.text:
+                frames.append(texts[event.number](event.text))
+        if frames:
+            yield b"".join(frames)
     if body.include_usage:
         yield ChatChunk(**head, object="chat.completion.chunk", choices=[], usage=_usage(jobs))
 
@@ -124,6 +137,7 @@ class _Choice:
         # The raw text, in which calls are: a second reading of the tokens, only where tools were offered.
         self._decoder = IncrementalDecoder(lm.tokenizer, skip_specials=False) if offered else None
         self._raw = ""
+        self.plain = self._logprobs is None and self._decoder is None  # nothing is sent but text
 
     def whole(self, answer: Answer) -> ChatChoice:
         """All of a finished answer."""

@@ -20,11 +20,11 @@ from .errors import ApiError
 from .heading import Heading, heading
 from .jobs import Jobs, check_together, refused
 from .logprobs import LogprobWriter
-from .protocol.completion import Completion, CompletionChoice, CompletionRequest
+from .protocol.completion import Completion, CompletionChoice, CompletionRequest, Finish
 from .protocol.reading import JsonRoute
-from .protocol.usage import Usage
+from .protocol.usage import TextLogprobs, Usage
 from .state import State
-from .stream import EventStream, documented
+from .stream import Event, EventStream, TextFrames, documented, frame
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -58,25 +58,30 @@ async def completions(request: Request, body: CompletionRequest) -> Any:
         return Completion(**head, object="text_completion", choices=choices, usage=asked.usage(jobs))
 
 
-async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIterator[Completion]:
+async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIterator[Event]:
     extra: dict[str, Any] = {"usage": None} if asked.body.include_usage else {}
-    writers = [asked.logprobs() for _ in range(len(asked.prompts) * asked.n)]
+    count = len(asked.prompts) * asked.n
 
-    def event(choice: CompletionChoice) -> Completion:
+    def event(index: int, text: str, logprobs: TextLogprobs | None = None, finish: Finish | None = None) -> Completion:
+        choice = CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish)
         return Completion(**head, object="text_completion", choices=[choice], **extra)
 
-    for index in range(len(writers)) if asked.body.echo else ():
-        yield event(CompletionChoice(index=index, text=asked.echoed(index), logprobs=None, finish_reason=None))
-    async for number, heard in jobs.events():
-        index = number if asked.fills else number * asked.n + heard.number
-        if isinstance(heard, Ended):
-            finish = heard.answer.finish
-            yield event(CompletionChoice(index=index, text="", logprobs=None, finish_reason=finish))
-            continue
-        writer = writers[index]
-        logprobs = None if writer is None or not heard.logprobs else writer.text(heard.logprobs)
-        if heard.text or logprobs is not None:
-            yield event(CompletionChoice(index=index, text=heard.text, logprobs=logprobs, finish_reason=None))
+    writers = [asked.logprobs() for _ in range(count)]
+    texts = [TextFrames(partial(event, index)) for index in range(count)]
+    for index in range(count) if asked.body.echo else ():
+        yield texts[index](asked.echoed(index))
+    async for batch in jobs.batches():
+        frames = []
+        for number, heard in batch:
+            index = number if asked.fills else number * asked.n + heard.number
+            if isinstance(heard, Ended):
+                frames.append(frame(event(index, "", finish=heard.answer.finish)))
+            elif (writer := writers[index]) is not None and heard.logprobs:
+                frames.append(frame(event(index, heard.text, writer.text(heard.logprobs))))
+            elif heard.text:
+                frames.append(texts[index](heard.text))
+        if frames:
+            yield b"".join(frames)
     if asked.body.include_usage:
         yield Completion(**head, object="text_completion", choices=[], usage=asked.usage(jobs))
 
@@ -95,7 +100,7 @@ class _Asked:
         self.fills = bool(body.suffix)
         self._tried = max(body.best_of or 1, self.n)
         self._check()
-        options = {**body.answering(), "max_new_tokens": body.max_tokens or LENGTH}
+        options = {**body.answering(), "max_new_tokens": body.max_tokens or max(LENGTH, body.min_tokens or 0)}
         if body.logprobs is not None or self._tried > self.n:
             options["logprobs"] = body.logprobs or 0
         if self._tried > self.n:
@@ -144,7 +149,7 @@ class _Asked:
         return Usage.of(read, written, jobs.reused_tokens)
 
     def _continuing(self, prompt: str | list[int], listener: Listener) -> AnyJob:
-        return self._lm.continue_job(_as_text(self._lm, prompt), self._params, listener=listener)
+        return self._lm.continue_job(prompt, self._params, whole=False, listener=listener)
 
     def _filling(self, prompt: str | list[int], number: int, listener: Listener) -> AnyJob:
         lm, suffix = self._lm, self.body.suffix or ""
@@ -180,7 +185,7 @@ class _Asked:
 
 
 def _as_text(lm: LM, prompt: str | list[int]) -> str:
-    """A prompt as text. Raises ApiError for token ids that are not those of a text."""
+    """A prompt before a blank. Raises ApiError for token ids that would be others behind the way to text and back."""
     if isinstance(prompt, str):
         return prompt
     with refused((), "prompt"):
@@ -188,7 +193,7 @@ def _as_text(lm: LM, prompt: str | list[int]) -> str:
         same = lm.tokenizer.encode(text) == prompt
     if not same:
         raise ApiError(
-            400, "prompt: these token ids are not those of a text as the model reads it; send the text", param="prompt"
+            400, "prompt: with suffix, token ids must be those that the text itself gets; send the text", param="prompt"
         )
     return text
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from .errors import ApiError
-from .guard import ABORT
+from .guard import ABORT, PAUSED
 
 
 def connection_class(read_seconds: float, max_connections: int) -> type[H11Protocol]:
@@ -65,6 +65,7 @@ class _Connection(H11Protocol):
 
     async def _with_abort(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ABORT] = self.transport.abort
+        scope[PAUSED] = lambda: self.flow.write_paused
         await self._inner(scope, receive, send)
 
     def _busy(self) -> bool:

@@ -8,7 +8,7 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,6 +27,8 @@ access = logging.getLogger("glmkit.serve.access")
 
 # Under this key of a request's scope a connection leaves the way to break it off.
 ABORT = "glmkit.abort"
+# And here the way to ask whether what it is given now has to wait for the client.
+PAUSED = "glmkit.paused"
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _NO_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
@@ -64,9 +66,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008, "reason": "there are no web sockets here"})
 
     def check(self, path: str, method: str, headers: Headers) -> None:
-        """Raises ApiError: 401 without a valid key, 403 for another site's page, 501 for a made-up method."""
-        if method not in _METHODS:
-            raise ApiError(501, "this method is not known here", code="unknown_method")
+        """Raises ApiError: 401 without a valid key, 403 for another site's page."""
         if self._keys and _is_api(path, method) and method != "OPTIONS" and not self._has_key(headers):
             self._metrics.rejected("api_key")
             given = "this API key is not valid" if "authorization" in headers else "no API key was given"
@@ -94,6 +94,7 @@ class _Exchange:
         self._guard, self._send = guard, send
         self._settings, self._metrics, self._worker = guard._settings, guard._metrics, guard._worker
         self._outer = scope
+        self._paused: Callable[[], bool] | None = scope.get(PAUSED)
         # A copy, for the server's own one must go on saying HEAD.
         self._scope: MutableMapping[str, Any] = {
             **scope,
@@ -134,11 +135,17 @@ class _Exchange:
             await self._take_body()
         if self._method == "HEAD":
             self._scope["method"] = "GET"
+        elif self._method not in _METHODS:
+            self._scope["method"] = "TRACE"  # which no path takes: the answer says what it takes
         await self._guard._app(self._scope, self._next, self._say)
 
     async def _take_body(self) -> None:
         headers: Iterable[tuple[bytes, bytes]] = self._outer["headers"]
         limits = self._settings
+        if "content-length" in self._headers and "transfer-encoding" in self._headers:
+            # What is the body and what the next request, others on the way may see otherwise.
+            message = "content-length and transfer-encoding do not go together; leave one out"
+            raise ApiError(400, message, code="invalid_http", headers={"connection": "close"})
         try:
             self._body = await read_body(
                 self._receive, headers, limit=limits.max_body_bytes, seconds=limits.read_seconds
@@ -176,6 +183,9 @@ class _Exchange:
         elif not message.get("more_body", False):
             self._finished = True
             self._client.answered = True
+        if self._paused is not None and not self._paused():
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._settings.write_seconds):
                 await self._send(message)

@@ -17,7 +17,7 @@ from .protocol.infill import Blank, Infill, InfillChunk, InfillRequest
 from .protocol.reading import JsonRoute
 from .protocol.usage import Usage
 from .state import State
-from .stream import Event, EventStream, documented
+from .stream import Event, EventStream, documented, frame
 
 router = APIRouter(route_class=JsonRoute, tags=["Blanks"])
 
@@ -56,10 +56,15 @@ async def infill(request: Request, body: InfillRequest) -> Any:
 
 
 async def _chunks(jobs: Jobs[FillJob], head: Heading) -> AsyncIterator[Event]:
-    async for _, event in jobs.events():
-        finish, text = (event.answer.finish, "") if isinstance(event, Ended) else (None, event.text)
-        if text or finish is not None:
-            yield InfillChunk(**head, object="infill.chunk", index=event.number, delta=text, finish_reason=finish)
+    async for batch in jobs.batches():
+        frames = []
+        for _, event in batch:
+            finish, text = (event.answer.finish, "") if isinstance(event, Ended) else (None, event.text)
+            if text or finish is not None:
+                chunk = InfillChunk(**head, object="infill.chunk", index=event.number, delta=text, finish_reason=finish)
+                frames.append(frame(chunk))
+        if frames:
+            yield b"".join(frames)
     yield _whole(jobs, head)
 
 

@@ -26,6 +26,7 @@ _BEAM_SCORES = "; beams come with scores, or take one beam"
 _FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_return_sequences": "n"}
 
 J = TypeVar("J", bound=Job)
+Batch = list[tuple[int, Event]]
 Make = Callable[[Listener], J]
 
 
@@ -48,8 +49,6 @@ class Jobs(Generic[J]):
     async def __aenter__(self) -> Self:
         """Raises ApiError, also for what is wrong with any of the jobs."""
         with refused(self._given, self._param):
-            if len(self._makers) > 1:
-                await asyncio.to_thread(self._make_all)
             self._first = await self._stack.enter_async_context(self._opened(0))
         return self
 
@@ -71,7 +70,7 @@ class Jobs(Generic[J]):
 
     async def finish(self) -> list[J]:
         """Waits until all are over."""
-        async for _ in self.events():
+        async for _ in self.batches():
             pass
         return self.jobs
 
@@ -80,14 +79,14 @@ class Jobs(Generic[J]):
         """Tokens of the prompts that were found in the cache."""
         return sum(running.reused_tokens for running in self._running)
 
-    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
-        """(number of the job, event) until all are over. Raises what ended one of them."""
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """(number of the job, event), all that have come at a time, until all are over. Raises what ended one."""
         assert self._first is not None
         if len(self._makers) == 1:
-            async for event in self._first:
-                yield 0, event
+            async for events in self._first.batches():
+                yield [(0, event) for event in events]
             return
-        queue: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue(AT_ONCE)
+        queue: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(AT_ONCE)
         numbers = iter(range(len(self._makers)))
 
         async def work() -> None:
@@ -114,14 +113,14 @@ class Jobs(Generic[J]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _hear(self, number: int, queue: "asyncio.Queue[tuple[int, Event] | Exception | None]") -> None:
+    async def _hear(self, number: int, queue: "asyncio.Queue[Batch | Exception | None]") -> None:
         async with contextlib.AsyncExitStack() as stack:
             running = (
                 self._first if number == 0 else await stack.enter_async_context(self._opened(number, patient=True))
             )
             assert running is not None
-            async for event in running:
-                await queue.put((number, event))
+            async for events in running.batches():
+                await queue.put([(number, event) for event in events])
 
     @contextlib.asynccontextmanager
     async def _opened(self, number: int, *, patient: bool = False) -> AsyncGenerator[Running, None]:
@@ -145,18 +144,19 @@ class Jobs(Generic[J]):
             raise DeadlineExceeded(seconds)
 
     def _made(self, number: int, listener: Listener) -> J:
-        if self._relays:
-            self._relays[number].target = listener
-            return self.jobs[number]
-        job = self._makers[number](listener)
-        self.jobs.append(job)
-        return job
+        """In a thread of the worker's, once the request counts as waiting, for texts are tokenised here.
 
-    def _make_all(self) -> None:
-        """All jobs before the first one is taken, so that what is wrong with the last one is known in time."""
-        relays = [_Relay() for _ in self._makers]
-        self.jobs = [make(relay) for make, relay in zip(self._makers, relays, strict=True)]
-        self._relays = relays
+        All are made with the first one, so that what is wrong with the last one is known in time.
+        """
+        if len(self._makers) == 1:
+            self.jobs = [self._makers[0](listener)]
+            return self.jobs[0]
+        if not self._relays:
+            relays = [_Relay() for _ in self._makers]
+            self.jobs = [make(relay) for make, relay in zip(self._makers, relays, strict=True)]
+            self._relays = relays
+        self._relays[number].target = listener
+        return self.jobs[number]
 
 
 class _Relay:

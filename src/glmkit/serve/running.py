@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Self
 
 from glmkit.generate.events import Ended, Piece
@@ -52,10 +52,18 @@ class Running:
         """Raises what ended the job: a GLMKitError of its own, DeadlineExceeded, ClientGone, Draining, EngineFailed."""
         await self.begun()
         if not self._events:
-            if self.error is not None:
-                raise self.error
             raise StopAsyncIteration
         return self._events.popleft()
+
+    async def batches(self) -> AsyncGenerator[list[Event], None]:
+        """The same events, all that have come at a time."""
+        while True:
+            await self.begun()
+            if not self._events:
+                return
+            batch = list(self._events)
+            self._events.clear()
+            yield batch
 
     async def begun(self) -> None:
         """Waits until there is something to read, so that an error that comes before it can still be a status."""

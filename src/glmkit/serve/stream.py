@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from json.encoder import encode_basestring
 from typing import Any
 
 import anyio
 from pydantic import BaseModel
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ClientGone, as_api_error
@@ -21,9 +22,10 @@ KEEP_ALIVE = 10.0  # seconds without an event after which a comment is sent
 _HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 _BEAT = b": still there\n\n"
 _DONE = b"data: [DONE]\n\n"
+_MARK = "\x00"
 _log = logging.getLogger(__name__)
 
-Event = BaseModel | Mapping[str, Any]
+Event = BaseModel | Mapping[str, Any] | bytes
 
 
 def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -32,75 +34,119 @@ def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "The answer.", "content": {"text/event-stream": {"schema": schema}}}}
 
 
-class EventStream(StreamingResponse):
-    """A stream of events. Whatever happens, `close` is called when it is over, also when it never began."""
+class EventStream(Response):
+    """Events as they come, [DONE] behind them; an error becomes the last event.
 
-    def __init__(self, events: AsyncIterator[Event], close: Callable[[], Awaitable[object]]) -> None:
-        self._frames = frames(events)
-        self._close = close
-        super().__init__(self._frames, headers=_HEADERS, media_type="text/event-stream")
+    Nothing is made faster than it is sent. Whatever happens, `close` is called when it is over, also when it never
+    began.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[Event], close: Callable[[], Awaitable[object]], *, beat: float | None = None
+    ) -> None:
+        """events: bytes among them are finished frames. beat: seconds without an event after which a comment goes out,
+
+        so that nobody on the way takes the connection for dead.
+        """
+        super().__init__(None, headers=_HEADERS)
+        del self.headers["content-length"]
+        self._events, self._close = events, close
+        self._beat = KEEP_ALIVE if beat is None else beat
+        self._waits = True  # for an event, and not for the client
+        self._said = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As in ASGI."""
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            others = [asyncio.create_task(self._beats(send))]
+            sending = asyncio.create_task(self._send(send))
+            others.append(asyncio.create_task(_gone(receive, sending)))
+            try:
+                await sending
+            except asyncio.CancelledError:
+                if not others[1].done():  # we are cancelled, and not only the stream
+                    raise
+            finally:
+                await _end(sending, *others)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._frames.aclose()
+                await self._close_events()
                 await self._close()
 
+    async def _send(self, send: Send) -> None:
+        last = b""
+        try:
+            async for event in self._events:
+                await self._say(send, event if isinstance(event, bytes) else frame(event))
+            last = _DONE
+        except ClientGone:
+            pass
+        except Exception as error:
+            sent = as_api_error(error)
+            if sent.status >= 500 and sent is not error:
+                _log.exception("a stream ended by an error")
+            last = frame(sent.body())
+        await self._close_events()
+        self._waits = False
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
-async def frames(events: AsyncIterator[Event], *, beat: float | None = None) -> AsyncGenerator[bytes, None]:
-    """Events as bytes, [DONE] behind them; an error becomes the last event.
+    async def _say(self, send: Send, body: bytes) -> None:
+        self._waits = False
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._waits, self._said = True, asyncio.get_running_loop().time()
 
-    beat: seconds without an event after which a comment goes out, so that nobody on the way takes the connection for
-    dead. The events are taken in one task, and no faster than they are sent.
-    """
-    beat = KEEP_ALIVE if beat is None else beat
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-    pump = asyncio.create_task(_pump(events, queue))
-    getter = asyncio.create_task(queue.get())
-    try:
+    async def _beats(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._said = loop.time()
         while True:
-            done, _ = await asyncio.wait({getter}, timeout=beat)
-            if not done:
-                yield _BEAT
-                continue
-            frame = getter.result()
-            if frame is None:
-                break
-            getter = asyncio.create_task(queue.get())
-            yield frame
-    finally:
-        for task in (pump, getter):
+            await asyncio.sleep(max(self._beat / 100, self._said + self._beat - loop.time()))
+            if self._waits and loop.time() - self._said >= self._beat:
+                await self._say(send, _BEAT)
+
+    async def _close_events(self) -> None:
+        close = getattr(self._events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _gone(receive: Receive, sending: "asyncio.Task[None]") -> None:
+    """Ends the stream of a client that goes."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    sending.cancel()
+
+
+async def _end(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        if not task.done():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
 
 
-async def _pump(events: AsyncIterator[Event], queue: asyncio.Queue[bytes | None]) -> None:
-    try:
-        async for event in events:
-            await queue.put(frame(event))
-        await queue.put(_DONE)
-    except ClientGone:
-        pass
-    except Exception as error:
-        sent = as_api_error(error)
-        if sent.status >= 500 and sent is not error:
-            _log.exception("a stream ended by an error")
-        await queue.put(frame(sent.body()))
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
-    await queue.put(None)
-
-
-def frame(event: Event) -> bytes:
+def frame(event: BaseModel | Mapping[str, Any]) -> bytes:
     """One event. Fields that were not given are left out, as OpenAI does."""
     if isinstance(event, BaseModel):
         text = event.model_dump_json(exclude_unset=True)
     else:
         text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
+
+
+class TextFrames:
+    """Frames of one event that differ in one text, made without writing the rest of it again.
+
+    make: the event with a given text, which stands in it once.
+    """
+
+    def __init__(self, make: Callable[[str], BaseModel]) -> None:
+        before, mark, after = frame(make(_MARK)).decode().partition(encode_basestring(_MARK))
+        assert mark, "the text stands in the event"
+        self._before, self._after = before, after
+
+    def __call__(self, text: str) -> bytes:
+        """The event with this text."""
+        return f"{self._before}{encode_basestring(text)}{self._after}".encode()

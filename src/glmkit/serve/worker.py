@@ -233,13 +233,17 @@ class Worker:
         order.running.finish(Draining() if self.failed is None else EngineFailed())
 
     def _deliver(self, batch: list[tuple[Running, _News]]) -> None:
+        written = 0
         for running, news in batch:
             if news.taken is not None and not news.taken.done():
                 news.taken.set_result(None)
-            running.put(news.events)
-            self._metrics.wrote(sum(len(event.tokens) for event in news.events if isinstance(event, Piece)))
+            if news.events:
+                running.put(news.events)
+                written += sum([len(event.tokens) for event in news.events if isinstance(event, Piece)])
             if news.over:
                 running.finish(news.error)
+        if written:
+            self._metrics.wrote(written)
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 

@@ -64,14 +64,14 @@ class Engine:
         free = available_memory(model.device)
         self.model = model
         self.limits = (limits or EngineLimits()).resolved(model.config, token_bytes, free)
-        self.cache_bytes = token_bytes * self.limits.blocks * self.limits.block
-        require_memory(
-            self.cache_bytes, model.device, f"a cache of {self.limits.tokens} tokens", "give the engine fewer tokens"
-        )
+        what = f"a cache of {self.limits.tokens} tokens"
+        require_memory(self.cache_bytes, model.device, what, "give the engine fewer tokens")
         self.counters = EngineCounters()
         self._live: dict[Ticket, None] = {}  # in order of arrival
+        self._dropped: list[Ticket] = []  # to be cancelled when the step is over
+        self._advancing = False
         self._lock = FairLock()
-        self._runner = Runner(model, self.limits.block, self.limits.rows, self.limits.blocks, allocate=allocate)
+        self._runner = Runner(model, self.limits.block, self.limits.blocks, allocate=allocate)
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -101,9 +101,25 @@ class Engine:
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop a job and free what it has; nothing happens when it is over."""
+        if self._lock.mine and not self._advancing:
+            # In the middle of this thread's own step: an iterator that nobody has any more was collected as garbage.
+            self._dropped.append(ticket)
+            return
         with self._lock:
-            if not ticket.over:
-                self._end(ticket, "cancelled")
+            self._drop(ticket)
+
+    def _drop(self, *tickets: Ticket) -> None:
+        try:
+            for ticket in tickets:
+                if not ticket.over:
+                    self._end(ticket, "cancelled")
+        except BaseException:  # interrupted
+            self._recover()
+            raise
+
+    def _drop_late(self) -> None:
+        while self._dropped:
+            self._drop(self._dropped.pop())
 
     def run(self, *tickets: Ticket) -> None:
         """Step until these are over. Raises the error of the first one that fails; the others are cancelled then.
@@ -136,30 +152,45 @@ class Engine:
             self._runner.reset()
             self._begin_anew()
 
+    def reread(self) -> None:
+        """As `reset`, but jobs that run go on: what they have so far is read again, by the weights as they are now."""
+        with self._lock:
+            self._runner.reset()
+            self._recover()
+
     # --- what is going on ---
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the whole budget, in the type that the model has now."""
+        return PagedCache.token_bytes(self.model.config, self.model.dtype) * self.limits.blocks * self.limits.block
 
     @property
     def waiting(self) -> int:
         """Jobs that have no rows in the cache yet, or none any more."""
         with self._lock:
+            self._drop_late()
             return len(self._scheduler.waiting)
 
     @property
     def running(self) -> int:
         """Jobs with rows in the cache."""
         with self._lock:
+            self._drop_late()
             return len(self._scheduler.running)
 
     @property
     def rows(self) -> int:
         """Rows of running jobs."""
         with self._lock:
+            self._drop_late()
             return self._scheduler.rows
 
     @property
     def free_tokens(self) -> int:
         """What the cache can still take; tokens that are only kept to be found again count as free."""
         with self._lock:
+            self._drop_late()
             return self._scheduler.pool.available * self.limits.block
 
     # --- a step ---
@@ -171,10 +202,12 @@ class Engine:
         An error in a job ends that job. One in the pass (no memory) ends the jobs of the pass, with a RequestError.
         """
         with self._lock:
+            self._drop_late()
             if not self._live:
                 return False
             try:
                 self._pass()
+                self._drop_late()
             except BaseException:  # interrupted, anywhere
                 self._recover()
                 raise
@@ -222,21 +255,40 @@ class Engine:
         """Let a job say what comes next, and end it when that is nothing, or an error."""
         job = ticket.job
         try:
-            branches = job.start() if logits_MV is None else job.advance(logits_MV)
+            if logits_MV is None:
+                branches = job.start()
+            else:  # its listener may cancel it, or others
+                before, self._advancing = self._advancing, True
+                try:
+                    branches = job.advance(logits_MV)
+                finally:
+                    self._advancing = before
             growths = [self._growth(ticket.task, branch) for branch in branches]
             assert len(growths) <= job.max_rows, f"{len(growths)} rows, {job.max_rows} were announced"
-        except BaseException as error:
+        except Exception as error:
             if not ticket.over:
                 self._end(ticket, "failed", error)
-            if not isinstance(error, Exception):
-                raise
             return
+        except BaseException as error:
+            self._interrupted(ticket, error)
+            raise
         if ticket.over:  # its listener cancelled it
             return
-        if growths:
-            self._scheduler.grow(ticket.task, growths)
-        else:
+        if not growths:
             self._end(ticket, "done")
+            return
+        try:
+            self._scheduler.grow(ticket.task, growths)
+        except BaseException as error:  # interrupted: half of the rows have grown, and nobody knows which
+            self._interrupted(ticket, error)
+            raise
+
+    def _interrupted(self, ticket: Ticket, error: BaseException) -> None:
+        """The job cannot go on, as nobody knows how far it came; `_recover` does the rest."""
+        if not ticket.over:
+            self._live.pop(ticket, None)
+            ticket.ended, ticket.error = "failed", RequestError(f"interrupted by {type(error).__name__}; ask again")
+            ticket.error.__cause__ = error
 
     def _growth(self, task: Task, branch: Branch) -> Growth:
         """A branch in plain numbers. Raises RequestError for ids and places that the model does not have."""
@@ -264,8 +316,8 @@ class Engine:
         self, ticket: Ticket, ended: Literal["done", "failed", "cancelled"], error: BaseException | None = None
     ) -> None:
         self._live.pop(ticket, None)
-        self._scheduler.remove(ticket.task)
         ticket.ended, ticket.error = ended, error
+        self._scheduler.remove(ticket.task)
 
     def _too_small(self, task: Task) -> RequestError:
         return RequestError(
@@ -280,4 +332,5 @@ class Engine:
         pool.stale.update(range(pool.first, pool.first + pool.count))
         for ticket in self._live:
             ticket.task.forget_blocks()
+            ticket.task.begun = bool(ticket.task.rows)
             self._scheduler.add(ticket.task)

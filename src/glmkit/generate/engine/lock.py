@@ -14,15 +14,27 @@ class FairLock:
     def __init__(self) -> None:
         self._door = threading.Lock()  # held while waiting for the lock itself
         self._lock = threading.Lock()
-        self._owner = 0
-        self._depth = 0
+        self._entering = self._owner = self._depth = 0
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has it already, or is just about to."""
+        return threading.get_ident() in (self._owner, self._entering)
 
     def __enter__(self) -> "FairLock":
         me = threading.get_ident()
         if self._owner != me:
             with self._door:
-                self._lock.acquire()
-            self._owner = me
+                self._entering = me
+                try:
+                    self._lock.acquire()
+                    self._owner = me
+                except BaseException:  # interrupted: behind the door nobody else can have taken it
+                    if not self._owner and self._lock.locked():
+                        self._lock.release()
+                    raise
+                finally:
+                    self._entering = 0
         self._depth += 1
         return self
 

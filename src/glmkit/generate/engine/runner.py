@@ -21,10 +21,9 @@ _WASTE = 1 << 17
 class Runner:
     """Owns the cache and the table of blocks, a line for each row."""
 
-    def __init__(self, model: GLM, block: int, lanes: int, budget: int, *, allocate: bool) -> None:
+    def __init__(self, model: GLM, block: int, budget: int, *, allocate: bool) -> None:
         """budget: blocks for rows. allocate: all at once; else the cache doubles as it is needed."""
         self._model, self._block, self._budget, self._allocate = model, block, budget, allocate
-        self._lanes = lanes
         self.reset()
 
     @torch.inference_mode()
@@ -36,10 +35,8 @@ class Runner:
         self.first = self.cache.reserved
         if self._allocate:
             self.cache.grow(self.first + self._budget)
-        # Lines begin with the blocks of the tuned prefix; behind a row's own comes the zero block.
-        self._table = np.zeros((self._lanes, self.first + 7), dtype=np.int64)
-        self._table[:, : self.first - 1] = np.arange(1, self.first)
-        self._filled = [0] * self._lanes
+        self._table = np.zeros((0, self.first + 7), dtype=np.int64)
+        self._filled: list[int] = []
         self._columns = torch.zeros(0, dtype=torch.long, device=model.device)
 
     def forward(self, plan: Plan) -> list[tuple[Feed, Tensor | None]]:
@@ -89,6 +86,7 @@ class Runner:
         """Let the cache reach to the last block that is used."""
         if self.cache.blocks < self.first + self._budget:
             last = max(max(feed.row.blocks) for feed in plan.feeds)
+            last = max([last, *(target for _, _, target in plan.copies)])  # of rows that wait for one more block, too
             if last >= self.cache.blocks:
                 self.cache.grow(min(max(last + 1, 2 * self.cache.blocks, 64), self.first + self._budget))
 
@@ -129,7 +127,7 @@ class Runner:
         for feed in feeds:
             row = feed.row
             count = len(row.blocks)
-            if row.synced != count or self._filled[row.lane] != count:
+            if row.synced != count or row.lane >= len(self._filled) or self._filled[row.lane] != count:
                 self._sync(row.lane, row.blocks, row.synced)
                 row.synced = count
             lines.append(row.lane)
@@ -155,11 +153,16 @@ class Runner:
 
     def _sync(self, lane: int, blocks: Sequence[int], start: int) -> None:
         """Bring a line up to date from block number `start` on."""
-        first = self.first - 1
-        if first + len(blocks) > self._table.shape[1]:
-            more = np.zeros((self._lanes, first + 2 * len(blocks)), dtype=np.int64)
-            more[:, : self._table.shape[1]] = self._table
-            self._table = more
+        first, (lines, columns) = self.first - 1, self._table.shape
+        if lane >= lines or first + len(blocks) > columns:
+            # As many lines as rows were ever there at once: a row of full length is one long line, not thousands.
+            lines = lines if lane < lines else 2 * (lane + 1)
+            columns = columns if first + len(blocks) <= columns else first + 2 * len(blocks)
+            old, self._table = self._table, np.zeros((lines, columns), dtype=np.int64)
+            # Lines begin with the blocks of the tuned prefix; behind a row's own comes the zero block.
+            self._table[:, :first] = np.arange(1, first + 1)
+            self._table[: len(old), : old.shape[1]] = old
+            self._filled += [0] * (lines - len(old))
         self._table[lane, first + start : first + len(blocks)] = blocks[start:]
         self._table[lane, first + len(blocks) : first + self._filled[lane]] = 0
         self._filled[lane] = len(blocks)

@@ -3,7 +3,7 @@
 Tasks run in order of arrival: every running task came before every waiting one.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from .blocks import BlockPool
@@ -65,17 +65,16 @@ class Scheduler:
 
     def grow(self, task: Task, growths: Sequence[Growth]) -> None:
         """The rows of the next steps, of a task whose rows are all fed: as they continue earlier rows, or anew."""
-        parents = {growth.parent for growth in growths}
+        # All children of a row but the last get copies; the last one takes it over.
+        left = Counter(growth.parent for growth in growths)
         old = task.rows
         for index, row in enumerate(old):
-            if index not in parents:
+            if index not in left:
                 self._drop(row)
         moved: set[int] = set()
         task.rows = []
-        # All children of a row but the last get copies; the last one takes it over.
-        left = [growth.parent for growth in growths]
         for growth in growths:
-            left.remove(growth.parent)
+            left[growth.parent] -= 1
             if growth.parent is None:
                 row = Row.new(growth)
                 row.lane = self._lanes.pop() if task.running else -1
@@ -85,7 +84,7 @@ class Scheduler:
                     self.counters.drafted += row.drafts
                     self.counters.accepted += max(0, row.drafts - growth.dropped)
                     moved.add(growth.parent)
-                if growth.parent in left:
+                if left[growth.parent]:
                     row = row.fork()
                     for block in row.blocks:
                         self.pool.share(block)
@@ -130,7 +129,7 @@ class Scheduler:
         tainted = set(plan.named)
         for block in tainted:
             self.pool.forget(block)
-        fed = {id(feed.task) for feed in plan.feeds}
+        fed = {id(task) for task in (*(feed.task for feed in plan.feeds), *(copy[0] for copy in plan.copies))}
         for task in reversed(tuple(self.running)):
             if id(task) in fed or any(block in tainted for row in task.rows for block in row.blocks):
                 self._preempt(task)

@@ -63,7 +63,6 @@ class Beams:
         scores, flat = total.topk(keep)
         length = self.answer_KN.shape[1] + 1
         last = length == params.max_new_tokens
-        rows = self.answer_KN.tolist()
         running: list[tuple[float, int, int]] = []
         values = scores.tolist()
         for rank, (score, index) in enumerate(zip(values, flat.tolist(), strict=True)):
@@ -73,14 +72,14 @@ class Beams:
             ends = token in self._stops
             if ends or (last and params.beam_length == "answer"):
                 if rank < size:
-                    self._finish(score, rows[parent], token, ends)
+                    self._finish(score, self.answer_KN[parent].tolist(), token, ends)
             elif len(running) < size:
                 running.append((score, parent, token))
         best = values[0] if params.beam_length == "row" else (running[0][0] if running else -torch.inf)
         self.done = self._cannot_improve(best, length) or not running
         if last and not self.done:
             for score, parent, token in running:
-                self._finish(score, rows[parent], token, False)
+                self._finish(score, self.answer_KN[parent].tolist(), token, False)
         self.done |= last
         self._continue(running)
 

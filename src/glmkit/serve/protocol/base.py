@@ -27,7 +27,8 @@ class Reply(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """A whole number written as 1.0 as one; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -67,7 +68,7 @@ def _off(value: Any) -> Any:
 
 Off = Annotated[Literal[False], BeforeValidator(_off)]
 # Stands behind the limits of a whole number, which are then in the schema, too.
-WHOLE = BeforeValidator(_whole)
+WHOLE = BeforeValidator(whole)
 Count = Annotated[int, Field(ge=1, le=LARGEST), WHOLE]
 CountOrNone = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_plain)]

@@ -1,11 +1,11 @@
 """`/v1/completions`: texts to go on with, or to fill up to a suffix."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
 
-from .base import LARGEST, WHOLE, Empty, Reply
+from .base import LARGEST, WHOLE, Empty, Reply, whole
 from .sampling import Answering
 from .usage import TextLogprobs, Usage
 
@@ -18,8 +18,15 @@ EXAMPLE: JsonDict = {
 }
 MOST_PROMPTS, MOST_ALTERNATIVES, MOST_TRIED = 128, 5, 20
 
-TokenId = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _all_whole(value: Any) -> Any:
+    """What `WHOLE` does, for a long list at once."""
+    return [whole(item) for item in value] if isinstance(value, list) and float in {*map(type, value)} else value
+
+
+TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1), BeforeValidator(_all_whole)]
 
 
 def _kind(value: Any) -> str | None:
@@ -65,8 +72,11 @@ class CompletionRequest(Answering):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [[int(index) for index in self.prompt if isinstance(index, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+            return [self.prompt]
+        return cast(list[str | list[int]], self.prompt)
+
+
+Finish = Literal["stop", "length"]
 
 
 class CompletionChoice(Reply):
@@ -75,7 +85,7 @@ class CompletionChoice(Reply):
     index: int
     text: str
     logprobs: TextLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Finish | None
 
 
 class Completion(Reply):
