@@ -1,12 +1,14 @@
 """The server's throughput: eight streaming clients against one, with the same prompts.
 
-Two models with random weights: the demo's network, and ChatGLM-6B's width (4096, vocabulary of 130,528) with 4 of its
-28 layers. Each is served by the project's own server in a process of its own; the clients are another, light process.
-In every round eight clients send new prompts at once, then one client sends the same prompts one after the other,
-which finds them in the cache and so is favoured. Every text must be the same both ways, unless the two likeliest tokens
-were within 1e-3 of each other. Mean batch: answers that got a token in a step, from /metrics.
+Models with random weights: `demo`, the network of `glm demo`; `wide`, ChatGLM-6B's width (4096, vocabulary of 130,528)
+with 4 of its 28 layers, in bfloat16 where the processor has it, as `glm serve` would load it; `wide32`, the same in
+float32, for the comparison of answers. Each is served by the project's own server in a process of its own; the clients
+are another, light process. In every round eight clients send new prompts at once, then one client sends the same
+prompts one after the other, which finds them in the cache and so is favoured. Every text must be the same both ways,
+unless the two likeliest tokens were nearly equal somewhere (1e-3 in float32, 0.05 in bfloat16), which is counted. Mean
+batch: answers that got a token in a step, from /metrics.
 
-    python benchmarks/serve.py [--models demo wide] [--clients 8] [--rounds 3] [--threads 2] [--dtype float32]
+    python benchmarks/serve.py [--models demo wide wide32] [--clients 8] [--rounds 3] [--threads 2]
 
 The last line is JSON.
 """
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import torch  # noqa: E402
 
 from glmkit.families.base import family_named, preset  # noqa: E402
-from glmkit.loading import Parts  # noqa: E402
+from glmkit.loading import Parts, cpu_has_bfloat16  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.serve.app import create_app  # noqa: E402
 from glmkit.serve.run import bind, run  # noqa: E402
@@ -37,37 +40,43 @@ from glmkit.serve.settings import ServeSettings  # noqa: E402
 from glmkit.session import LM  # noqa: E402
 from glmkit.tokenizer.base import Tokenizer  # noqa: E402
 from support import load_client  # noqa: E402
-from support.served_models import demo_size, small_chat  # noqa: E402
+from support.served_models import demo_size  # noqa: E402
 from support.server import ProcessServer, process_server  # noqa: E402
 from support.watching import metrics  # noqa: E402
 
 LAYERS = 4
 # Tokens of a prompt and of an answer.
-SIZES = {"demo": (24, 96), "wide": (24, 16)}
-MARGIN = 1e-3
+SIZES = {"demo": (24, 96), "wide": (24, 32), "wide32": (12, 8)}
+MARGINS = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
-def wide(dtype: torch.dtype) -> LM:
-    """ChatGLM-6B's shape with four layers. The vocabulary of its texts is a small one; its rows are all computed."""
-    tokenizer = small_chat("chatglm").tokenizer
-    special = tokenizer.special
-    config = replace(preset("chatglm-6b"), num_layers=LAYERS, special=special)
+def dtype_of(name: str) -> torch.dtype:
+    return torch.bfloat16 if name == "wide" and cpu_has_bfloat16() else torch.float32
+
+
+def model_named(name: str) -> LM:
+    """One of the models. All read texts with the vocabulary of `demo_size`; the other rows are computed, too."""
+    demo = demo_size(seed=1)
+    if name == "demo":
+        return demo
+    special = demo.tokenizer.special
+    config = replace(preset("chatglm-6b"), num_layers=LAYERS, special=special, family="glm", blank_order="each")
     with torch.device("meta"):
         model = GLM(config)
-    model = model.to(dtype).to_empty(device="cpu")
+    model = model.to(dtype_of(name)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name:
+                parameter.fill_(1.0 if parameter_name.endswith("weight") else 0.0)
             else:
                 parameter.uniform_(-0.035, 0.035, generator=generator)
-    return LM(Parts(Path("wide"), config, model.eval(), tokenizer, {}, family_named("chatglm")))
+    return LM(Parts(Path(name), config, model.eval(), demo.tokenizer, {}, family_named("glm")))
 
 
-def serve(name: str, dtype: str) -> int:
+def serve(name: str) -> int:
     """The server process."""
-    lm = demo_size(seed=1) if name == "demo" else wide(getattr(torch, dtype))
+    lm = model_named(name)
     settings = ServeSettings(port=0, page=False, model_id="m", log_level="warning", tokens=4096)
     listening = bind(settings)
     address = f"serving at http://127.0.0.1:{listening.getsockname()[1]}"
@@ -76,11 +85,11 @@ def serve(name: str, dtype: str) -> int:
 
 
 def prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[str]:
-    """Texts of about so many tokens, no two alike."""
+    """Pieces of Python's own code of about so many tokens, no two alike."""
+    ids = tokenizer.encode(Path(argparse.__file__).read_text())
     draw = torch.Generator().manual_seed(seed)
-    low, high = tokenizer.vocab_size // 2, tokenizer.vocab_size
-    rows = torch.randint(low, high, (count, length), generator=draw).tolist()
-    return [tokenizer.decode(ids) for ids in rows]
+    starts = torch.randperm(len(ids) - length, generator=draw)[:count].tolist()
+    return [f"{number}: {tokenizer.decode(ids[start : start + length])}" for number, start in enumerate(starts)]
 
 
 def load(server: ProcessServer, clients: int, requests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,26 +108,26 @@ def load(server: ProcessServer, clients: int, requests: list[dict[str, Any]]) ->
     return tally
 
 
-def near_tie(server: ProcessServer, body: dict[str, Any]) -> bool:
+def near_tie(server: ProcessServer, body: dict[str, Any], margin: float) -> bool:
     """Whether two tokens were about equally likely anywhere in a greedy answer."""
     asked = json.dumps({**body, "stream": False, "stream_options": None, "logprobs": 2}).encode()
     request = urllib.request.Request(f"{server.url}/v1/completions", asked, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
         tops = json.load(response)["choices"][0]["logprobs"]["top_logprobs"]
     pairs = (sorted(top.values(), reverse=True) for top in tops)
-    return any(len(pair) > 1 and pair[0] - pair[1] < MARGIN for pair in pairs)
+    return any(len(pair) > 1 and pair[0] - pair[1] < margin for pair in pairs)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Rounds on one model."""
-    command = [__file__, "--serve", name, "--dtype", args.dtype]
+    command = [__file__, "--serve", name]
     length, answer = SIZES[name]
-    tokenizer = (demo_size() if name == "demo" else small_chat("chatglm")).tokenizer
+    tokenizer = demo_size().tokenizer
     many, one = [], []
     rows = steps = differ = ties = 0.0
     with process_server(command, env={"OMP_NUM_THREADS": str(args.threads)}) as server:
         for number in range(args.rounds + 1):
-            requests = []
+            requests: list[dict[str, Any]] = []
             for index, text in enumerate(prompts(tokenizer, args.clients, length, seed=number)):
                 body = {
                     "model": "m",
@@ -135,7 +144,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             alone = load(server, 1, requests)
             for index, request in enumerate(requests):
                 if together["texts"][str(index)] != alone["texts"][str(index)]:
-                    tie = near_tie(server, request["body"])
+                    tie = near_tie(server, request["body"], MARGINS[dtype_of(name)])
                     ties, differ = ties + tie, differ + (not tie)
             if not number:  # the first round warms everything up
                 continue
@@ -149,6 +158,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             )
     ratios = [a["tokens"] / a["seconds"] / (b["tokens"] / b["seconds"]) for a, b in zip(many, one, strict=True)]
     return {
+        "dtype": str(dtype_of(name)).removeprefix("torch."),
         "clients": args.clients,
         "tokens_per_second": [median(t["tokens"] / t["seconds"] for t in tallies) for tallies in (one, many)],
         "ratio": round(statistics.median(ratios), 2),
@@ -161,25 +171,24 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def median(values: Any) -> float:
+def median(values: Iterable[float]) -> float:
     return round(statistics.median(values), 1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["demo", "wide"], choices=["demo", "wide"])
+    parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="after one to warm up (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the server")
-    parser.add_argument("--dtype", default="float32", help="of the wide model (default: %(default)s)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.serve, args.dtype)
+        return serve(args.serve)
     start = time.monotonic()
     models = {name: measure(name, args) for name in args.models}
     passed = all(result["differ"] == 0 for result in models.values())
-    facts = {"threads": args.threads, "dtype": args.dtype, "seconds": round(time.monotonic() - start)}
+    facts = {"threads": args.threads, "seconds": round(time.monotonic() - start)}
     print(json.dumps({"benchmark": "serve", "passed": passed, **facts, **models}))
     return 0 if passed else 1
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import glmkit
 from glmkit import loading, memory
+from glmkit.adapters.new import new_lora
+from glmkit.adapters.saving import save_adapter
 from glmkit.checkpoint.native import write_model
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.families.base import all_families, preset
@@ -21,6 +24,7 @@ from glmkit.model.packing import dequantize, quantize_rows
 from support.checkpoints import random_weights, small_config
 from support.directories import huggingface_directory, layout_named, rank_directory
 from support.tiny import tiny_model
+from tokenizer.tiny_ranks import tiny_tokenizer
 
 
 def half(changed: dict[str, Tensor]) -> None:
@@ -211,6 +215,39 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     assert load_parts(tmp_path / "model").tokenizer is None
     with pytest.raises(TokenizerError, match=r"empty.*"):
         load_parts(tmp_path / "model", tokenizer=tmp_path / "empty")
+
+
+def test_a_tokenizer_may_be_given_itself(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(special=None, vocab_size=300), tiny_tokenizer()
+    write_model(tmp_path, model.config, model.state_dict())
+    lm = glmkit.load(tmp_path, tokenizer=tokenizer, device="cpu")
+    assert lm.tokenizer is tokenizer
+    assert lm.special == tokenizer.special
+
+
+def test_the_scale_of_a_lora_may_be_given(tmp_path: Path) -> None:
+    model, row = tiny_model(), torch.tensor([[11, 12, 4, 7, 13]])
+    (tmp_path / "base").mkdir()
+    write_model(tmp_path / "base", model.config, model.state_dict())
+    plain = model(row)
+    new_lora(model, model.config, ["query_key_value"], rank=2, alpha=6)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    save_adapter(model, model.config, tmp_path / "lora")
+    (tmp_path / "lora" / "adapter_config.json").unlink()
+    options: dict[str, Any] = {"adapter": tmp_path / "lora", "device": "cpu"}
+    expected = model(row)
+    assert (expected - plain).abs().max() > 0.01
+    found = glmkit.load(tmp_path / "base", alpha=6, **options).model(row)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="scale is not known; give alpha=32"):
+        glmkit.load(tmp_path / "base", **options)
+    for alpha in (float("nan"), True, "6"):
+        with pytest.raises(RequestError, match=r"^alpha is .*; give a number, such as 32$"):
+            glmkit.load(tmp_path / "base", alpha=alpha, **options)
+    with pytest.raises(RequestError, match=r"^alpha=6 is of a LoRA; give adapter=DIR, or leave it out$"):
+        glmkit.load(tmp_path / "base", alpha=6)
 
 
 def test_parts_say_what_was_found(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import torch
 
 from glmkit.errors import RequestError
 from glmkit.families.glm130b_text import load_tokenizer as load_130b
@@ -320,19 +319,12 @@ def test_another_engine() -> None:
     assert lm.answers(TEXTS, max_new_tokens=9) == expected
 
 
-def test_changed_weights_are_read_anew() -> None:
-    """As previews during training need it."""
-    lm = small_base()
-    long = "the quick brown fox " * 4
-    before = lm.answers([long], max_new_tokens=6, logprobs=0)
-    lm.answers([long], max_new_tokens=6)
-    assert lm.engine.counters.reused_tokens > 0
-    weight = next(lm.model.parameters())
-    with torch.no_grad():
-        weight *= 0.5
-    after = lm.answers([long], max_new_tokens=6, logprobs=0)
-    assert after != before
-    assert after == LM(lm.parts).answers([long], max_new_tokens=6, logprobs=0)
-    lm.model.train()
-    with pytest.raises(RequestError, match="the model is in training mode, .*; call lm.model.eval"):
-        lm.generate("the fox")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"num_beams": 3}], ids=str)
+def test_where_nothing_may_come_answers_are_empty(family: str, options: dict[str, Any]) -> None:
+    lm = opened(family)
+    options = {**options, "forbidden": range(lm.config.vocab_size), "stop_ids": ()}
+    assert lm.generate("the fox", **options) == ""
+    assert list(lm.stream("the fox", **options)) == []
+    if family in CHAT_FAMILIES:
+        assert lm.chat("the fox", **options)[0] == ""

@@ -1,5 +1,6 @@
 """The one place where parts are joined: a source becomes config, model and tokenizer."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -55,8 +56,9 @@ def load_parts(
     source: str | os.PathLike[str],
     *,
     config: ConfigLike | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    alpha: float | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     quantize: Quantize | None = None,
@@ -65,14 +67,18 @@ def load_parts(
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
     source: a directory, or a name on the Hugging Face hub. config: a preset's name, a config file (published, or our
-    fields in JSON or YAML) or fields, for directories without one or to override theirs. adapter: a LoRA or P-Tuning v2
-    directory. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that float16
-    becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no bfloat16,
-    and for small models). quantize: the layers' matrices, on the way in. family: decides where several share a layout.
+    fields in JSON or YAML) or fields, for directories without one or to override theirs. tokenizer: one, or a directory
+    with its files. adapter: a LoRA or P-Tuning v2 directory. alpha: of a LoRA whose directory does not state it; its
+    scale is alpha / rank. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that
+    float16 becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no
+    bfloat16, and for small models). quantize: the layers' matrices, on the way in. family: decides where several share
+    a layout.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
     place, given, bits = pick_device(device), _given_dtype(dtype), _bits(quantize)
+    if alpha is not None:
+        _check_alpha(alpha, adapter)
     directory = local_directory(source)
     adapter_directory = None if adapter is None else local_directory(adapter)
     checkpoint = open_checkpoint(directory, config=config, family=family)
@@ -100,6 +106,7 @@ def load_parts(
             adapter_directory,
             family=checkpoint.family,
             layout=checkpoint.layout,
+            alpha=alpha,
             beside_weights=beside,
         )
         notes += info.notes
@@ -152,7 +159,18 @@ def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:
     return replace(config, special=special) if all(0 <= value < config.vocab_size for value in ids) else config
 
 
-def _tokenizer(checkpoint: Checkpoint, directory: Path, given: str | os.PathLike[str] | None) -> Tokenizer | None:
+def _check_alpha(alpha: float, adapter: str | os.PathLike[str] | None) -> None:
+    if adapter is None:
+        raise RequestError(f"alpha={alpha!r} is of a LoRA; give adapter=DIR, or leave it out")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise RequestError(f"alpha is {alpha!r}; give a number, such as 32")
+
+
+def _tokenizer(
+    checkpoint: Checkpoint, directory: Path, given: str | os.PathLike[str] | Tokenizer | None
+) -> Tokenizer | None:
+    if isinstance(given, Tokenizer):
+        return given
     folder = directory if given is None else Path(given)
     if has_tokenizer(folder):
         return TrainedTokenizer.load(folder)

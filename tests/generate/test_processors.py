@@ -6,8 +6,8 @@ from torch import Tensor
 
 from glmkit.errors import RequestError
 from glmkit.generate import processors
+from glmkit.generate.cuts import keep_min_p, keep_top_k, keep_top_p
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.sampling import keep_min_p, keep_top_k, keep_top_p
 
 theirs = pytest.importorskip("transformers.generation.logits_process", reason="the reference is an extra")
 

@@ -1,11 +1,15 @@
 """The noise of sampling, the cuts on large vocabularies, and how often each token comes."""
 
+import random
+from typing import Any
+
 import pytest
 import torch
 
 from glmkit.generate.cuts import keep_top_k, keep_top_p
-from glmkit.generate.noise import _hash, _signed, gumbel, noise_keys, uniform
+from glmkit.generate.noise import _hash, _hash_of, _signed, gumbel, gumbel_apart, noise_keys, uniform
 from glmkit.generate.sampling import Sampling, next_tokens
+from support.drawn import drawn
 
 WORD = (1 << 64) - 1
 
@@ -19,6 +23,8 @@ def test_the_hash_is_splitmix64() -> None:
     values = [0, 1, 2**31, 2**63 - 1, 2**63, 2**63 + 5, WORD]
     hashed = _hash(torch.tensor([_signed(value) for value in values])).tolist()
     assert [value & WORD for value in hashed] == [plain(value) for value in values]
+    assert [_hash_of(value) for value in values] == hashed
+    assert _hash_of((7 << 64) - 3) == _hash_of(-3) == _hash_of(WORD - 2)
 
 
 def test_noise_is_gumbel_and_streams_are_unrelated() -> None:
@@ -62,9 +68,22 @@ def test_top_p_by_heads_equals_sorting_all() -> None:
                 assert bool(kept.all()) or p_V[kept].min() >= p_V[~kept].max()
 
 
-def test_a_row_without_tokens_gives_id_0() -> None:
-    logits = torch.full((1, 5), -torch.inf)
-    assert next_tokens(logits, Sampling(temperature=1.0), [0]).tolist() == [0]
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "cuts", [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.5, "min_p": 0.2}]
+)
+def test_a_row_without_tokens_gives_id_0(cuts: dict[str, Any]) -> None:
+    for size in (5, 9000):
+        logits = torch.full((3, size), -torch.inf)
+        logits[1, 4] = -7.0
+        assert next_tokens(logits, Sampling(temperature=1.0, **cuts), range(3)).tolist() == [0, 4, 0]
+
+
+def test_few_numbers_by_numpy_have_the_same_noise() -> None:
+    ids = torch.randint(0, 150_000, (40, 500), generator=torch.Generator().manual_seed(1))
+    keys = noise_keys(range(40), range(900, 940), ids.device)
+    apart = torch.from_numpy(gumbel_apart(ids.numpy(), keys))
+    torch.testing.assert_close(apart, gumbel(uniform(ids, keys)).double(), atol=2e-6, rtol=1e-6)
 
 
 def test_sampled_frequencies_follow_the_softmax() -> None:
@@ -86,7 +105,7 @@ def test_top_k_and_top_p_keep_what_they_say() -> None:
     assert torch.isfinite(keep_top_p(log_p, 0.01)).tolist() == [[True, False, False, False]]
 
 
-EXTREMES = [
+EXTREMES: list[dict[str, Any]] = [
     {"temperature": 1e-320},
     {"temperature": 1e-9, "top_p": 1e-9},
     {"temperature": 1e308},
@@ -97,7 +116,7 @@ EXTREMES = [
 
 
 @pytest.mark.parametrize("options", EXTREMES, ids=str)
-def test_extreme_sampling_never_gives_a_forbidden_token(options: dict[str, float]) -> None:
+def test_extreme_sampling_never_gives_a_forbidden_token(options: dict[str, Any]) -> None:
     logits = 40 * torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
     logits[:, ::2] = -torch.inf  # forbidden
     logits[:, 1] = 1e9  # far above the rest: greedy would overflow at tiny temperatures
@@ -116,3 +135,49 @@ def test_a_huge_temperature_draws_evenly_from_what_is_allowed() -> None:
         counts[next_tokens(logits, sampling, [position])] += 1
     assert counts[1] == 0
     assert ((counts[[0, 2, 3]] / 3000 - 1 / 3).abs() < 4 * (2 / 9 / 3000) ** 0.5).all()
+
+
+def _options(draw: random.Random) -> dict[str, Any]:
+    options: dict[str, Any] = {"temperature": draw.choice([0.1, 0.7, 0.95, 1.0, 1.7])}
+    for name, values in {
+        "top_k": (1, 3, 40, 127, 128, 129, 500, 10**6),
+        "top_p": (0.05, 0.5, 0.7, 0.9, 0.97, 0.9999),
+        "min_p": (1e-30, 0.01, 0.1, 0.5, 1.0),
+    }.items():
+        if draw.random() < 0.45:
+            options[name] = draw.choice(values)
+    return options
+
+
+@pytest.mark.parametrize("size", [7, 130, 4095, 9000, 65_024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_token_is_that_of_a_look_at_all_of_them(size: int, dtype: torch.dtype) -> None:
+    """Peaked and flat distributions, equal logits (which few bits give), forbidden tokens; rows alone and together."""
+    draw, generator = random.Random(size), torch.Generator().manual_seed(size)
+    for number in range(40 if size > 9000 else 120):
+        logits = (torch.randn(3, size, generator=generator) * draw.choice([0.0, 0.02, 1.0, 3.0, 8.0, 40.0])).to(dtype)
+        logits[1, torch.rand(size, generator=generator) < draw.choice([0.0, 0.5, 0.99])] = -torch.inf
+        logits[1, draw.randrange(size)] = 0
+        options, seed = _options(draw), draw.getrandbits(48)
+        positions = [draw.randrange(9999) for _ in range(3)]
+        plain = [drawn(logits[row : row + 1], seed, at, **options) for row, at in enumerate(positions)]
+        assert next_tokens(logits, Sampling(seed=seed, **options), positions).tolist() == plain, options
+        alone = next_tokens(logits[1:2], Sampling(seed=seed, **options), positions[1:2])
+        assert alone.tolist() == plain[1:2], (number, options)
+
+
+def test_as_many_equal_tokens_as_rounding_leaves_open() -> None:
+    """The end of the cut lies among equal tokens, and the token that is drawn is one of them."""
+    logits = torch.zeros(1, 3000)
+    logits[0, 1000:1400] = 1.0
+    for seed in range(60):
+        for options in (
+            {"top_p": 0.3},
+            {"top_p": 0.04},
+            {"top_k": 50, "top_p": 0.5},
+            {"top_k": 500},
+            {"min_p": 0.367879},
+        ):
+            expected = drawn(logits, seed, 4, temperature=1.0, **options)
+            found = next_tokens(logits, Sampling(temperature=1.0, seed=seed, **options), [4])
+            assert found.tolist() == [expected]

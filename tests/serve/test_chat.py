@@ -58,6 +58,28 @@ def texts(parts: Sequence[dict[str, Any]], index: int = 0) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
+def test_the_shortest_reply_is_measured_by_the_room_there_is(live: Live) -> None:
+    said = answer(live, max_tokens=..., min_tokens=150)
+    assert said["usage"]["completion_tokens"] >= 150
+    assert error(live, max_tokens=..., min_tokens=10**6)["param"] == "min_tokens"
+    assert error(live, min_tokens=9)["param"] == "min_tokens"
+
+
+def test_another_reply_each_time_unless_there_is_a_seed(live: Live) -> None:
+    options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 24}
+    first, second, *again = (answer(live, **options, **seed) for seed in ({}, {}, {"seed": 5}, {"seed": 5}))
+    said = [each["choices"][0]["message"]["content"] for each in (first, second, *again)]
+    assert said[0] != said[1]
+    assert said[2] == said[3]
+    assert len({each["system_fingerprint"] for each in (first, second, *again)}) == 1
+
+
+@pytest.mark.parametrize("fields", [{"tool_choice": "auto"}, {"tool_choice": "none"}, {"parallel_tool_calls": True}])
+def test_what_says_something_of_tools_needs_them(live: Live, fields: dict[str, Any]) -> None:
+    assert error(live, **fields)["param"] == next(iter(fields))
+    assert error(live, tools=[], **fields)["param"] == next(iter(fields))
+
+
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 

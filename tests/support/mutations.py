@@ -50,7 +50,7 @@ def changed(value: Any, path: Path, new: Any) -> Any:
         del copy[key]  # type: ignore[arg-type]
     else:
         inner = None if isinstance(copy, dict) and key not in copy else copy[key]  # type: ignore[index]
-        copy[key] = changed(inner, rest, new)  # type: ignore[index,call-overload]
+        copy[key] = changed(inner, rest, new)  # type: ignore[index]
     return copy
 
 

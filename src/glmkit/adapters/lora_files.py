@@ -85,8 +85,8 @@ def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
         return (paddle_settings if files.origin == "paddle" else peft_settings)(files.settings, str(path))
     if alpha is None:
         raise CheckpointError(
-            f"{path} is missing, so the adapter's scale is not known; write into it what the training used, such "
-            f'as {{"peft_type": "LORA", "r": 8, "lora_alpha": 32}} for mymusise/ChatGLM-Tuning'
+            f"{path} is missing, so the adapter's scale is not known; give alpha=32 for mymusise/ChatGLM-Tuning, "
+            "or write into that file what the training used: peft_type, r and lora_alpha"
         )
     note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"
     return LoraSettings(alpha=float(alpha), notes=(note,))

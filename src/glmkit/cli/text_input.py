@@ -23,6 +23,9 @@ def add_load_arguments(parser: ArgumentParser) -> None:
         "--adapter", metavar="DIR", type=str, default=None, help="LoRA or P-Tuning v2 directory for the model"
     )
     parser.add_argument(
+        "--alpha", metavar="X", type=float, default=None, help="of a LoRA whose directory does not state it"
+    )
+    parser.add_argument(
         "--tokenizer", metavar="DIR", type=str, default=None, help="directory with the tokenizer's files"
     )
     parser.add_argument(
@@ -40,7 +43,7 @@ def add_load_arguments(parser: ArgumentParser) -> None:
 
 def load_options(args: Any) -> dict[str, Any]:
     """The options of `add_load_arguments` as `glmkit.load` takes them."""
-    names = ("adapter", "tokenizer", "config", "family", "device", "dtype", "quantize")
+    names = ("adapter", "alpha", "tokenizer", "config", "family", "device", "dtype", "quantize")
     return {name: getattr(args, name) for name in names}
 
 

@@ -19,7 +19,9 @@ from glmkit.tokenizer.chat import (
     to_pairs,
     without_part_of,
 )
+from glmkit.tokenizer.cleaning import StrippedReply
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.streams import Replace, TextFilter
 
 _WIDE_MARKS = dict(zip(",!:;?", "，！：；？", strict=True))
 _NARROW_BESIDE_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
@@ -95,6 +97,10 @@ class RoundTemplate(ChatTemplate):
                 text = text[:-1]
         return self.shown(text)
 
+    def cleaner(self) -> StrippedReply:
+        filters: list[TextFilter] = [Replace(DATE_MARK, DATE)]
+        return StrippedReply([*filters, _WideMarks()] if self.wide_marks else filters)
+
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         return (tokenizer.special.require(self.end),)
 
@@ -105,6 +111,26 @@ class RoundTemplate(ChatTemplate):
     def _round(self, number: int, question: str, *, ask: bool = True) -> str:
         gap = self.gap
         return f"[Round {self.first + number}]{gap}问：{question}{gap}" + ("答：" if ask else "")
+
+
+class _WideMarks:
+    """Half-width punctuation beside Chinese characters made full-width, in steps. A mark at the end is held back."""
+
+    def __init__(self) -> None:
+        self._before, self._held = "", ""  # the character before the held one, and that mark, if there are any
+
+    def feed(self, text: str) -> str:
+        if not text:
+            return ""
+        start, text = len(self._before), self._before + self._held + text
+        end = len(text) - text.endswith(tuple(_WIDE_MARKS))
+        self._before, self._held = text[:end][-1:], text[end:]
+        return _NARROW_BESIDE_CHINESE.sub(_widen, text)[start:end]
+
+    def finish(self) -> str:
+        text = _NARROW_BESIDE_CHINESE.sub(_widen, self._before + self._held)[len(self._before) :]
+        self._before, self._held = "", ""
+        return text
 
 
 def _widen(match: re.Match[str]) -> str:

@@ -19,7 +19,9 @@ from glmkit.tokenizer.chat import (
     token_id,
     without_part_of,
 )
+from glmkit.tokenizer.cleaning import Gathered, Stripped
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.streams import Replace
 
 _NEXT = "<|assistant|>"  # in a reply: another message of the assistant follows
 
@@ -106,6 +108,9 @@ class RoleTemplate(ChatTemplate):
         plain = [content.strip() for metadata, content in map(_parts, pieces) if not metadata.strip()]
         return "\n".join(content for content in plain if content).replace(DATE_MARK, DATE)
 
+    def cleaner(self) -> "_Reply":
+        return _Reply()
+
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         return (tokenizer.special.eos, *(token_id(tokenizer, name) for name in self.stops))
 
@@ -128,3 +133,72 @@ def _parts(piece: str) -> tuple[str, str]:
     """Metadata and content; a piece without a line break is all content."""
     metadata, found, content = piece.partition("\n")
     return (metadata, content) if found else ("", piece)
+
+
+class _Reply:
+    """The messages of one reply, read in steps (`ReplyCleaner`)."""
+
+    def __init__(self) -> None:
+        self._held, self._fresh, self._written = "", Gathered(), False  # held: perhaps the beginning of `_NEXT`
+        self._open()
+
+    def feed(self, text: str) -> None:
+        if not text:
+            return
+        *ended, text = (self._held + text).split(_NEXT)
+        for piece in ended:
+            self._read(piece)
+            self._close()
+        whole = without_part_of(text, _NEXT)
+        self._held = text[len(whole) :]
+        self._read(whole)
+
+    def shown(self) -> str:
+        if self._call is not None:
+            return self._call.text() + self._held
+        return self._clean.text() + self._content.rest(self._held)
+
+    def fresh(self, *, final: bool = False) -> str:
+        if final:
+            self._read(self._held)
+            self._held = ""
+            self._close()
+        return self._fresh.take()
+
+    def _open(self) -> None:
+        """Begin a message."""
+        self._line: Gathered | None = Gathered()  # its first line, until that ends
+        self._call: Gathered | None = None  # the text of a call
+        self._content, self._clean, self._given = Stripped([Replace(DATE_MARK, DATE)]), Gathered(), False
+
+    def _read(self, text: str) -> None:
+        line = self._line
+        if line is not None:
+            start, ended, rest = text.partition("\n")
+            line.add(start)
+            if ended:
+                name = line.text().strip()
+                self._open()
+                self._line, text = None, rest
+                if name:
+                    self._call = Gathered()
+                    self._call.add(f"{name}\n")
+        if self._call is not None:
+            self._call.add(text)
+            return
+        piece = self._content.feed(text)
+        self._clean.add(piece)
+        if self._line is None:
+            self._give(piece)
+
+    def _give(self, piece: str) -> None:
+        """Text of a message that is certain; line breaks stand between the messages that have some."""
+        if piece:
+            self._fresh.add(piece if self._given or not self._written else f"\n{piece}")
+            self._given = self._written = True
+
+    def _close(self) -> None:
+        """End a message: one without a line break is all content."""
+        if self._call is None:
+            self._give((self._clean.text() if self._line is not None else "") + self._content.rest())
+        self._open()

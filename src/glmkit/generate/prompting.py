@@ -173,7 +173,7 @@ class Prompts:
         for index in {*row}:
             if not 0 <= index < size:
                 raise RequestError(f"{name} has the id {index}; the vocabulary's ids are 0 to {size - 1}")
-            if index in roles or not tokenizer.decode([index]) and tokenizer.decode([index], skip_specials=False):
+            if index in roles or (not tokenizer.decode([index]) and tokenizer.decode([index], skip_specials=False)):
                 token = tokenizer.id_to_token(index)
                 raise RequestError(f"{name} has the special id {index}, {token}, which no text has; leave it out")
         return row

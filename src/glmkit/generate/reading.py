@@ -35,17 +35,21 @@ class PlainReader:
 class ChatReader:
     """The text of a reply as the family's published code cleans it.
 
-    stream: what has been read so far. shown: the whole reply as the published stream shows it after the last id, None
-    where that id alone shows nothing new.
+    stream: what has been read so far.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
         self.stream = ReplyStream(template, tokenizer)
-        self.shown: str | None = None
+        self._shows = False
+
+    @property
+    def shown(self) -> str | None:
+        """The whole reply as the published stream shows it now, None where the last id alone shows nothing new."""
+        return self.stream.shown if self._shows else None
 
     def push(self, token: int) -> str:
         """As in `TextReader`."""
-        self.shown = self.stream.push(token)
+        self._shows = self.stream.add(token)
         return self.stream.fresh()
 
     def flush(self) -> str:

@@ -17,7 +17,7 @@ from glmkit.errors import RequestError
 from .drawing import draw
 from .noise import noise_keys
 
-_AT_ONCE = 1 << 21  # logits, for the memory of the noise
+_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits: on a processor while its cache holds them, else for the memory
 
 
 def check_type(name: str, value: object, kind: type, what: str) -> None:
@@ -57,26 +57,24 @@ class Sampling:
         return self if index == 0 else replace(self, seed=int(self.seed) + index * 0xA0761D6478BD642F)
 
 
-def next_tokens(
-    logits_BV: Tensor, sampling: Sampling, positions: Sequence[int], *, seeds: Sequence[int] | None = None
-) -> Tensor:
-    """(B,) int64: one token a row. The noise depends on (seed, position) only, not on the batch.
+def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int]) -> Tensor:
+    """(B,) int64: one token a row. The noise depends on (sampling.seed, position) only, not on the batch.
 
-    seeds: of each row; sampling.seed without them.
     Order: temperature, top_k, top_p, min_p, noise; each cut works on what the ones before left
     (`huggingface/transformers:generation/utils.py` has the same order).
     Sampling is the Gumbel form: argmax of log p + noise, so that one noise vector serves any distribution.
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    keys_B1 = noise_keys([int(sampling.seed)] * len(logits_BV) if seeds is None else seeds, positions, logits_BV.device)
-    rows = max(1, _AT_ONCE // logits_BV.shape[1])
-    drawn = [_drawn(*some, sampling) for some in zip(logits_BV.split(rows), keys_B1.split(rows), strict=True)]
-    return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+    keys_B1 = noise_keys([int(sampling.seed)] * len(logits_BV), positions, logits_BV.device)
+    rows = max(1, _AT_ONCE.get(logits_BV.device.type, 1 << 18) // logits_BV.shape[1])
+    parts = zip(torch.split(logits_BV, rows), torch.split(keys_B1, rows), strict=True)
+    return torch.cat([_drawn(*part, sampling) for part in parts])
 
 
 def _drawn(logits_BV: Tensor, keys_B1: Tensor, sampling: Sampling) -> Tensor:
     # From the largest down and within fp32's range: an extreme temperature is greedy or uniform, never NaN.
-    above_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
-    log_p_BV = torch.log_softmax(above_BV / min(max(sampling.temperature, 1e-30), 1e30), dim=-1)
+    scores_BV = logits_BV.float()
+    above_BV = scores_BV - scores_BV.amax(-1, keepdim=True)
+    log_p_BV = torch.log_softmax(above_BV.div_(min(max(sampling.temperature, 1e-30), 1e30)), dim=-1)
     return draw(log_p_BV, keys_B1, top_k=int(sampling.top_k), top_p=sampling.top_p, min_p=sampling.min_p)

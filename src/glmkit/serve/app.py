@@ -65,7 +65,7 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
     add_errors(app)
     for router in routers:
         app.include_router(router)
-    app.openapi = lambda: documented(app, keys=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: documented(app, keys=bool(settings.api_keys), model_id=model_id)  # type: ignore[method-assign]
     add_fallbacks(app, routers, page=settings.page)
     if settings.page:
         mount_page(app, state)

@@ -81,6 +81,9 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Liste
          "max_tokens is there, too; give one of them"),
         ("tools", bool(body.tools) and "observation" not in template.roles,
          f"{template.name} was not taught to use tools; leave them out"),
+        ("tool_choice", body.tool_choice is not None and not body.tools, "it needs tools; leave it out"),
+        ("parallel_tool_calls", body.parallel_tool_calls is not None and not body.tools,
+         "it needs tools; leave it out"),
     )  # fmt: skip
     for name, wrong, reason in checks:
         if wrong:

@@ -32,6 +32,7 @@ class _Connection(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.access_log = False  # uvicorn's has queries; the guard writes one without
         self._inner: Callable[..., Any] = self.app
         self.app = self._with_abort
         self._timer: asyncio.TimerHandle | None = None

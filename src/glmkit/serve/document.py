@@ -44,8 +44,8 @@ _ERROR = {
 }
 
 
-def documented(app: FastAPI, *, keys: bool) -> dict[str, Any]:
-    """The document, made once. keys: whether API keys are asked for."""
+def documented(app: FastAPI, *, keys: bool, model_id: str) -> dict[str, Any]:
+    """The document, made once. keys: whether API keys are asked for. model_id: the served model, the only right one."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers
@@ -57,10 +57,31 @@ def documented(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 _add_errors(operation, path, keys=keys)
+                _name_model(operation, schemas, model_id)
         if keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _name_model(operation: dict[str, Any], schemas: dict[str, Any], model_id: str) -> None:
+    """Where a model is asked for, say which, in the schema and its examples."""
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] == "model":
+            parameter["example"] = model_id
+    if "requestBody" not in operation:
+        return
+    reference = operation["requestBody"]["content"]["application/json"]["schema"].get("$ref", "")
+    schema = schemas.get(reference.rpartition("/")[2], {})
+    if (field := schema.get("properties", {}).get("model")) is None:
+        return
+    for option in field.get("anyOf", [field]):
+        if option.get("type") == "string":
+            option["enum"] = [model_id]
+    schema["examples"] = [
+        {name: model_id if name == "model" else value for name, value in example.items()}
+        for example in schema["examples"]
+    ]
 
 
 def _add_errors(operation: dict[str, Any], path: str, *, keys: bool) -> None:

@@ -30,7 +30,14 @@ Event = BaseModel | Mapping[str, Any] | bytes
 
 def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """For FastAPI: that an answer may also be a stream of these events."""
-    schema = {"type": "string", "description": f"Events, each a {event.__name__}; the last one is [DONE]."}
+    data = {"type": "string", "description": f"{event.__name__} as JSON, or at the end an Error, or [DONE]."}
+    schema = {
+        "title": "Event",
+        "description": "Of server-sent events, one after the other.",
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": data},
+    }
     return {200: {"description": "The answer.", "content": {"text/event-stream": {"schema": schema}}}}
 
 

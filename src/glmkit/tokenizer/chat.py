@@ -12,6 +12,7 @@ from typing import Any
 from glmkit.errors import RequestError, TokenizerError
 
 from .base import IncrementalDecoder
+from .cleaning import Gathered, ReplyCleaner
 from .inputs import InputTokenizer
 
 _BROKEN = "\ufffd"
@@ -154,6 +155,10 @@ class ChatTemplate(ABC):
     def settled(self, text: str, *, final: bool = False) -> str:
         """The part of an unfinished reply's text that no later token can change; with `final`, all of it."""
 
+    def cleaner(self) -> ReplyCleaner:
+        """What reads one reply piece by piece. A template whose `shown` and `settled` take long has its own."""
+        return _WholeReply(self)
+
     @abstractmethod
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         """Ids that end a reply. Raises TokenizerError when the vocabulary lacks one."""
@@ -184,34 +189,67 @@ class ReplyStream:
         self._template, self._tokenizer = template, tokenizer
         self._stops = template.stop_ids(tokenizer)
         self._decoder = IncrementalDecoder(tokenizer, skip_specials=False)
+        self._cleaner, self._raw = template.cleaner(), Gathered()
         self._last: list[int] = []
-        self._sent = 0
-        self.text = ""  # the raw text so far
+
+    @property
+    def text(self) -> str:
+        """The raw text so far."""
+        return self._raw.text()
+
+    @property
+    def shown(self) -> str:
+        """The reply as it is shown now."""
+        return self._cleaner.shown()
 
     def push(self, index: int) -> str | None:
         """Add one id; the reply as it is shown now, None when this id alone shows nothing new.
 
         The id that ends the reply changes nothing.
         """
+        return self.shown if self.add(index) else None
+
+    def add(self, index: int) -> bool:
+        """`push` without looking: whether this id shows something new."""
         if index not in self._stops:
-            self.text += self._decoder.push(index)
+            self._read(self._decoder.push(index))
             self._last = [*self._last[1 - _LONGEST_CHARACTER :], index]
         if self._tokenizer.decode(self._last, skip_specials=False).endswith(_BROKEN):
-            return None
-        return self._template.shown(self.text) if self.text or self._template.shows_empty else None
+            return False
+        return self._template.shows_empty or bool(self._raw)
 
     def fresh(self, *, final: bool = False) -> str:
         """The certain text that was not given yet; with `final`, everything that is left."""
         if final:
-            self.text += self._decoder.flush()
-        settled = self._template.settled(self.text, final=final)
-        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
-        return piece
+            self._read(self._decoder.flush())
+        return self._cleaner.fresh(final=final)
 
     def finish(self, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
         """The finished reply, as `ChatTemplate.process_response` reads it."""
-        self.text += self._decoder.flush()
+        self._read(self._decoder.flush())
         return self._template.process_response(self.text, messages)
+
+    def _read(self, text: str) -> None:
+        self._raw.add(text)
+        self._cleaner.feed(text)
+
+
+class _WholeReply:
+    """A reply that is looked at from its beginning again and again."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template, self._raw, self._sent = template, Gathered(), 0
+
+    def feed(self, text: str) -> None:
+        self._raw.add(text)
+
+    def shown(self) -> str:
+        return self._template.shown(self._raw.text())
+
+    def fresh(self, *, final: bool = False) -> str:
+        settled = self._template.settled(self._raw.text(), final=final)
+        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
+        return piece
 
 
 def token_id(tokenizer: InputTokenizer, name: str) -> int:

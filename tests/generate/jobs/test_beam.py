@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from glmkit.generate.answer import Answer
 from glmkit.generate.jobs.beam import Beams
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.processors import ids_tensor, process
@@ -101,4 +102,22 @@ def test_nothing_may_come() -> None:
     beams = Beams(params, 1, {3})
     beams.advance(torch.full((2, 4), -torch.inf))
     assert beams.done
-    assert beams.answers() == []
+    assert beams.answers() == [Answer([], "length", score=0.0)]
+
+
+@pytest.mark.parametrize(("beam_length", "divisor"), [("row", 4 + 2), ("answer", 2)])
+def test_where_nothing_may_come_any_more_beams_end_as_they_are(beam_length: Any, divisor: int) -> None:
+    """As an answer without beams does; finished ones are worth more."""
+    options: dict[str, Any] = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 9}
+    for stopped in (False, True):
+        beams = Beams(GenerationParams(**options, beam_length=beam_length), 4, {3})
+        beams.advance(torch.tensor([row(a=-0.5, b=-1.5)] * 2))
+        beams.advance(torch.tensor([row(c=-0.25, d=-0.3 if stopped else -torch.inf), row(c=-0.1)]))
+        assert not beams.done
+        beams.advance(torch.full((2, 4), -torch.inf))
+        assert beams.done
+        if stopped:
+            assert [answer.ids for answer in beams.answers()] == [[0]]
+            continue
+        assert [(answer.ids, answer.finish) for answer in beams.answers()] == [([0, 2], "length"), ([1, 2], "length")]
+        assert [answer.score for answer in beams.answers()] == pytest.approx([-0.75 / divisor, -1.6 / divisor])

@@ -81,6 +81,10 @@ class Beams:
             for score, parent, token in running:
                 self._finish(score, self.answer_KN[parent].tolist(), token, False)
         self.done |= last
+        if not (running or self._finished):  # nothing may come: the open beams end where they are, as answers do
+            for score, row in zip(self.scores_K.tolist(), self.answer_KN.tolist(), strict=True):
+                if score > -torch.inf:
+                    self._keep(score, row, None, self._base + length - 1)
         self._continue(running)
 
     def answers(self) -> list[Answer]:
@@ -94,8 +98,11 @@ class Beams:
     def _finish(self, score: float, row: list[int], token: int, ends: bool) -> None:
         ids = row if ends else [*row, token]
         length = self._base + (len(ids) if self._params.beam_length == "row" else len(row) + 1)
+        self._keep(score, ids, token if ends else None, length)
+
+    def _keep(self, score: float, ids: list[int], stop_id: int | None, length: int) -> None:
         self._age -= 1
-        item = _Finished(score / length**self._params.length_penalty, self._age, tuple(ids), token if ends else None)
+        item = _Finished(score / max(1, length) ** self._params.length_penalty, self._age, tuple(ids), stop_id)
         if len(self._finished) < self._params.num_beams:
             heappush(self._finished, item)
         elif item.score > self._finished[0].score:

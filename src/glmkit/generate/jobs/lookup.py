@@ -5,48 +5,78 @@ Source: "prompt lookup decoding", `apoorvumang/prompt-lookup-decoding`; here the
 
 from collections.abc import Sequence
 
+# Earlier places that are compared, the last ones first; only a short run that is very common has more of them.
+_PLACES = 64
+
 
 class Lookup:
-    """The tokens of one row, prompt and answer, and where each short run of them stood last."""
+    """The tokens of one row, prompt and answer, and where the short run that each place ends stood before."""
 
     def __init__(self, tokens: Sequence[int], longest: int) -> None:
         """longest: tokens of the run that is looked for first; shorter ones are tried then, but no single token."""
         self._tokens = list(tokens)
-        self._sizes = range(longest, min(longest, 2) - 1, -1)
+        self._longest, self._least = longest, min(longest, 2)
         self._prompt: dict[tuple[int, ...], int] = {}  # of the rows this one was forked from; never changed here
-        self._after: dict[tuple[int, ...], int] = {}  # a run of tokens: the place behind where it stood last
-        for end in range(1, len(self._tokens)):
+        self._after: dict[tuple[int, ...], int] = {}  # a run of the least size: the place behind where it stood last
+        self._before = [0] * len(self._tokens)  # for each place: the one before with the same run; 0 is none
+        for end in range(self._least, len(self._tokens)):
             self._note(end)
 
     def fork(self) -> "Lookup":
         """Another row with the same tokens so far. This one must not grow any more."""
         assert not self._prompt, "rows fork once"
-        fork = Lookup((), self._sizes.start)
-        fork._tokens, fork._prompt = self._tokens.copy(), self._after
+        fork = Lookup((), self._longest)
+        fork._tokens, fork._before, fork._prompt = self._tokens.copy(), self._before.copy(), self._after
         return fork
 
     def push(self, token: int) -> None:
         """One more token."""
-        self._note(len(self._tokens))
+        end = len(self._tokens)
+        self._before.append(0)
+        if end >= self._least:
+            self._note(end)
         self._tokens.append(token)
 
     def guess(self, count: int) -> list[int]:
         """`count` tokens that may come next, or none. A run that reaches the end is taken to repeat."""
-        if count < 1:
+        start = self._place(len(self._tokens)) if count > 0 else 0
+        if not start:
             return []
         tokens = self._tokens
-        for size in self._sizes:
-            key = tuple(tokens[-size:])
-            start = self._after.get(key) or self._prompt.get(key)
-            if start is not None:
-                guess = tokens[start : start + count]
-                period = len(tokens) - start
-                while len(guess) < count:
-                    guess.append(guess[-period])
-                return guess
-        return []
+        guess = tokens[start : start + count]
+        period = len(tokens) - start
+        while len(guess) < count:
+            guess.append(guess[-period])
+        return guess
+
+    def _place(self, end: int) -> int:
+        """Behind the longest run that also ends at `end`, the last of several; 0 where there is none."""
+        best = size = 0
+        place = self._last(end)
+        for _ in range(_PLACES):
+            if not place:
+                break
+            same = self._same(place, end)
+            if same > size:
+                best, size = place, same
+            if size == self._longest:
+                break
+            place = self._before[place]
+        return best
+
+    def _same(self, place: int, end: int) -> int:
+        """How many tokens before both places are the same."""
+        tokens, same = self._tokens, 0
+        while same < min(self._longest, place) and tokens[place - 1 - same] == tokens[end - 1 - same]:
+            same += 1
+        return same
+
+    def _last(self, end: int) -> int:
+        if end < self._least:
+            return 0
+        run = tuple(self._tokens[end - self._least : end])
+        return self._after.get(run) or self._prompt.get(run, 0)
 
     def _note(self, end: int) -> None:
-        for size in self._sizes:
-            if size <= end:
-                self._after[tuple(self._tokens[end - size : end])] = end
+        self._before[end] = self._last(end)
+        self._after[tuple(self._tokens[end - self._least : end])] = end
