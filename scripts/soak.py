@@ -74,6 +74,14 @@ class Load:
         assert self._process.stdin is not None
         json.dump({"port": port_of(server), **plan}, self._process.stdin)
         self._process.stdin.close()
+        # Read at once: what it prints is more than a pipe holds, and it would never end.
+        self._said = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self._said = self._process.stdout.read()
 
     @property
     def running(self) -> bool:
@@ -81,9 +89,9 @@ class Load:
 
     def tally(self) -> dict[str, Any]:
         """What all clients saw; waits for their end."""
-        assert self._process.stdout is not None
-        tally: dict[str, Any] = json.loads(self._process.stdout.read())
+        self._reader.join()
         self._process.wait()
+        tally: dict[str, Any] = json.loads(self._said)
         return tally
 
 
