@@ -19,7 +19,6 @@ EXAMPLE: JsonDict = {
 MOST_PROMPTS, MOST_ALTERNATIVES, MOST_TRIED = 128, 5, 20
 
 
-
 def _all_whole(value: Any) -> Any:
     """What `WHOLE` does, for a long list at once."""
     return [whole(item) for item in value] if isinstance(value, list) and float in {*map(type, value)} else value
