@@ -19,7 +19,9 @@ pytest.importorskip("gradio", reason="the package gradio is not installed")
 KEY = "a-key-of-the-test"
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright runs, its event loop counts as running in this thread, and no other test may
+# start one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
     with chromium() as found:
         yield found
