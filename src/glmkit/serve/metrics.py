@@ -1,7 +1,6 @@
 """What Prometheus gets: requests, time to the first token, tokens, how full the engine is. One registry a server."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,9 +11,7 @@ from glmkit.errors import GLMKitError
 
 from .errors import ApiError
 from .load import Snapshot
-
-if TYPE_CHECKING:
-    from .running import Running
+from .running import Running
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
@@ -73,7 +70,7 @@ class Metrics:
         """Tokens of answers have come."""
         self._written.inc(tokens)
 
-    def ended(self, running: "Running") -> None:
+    def ended(self, running: Running) -> None:
         """A job is over, in whichever way."""
         if running.first_event is not None:
             self._first.observe(running.first_event - running.began)

@@ -1,21 +1,19 @@
 """What the page needs to know of the model and the server."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from glmkit.errors import RequestError
+from glmkit.session import LM
 from glmkit.tokenizer.chat import ChatDefaults
 
 from ..settings import ServeSettings
-
-if TYPE_CHECKING:
-    from glmkit.session import LM
 
 
 class Served(Protocol):
     """The part of the server's state that the page reads."""
 
-    lm: "LM"
+    lm: LM
     model_id: str
     settings: ServeSettings
 

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -146,9 +147,8 @@ class _PageRoute(BaseRoute):
             await send(message)
 
         try:
-            await self._page(scope, receive, send_safely)
-        except ClientGone:
-            pass  # noticed by the guard, which counts it
+            with suppress(ClientGone):  # noticed by the guard, which counts it
+                await self._page(scope, receive, send_safely)
         finally:
             if _path(scope) == "/gradio_api/queue/data":
                 for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", ()):

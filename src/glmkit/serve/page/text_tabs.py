@@ -1,6 +1,7 @@
 """The tabs that work on one text: filling its blanks with /v1/infill, going on where it ends with /v1/completions."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ _COPY = """() => {
 }"""
 
 
-class _Tab:
+class _Tab(ABC):
     """One text in, one text out, with the parts that the model wrote marked."""
 
     def __init__(self, caller: Caller, facts: Facts, name: str) -> None:
@@ -94,9 +95,9 @@ class _Tab:
         stop.click(end, None, None, **silent)
         copy.click(None, None, None, js=_COPY.replace("NAME", name), **silent)
 
+    @abstractmethod
     def answer(self, request: "gr.Request", written: str, body: Body, key: str | None) -> AsyncGenerator[str, None]:
         """The result as HTML, again and again until it is complete."""
-        raise NotImplementedError
 
     def _events(self, request: "gr.Request", path: str, body: Body, key: str | None) -> "aclosing[Events]":
         return aclosing(self._caller.events(request, self._name, path, {"model": self._facts.model_id, **body}, key))
