@@ -12,7 +12,8 @@ from glmkit.errors import DataError
 
 from .json_files import holds_lines, json_values
 from .reading import describe
-from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
+from .streams import COMPRESSIONS, open_stream, read_lines
+from .tables import csv_reader
 
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
@@ -116,10 +117,7 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
 def _table_records(
     stream: io.BufferedReader, path: Path, position: Callable[[], int], *, tabs: bool
 ) -> Iterator[Record]:
-    csv.field_size_limit(LINE_LIMIT)
-    lines = (line.decode(errors="surrogateescape") for _, line in read_lines(stream, path))
-    # As everywhere here: CSV follows RFC 4180, TSV has no quoting.
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    reader = csv_reader(stream, path, tabs=tabs)
     header: list[str] | None = None
     while True:
         where = f"{path}: line {reader.line_num + 1}"

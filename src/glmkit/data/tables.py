@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 import tempfile
+from _csv import Reader  # the type that csv.reader gives
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,18 +17,21 @@ from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 _BATCH_ROWS = 256
 
 
-def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tabs: bool) -> Iterator[Row]:
-    """The text column of every row; the first row names the columns.
+def csv_reader(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Reader:
+    """Fields of every row; bytes that are not UTF-8 travel as surrogates until it is known whether they matter.
 
     CSV follows RFC 4180: fields may be quoted and then hold line breaks. TSV has no quoting: a quote is a character.
     """
     csv.field_size_limit(LINE_LIMIT)
-    # Bytes that are not UTF-8 travel as surrogates until it is known whether they are in the text column.
     lines = (line.decode(errors="surrogateescape") for _, line in read_lines(stream, path))
     if tabs:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines, strict=True)
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(lines, strict=True)
+
+
+def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tabs: bool) -> Iterator[Row]:
+    """The text column of every row; the first row names the columns."""
+    reader = csv_reader(stream, path, tabs=tabs)
     header = _header(reader, path)
     if header is None:
         return
