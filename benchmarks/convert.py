@@ -155,7 +155,7 @@ def write_random(directory: Path, layout_name: str, config: Any, *, ranks: int =
     """A checkpoint of random weights in a published layout; returns the bytes of its tensors."""
     from glmkit.checkpoint.conversion.outputs import output_files
     from glmkit.checkpoint.files.stream import Entry
-    from glmkit.checkpoint.rules import published_tensors
+    from glmkit.checkpoint.published_tensors import published_tensors
     from glmkit.families.base import family_named
 
     layout = next(layout for layout in family_named(config.family).layouts if layout.name == layout_name)

@@ -21,7 +21,7 @@ from torch import Tensor
 import glmkit
 from glmkit.config import GLMConfig
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM, KVCache, init_weights
 
 SMALL = {"vocab_size": 4096, "hidden_size": 192, "num_layers": 4, "num_heads": 3, "max_positions": 128}

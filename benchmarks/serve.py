@@ -35,7 +35,7 @@ from glmkit.families.base import family_named, preset  # noqa: E402
 from glmkit.loading import Parts, cpu_has_bfloat16  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.serve.app import create_app  # noqa: E402
-from glmkit.serve.run import bind, run  # noqa: E402
+from glmkit.serve.server import bind, run  # noqa: E402
 from glmkit.serve.settings import ServeSettings  # noqa: E402
 from glmkit.session import LM  # noqa: E402
 from glmkit.tokenizer.base import Tokenizer  # noqa: E402

@@ -93,7 +93,7 @@ def test_inserted_answers_never_meet_the_same_noise(lm: LM, monkeypatch: pytest.
         places.extend(positions)
         return next_tokens(logits, sampling, positions)
 
-    monkeypatch.setattr("glmkit.generate.jobs.growing.next_tokens", record)
+    monkeypatch.setattr("glmkit.generate.jobs.decoding.next_tokens", record)
     lm.fill(TEXT, max_tokens=3, temperature=2.0, order="inserted")
     assert len(places) > 3
     assert len(set(places)) == len(places)

@@ -11,7 +11,7 @@ from families.recorded import recorded
 from glmkit.errors import RequestError, TokenizerError, TrimmedHistoryWarning
 from glmkit.families.base import family_named
 from glmkit.families.chatglm3_text import ROLE_TOKENS
-from glmkit.families.command_text import COMMANDS, CommandTokenizer
+from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.session import LM
 from glmkit.tokenizer.chat import Message, to_messages
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
@@ -77,7 +77,7 @@ def test_published_defaults(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(sampling)
         return logits.argmax(-1)
 
-    monkeypatch.setattr("glmkit.generate.jobs.growing.next_tokens", record)
+    monkeypatch.setattr("glmkit.generate.jobs.decoding.next_tokens", record)
     lm.chat("你好", max_new_tokens=1)
     case = recorded_chats(FOLDERS[family])[0][1]["gen_kwargs"]
     assert (asked[0].temperature, asked[0].top_p) == (case["temperature"], case["top_p"])

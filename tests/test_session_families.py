@@ -7,7 +7,7 @@ import pytest
 
 from glmkit.errors import RequestError
 from glmkit.families.chatglm_text import load_tokenizer as load_chatglm
-from glmkit.families.command_text import COMMANDS, CommandTokenizer
+from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.families.glm130b_text import load_tokenizer as load_130b
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights

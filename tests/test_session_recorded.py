@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import glmkit
-from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.answers import make_job
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.places import Places
-from glmkit.generate.prompt import Prompt
+from glmkit.generate.prompt import Places, Prompt
 from glmkit.session import LM
 from support.shared import shared_dir
 

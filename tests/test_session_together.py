@@ -12,11 +12,9 @@ import pytest
 
 from glmkit.errors import RequestError
 from glmkit.families.glm130b_text import load_tokenizer as load_130b
-from glmkit.generate.answer import Answer
 from glmkit.generate.engine import EngineLimits
-from glmkit.generate.events import Ended, Piece
-from glmkit.generate.options import ChatOptions, GenerationOptions
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.outputs import Answer, Ended, Piece
+from glmkit.generate.params import ChatOptions, GenerationOptions, GenerationParams
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM

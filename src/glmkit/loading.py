@@ -12,20 +12,20 @@ import torch
 
 from .adapters.inject import apply_adapter
 from .checkpoint.configure import ConfigLike
-from .checkpoint.fill import fetch, fetch_quantized, in_parallel, refuse_bad
 from .checkpoint.hub import local_directory
+from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
 from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
 from .errors import RequestError, TokenizerError
 from .families.base import Family
-from .families.own import OWN
+from .families.common.native_layout import OWN
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
 from .tokenizer.base import Tokenizer
-from .tokenizer.bpe import TrainedTokenizer, has_tokenizer
+from .tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["int8", "int4"]

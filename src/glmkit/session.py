@@ -13,19 +13,16 @@ from typing import Any, Unpack
 from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
-from .generate.answer import Answer
 from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
+from .generate.detokenize import PlainReader
 from .generate.engine import Engine, EngineLimits
-from .generate.events import Ended, Listener, Piece
-from .generate.jobs.answers import AnswersJob
-from .generate.jobs.beam_job import BeamsJob
-from .generate.jobs.fill_job import Filled, FillJob
-from .generate.jobs.making import make_job
-from .generate.listening import listen, run_all
-from .generate.options import ChatOptions, GenerationOptions, SpanOptions, read_params
-from .generate.params import MAX_BEAMS, GenerationParams
-from .generate.prompting import Prompts
-from .generate.reading import PlainReader
+from .generate.engine.engine import listen, run_all
+from .generate.jobs.answers import AnswersJob, make_job
+from .generate.jobs.beam_search import BeamsJob
+from .generate.jobs.infill import Filled, FillJob
+from .generate.outputs import Answer, Ended, Listener, Piece
+from .generate.params import MAX_BEAMS, ChatOptions, GenerationOptions, GenerationParams, SpanOptions, read_params
+from .generate.prompt_builder import Prompts
 from .generate.sampling import check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glmkit.checkpoint.files.bits import all_finite, equal_bits
+from glmkit.checkpoint.files.tensors import all_finite, equal_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.bool])

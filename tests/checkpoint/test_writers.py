@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from glmkit.checkpoint.files import stream, torch_writer
 from glmkit.checkpoint.files.paddle_writer import NAME_TABLE, write_paddle
-from glmkit.checkpoint.files.safetensors_writer import write_safetensors
+from glmkit.checkpoint.files.safetensors_file import write_safetensors
 from glmkit.checkpoint.files.stream import Entry, Written
 from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.files.torch_writer import write_torch

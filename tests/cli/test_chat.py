@@ -17,7 +17,7 @@ import pytest
 import glmkit
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import main
-from glmkit.families.command_text import COMMANDS, CommandTokenizer
+from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.session import LM
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.chat import chat_model

@@ -14,7 +14,7 @@ import pytest
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import main
 from glmkit.session import LM
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from support.served_models import small_base, small_chat
 from support.shared import shared_dir
 

@@ -12,7 +12,7 @@ from glmkit.model.masks import Segments
 from glmkit.objective.config import ObjectiveConfig
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.config import DataSection, ModelSection, TrainConfig, TrainingSection
-from glmkit.train.corpus import PretrainingData
+from glmkit.train.pretraining_data import PretrainingData
 
 TEXTS = [
     f"The {word} is here. It runs away; who knows why? 你好，世界。\n" * 4 for word in ("fox", "dog", "cat", "hen")

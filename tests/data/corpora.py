@@ -8,9 +8,9 @@ from typing import Any
 
 import zstandard
 
-from glmkit.data.reading import ReadOptions, ReadReport
+from glmkit.data.rows import ReadOptions, ReadReport
 from glmkit.data.sources import Sources
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import train_tokenizer
 
 TEXTS = [f"Document number {i}: the quick brown fox; 第{i}章，话说天下大势。\n  end" for i in range(60)]

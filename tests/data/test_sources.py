@@ -15,7 +15,7 @@ import zstandard
 
 from data.corpora import TEXTS, json_lines, read, read_with_report, write
 from glmkit.data import hub
-from glmkit.data.reading import ReadOptions, ReadReport
+from glmkit.data.rows import ReadOptions, ReadReport
 from glmkit.data.sources import Sources
 from glmkit.errors import DataError
 from support.shared import shared_dir

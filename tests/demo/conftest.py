@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from glmkit.demo.pieces import Tokenized, blankable, pieces, tokenize
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.demo.blanks import Tokenized, blankable, pieces, tokenize_texts
+from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import train_tokenizer
 
 ADDER = '''"""Adds numbers: naïve, 加法."""
@@ -52,4 +52,4 @@ def allowed(spelled: list[bytes]) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def documents(tokenizer: TrainedTokenizer, spelled: list[bytes]) -> list[Tokenized]:
-    return tokenize(tokenizer, [("adder.py", ADDER), ("means.py", MEANS)], spelled)
+    return tokenize_texts(tokenizer, [("adder.py", ADDER), ("means.py", MEANS)], spelled)

@@ -6,9 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glmkit.demo.blanks import KINDS, MULTI_LENGTHS, MULTI_MEAN, Blank, draw
-from glmkit.demo.names import identifiers
-from glmkit.demo.pieces import Tokenized
+from glmkit.demo.blanks import KINDS, MULTI_LENGTHS, MULTI_MEAN, Blank, Tokenized, draw, identifiers
 from glmkit.errors import DataError
 
 EOS = 0

@@ -1,6 +1,6 @@
 """Identifiers in Python source."""
 
-from glmkit.demo.names import identifiers
+from glmkit.demo.blanks import identifiers
 
 
 def names(text: str) -> list[str] | None:

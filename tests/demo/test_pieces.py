@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from glmkit.demo.pieces import blankable, pieces, special_ids, tokenize
+from glmkit.demo.blanks import blankable, pieces, special_ids, tokenize_texts
 from glmkit.errors import TokenizerError
 
 
@@ -32,7 +32,7 @@ def test_tokens_are_where_they_say(documents, spelled):
 
 
 def test_parts_of_a_character_are_all_where_it_is(tokenizer, spelled):
-    found = tokenize(tokenizer, [("t", "a力b")], spelled)[0]
+    found = tokenize_texts(tokenizer, [("t", "a力b")], spelled)[0]
     assert [spelled[index] for index in found.ids] == [b"a", b"\xe5", b"\x8a", b"\x9b", b"b"]
     assert found.starts.tolist() == [0, 1, 1, 1, 2]
     assert found.ends.tolist() == [1, 2, 2, 2, 3]
@@ -40,7 +40,7 @@ def test_parts_of_a_character_are_all_where_it_is(tokenizer, spelled):
 
 def test_text_that_does_not_come_back_is_refused(tokenizer, documents, spelled):
     with pytest.raises(TokenizerError, match=r"adder\.py do not spell it"):
-        tokenize(tokenizer, [("adder.py", documents[0].text)], [piece.upper() for piece in spelled])
+        tokenize_texts(tokenizer, [("adder.py", documents[0].text)], [piece.upper() for piece in spelled])
 
 
 def test_special_ids_come_from_the_roles(tokenizer):

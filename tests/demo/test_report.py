@@ -11,11 +11,9 @@ from rich.console import Console
 
 from glmkit.demo.corpus import CorpusFacts
 from glmkit.demo.counts import Tuning
-from glmkit.demo.examples import Example
-from glmkit.demo.machine import machine_facts, usable_cores
+from glmkit.demo.examples import Example, filled_text, print_examples, rates_table
 from glmkit.demo.measure import Measured
-from glmkit.demo.report import Report
-from glmkit.demo.terminal import filled_text, print_examples, rates_table
+from glmkit.demo.report import Report, machine_facts, usable_cores
 from glmkit.eval.cloze import Rate, Ratio
 
 VOID = {"meta", "br", "line", "circle", "polyline"}

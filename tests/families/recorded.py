@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glmkit.errors import TokenizerError
-from glmkit.families.command_text import CommandTokenizer
+from glmkit.families.common.command_tokenizer import CommandTokenizer
 from glmkit.tokenizer.base import IncrementalDecoder
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir

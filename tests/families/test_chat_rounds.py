@@ -7,8 +7,9 @@ import pytest
 
 from families.recorded import recorded
 from glmkit.errors import RequestError
-from glmkit.families import chatglm2_text, chatglm_chat, chatglm_text
-from glmkit.families.chatglm_chat import RoundTemplate
+from glmkit.families import chatglm2_text, chatglm_text
+from glmkit.families.common import round_chat as chatglm_chat
+from glmkit.families.common.round_chat import RoundTemplate
 from glmkit.tokenizer.chat import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir

@@ -8,7 +8,7 @@ import pytest
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.families.base import Family, all_families, preset, preset_names
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from support.checkpoints import small_config
 from support.shared import shared_dir
 

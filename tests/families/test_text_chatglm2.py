@@ -17,7 +17,7 @@ from families.recorded import (
 )
 from glmkit.errors import TokenizerError
 from glmkit.families.chatglm2_text import load_tokenizer
-from glmkit.families.command_text import CommandTokenizer
+from glmkit.families.common.command_tokenizer import CommandTokenizer
 from support.shared import shared_dir
 
 

@@ -20,7 +20,7 @@ from families.recorded import (
 )
 from glmkit.families.chatglm2_text import load_tokenizer as load_chatglm2
 from glmkit.families.chatglm3_text import load_tokenizer
-from glmkit.families.command_text import CommandTokenizer
+from glmkit.families.common.command_tokenizer import CommandTokenizer
 from support.shared import shared_dir
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.jobs.infill import SpansJob
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.places import Places
-from glmkit.generate.prompt import Prompt
+from glmkit.generate.prompt import Places, Prompt
 from glmkit.model.positions import infer_positions
 from support.kinds import KINDS, prompt_of
 from support.tiny import SPECIAL, random_ids, tiny_config

@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.cuts import keep_top_k, keep_top_p
-from glmkit.generate.noise import _hash, _hash_of, _signed, gumbel, gumbel_apart, noise_keys, uniform
-from glmkit.generate.sampling import Sampling, next_tokens
+from glmkit.generate.sampling import (
+    Sampling,
+    _hash,
+    _hash_of,
+    _signed,
+    gumbel,
+    gumbel_apart,
+    keep_top_k,
+    keep_top_p,
+    next_tokens,
+    noise_keys,
+    uniform,
+)
 from support.drawn import drawn
 
 WORD = (1 << 64) - 1

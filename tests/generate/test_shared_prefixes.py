@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.events import Piece
 from glmkit.generate.jobs.answers import AnswersJob
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.outputs import Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM

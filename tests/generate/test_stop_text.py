@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from glmkit.generate.stop_text import StopText
+from glmkit.generate.detokenize import StopText
 
 
 def shown(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:

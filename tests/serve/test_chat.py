@@ -10,7 +10,7 @@ import httpx
 import pytest
 from torch import Tensor
 
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.generate.jobs.answers import AnswersJob
 from support.live import PATIENCE, Live, script, serving
 from support.served_models import small_base, small_chat

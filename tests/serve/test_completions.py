@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from glmkit.serve.jobs import AT_ONCE
+from glmkit.serve.request_jobs import AT_ONCE
 from support.live import PATIENCE, Live, serving
 from support.served_models import small_base, small_chat
 

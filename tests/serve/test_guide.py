@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.generate.jobs.answers import AnswersJob
 from support.live import Live, serving
 from support.served_models import small_base, small_chat

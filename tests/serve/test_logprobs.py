@@ -3,7 +3,7 @@
 import pytest
 
 from glmkit.families.base import family_named
-from glmkit.generate.answer import TokenLogprob
+from glmkit.generate.outputs import TokenLogprob
 from glmkit.serve.logprobs import LogprobWriter
 from glmkit.tokenizer.base import Tokenizer
 from support.served_models import small_base, small_chat

@@ -8,19 +8,16 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from glmkit.generate.params import GenerationParams
-from glmkit.serve.protocol.base import Body
-from glmkit.serve.protocol.chat import EXAMPLE as CHAT_EXAMPLE
-from glmkit.serve.protocol.chat import ChatRequest
-from glmkit.serve.protocol.completion import EXAMPLE as TEXT_EXAMPLE
-from glmkit.serve.protocol.completion import CompletionRequest
-from glmkit.serve.protocol.infill import EXAMPLE as INFILL_EXAMPLE
-from glmkit.serve.protocol.infill import InfillRequest
-from glmkit.serve.protocol.messages import text_of
-from glmkit.serve.protocol.original import EXAMPLE as ORIGINAL_EXAMPLE
-from glmkit.serve.protocol.original import OriginalRequest
-from glmkit.serve.protocol.problems import first_problem, path, place
-from glmkit.serve.protocol.together import clash
-from glmkit.serve.protocol.usage import Usage
+from glmkit.serve.schema.chat import EXAMPLE as CHAT_EXAMPLE
+from glmkit.serve.schema.chat import ChatRequest, text_of
+from glmkit.serve.schema.common import Body, Usage, clash
+from glmkit.serve.schema.completion import EXAMPLE as TEXT_EXAMPLE
+from glmkit.serve.schema.completion import CompletionRequest
+from glmkit.serve.schema.infill import EXAMPLE as INFILL_EXAMPLE
+from glmkit.serve.schema.infill import InfillRequest
+from glmkit.serve.schema.legacy import EXAMPLE as ORIGINAL_EXAMPLE
+from glmkit.serve.schema.legacy import OriginalRequest
+from glmkit.serve.schema.validation import first_problem, path, place
 
 USER = {"role": "user", "content": "q"}
 BODIES: dict[type[Body], dict[str, Any]] = {

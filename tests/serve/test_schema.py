@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema_rs
 
 from glmkit.serve.app import create_app
-from glmkit.serve.protocol.chat import EXAMPLE
+from glmkit.serve.schema.chat import EXAMPLE
 from glmkit.serve.settings import ServeSettings
 from support.fuzzing import fuzz
 from support.live import serving

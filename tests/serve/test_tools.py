@@ -10,10 +10,8 @@ from pydantic import TypeAdapter
 from glmkit.families.base import family_named
 from glmkit.families.glm4_text import CHAT_0414
 from glmkit.serve.errors import ApiError
-from glmkit.serve.protocol.messages import ChatMessage
-from glmkit.serve.protocol.tools import CalledToolDelta, Tool
-from glmkit.serve.tools import ReplyCalls, call_arguments, call_text, shown_tools, split_reply
-from glmkit.serve.turns import conversation
+from glmkit.serve.messages import ReplyCalls, call_arguments, call_text, conversation, shown_tools, split_reply
+from glmkit.serve.schema.chat import CalledToolDelta, ChatMessage, Tool
 from glmkit.tokenizer.chat import ChatTemplate, Message
 
 TEMPLATES: dict[str, ChatTemplate] = {

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from glmkit.checkpoint.files.tensors import TensorInfo
-from glmkit.checkpoint.reading import PublishedWeights, Source
-from glmkit.checkpoint.rules import fused_tensors, published_tensors
+from glmkit.checkpoint.published_tensors import fused_tensors, published_tensors
+from glmkit.checkpoint.published_weights import PublishedWeights, Source
 from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.base import Family, all_families
-from glmkit.families.own import OWN
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
+from glmkit.families.common.native_layout import OWN
 
 SPECIAL = SpecialIds(pad=0, eos=255, cls=None, mask=250, smask=None, gmask=251, sop=254, eop=255)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmkit.families.base import all_families
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from support.checkpoints import random_weights, small_config, written
 
 Change = Callable[[dict[str, Tensor]], None]

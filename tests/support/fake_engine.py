@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmkit.errors import RequestError
-from glmkit.generate.answer import Answer
-from glmkit.generate.events import Ended, Piece
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
+from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.serve import status
 from glmkit.serve.app import create_app
 from glmkit.serve.errors import as_api_error
-from glmkit.serve.run import bind, run
+from glmkit.serve.server import bind, run
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State
 

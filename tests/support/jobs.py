@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from glmkit.config import SpecialIds
-from glmkit.generate.answer import Answer
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.job import Branch, Job
-from glmkit.generate.jobs.making import make_job
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.engine.job import Branch, Job
+from glmkit.generate.jobs.answers import make_job
+from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.outputs import Answer
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM

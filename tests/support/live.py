@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmkit.generate.answer import Answer
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.outputs import Answer
 from glmkit.serve.app import create_app
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.session import LM
 

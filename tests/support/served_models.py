@@ -8,8 +8,8 @@ from glmkit.families.base import family_named
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
-from glmkit.tokenizer.bpe import TrainedTokenizer
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.chat import chat_model
 from support.tiny import tiny_config

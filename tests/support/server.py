@@ -15,10 +15,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from glmkit.checkpoint.native import write_model
-from glmkit.serve.run import Server
+from glmkit.serve.server import Server
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from support.served_models import small_base
 from support.shared import ROOT
 

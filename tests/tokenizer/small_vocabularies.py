@@ -7,7 +7,7 @@ from functools import cache
 import sentencepiece
 import tokenizers
 
-from glmkit.tokenizer.byte_table import byte_alphabet
+from glmkit.tokenizer.byte_tokens import byte_alphabet
 from tokenizer.trained import CHINESE, CODE, ENGLISH
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "fox", "##es", "jump", "##s", "un", "##aff"]

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer.inputs import InputTokenizer, Strategy, truncate
-from glmkit.tokenizer.padding import RowLayout, Side
+from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side, Strategy, truncate
 
 SPECIAL = SpecialIds(pad=0, eos=1, cls=2, mask=3, smask=None, gmask=4, sop=5, eop=6)
 

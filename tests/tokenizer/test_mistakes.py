@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glmkit.errors import TokenizerError
-from glmkit.families.command_text import COMMANDS, CommandTokenizer
+from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.families.glm_text import GLMTokenizer
 from glmkit.tokenizer.base import IncrementalDecoder, Tokenizer
 from glmkit.tokenizer.byte_bpe import ByteBPE

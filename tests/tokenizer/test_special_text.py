@@ -2,7 +2,7 @@
 
 import pytest
 
-from glmkit.tokenizer.special_text import Marker, MarkerTable
+from glmkit.tokenizer.composed import Marker, MarkerTable
 
 TABLE = MarkerTable([Marker("[M]", 1, "left"), Marker("<s>", 2), Marker("<b>", 3, "both"), Marker("<b>>", 4)])
 

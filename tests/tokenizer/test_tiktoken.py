@@ -11,9 +11,9 @@ from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.base import IncrementalDecoder
 from glmkit.tokenizer.base import Tokenizer as TokenizerProtocol
-from glmkit.tokenizer.byte_table import byte_alphabet
-from glmkit.tokenizer.json_vocabulary import JsonVocabulary
+from glmkit.tokenizer.byte_tokens import byte_alphabet
 from glmkit.tokenizer.tiktoken import TiktokenTokenizer
+from glmkit.tokenizer.vocabulary_files import JsonVocabulary
 from tokenizer.tiny_ranks import SPECIALS, tiny_tokenizer
 
 SIZE = 321

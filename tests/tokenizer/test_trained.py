@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer import bpe
+from glmkit.tokenizer import trained as bpe
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.bpe import SPECIAL_STRINGS, TrainedTokenizer, has_tokenizer
+from glmkit.tokenizer.trained import SPECIAL_STRINGS, TrainedTokenizer, has_tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.shared import shared_dir
 from tokenizer.trained import CHINESE, CODE, ENGLISH, trained

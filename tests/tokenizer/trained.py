@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import TokenizerKind, train_tokenizer
 
 CODE = '''def add(self, first, second=12):

@@ -12,10 +12,10 @@ import torch
 
 from glmkit.errors import CheckpointError, TrainingError
 from glmkit.train import rng
+from glmkit.train.checkpoints import RunLock
 from glmkit.train.metrics import MetricsLog, read_metrics
 from glmkit.train.plot import plot_losses, smooth
 from glmkit.train.progress import ProgressLine, duration
-from glmkit.train.runlock import RunLock
 from glmkit.train.stop import StopRequest
 from support.training import toy_trainer
 

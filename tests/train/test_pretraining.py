@@ -13,12 +13,12 @@ import yaml
 import glmkit
 from glmkit.cli.main import main
 from glmkit.errors import CheckpointError
-from glmkit.train.corpus import PretrainingData, blank_infilling_loss
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining import pretrain
+from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
 from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import read_recipe
-from glmkit.train.records import compare_records
+from glmkit.train.state import compare_records
 from support.store import toy_store
 
 RECIPE = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError, RequestError
 from glmkit.families.base import Family
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from glmkit.model import GLM
 
 from .attached import AdapterInfo, Attached, attach, find_attached, float_tensor, set_parameter

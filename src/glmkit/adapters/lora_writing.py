@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from glmkit.model import GLM
 
 from .attached import Attached

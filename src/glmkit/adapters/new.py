@@ -9,7 +9,7 @@ from torch import nn
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.families.base import Family
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from glmkit.model import GLM
 
 from .attached import AdapterInfo, Attached, attach, float_tensor

@@ -15,20 +15,12 @@ from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from glmkit.files import atomic_directory
 from glmkit.model import GLM
 
 from .attached import Attached, attached
-from .formats import (
-    PADDLE_LORA,
-    PADDLE_PREFIX,
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
-    PREFIX_CONFIG,
-    PREFIX_WEIGHTS,
-    RECORD,
-)
+from .formats import PADDLE_LORA, PADDLE_PREFIX, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX_CONFIG, PREFIX_WEIGHTS, RECORD
 from .lora import LoraLinear
 from .lora_writing import collect, paddle_files, peft_files
 from .prefix_files import paddle_prefix, published_settings, published_tensors

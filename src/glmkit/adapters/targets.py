@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.base import Family, all_families
-from glmkit.families.own import OWN as OWN_LAYOUT
-from glmkit.families.rules import Layout, Rule, head_rule
+from glmkit.families.common.layout import Layout, Rule, head_rule
+from glmkit.families.common.native_layout import OWN as OWN_LAYOUT
 
 OWN = OWN_LAYOUT.name
 # Where LoRA may go; the embedding and the head are used by their weight, not called.

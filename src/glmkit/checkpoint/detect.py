@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from glmkit.errors import CheckpointError
-from glmkit.families.own import FORMAT_KEY
-from glmkit.families.rules import Container
+from glmkit.families.common.layout import Container
+from glmkit.families.common.native_layout import FORMAT_KEY
 
 from .files.sharded_file import read_index
 from .native import read_json

@@ -11,10 +11,10 @@ import torch
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.base import Family
-from glmkit.families.rules import Layout, Published, Rule, template_match
+from glmkit.families.common.layout import Layout, Published, Rule, template_match
 
 from .configure import generation_of, no_config
-from .reading import Source
+from .published_weights import Source
 
 
 def infer_config(

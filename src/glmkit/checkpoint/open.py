@@ -8,19 +8,18 @@ from typing import Any
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.base import Family, all_families
-from glmkit.families.own import FORMAT_KEY, OWN
-from glmkit.families.rules import Layout, Published
+from glmkit.families.common.layout import Layout, Published
+from glmkit.families.common.native_layout import FORMAT_KEY, OWN
 
-from .choose import choose_layout
+from .choose_layout import choose_layout
 from .configure import ConfigLike, Given, configure, read_given
 from .detect import Found, detect, read_generation_config, tokenizer_texts
-from .files.bits import equal_bits
 from .files.open_file import open_tensor_file
-from .files.tensors import TensorFile, TensorInfo
+from .files.tensors import TensorFile, TensorInfo, equal_bits
 from .infer import infer_config
-from .reading import PublishedWeights, Source, copied_ranks, replicas_that_differ
-from .rules import Fused, check_ranks, fused_tensors
-from .strict import canonical_names, check_derived, check_tensors, stored_quantization, unexplained
+from .published_tensors import Fused, check_ranks, fused_tensors
+from .published_weights import PublishedWeights, Source, copied_ranks, replicas_that_differ
+from .validate import canonical_names, check_derived, check_tensors, stored_quantization, unexplained
 from .weights import expected_tensors
 
 # Ranks that train for long may drift apart by rounding; beyond this share of the largest number it is something else.

@@ -6,9 +6,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from glmkit import load
-from glmkit.cli.chat_dialogue import Dialogue, reason_of
-from glmkit.cli.chat_files import HistoryFile, read_tools
-from glmkit.cli.chat_lines import Lines
+from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, Lines, read_tools, reason_of
 from glmkit.cli.generation_options import SEVERAL, add_generation_arguments, generation_options
 from glmkit.cli.text_input import add_load_arguments, load_options
 from glmkit.errors import GLMKitError, RequestError

@@ -1,18 +1,66 @@
 """The conversation of `glm chat`: commands, parameters on the fly, answers, the history file."""
 
+import contextlib
 import json
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
-from glmkit.cli.chat_files import HistoryFile
 from glmkit.cli.generation_options import NUMBERS, SEVERAL
-from glmkit.errors import RequestError, TrimmedHistoryWarning
+from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
+from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 from glmkit.tokenizer.chat import to_messages
+
+# --- FOLDED cli/chat_files
+# The files of `glm chat`: the history it keeps, the tools it offers.
+
+
+class HistoryFile:
+    """A history as JSON, in the published form of its family; written whole or not at all."""
+
+    def __init__(self, path: str) -> None:
+        """Raises RequestError when it could not be written: its directory is missing, or it is one."""
+        self.path = Path(path)
+        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
+            raise RequestError(f"the history file {path} cannot be written there; give a file in an existing directory")
+
+    def read(self) -> list[Any]:
+        """The history, empty when there is no file yet. Raises RequestError when it holds something else."""
+        if not self.path.exists():
+            return []
+        try:
+            history = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError):
+            raise RequestError(f"{self.path} is no JSON; give another file for the history") from None
+        if not isinstance(history, list):
+            raise RequestError(f"{self.path} holds {type(history).__name__}, no list of turns; give another file")
+        try:
+            to_messages(history)
+        except (GLMKitError, TypeError) as error:
+            raise RequestError(f"{self.path} holds no history: {error}") from None
+        return history
+
+    def write(self, history: list[Any]) -> None:
+        """Replace the file."""
+        with atomic_write(self.path) as file:
+            file.write(json.dumps(history, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def read_tools(path: str) -> list[dict[str, Any]]:
+    """A list of tools from a JSON file. Raises RequestError when it holds something else."""
+    try:
+        tools = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        raise RequestError(f"{path} is no JSON; give a list of tools in the family's form") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RequestError(f"{path} holds no list of objects; give a list of tools in the family's form")
+    return tools
+
 
 HELP = """\
 clear, /clear        forget the conversation (the system message stays)
@@ -189,3 +237,41 @@ def _check(settings: dict[str, Any]) -> None:
     given = {name: value for name, value in settings.items() if value is not None}
     # Without a limit the reply has room for any least length.
     GenerationParams(**{"max_new_tokens": max(1, given.get("min_new_tokens", 1)), **given})
+
+
+# --- FOLDED cli/chat_lines
+# What a person or a pipe says, line by line.
+
+
+class Lines:
+    """Lines from a terminal, with the prompts of the original demos, or from a pipe, without."""
+
+    def __init__(self, *, name: str, prompts: bool) -> None:
+        """name: the model's, shown before its replies."""
+        self.shown = prompts and sys.stdin.isatty() and sys.stdout.isatty()
+        self._name = name
+        if self.shown:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - input() edits lines with it
+
+    def read(self) -> str | None:
+        """The next line that says something, None at the end. Raises UnicodeDecodeError for a line that is no UTF-8."""
+        while True:
+            line = self._next()
+            if line is None or line.strip():
+                return line
+
+    def begin_reply(self, command: bool) -> None:
+        """Write who speaks now."""
+        if self.shown and not command:
+            print(f"\n{self._name}：", end="", flush=True)
+
+    def _next(self) -> str | None:
+        if self.shown:
+            try:
+                return input("\n用户：")
+            except EOFError:
+                print()
+                return None
+        raw = sys.stdin.buffer.readline()
+        return raw.decode("utf-8").rstrip("\r\n") if raw else None

@@ -10,7 +10,7 @@ from glmkit.cli.generation_options import add_generation_arguments, generation_o
 from glmkit.cli.parser import Help
 from glmkit.cli.text_input import add_text_arguments, load_options, read_text
 from glmkit.errors import RequestError
-from glmkit.generate.answer import Answer, TokenLogprob
+from glmkit.generate.outputs import Answer, TokenLogprob
 from glmkit.session import LM
 
 

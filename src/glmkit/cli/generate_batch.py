@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from glmkit import __version__, load
+from glmkit.batch.fingerprint import fingerprint
+from glmkit.batch.output import Output
+from glmkit.batch.requests import PROMPT_FIELDS, Asker
+from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.batch_progress import BatchProgress
 from glmkit.cli.text_input import load_options
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
-from glmkit.generate.batch.output import Output
-from glmkit.generate.batch.plan import fingerprint
-from glmkit.generate.batch.requests import PROMPT_FIELDS, Asker
-from glmkit.generate.batch.window import Window
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glmkit.config import GLMConfig
-from glmkit.diagnosis.reading import config_of_directory
+from glmkit.diagnosis.config_alone import config_of_directory
 from glmkit.diagnosis.sizes import Sizes, bytes_text, decimal_text, sizes
 from glmkit.errors import ConfigError
 from glmkit.families.base import all_families, preset, preset_names

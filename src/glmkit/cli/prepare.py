@@ -10,11 +10,11 @@ from jsonargparse import ArgumentParser
 
 from glmkit.data.prepare import Prepared, prepare
 from glmkit.data.progress import NoProgress, TerminalProgress
-from glmkit.data.reading import ReadOptions
+from glmkit.data.rows import ReadOptions
 from glmkit.data.sources import FORMATS
 from glmkit.data.streams import LINE_LIMIT
 from glmkit.errors import DataError
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst (text and tables in UTF-8).

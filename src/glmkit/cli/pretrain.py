@@ -18,9 +18,9 @@ from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import choose_device, joined
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.train.config import TrainConfig
-from glmkit.train.corpus import PretrainingData
 from glmkit.train.forecast import size_text
 from glmkit.train.pretraining import pretrain
+from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
 from glmkit.train.runplan import RunPlan, plan_run

@@ -53,13 +53,13 @@ def run(args: Any) -> int:
     """Serve until SIGTERM or Ctrl-C; accepted requests are finished first."""
     settings = _settings(args)
     _check_packages(settings.page)
-    from glmkit.serve.run import bind
+    from glmkit.serve.server import bind
 
     listening = bind(settings)
     try:
         lm = load(args.model, **load_options(args))
         from glmkit.serve.app import create_app
-        from glmkit.serve.run import run as run_server
+        from glmkit.serve.server import run as run_server
 
         app = create_app(lm, settings)
         host, port = listening.getsockname()[:2]

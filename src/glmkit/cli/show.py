@@ -10,13 +10,12 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from glmkit.cli.show_print import print_loss, print_mask, print_sample
-from glmkit.cli.show_view import SampleView, views
+from glmkit.cli.show_print import SampleView, print_loss, print_mask, print_sample, views
 from glmkit.data.packing import Batch
 from glmkit.errors import ConfigError
 from glmkit.objective.config import PRESETS, Mode, ObjectiveConfig
 from glmkit.train.config import DataSection, ModelSection, TrainConfig, TrainingSection
-from glmkit.train.corpus import PretrainingData
+from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.recipe import read_recipe
 
 _PRESET = "glm_large_chinese"  # all three modes

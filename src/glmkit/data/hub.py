@@ -6,7 +6,7 @@ from typing import Any
 
 from glmkit.errors import DataError
 
-from .reading import ReadOptions, Row, text_of_row
+from .rows import ReadOptions, Row, text_of_row
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmkit.errors import DataError
 
-from .reading import BadRow, ReadOptions, Row, decode_utf8, text_of_row
+from .rows import BadRow, ReadOptions, Row, decode_utf8, text_of_row
 from .streams import LINE_LIMIT, read_lines, without_mark
 
 _BLOCK = 1 << 20  # bytes

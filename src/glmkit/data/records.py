@@ -11,7 +11,7 @@ from typing import Any
 from glmkit.errors import DataError
 
 from .json_files import holds_lines, json_values
-from .reading import describe
+from .rows import describe
 from .streams import COMPRESSIONS, open_stream, read_lines
 from .tables import csv_reader
 

@@ -12,7 +12,7 @@ from glmkit.errors import DataError
 
 from .hub import hub_rows, is_hub_name
 from .json_files import json_rows
-from .reading import BadRow, ReadOptions, ReadReport, Row
+from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import COMPRESSIONS, open_stream
 from .tables import csv_rows, parquet_rows
 from .text_files import text_documents

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from glmkit.errors import DataError
 
-from .reading import BadRow, ReadOptions, Row, check_text
+from .rows import BadRow, ReadOptions, Row, check_text
 from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 
 _BATCH_ROWS = 256

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from .reading import BadRow, ReadOptions, ReadReport, Row
+from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import read_lines
 
 

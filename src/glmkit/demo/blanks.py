@@ -12,19 +12,106 @@ Every blank comes with a window of its document, the blank in the middle as far 
 its two neighbours in the document, which is all that the count baselines see.
 """
 
+import io
+import keyword
 import math
 import random
+import tokenize
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glmkit.demo.names import identifiers
-from glmkit.demo.pieces import Tokenized
-from glmkit.errors import DataError
+from glmkit.errors import DataError, TokenizerError
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
+
+# --- FOLDED demo/names
+# Where the identifiers of Python source are.
+
+
+def identifiers(text: str) -> list[tuple[int, int]] | None:
+    """Character spans [start, end) of every identifier in code, in order; None where `text` is not Python we can read.
+
+    Keywords are left out (`match`, `case` and `type` count as identifiers, which they usually are), and so is
+    everything inside comments, strings and, before Python 3.12, f-strings.
+    """
+    starts = [0]
+    for line in io.StringIO(text):  # lines as `tokenize` counts them: "\n" alone ends one
+        starts.append(starts[-1] + len(line))
+    spans = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
+                start = starts[token.start[0] - 1] + token.start[1]
+                spans.append((start, start + len(token.string)))
+    except (tokenize.TokenError, SyntaxError):  # IndentationError is a SyntaxError
+        return None
+    return spans
+
+
+# --- FOLDED demo/pieces
+# What each token spells, in bytes, and where each token of a text is.
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenized:
+    """A named text as tokens: `ids` (n,) int64; token i spells the characters [starts[i], ends[i]), (n,) int64 each.
+
+    Tokens that share a character of several bytes both count it.
+    """
+
+    name: str
+    text: str
+    ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def pieces(tokenizer: TrainedTokenizer) -> list[bytes]:
+    """The bytes that each id adds to a text, (V,); empty for special tokens."""
+    special = special_ids(tokenizer)
+    return [b"" if index in special else tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of all special tokens."""
+    return frozenset(index for index in asdict(tokenizer.special).values() if index is not None)
+
+
+def blankable(spelled: Sequence[bytes]) -> NDArray[np.bool_]:
+    """(V,) True for tokens that a blank can hold: not special and not white space alone."""
+    # Undecodable bytes are part of a character, hence not white space.
+    texts = (piece.decode(errors="replace") for piece in spelled)
+    return np.array([bool(text) and not text.isspace() for text in texts])
+
+
+def tokenize_texts(
+    tokenizer: Tokenizer, named_texts: Sequence[tuple[str, str]], spelled: Sequence[bytes]
+) -> list[Tokenized]:
+    """Encode (name, text) pairs and find every token in its text; `spelled` is `pieces(tokenizer)`.
+
+    Raises TokenizerError when the tokens of a text do not spell it, byte for byte.
+    """
+    lengths = np.array([len(piece) for piece in spelled], dtype=np.int64)
+    result = []
+    for (name, text), encoded in zip(named_texts, tokenizer.encode_batch([t for _, t in named_texts]), strict=True):
+        raw = text.encode()
+        if b"".join([spelled[index] for index in encoded]) != raw:
+            raise TokenizerError(
+                f"the tokens of {name} do not spell it byte for byte; use a tokenizer that does not normalise text"
+            )
+        ids = np.array(encoded, dtype=np.int64)
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[ids])])
+        leads = (np.frombuffer(raw, np.uint8) & 0xC0) != 0x80  # bytes that begin a character
+        begun = np.concatenate([np.zeros(1, np.int64), np.cumsum(leads)])[bounds]  # characters begun before each bound
+        inside = np.append(~leads, False)[bounds]
+        result.append(Tokenized(name, text, ids, (begun - inside)[:-1], begun[1:]))
+    return result
+
 
 Kind = Literal["single_token", "multi_token", "identifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

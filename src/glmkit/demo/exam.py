@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from glmkit.data.store import TokenStore
-from glmkit.demo.blanks import KINDS, Blank, Drawn, Kind, draw
+from glmkit.demo.blanks import KINDS, Blank, Drawn, Kind, Tokenized, blankable, draw, pieces, tokenize_texts
 from glmkit.demo.corpus import Module, Split
 from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
-from glmkit.demo.pieces import Tokenized, blankable, pieces, tokenize
 from glmkit.generate.engine import Engine
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.jobs.infill import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
-from glmkit.tokenizer.bpe import TrainedTokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer
 
 _TUNING_BLANKS = 5000
 # Longest answer in tokens. A single-token blank is known to be one token, for the counts as for the model.
@@ -68,7 +67,7 @@ class Exam:
         return [special.require("cls"), *blank.window[: blank.start], special.mask, *blank.window[blank.end :]]
 
     def _tokenized(self, modules: Sequence[Module]) -> list[Tokenized]:
-        return tokenize(self.tokenizer, [(module.name, module.text) for module in modules], self.spelled)
+        return tokenize_texts(self.tokenizer, [(module.name, module.text) for module in modules], self.spelled)
 
     def _draw(self, texts: Sequence[Tokenized], kind: Kind, count: int) -> Drawn:
         return draw(

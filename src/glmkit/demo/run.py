@@ -15,12 +15,10 @@ from glmkit.data.store import write_store
 from glmkit.demo.clockline import ClockLine
 from glmkit.demo.corpus import collect, split
 from glmkit.demo.exam import Exam
-from glmkit.demo.examples import examples
-from glmkit.demo.machine import machine_facts
+from glmkit.demo.examples import examples, print_examples, rates_table
 from glmkit.demo.measure import measure
 from glmkit.demo.recipe import SEQUENCE, VOCABULARY, ClockSchedule, recipe
-from glmkit.demo.report import Report
-from glmkit.demo.terminal import print_examples, rates_table
+from glmkit.demo.report import Report, machine_facts
 from glmkit.errors import RequestError
 from glmkit.loading import cpu_has_bfloat16
 from glmkit.parallel.mesh import Ranks
@@ -28,8 +26,8 @@ from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
 from glmkit.train.config import TrainConfig
-from glmkit.train.corpus import PretrainingData, blank_infilling_loss
 from glmkit.train.pretraining import pretrain
+from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
 from glmkit.train.state import StepRecord
 from glmkit.train.trainer import Trainer
 from glmkit.train.validation import ValidationLoss

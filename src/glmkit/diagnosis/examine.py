@@ -17,20 +17,20 @@ from glmkit.families.base import preset, preset_names
 from glmkit.memory import available_memory
 
 from .adapter import check_adapter, check_base, holds_adapter, local_folder
+from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
+from .check_values import check_numbers
+from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_sibling, read_settings
-from .deep import check_numbers
 from .finding import Finding, has_errors, names_text, printable
 from .forecast import check_fit, forecast, quantize_to_fit
-from .guess import check_rows, named_shapes, stored_types, suggest_config
 from .headers import Headers, attempt, open_headers
 from .listing import Listing, list_directory
-from .places import find_weights, nothing_here
+from .locate_weights import find_weights, nothing_here
 from .ranks import check_ranks
-from .reading import config_file_alone, refuse_impossible
 from .report import Report
 from .shards import check_shards
 from .sizes import sizes
-from .steps import adapter_command, already_said, call, new_errors, quoted, with_step
+from .suggest_config import check_rows, named_shapes, stored_types, suggest_config
 from .vocabulary import (
     check_generation,
     check_kin,

@@ -11,9 +11,9 @@ from glmkit.checkpoint.detect import tokenizer_texts
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import GLMKitError
 from glmkit.families.base import Family, all_families
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.bpe import TrainedTokenizer, has_tokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 from .finding import Finding, names_text
 from .headers import attempt

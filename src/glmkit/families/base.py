@@ -14,7 +14,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.tokenizer.base import Tokenizer
 
-from .rules import Layout
+from .common.layout import Layout
 
 
 def _no_tokenizer(directory: Path, config: GLMConfig | None) -> Tokenizer | None:

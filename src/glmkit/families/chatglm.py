@@ -15,8 +15,8 @@ from glmkit.errors import ConfigError
 
 from .base import Family
 from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys, paddle_degree
-from .rules import Alias, Derived, Layout, Published, Rule
+from .common.config_keys import Keys, paddle_degree
+from .common.layout import Alias, Derived, Layout, Published, Rule
 
 _AXES: dict[str, Any] = {
     "family": "chatglm",

@@ -8,8 +8,8 @@ from pathlib import Path
 from glmkit.config import GLMConfig
 from glmkit.tokenizer.chat import ChatDefaults
 
-from .chatglm_chat import RoundTemplate
-from .command_text import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
+from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
+from .common.round_chat import RoundTemplate
 
 __all__ = ["CHAT", "TOKENIZER_FILES", "load_tokenizer"]
 

@@ -13,8 +13,8 @@ from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat import Message
 
-from .command_text import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
-from .role_chat import RoleTemplate
+from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
+from .common.role_chat import RoleTemplate
 
 __all__ = ["CHAT", "TOKENIZER_FILES", "load_tokenizer"]
 

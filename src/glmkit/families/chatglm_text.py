@@ -5,13 +5,12 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Reading
-from glmkit.tokenizer.padding import RowLayout, Side
-from glmkit.tokenizer.special_text import Marker
+from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
+from glmkit.tokenizer.inputs import RowLayout, Side
 from glmkit.tokenizer.vocabulary_files import decode_vocabulary, parse_json, read_vocabulary
 
-from .chatglm_chat import CHAT
-from .ice_text import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
+from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
+from .common.round_chat import CHAT
 
 __all__ = ["CHAT", "TOKENIZER_FILES", "ChatGLMTokenizer", "load_tokenizer"]
 

@@ -13,9 +13,9 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 
 from .base import Family
+from .common.config_keys import Keys, paddle_degree
+from .common.layout import WRAPPERS, Layout, Published, Rule
 from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys, paddle_degree
-from .rules import WRAPPERS, Layout, Published, Rule
 
 
 def _shape(layers: int, width: int, heads: int, positions: int, vocabulary: int) -> GLMConfig:

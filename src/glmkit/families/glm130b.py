@@ -10,9 +10,9 @@ from typing import Any
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 
 from .base import Family
+from .common.config_keys import Keys
+from .common.layout import Derived, Layout, Published, Rule
 from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys
-from .rules import Derived, Layout, Published, Rule
 
 _VOCABULARY = 150528
 # icetk: text pieces start at 20000, the special ones follow them.

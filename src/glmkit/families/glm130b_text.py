@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Reading
-from glmkit.tokenizer.padding import RowLayout, Side
-from glmkit.tokenizer.special_text import Marker
+from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
+from glmkit.tokenizer.inputs import RowLayout, Side
 
-from .ice_text import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
+from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
 
 CHAT = None
 TOKENIZER_FILES = (VOCABULARY,)

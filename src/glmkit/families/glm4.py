@@ -11,10 +11,10 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
 
 from .base import Family
+from .common.config_keys import Keys, special_within
+from .common.layout import Alias, Layout, Published, Rule
+from .common.multiquery import AXES, layout, read, write_remote
 from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .keys import Keys, special_within
-from .multiquery import AXES, layout, read, write_remote
-from .rules import Alias, Layout, Published, Rule
 
 _VOCABULARY = 151552
 _EPS = 1.5625e-07

@@ -12,8 +12,7 @@ from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.byte_bpe import ByteBPE
 from glmkit.tokenizer.byte_tokens import ByteRun
-from glmkit.tokenizer.composed import Decoding, Reading
-from glmkit.tokenizer.special_text import Marker, Strip
+from glmkit.tokenizer.composed import Decoding, Marker, Reading, Strip
 from glmkit.tokenizer.text_model import TextModel
 from glmkit.tokenizer.wordpiece import WordPiece, WordPieceRun
 

@@ -9,7 +9,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.byte_bpe import ByteBPE
 from glmkit.tokenizer.composed import ComposedTokenizer
-from glmkit.tokenizer.padding import RowLayout
+from glmkit.tokenizer.inputs import RowLayout
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from glmkit.tokenizer.text_model import TextModel
 from glmkit.tokenizer.vocabulary_files import check_entries, decode_vocabulary, read_side_files, read_vocabulary

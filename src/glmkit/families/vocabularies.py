@@ -12,13 +12,13 @@ from typing import Any, cast, get_args
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, TokenizerError
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.bpe import TrainedTokenizer, has_tokenizer
+from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 from .base import Family, all_families, family_named, preset
+from .common.native_layout import FORMAT_KEY, OWN
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm
-from .own import FORMAT_KEY, OWN
 
 _CONFIGS = ("config.json", "model_config.json")
 _TEXTS = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

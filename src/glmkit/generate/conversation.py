@@ -14,18 +14,16 @@ from torch import Tensor
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
 
-from .answer import Answer, Finish, TokenLogprob
+from .detokenize import ChatReader
 from .engine import Engine
-from .events import Ended, Listener, Piece
-from .fitting import fit
-from .job import Branch
-from .jobs.making import make_job
-from .listening import listen
-from .options import PARAMETERS, refuse_unknown
-from .params import GenerationParams
-from .prompting import Prompts
-from .reading import ChatReader
+from .engine.engine import listen
+from .engine.job import Branch
+from .jobs.answers import make_job
+from .outputs import Answer, Ended, Finish, Listener, Piece, TokenLogprob
+from .params import PARAMETERS, GenerationParams, refuse_unknown
+from .prompt_builder import Prompts
 from .sampling import check_type
+from .truncation import fit
 
 _SETTINGS = ("system", "role", "tools", "max_length")
 

@@ -18,17 +18,18 @@ from glmkit.errors import GLMKitError
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.session import LM
 
-from . import chat, completions, infill, original, status
+from . import chat, completions, infill, status
+from . import legacy as original
 from .client import current
-from .document import documented
+from .engine_thread import Worker
 from .errors import ApiError, as_api_error
 from .fallback import add_fallbacks
-from .guard import Guard
 from .metrics import Metrics
+from .middleware import Guard
+from .openapi import documented
 from .page.mount import mount_page
 from .settings import ServeSettings
 from .state import State
-from .worker import Worker
 
 ROUTERS = (status.router, chat.router, completions.router, infill.router, original.router)
 

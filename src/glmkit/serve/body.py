@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import Message
 
 from .errors import ApiError, ClientGone
-from .protocol.problems import path
+from .schema.validation import path
 
 # Media types under which clients send JSON; the last two are what common tools say unless told otherwise.
 _JSON_TYPES = ("application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")

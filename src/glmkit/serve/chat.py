@@ -8,33 +8,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from glmkit.errors import RequestError
-from glmkit.generate.answer import Answer
 from glmkit.generate.conversation import ReplyJob
-from glmkit.generate.events import Ended, Listener, Piece
+from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.base import IncrementalDecoder
 from glmkit.tokenizer.chat import ChatTemplate
 
 from .errors import ApiError
-from .heading import Heading, heading
-from .jobs import Jobs, check_together
 from .logprobs import LogprobWriter
-from .protocol.chat import (
-    AnswerMessage,
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    Finish,
-)
-from .protocol.reading import JsonRoute
-from .protocol.usage import Usage
-from .state import State
-from .stream import Event, EventStream, TextFrames, documented, frame
-from .tools import ReplyCalls, shown_tools
-from .turns import conversation
+from .messages import ReplyCalls, conversation, shown_tools
+from .request_jobs import Jobs, check_together
+from .schema.chat import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta, Finish
+from .schema.common import Usage
+from .schema.validation import JsonRoute
+from .sse import Event, EventStream, TextFrames, documented, frame
+from .state import Heading, State, heading
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 

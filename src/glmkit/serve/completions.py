@@ -8,23 +8,21 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from glmkit.generate.answer import Answer
-from glmkit.generate.events import Ended, Listener
 from glmkit.generate.jobs.answers import AnswersJob
-from glmkit.generate.jobs.beam_job import BeamsJob
-from glmkit.generate.jobs.fill_job import FillJob
+from glmkit.generate.jobs.beam_search import BeamsJob
+from glmkit.generate.jobs.infill import FillJob
+from glmkit.generate.outputs import Answer, Ended, Listener
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 
 from .errors import ApiError
-from .heading import Heading, heading
-from .jobs import Jobs, check_together, refused
 from .logprobs import LogprobWriter
-from .protocol.completion import Completion, CompletionChoice, CompletionRequest, Finish
-from .protocol.reading import JsonRoute
-from .protocol.usage import TextLogprobs, Usage
-from .state import State
-from .stream import Event, EventStream, TextFrames, documented, frame
+from .request_jobs import Jobs, check_together, refused
+from .schema.common import TextLogprobs, Usage
+from .schema.completion import Completion, CompletionChoice, CompletionRequest, Finish
+from .schema.validation import JsonRoute
+from .sse import Event, EventStream, TextFrames, documented, frame
+from .state import Heading, State, heading
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from .errors import ApiError
-from .guard import ABORT, PAUSED
+from .middleware import ABORT, PAUSED
 
 
 def connection_class(read_seconds: float, max_connections: int) -> type[H11Protocol]:

@@ -6,18 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from glmkit.generate.events import Ended
-from glmkit.generate.jobs.fill_job import FillJob
+from glmkit.generate.jobs.infill import FillJob
+from glmkit.generate.outputs import Ended
 from glmkit.generate.params import GenerationParams
 
 from .errors import ApiError
-from .heading import Heading, heading
-from .jobs import Jobs, check_together, refused
-from .protocol.infill import Blank, Infill, InfillChunk, InfillRequest
-from .protocol.reading import JsonRoute
-from .protocol.usage import Usage
-from .state import State
-from .stream import Event, EventStream, documented, frame
+from .request_jobs import Jobs, check_together, refused
+from .schema.common import Usage
+from .schema.infill import Blank, Infill, InfillChunk, InfillRequest
+from .schema.validation import JsonRoute
+from .sse import Event, EventStream, documented, frame
+from .state import Heading, State, heading
 
 router = APIRouter(route_class=JsonRoute, tags=["Blanks"])
 

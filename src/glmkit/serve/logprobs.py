@@ -4,10 +4,10 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from glmkit.generate.answer import TokenLogprob as Chosen
+from glmkit.generate.outputs import TokenLogprob as Chosen
 from glmkit.tokenizer.base import Tokenizer
 
-from .protocol.usage import Alternative, ChatLogprobs, TextLogprobs, TokenLogprob
+from .schema.common import Alternative, ChatLogprobs, TextLogprobs, TokenLogprob
 
 _BYTES = re.compile("(<0x[0-9A-F]{2}>)+")
 _LEAST = -9999.0  # JSON has no infinity; OpenAI writes this for what is all but impossible

@@ -10,8 +10,7 @@ from prometheus_client.registry import Collector
 from glmkit.errors import GLMKitError
 
 from .errors import ApiError
-from .load import Snapshot
-from .running import Running
+from .request import Running, Snapshot
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)

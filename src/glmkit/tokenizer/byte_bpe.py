@@ -5,8 +5,7 @@ from typing import Any
 
 from glmkit.errors import TokenizerError
 
-from .byte_table import byte_alphabet
-from .byte_tokens import ByteTokens
+from .byte_tokens import ByteTokens, byte_alphabet
 from .text_model import check_id, check_unicode
 from .vocabulary_files import parse_json
 

@@ -12,8 +12,8 @@ from typing import Any
 from glmkit.errors import RequestError, TokenizerError
 
 from .base import IncrementalDecoder
-from .cleaning import Gathered, ReplyCleaner
 from .inputs import InputTokenizer
+from .reply_cleaning import Gathered, ReplyCleaner
 
 _BROKEN = "\ufffd"
 _LONGEST_CHARACTER = 4  # bytes, and so at most tokens

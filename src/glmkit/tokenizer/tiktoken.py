@@ -10,9 +10,8 @@ from typing import Protocol
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 
-from .composed import ComposedTokenizer, Decoding, Reading
-from .padding import Side
-from .special_text import Marker
+from .composed import ComposedTokenizer, Decoding, Marker, Reading
+from .inputs import Side
 from .streams import ByteText
 from .text_model import TextModel, as_ids
 from .vocabulary_files import write_vocabularies

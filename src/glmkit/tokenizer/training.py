@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from glmkit.errors import TokenizerError
 
-from .bpe import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer, byte_alphabet
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
+from .trained import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer, byte_alphabet
 from .unigram import learn_pieces
 
 TokenizerKind = Literal["bpe", "unigram"]

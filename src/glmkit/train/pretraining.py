@@ -20,19 +20,17 @@ from glmkit.parallel.blocks import apply_compile, apply_recompute
 from glmkit.parallel.mesh import Ranks
 from glmkit.tokenizer.base import Tokenizer
 
-from .checkpoints import CheckpointStore, read_state, write_final_model
+from .checkpoints import CheckpointStore, RunLock, read_state, write_final_model
 from .config import TrainConfig
-from .corpus import PretrainingData, blank_infilling_loss
 from .forecast import available_memory, check_memory
 from .metrics import FILES, MetricsLog, cut_back, read_metrics
 from .optim import build_optimizers
 from .plot import plot_losses
+from .pretraining_data import PretrainingData, blank_infilling_loss
 from .progress import ProgressLine
-from .records import compare_records
 from .rng import seed_everything
-from .runlock import RunLock
 from .runplan import RunPlan, plan_run
-from .state import StepRecord, TrainState
+from .state import StepRecord, TrainState, compare_records
 from .trainer import Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss
 

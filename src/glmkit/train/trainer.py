@@ -21,14 +21,13 @@ from glmkit.parallel.mesh import Ranks
 
 from . import rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
-from .diagnosis import Entry, check_targets, explain_nonfinite
-from .metrics import MetricsLog
+from .metrics import MetricsLog, peak_memory
+from .nonfinite import Entry, check_targets, explain_nonfinite
 from .optim import Optimizers, clip_gradients
 from .progress import ProgressLine
 from .schedule import BatchPlan
 from .state import StepRecord, TrainState
 from .stop import StopRequest, shielded_children
-from .usage import peak_memory
 
 
 class StepBatch(Protocol):

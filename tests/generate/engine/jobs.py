@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glmkit.generate.engine import Engine
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM, KVCache
 from glmkit.model.positions import infer_positions, infer_prefix
 

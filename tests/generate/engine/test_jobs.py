@@ -11,8 +11,8 @@ from torch import Tensor
 from generate.engine.jobs import Greedy, check_answers, check_blocks, check_empty
 from glmkit.errors import RequestError
 from glmkit.generate.engine import Engine, EngineLimits
+from glmkit.generate.engine.job import Branch
 from glmkit.generate.engine.lock import FairLock
-from glmkit.generate.job import Branch
 from glmkit.model import GLM
 from support.kinds import KINDS, make, prompt_of
 from support.tiny import tiny_model

@@ -8,7 +8,7 @@ import torch
 
 from generate.engine.jobs import Greedy, check_answers, check_blocks, check_empty, plain
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.job import Branch
+from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM
 from support.kinds import KINDS, make, prompt_of
 from support.tiny import SPECIAL, random_ids

@@ -12,12 +12,9 @@ import pytest
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.generate.engine.blocks import BlockPool
-from glmkit.generate.engine.counters import EngineCounters
-from glmkit.generate.engine.limits import EngineLimits
-from glmkit.generate.engine.plan import Plan
-from glmkit.generate.engine.row import Growth, Row
+from glmkit.generate.engine.limits import EngineCounters, EngineLimits
 from glmkit.generate.engine.scheduler import Scheduler
-from glmkit.generate.engine.task import Task
+from glmkit.generate.engine.sequence import Growth, Plan, Row, Task
 
 FIRST = 3  # blocks that belong to nobody
 

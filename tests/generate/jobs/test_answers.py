@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
-from glmkit.generate.answer import Answer
-from glmkit.generate.jobs.answers import AnswersJob
-from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.answers import AnswersJob, make_job
+from glmkit.generate.outputs import Answer
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.loading import load_parts

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from glmkit.generate.events import Ended, Piece
-from glmkit.generate.jobs.beam_job import BeamsJob
-from glmkit.generate.jobs.making import make_job
+from glmkit.generate.jobs.answers import make_job
+from glmkit.generate.jobs.beam_search import BeamsJob
+from glmkit.generate.outputs import Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.jobs.beam import Beams
+from glmkit.generate.jobs.beam_search import Beams
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.processors import ids_tensor, process
+from glmkit.generate.penalties import ids_tensor, process
 
 Case = tuple[list[int], tuple[int, ...], dict[str, Any], list[list[int]], list[float]]
 CASES: list[Case] = [

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from glmkit.config import GLMConfig
-from glmkit.generate.answer import Answer
-from glmkit.generate.events import Ended, Piece
-from glmkit.generate.jobs.answers import AnswersJob
-from glmkit.generate.jobs.making import make_job
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.jobs.answers import AnswersJob, make_job
+from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from glmkit.generate.engine import Engine, EngineLimits
-from glmkit.generate.jobs.answers import AnswersJob
-from glmkit.generate.jobs.beam_job import BeamsJob
-from glmkit.generate.jobs.making import make_job
-from glmkit.generate.jobs.spans import SpansJob
+from glmkit.generate.jobs.answers import AnswersJob, make_job
+from glmkit.generate.jobs.beam_search import BeamsJob
+from glmkit.generate.jobs.infill import SpansJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM

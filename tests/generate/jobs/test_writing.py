@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.events import Ended, Piece
+from glmkit.generate.detokenize import ChatReader, PlainReader, StopText, TextReader
 from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.generate.outputs import Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.generate.reading import ChatReader, PlainReader, TextReader
-from glmkit.generate.stop_text import StopText
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.kinds import KINDS

@@ -14,17 +14,16 @@ import torch
 
 from glmkit.checkpoint.native import GENERATION_FILE
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
-from glmkit.checkpoint.rules import published_tensors
+from glmkit.checkpoint.published_tensors import published_tensors
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.own import OWN
-from glmkit.families.rules import Layout
+from glmkit.families.common.layout import Layout
+from glmkit.families.common.native_layout import OWN
 from glmkit.files import atomic_write
 
-from .carry import carried_files
 from .journal import Journal
-from .outputs import Outputs, WeightsFormat, output_files, parse_size
+from .outputs import Outputs, WeightsFormat, carried_files, output_files, parse_size
 from .requantize import AddedError, Requantized, blocks_for
 from .transfer import Progress, Step, write_files
 from .verify import compare, config_changes

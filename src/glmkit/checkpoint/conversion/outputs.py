@@ -1,19 +1,22 @@
 """Which files a checkpoint of a layout consists of: shards, rank files, indexes, the files that name a tag."""
 
+import fnmatch
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from glmkit.checkpoint.files.paddle_writer import write_paddle
-from glmkit.checkpoint.files.safetensors_writer import write_safetensors
+from glmkit.checkpoint.files.safetensors_file import write_safetensors
 from glmkit.checkpoint.files.stream import Writer
 from glmkit.checkpoint.files.torch_writer import write_torch
-from glmkit.checkpoint.rules import PublishedTensor
+from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.errors import CheckpointError
-from glmkit.families.rules import Layout
+from glmkit.families.base import Family
+from glmkit.families.common.layout import Layout
 
 WeightsFormat = Literal["safetensors", "bin"]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -113,3 +116,32 @@ _FORMATS: dict[str, tuple[str, str, Writer]] = {
     "safetensors": ("model", "safetensors", write_safetensors),
     "bin": ("pytorch_model", "bin", write_torch),
 }
+
+
+# --- FOLDED checkpoint/conversion/carry
+# Files of a checkpoint that are no weights and mean the same in every layout: tokenizer, generation, licence.
+
+
+LARGEST = 64 << 20
+PATTERNS = (
+    "generation.json", "generation_config.json", "README*", "LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+def carried_files(source: Path, family: Family, *, taken: Container[str]) -> dict[str, bytes]:
+    """Contents of the files to copy as they are, by name; none of those in `taken`.
+
+    Raises CheckpointError for one that is far too large for what its name says.
+    """
+    found: dict[str, bytes] = {}
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or path.name in taken:
+            continue
+        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in (*PATTERNS, *family.tokenizer_files)):
+            size = path.stat().st_size
+            if size > LARGEST:
+                raise CheckpointError(f"{path} has {size:,} bytes, too many for a {path.name}; move it away")
+            found[path.name] = path.read_bytes()
+    return found

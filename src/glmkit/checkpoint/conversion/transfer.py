@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from glmkit.checkpoint.files.bits import all_finite
 from glmkit.checkpoint.files.stream import Entry
-from glmkit.checkpoint.rules import PublishedTensor
+from glmkit.checkpoint.files.tensors import all_finite
+from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.checkpoint.weights import Weights
 from glmkit.errors import CheckpointError
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from math import sqrt
 from typing import Any
 
-from glmkit.checkpoint.files.bits import equal_bits
 from glmkit.checkpoint.files.stream import ignore
+from glmkit.checkpoint.files.tensors import equal_bits
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import CheckpointError

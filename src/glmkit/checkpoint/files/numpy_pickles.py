@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cursor import Bytes
 from .mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
-from .pickle_values import MAX_INLINE, Blob, Call, Global, Inert, PickleError, kind_of, shorten
+from .pickle_values import MAX_INLINE, Blob, Bytes, Call, Global, Inert, PickleError, kind_of, shorten
 from .tensors import TensorInfo
 
 _TYPES: dict[str, torch.dtype] = {

@@ -12,11 +12,13 @@ from typing import Any
 
 from glmkit.errors import CheckpointError
 
-from .cursor import LINE_BYTES, Bytes, Cursor
 from .pickle_values import (
+    LINE_BYTES,
     MAX_INLINE,
     Blob,
+    Bytes,
     Call,
+    Cursor,
     Global,
     Inert,
     PickleError,

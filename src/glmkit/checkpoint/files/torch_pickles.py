@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from .cursor import Bytes
 from .mapping import checked_sizes, checked_view
 from .numpy_pickles import numpy_calls
-from .pickle_values import PLAIN_CALLS, Call, Global, Inert, PickleError, kind_of, shorten
+from .pickle_values import PLAIN_CALLS, Bytes, Call, Global, Inert, PickleError, kind_of, shorten
 
 _STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,

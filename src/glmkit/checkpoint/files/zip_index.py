@@ -7,8 +7,7 @@ from pathlib import Path
 
 from glmkit.errors import CheckpointError
 
-from .cursor import Bytes
-from .pickle_values import shorten
+from .pickle_values import Bytes, shorten
 
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 32 * 2**20  # bytes

@@ -1,24 +1,24 @@
 """One engine for everything that is generated: it feeds jobs' rows through the model together and keeps their cache."""
 
-from typing import Literal
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.generate.job import Branch, Job
 from glmkit.memory import available_memory, require_memory
 from glmkit.model import GLM
 from glmkit.model.paged import PagedCache
 
 from .blocks import BlockPool
-from .counters import EngineCounters
-from .limits import EngineLimits
+from .job import Branch, Job
+from .limits import EngineCounters, EngineLimits
 from .lock import FairLock
-from .row import Growth
 from .runner import Runner
 from .scheduler import Scheduler
-from .task import Task
+from .sequence import Growth, Task
 
 TicketState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -334,3 +334,54 @@ class Engine:
             ticket.task.forget_blocks()
             ticket.task.begun = bool(ticket.task.rows)
             self._scheduler.add(ticket.task)
+
+
+# --- FOLDED generate/listening
+# Running jobs on an engine: one whose events are taken as they come, or many to their end.
+
+
+Heard = TypeVar("Heard")
+
+
+def listen(engine: Engine, job: Job, heard: deque[Heard]) -> Generator[Heard]:
+    """Run a job whose listener puts what it hears into `heard`, and give it on.
+
+    The engine makes a step only when somebody waits for an event, but then all of its jobs go on. Closing or dropping
+    the iterator cancels the job and frees its rows. Raises what ended the job.
+    """
+    ticket = engine.submit(job)
+    try:
+        while True:
+            over = ticket.over  # asked first: another thread may make the step that ends the job
+            while heard:
+                yield heard.popleft()
+            if over:
+                break
+            engine.step()
+    finally:
+        engine.cancel(ticket)
+    if ticket.error is not None:
+        raise ticket.error
+
+
+def run_all(engine: Engine, jobs: Iterable[Job], *, rows: int = 64) -> None:
+    """Run jobs to their end, `rows` rows of them at a time or one job that has more, in their order.
+
+    Raises the first error, and cancels the others.
+    """
+    tickets: list[Ticket] = []
+    try:
+        waiting = iter(jobs)
+        job = next(waiting, None)
+        while job is not None or tickets:
+            while job is not None and sum(ticket.job.max_rows for ticket in tickets) <= max(rows - job.max_rows, 0):
+                tickets.append(engine.submit(job))
+                job = next(waiting, None)
+            engine.step()
+            for ticket in tickets:
+                if ticket.error is not None:
+                    raise ticket.error
+            tickets = [ticket for ticket in tickets if not ticket.over]
+    finally:
+        for ticket in tickets:
+            engine.cancel(ticket)

@@ -12,7 +12,7 @@ from torch import Tensor
 from glmkit.model import GLM
 from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
 
-from .plan import Feed, Plan
+from .sequence import Feed, Plan
 
 # What filling up a table may cost, in numbers that are gathered for nothing, before rows get a call of their own.
 _WASTE = 1 << 17

@@ -7,11 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from .blocks import BlockPool
-from .counters import EngineCounters
-from .limits import EngineLimits
-from .plan import Feed, Plan
-from .row import Growth, Row
-from .task import Task
+from .limits import EngineCounters, EngineLimits
+from .sequence import Feed, Growth, Plan, Row, Task
 
 
 class Scheduler:

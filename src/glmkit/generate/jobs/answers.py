@@ -10,16 +10,15 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
-from glmkit.generate.answer import Answer
-from glmkit.generate.events import Listener
-from glmkit.generate.job import Branch
+from glmkit.generate.detokenize import TextReader
+from glmkit.generate.engine.job import Branch
+from glmkit.generate.outputs import Answer, Listener
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.prompt import Prompt
-from glmkit.generate.reading import TextReader
+from glmkit.generate.prompt import Prompt, max_answer_tokens
 
-from .growing import Bounds, GrowingAnswer, likeliest
-from .lookup import Lookup
-from .writing import Heard, MakeReader, Writing
+from .beam_search import BeamsJob
+from .decoding import Bounds, GrowingAnswer, Heard, MakeReader, Writing, likeliest
+from .prompt_lookup import Lookup
 
 
 class AnswersJob:
@@ -43,7 +42,7 @@ class AnswersJob:
         """
         if params.num_beams > 1:
             raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job")
-        most = most_tokens(prompt, params)
+        most = max_answer_tokens(prompt, params)
         self.prompt_tokens = len(prompt.ids)
         self.max_rows = int(params.n)
         self.max_row_tokens = len(prompt.ids) + most - 1  # the last one is never fed
@@ -110,14 +109,18 @@ class AnswersJob:
         return Branch(tokens, places_2T, parent, writing.dropped, logits=1 + len(writing.drafts))
 
 
-def most_tokens(prompt: Prompt, params: GenerationParams) -> int:
-    """The longest answer. Raises RequestError where the positions end before its first token."""
-    if prompt.max_positions is None:
-        return int(params.max_new_tokens)
-    room = prompt.max_positions - len(prompt.ids)
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {len(prompt.ids)} tokens of {prompt.max_positions} that it and the answer may have; "
-            "shorten it"
-        )
-    return min(int(params.max_new_tokens), room)
+# --- FOLDED generate/jobs/making
+# The right job for a request.
+
+
+def make_job(
+    prompt: Prompt,
+    params: GenerationParams,
+    config: GLMConfig,
+    *,
+    reader: MakeReader | None = None,
+    listener: Listener | None = None,
+) -> AnswersJob | BeamsJob:
+    """What writes the answers to a prompt: beams where `num_beams` asks for them. Errors as of the jobs."""
+    kind = BeamsJob if params.num_beams > 1 else AnswersJob
+    return kind(prompt, params, config, reader=reader, listener=listener)

@@ -1,0 +1,1 @@
+"""Files of requests: rows to jobs, output that continues after a kill."""

@@ -1,0 +1,239 @@
+"""From a record to what the engine is asked: which fields are the prompt, and which task it is."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from glmkit.data.records import Record
+from glmkit.data.rows import BadRow, check_text, describe
+from glmkit.errors import RequestError
+from glmkit.generate.detokenize import PlainReader
+from glmkit.generate.engine.job import Job
+from glmkit.generate.jobs.answers import make_job
+from glmkit.generate.outputs import Answer, TokenLogprob
+from glmkit.generate.params import GenerationParams
+from glmkit.generate.prompt_builder import Prompts
+from glmkit.generate.truncation import Shortener, Side
+from glmkit.loading import Parts
+
+Task = Literal["auto", "generate", "fill", "chat"]
+
+# The first of these that a record has is its prompt; `input` behind an instruction is part of it.
+PROMPT_FIELDS = ("messages", "prompt", "text", "src", "source", "content", "instruction", "input")
+
+# What may be added to a record.
+_ADDED = (
+    "answer", "answers", "blanks", "finish", "answer_tokens", "score", "logprobs", "prompt_tokens", "cut_tokens",
+    "dropped_turns", "error",
+)  # fmt: skip
+
+
+class Model(Protocol):
+    """What is needed of a loaded model."""
+
+    parts: Parts
+
+    def continue_job(self, text: str, params: GenerationParams) -> Any: ...
+    def chat_job(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, tools: Any, trim: bool
+    ) -> Any: ...
+    def fill_job(self, text: str, params: GenerationParams, *, order: str | None) -> Any: ...
+
+
+class Asked:
+    """One record's job, and how its answers become fields."""
+
+    def __init__(self, job: Any, read: Callable[[Any], dict[str, Any]], prefix: str, **notes: int) -> None:
+        """prefix: in front of the fields' names. notes: numbers to add that are not 0."""
+        self.job: Job = job
+        self._read, self._prefix = read, prefix
+        self._notes = {name: count for name, count in notes.items() if count}
+
+    def added(self) -> dict[str, Any]:
+        """As in `window.Request`."""
+        fields = {**self._read(self.job), **self._notes}
+        return {self._prefix + name: value for name, value in fields.items()}
+
+
+class Asker:
+    """Makes requests of records, all with the same options.
+
+    counts: of the records asked so far, "cut" (texts that were longer than src_length), "trimmed" (conversations whose
+    oldest turns were not read) and "masks" (texts with a blank that was read as text).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: Mapping[str, Any],
+        *,
+        task: Task = "auto",
+        prompt_field: str | None = None,
+        template: str | None = None,
+        order: str | None = None,
+        src_length: int | None = None,
+        truncation_side: Side = "left",
+        prefix: str = "",
+    ) -> None:
+        """options: fields of `GenerationParams`. template: a prompt with {field} for the text of a field. prefix: in
+        front of the names of all fields that are added.
+
+        Raises RequestError for options that mean nothing, and for a task that the model cannot do.
+        """
+        self.params = GenerationParams(**options)
+        self.counts = {"cut": 0, "trimmed": 0, "masks": 0}
+        self._model, self._options = model, dict(options)
+        self._prompts = Prompts(model.parts)
+        self._task, self._field, self._template, self._order = task, prompt_field, template, order
+        self._prefix = prefix
+        if template is not None and not _PLACE.search(template):
+            raise RequestError(f"the template {template!r} names no field; write {{prompt}} where that field belongs")
+        if task == "chat":
+            _ = self._prompts.template
+        if task == "fill" and model.parts.config.mask == "causal":
+            raise RequestError(f"{model.parts.config.family} reads left to right and fills no blanks; use generate")
+        self._shortener = None
+        if src_length is not None:
+            if task in ("fill", "chat"):
+                raise RequestError(f"src_length cuts a text that is continued; leave it out with --task {task}")
+            self._shortener = Shortener(self._prompts, src_length, truncation_side)
+        tokenizer = self._prompts.tokenizer
+        special = model.parts.config.special
+        masks = special.mask_ids() if special is not None and model.parts.config.mask != "causal" else ()
+        self._masks = [tokenizer.id_to_token(index) for index in masks]
+
+    def __call__(self, record: Record) -> Asked:
+        """Raises RequestError naming the field that cannot be used."""
+        fields = record.fields
+        assert fields is not None
+        taken = next((name for name in map(self._prefix.__add__, _ADDED) if name in fields), None)
+        if taken is not None:
+            raise RequestError(f"the row has a field {taken!r} already; --added_prefix names the new ones otherwise")
+        name, value = self._prompt(fields)
+        try:
+            if name == "messages" or isinstance(value, list):
+                return self._conversation(value, fields)
+            text = _text(value)
+            if self._task == "chat":
+                before = fields.get("history") or []
+                if not isinstance(before, list):
+                    raise RequestError(f"the field 'history' beside it is {describe(before)}, not a list of turns")
+                return self._conversation([*before, {"role": "user", "content": text}], fields)
+            return self._blanks(text) if self._task == "fill" else self._continuation(text)
+        except RequestError as error:
+            raise RequestError(f"field {name!r}: {error}") from None
+        except UnicodeEncodeError as error:
+            wrong = f"U+{ord(error.object[error.start]):04X}"
+            raise RequestError(f"field {name!r}: lone surrogate {wrong}, which is not valid Unicode") from None
+
+    def _prompt(self, fields: Mapping[str, Any]) -> tuple[str, Any]:
+        """The name of the field that holds the prompt, and the prompt."""
+        if self._template is not None:
+            return "prompt", self._filled(self._template, fields)
+        names = PROMPT_FIELDS if self._field is None else (self._field,)
+        name = next((name for name in names if name in fields), None)
+        if name is None:
+            hint = f"fields are {', '.join(fields)}; choose one with --prompt_field" if fields else "the row is empty"
+            raise RequestError(f"no field {' or '.join(map(repr, names))}; {hint}")
+        if name == "instruction" and self._field is None and fields.get("input"):
+            return name, f"{_text(fields[name], name)}\n{_text(fields['input'], 'input')}"
+        return name, fields[name]
+
+    def _filled(self, template: str, fields: Mapping[str, Any]) -> str:
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            if name not in fields:
+                raise RequestError(f"no field {name!r}, which the template names; fields are {', '.join(fields)}")
+            return _text(fields[name], name)
+
+        return _PLACE.sub(value, template)
+
+    def _conversation(self, messages: object, fields: Mapping[str, Any]) -> Asked:
+        if self._task not in ("auto", "chat"):
+            raise RequestError(f"a conversation cannot be a prompt of --task {self._task}; use chat, or name a text")
+        if self._shortener is not None:
+            raise RequestError("src_length cuts texts, not conversations; leave it out, or name a text")
+        if not isinstance(messages, list) or not messages:
+            raise RequestError(f"it is {describe(messages)}; give a list of messages with role and content")
+        wrong = next((item for item in messages if not isinstance(item, Mapping) and not _is_pair(item)), None)
+        if wrong is not None:
+            raise RequestError(f"a turn is {describe(wrong)}; give messages with role and content")
+        job = self._model.chat_job(messages, self._options, tools=fields.get("tools"), trim=True)
+        self.counts["trimmed"] += job.dropped > 0
+        return Asked(job, self._replies, self._prefix, dropped_turns=job.dropped)
+
+    def _continuation(self, text: str) -> Asked:
+        self.counts["masks"] += any(mask in text for mask in self._masks)
+        prompt, cut = (None, 0) if self._shortener is None else self._shortener.cut(text)
+        if prompt is None:
+            return Asked(self._model.continue_job(text, self.params), self._texts, self._prefix)
+        self.counts["cut"] += 1
+        tokenizer = self._prompts.tokenizer
+        job = make_job(prompt, self.params, self._model.parts.config, reader=lambda: PlainReader(tokenizer))
+        return Asked(job, self._texts, self._prefix, cut_tokens=cut)
+
+    def _blanks(self, text: str) -> Asked:
+        try:
+            job = self._model.fill_job(text, self.params, order=self._order)
+        except RequestError as error:
+            raise RequestError(str(error).replace("text 0 ", "the text ", 1)) from None
+        return Asked(job, self._filled_text, self._prefix)
+
+    def _texts(self, job: Any) -> dict[str, Any]:
+        return self._fields(job, [answer.text for answer in job.answers])
+
+    def _replies(self, job: Any) -> dict[str, Any]:
+        return self._fields(job, [job.reply(number)[0] for number in range(len(job.answers))])
+
+    def _fields(self, job: Any, texts: Sequence[Any]) -> dict[str, Any]:
+        answers: Sequence[Answer] = job.answers
+        columns: dict[str, list[Any]] = {"finish": [answer.finish for answer in answers]}
+        columns["answer_tokens"] = [len(answer.ids) for answer in answers]
+        if self.params.num_beams > 1:
+            columns["score"] = [_rounded(answer.score) for answer in answers]
+        if self.params.logprobs is not None:
+            columns["logprobs"] = [[self._logprob(item) for item in answer.logprobs or ()] for answer in answers]
+        if max(self.params.n, self.params.num_return_sequences) > 1:
+            return {"answers": [*texts], **columns, "prompt_tokens": job.prompt_tokens}
+        first = {name: values[0] for name, values in columns.items()}
+        return {"answer": texts[0], **first, "prompt_tokens": job.prompt_tokens}
+
+    def _logprob(self, item: TokenLogprob) -> dict[str, Any]:
+        name = self._prompts.tokenizer.id_to_token
+        top = [{"token": name(index), "id": index, "logprob": _rounded(value)} for index, value in item.top]
+        return {"token": name(item.token), "id": item.token, "logprob": _rounded(item.logprob), "top": top}
+
+    def _filled_text(self, job: Any) -> dict[str, Any]:
+        filled, answers = job.filled(), job.answers
+        return {
+            "answer": filled.text,
+            "blanks": filled.blanks,
+            "finish": [answer.finish for answer in answers],
+            "answer_tokens": [len(answer.ids) for answer in answers],
+            "prompt_tokens": job.prompt_tokens,
+        }
+
+
+_DECIMALS = 4
+_PLACE = re.compile(r"\{([^{}]+)\}")
+
+
+def _rounded(value: float | None) -> float | None:
+    """Without the digits that depend on which rows were computed side by side."""
+    return None if value is None else round(value, _DECIMALS)
+
+
+def _is_pair(item: object) -> bool:
+    """Whether this is a turn as ChatGLM-6B writes it: what was asked and what was answered."""
+    return isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
+
+
+def _text(value: object, name: str | None = None) -> str:
+    """A text that a model can read. Raises RequestError; name: of the field, where the caller does not say it."""
+    at = "" if name is None else f"field {name!r}: "
+    if not isinstance(value, str):
+        raise RequestError(f"{at}it is {describe(value)}, not a text")
+    checked = check_text(value, "")
+    if isinstance(checked, BadRow):
+        raise RequestError(f"{at}{checked.message}")
+    return checked

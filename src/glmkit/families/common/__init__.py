@@ -1,0 +1,1 @@
+"""What several families share: tables of layouts, tokenizer machinery, chat rules."""

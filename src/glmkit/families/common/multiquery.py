@@ -1,0 +1,160 @@
+"""What ChatGLM2, ChatGLM3 and GLM-4-9B share: one network, published by remote code with one set of names.
+
+Sources: the remote code beside the weights (`modeling_chatglm.py`, `configuration_chatglm.py`) of each, and
+`PaddlePaddle/PaddleNLP:paddlenlp/transformers/chatglm_v2/modeling.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmkit.config import GLMConfig, Quantization, SpecialIds
+
+from .config_keys import Keys, special_within
+from .layout import Alias, Derived, Layout, Rule
+
+AXES: dict[str, Any] = {
+    "positions": "rope",
+    "rope_fraction": 0.5,
+    "rope_pairs": "interleaved",
+    "norm": "rms",
+    "residual": "pre",
+    "mlp": "swiglu",
+    "bias": "qkv",
+    "mask": "causal",
+    "tie_embeddings": False,
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+    "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+}
+
+
+def rules(base: str) -> tuple[Rule, ...]:
+    """The names under a base prefix ("transformer.", "chatglm_v2.")."""
+    layer, ours = f"{base}encoder.layers.{{i}}", "model.layers.{i}"
+    qkv = tuple(f"{ours}.self_attn.{name}_proj" for name in "qkv")
+    return (
+        Rule(f"{base}embedding.word_embeddings", ("model.embed_tokens",), ("weight",), "table"),
+        Rule(f"{layer}.input_layernorm", (f"{ours}.input_layernorm",), kind="vector"),
+        Rule(f"{layer}.self_attention.query_key_value", qkv),
+        Rule(f"{layer}.self_attention.dense", (f"{ours}.self_attn.o_proj",)),
+        Rule(f"{layer}.post_attention_layernorm", (f"{ours}.post_attention_layernorm",), kind="vector"),
+        Rule(f"{layer}.mlp.dense_h_to_4h", (f"{ours}.mlp.gate_proj", f"{ours}.mlp.up_proj")),
+        Rule(f"{layer}.mlp.dense_4h_to_h", (f"{ours}.mlp.down_proj",)),
+        Rule(f"{base}encoder.final_layernorm", ("model.norm",), kind="vector"),
+    )
+
+
+def derived(base: str) -> tuple[Derived, ...]:
+    """The stored rotary frequencies, whose base never has the rope_ratio in it."""
+    return (Derived(f"{base}rotary_pos_emb.inv_freq"),)
+
+
+def head(base: str) -> tuple[Alias, ...]:
+    """The output layer."""
+    return (Alias(f"{base}output_layer", stored=False),)
+
+
+def layout(base: str, **fields: Any) -> Layout:
+    """A layout whose names begin with `base`; fields: the rest of `Layout`."""
+    return Layout(rules=rules(base), derived=derived(base), aliases=head(base), base=base, **fields)
+
+
+def read(
+    values: Mapping[str, Any], family: str, special: SpecialIds, full_vocabulary: int
+) -> tuple[GLMConfig, dict[str, Any], list[str]]:
+    """Config, generation settings and notes of a published config of this network."""
+    keys = Keys(values)
+    for name, allowed in {
+        "rmsnorm": True,
+        "apply_residual_connection_post_layernorm": False,
+        "post_layer_norm": True,
+        "add_bias_linear": False,
+        "interleaved_qkv": False,
+        "original_rope": True,
+        "fp32_residual_connection": False,
+    }.items():
+        keys.require(name, allowed)
+    vocabulary = keys.whole("padded_vocab_size", "vocab_size")
+    heads = keys.whole("num_attention_heads")
+    shared = keys.take("multi_query_attention", default=True)
+    groups = keys.whole("multi_query_group_num", default=1)
+    bits = keys.whole("quantization_bit", default=0)
+    config = GLMConfig(
+        **{
+            **AXES,
+            "family": family,
+            "vocab_size": vocabulary,
+            "hidden_size": keys.whole("hidden_size"),
+            "num_layers": keys.whole("num_layers", "num_hidden_layers"),
+            "num_heads": heads,
+            "num_kv_heads": groups if shared else heads,
+            "head_size": keys.whole("kv_channels", default=128),
+            "ffn_size": keys.whole("ffn_hidden_size"),
+            "max_positions": keys.whole("seq_length", "max_sequence_length", default=2048),
+            "rope_base": 10000.0 * keys.number("rope_ratio", default=1.0),
+            "norm_eps": keys.number("layernorm_epsilon", default=1e-5),
+            "bias": "qkv" if keys.take("add_qkv_bias", default=True) else "none",
+            "tie_embeddings": bool(keys.take("tie_word_embeddings", default=False)),
+            "attention_dropout": keys.number("attention_dropout", default=0.0),
+            "hidden_dropout": keys.number("hidden_dropout", default=0.0),
+            "special": special_within(vocabulary, full_vocabulary, special),
+            "quantization": Quantization(bits) if bits else None,
+        }
+    )
+    return config, {**keys.generation(), "add_cls": False}, keys.notes()
+
+
+def write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the remote code and PaddleNLP have in common."""
+    values: dict[str, Any] = {
+        "num_attention_heads": config.num_heads,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.inner_size,
+        "kv_channels": config.head_dim,
+        "multi_query_group_num": config.kv_heads,
+        "layernorm_epsilon": config.norm_eps,
+        "rmsnorm": True,
+        "apply_residual_connection_post_layernorm": False,
+        "post_layer_norm": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": config.bias == "qkv",
+        "bias_dropout_fusion": True,
+        "apply_query_key_layer_scaling": True,
+        "attention_softmax_in_fp32": True,
+        "fp32_residual_connection": False,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "use_cache": True,
+    }
+    if config.rope_base != 10000.0:
+        ratio = config.rope_base / 10000.0
+        values["rope_ratio"] = int(ratio) if ratio.is_integer() else ratio
+    if "pad_id" in settings:
+        values["pad_token_id"] = settings["pad_id"]
+    stops = list(settings.get("stop_ids", ()))
+    if stops:
+        values["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    return values
+
+
+def write_remote(config: GLMConfig, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """config.json as the remote code reads it; `name` is what the published file calls itself."""
+    values = {
+        "_name_or_path": name,
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "auto_map": AUTO_MAP,
+        "num_layers": config.num_layers,
+        "padded_vocab_size": config.vocab_size,
+        "seq_length": config.max_positions,
+        "multi_query_attention": True,
+        "original_rope": True,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": settings.get("torch_dtype", "float16"),
+        **write(config, settings),
+    }
+    if config.quantization is not None:
+        values["quantization_bit"] = config.quantization.bits
+    return values

@@ -1,0 +1,48 @@
+"""The layout that glmkit itself writes: our names, unfused, the same for every family."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError
+
+from .layout import Alias, Layout, Published, Rule
+
+FORMAT = 1
+FORMAT_KEY = "glmkit_format"
+
+
+def _read(values: Mapping[str, Any]) -> Published:
+    version = values.get(FORMAT_KEY)
+    if version != FORMAT:
+        raise ConfigError(
+            f"config.json has format {version!r}, this glmkit reads {FORMAT}; use the version that wrote it"
+        )
+    return Published(GLMConfig.from_dict({k: v for k, v in values.items() if k != FORMAT_KEY}, source="config.json"))
+
+
+def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {FORMAT_KEY: FORMAT, **config.to_dict()}
+
+
+_TABLES = ("model.embed_tokens", "model.embed_positions", "model.embed_block_positions")
+_NORMS = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+_LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+_LAYER = "model.layers.{i}"
+
+OWN = Layout(
+    name="glmkit",
+    container="huggingface",
+    rules=(
+        *(Rule(name, (name,), ("weight",), "table") for name in _TABLES),
+        *(Rule(f"{_LAYER}.{name}", (f"{_LAYER}.{name}",), kind="vector") for name in _NORMS),
+        *(Rule(f"{_LAYER}.{name}", (f"{_LAYER}.{name}",)) for name in _LINEARS),
+        Rule("model.norm", ("model.norm",), kind="vector"),
+    ),
+    aliases=(Alias("lm_head", stored=False),),
+    wrappers=(),
+    quantized=True,
+    scale_blocks=True,
+    read_config=_read,
+    write_config=_write,
+)

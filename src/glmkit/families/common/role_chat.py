@@ -1,0 +1,195 @@
+"""Conversations as messages behind role tokens: what ChatGLM3-6B and GLM-4-9B have in common.
+
+Sources: `chat` and `process_response` of `THUDM/chatglm3-6b:modeling_chatglm.py` and
+`THUDM/glm-4-9b-chat:modeling_chatglm.py`, `build_single_message` of their `tokenization_chatglm.py`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from glmkit.errors import RequestError
+from glmkit.tokenizer.chat import DATE, DATE_MARK, Call, ChatDefaults, ChatTemplate, Message, token_id, without_part_of
+from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.reply_cleaning import Gathered, Stripped
+from glmkit.tokenizer.streams import Replace
+
+_NEXT = "<|assistant|>"  # in a reply: another message of the assistant follows
+
+
+class RoleTemplate(ChatTemplate):
+    """`<|role|>metadata`, line break, content; metadata and content are encoded one by one, each as ordinary text.
+
+    A reply is read the same way: text up to its first line break is metadata, the name of a tool to call.
+    """
+
+    roles = ("system", "user", "assistant", "observation")
+    shows_stop = False
+    stops = ("<|user|>", "<|observation|>")  # besides the end of text
+    defaults = ChatDefaults(max_length=8192, temperature=0.8, top_p=0.8)
+    opening: str  # as people read it; the ids are the tokenizer's
+    opened_turns: bool  # whether a message that goes on from a cache begins with the opening, too
+
+    @abstractmethod
+    def expand(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as they are written out: tools become text. Raises RequestError."""
+
+    @abstractmethod
+    def read_call(self, content: str) -> object:
+        """The parameters in an assistant's call of a tool. Raises ValueError saying what is wrong."""
+
+    def build(
+        self, tokenizer: InputTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        self.check_roles(messages)
+        return [*tokenizer.build_inputs([]), *self._written(tokenizer, messages, add_generation_prompt)]
+
+    def build_turn(self, tokenizer: InputTokenizer, messages: Sequence[Message]) -> list[int]:
+        self.check_roles(messages)
+        opening = tokenizer.build_inputs([]) if self.opened_turns else []
+        return [*opening, *self._written(tokenizer, messages[-1:], True)]
+
+    def message_ids(self, tokenizer: InputTokenizer, message: Message) -> list[int]:
+        """The ids of one message, its tools left out."""
+        metadata, content = tokenizer.encode(message.metadata + "\n"), tokenizer.encode(message.content)
+        return [token_id(tokenizer, f"<|{message.role}|>"), *metadata, *content]
+
+    def message_text(self, message: Message) -> str:
+        """One message as people read it."""
+        return f"<|{message.role}|>{message.metadata}\n{message.content}"
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        self.check_roles(messages)
+        written = "".join(map(self.message_text, self.expand(messages)))
+        return self.opening + written + (_NEXT if add_generation_prompt else "")
+
+    def history(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Dictionaries; those of the assistant always have metadata."""
+        own = {"assistant": {"metadata": ""}}
+        return [{**own.get(message.role, {}), **message.to_dict()} for message in messages]
+
+    def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
+        has_tools = bool(messages) and messages[0].role == "system" and messages[0].tools is not None
+        longer = list(messages)
+        result: str | Call = ""
+        for piece in text.split(_NEXT):
+            metadata, content = _parts(piece)
+            if not metadata.strip():
+                content = content.strip()
+                result = content.replace(DATE_MARK, DATE)
+            else:
+                result = self._call(metadata.strip(), content, has_tools)
+            longer.append(Message("assistant", content, metadata))
+        return result, longer
+
+    def shown(self, text: str) -> str:
+        """As in `ChatTemplate`; a call of a tool is shown as it is written."""
+        metadata, content = _parts(text.split(_NEXT)[-1])
+        if metadata.strip():
+            return f"{metadata.strip()}\n{content}"
+        return content.strip().replace(DATE_MARK, DATE)
+
+    def settled(self, text: str, *, final: bool = False) -> str:
+        """As in `ChatTemplate`: the messages without calls, joined by line breaks."""
+        if not final:
+            text = without_part_of(without_part_of(text, _NEXT), DATE_MARK)
+        pieces = text.split(_NEXT)
+        if not final and "\n" not in pieces[-1]:
+            del pieces[-1]  # it may become the name of a tool
+        plain = [content.strip() for metadata, content in map(_parts, pieces) if not metadata.strip()]
+        return "\n".join(content for content in plain if content).replace(DATE_MARK, DATE)
+
+    def cleaner(self) -> "_Reply":
+        return _Reply()
+
+    def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
+        return (tokenizer.special.eos, *(token_id(tokenizer, name) for name in self.stops))
+
+    def _written(self, tokenizer: InputTokenizer, messages: Sequence[Message], prompt: bool) -> list[int]:
+        ids: list[int] = []
+        for message in self.expand(messages):
+            ids += self.message_ids(tokenizer, message)
+        return [*ids, token_id(tokenizer, _NEXT)] if prompt else ids
+
+    def _call(self, name: str, content: str, has_tools: bool) -> Call:
+        if not has_tools:
+            return {"name": name, "content": content}
+        try:
+            return {"name": name, "parameters": self.read_call(content)}
+        except ValueError as error:
+            raise RequestError(f"the model's call of {name!r} cannot be read ({error}): {content!r}") from None
+
+
+def _parts(piece: str) -> tuple[str, str]:
+    """Metadata and content; a piece without a line break is all content."""
+    metadata, found, content = piece.partition("\n")
+    return (metadata, content) if found else ("", piece)
+
+
+class _Reply:
+    """The messages of one reply, read in steps (`ReplyCleaner`)."""
+
+    def __init__(self) -> None:
+        self._held, self._fresh, self._written = "", Gathered(), False  # held: perhaps the beginning of `_NEXT`
+        self._open()
+
+    def feed(self, text: str) -> None:
+        if not text:
+            return
+        *ended, text = (self._held + text).split(_NEXT)
+        for piece in ended:
+            self._read(piece)
+            self._close()
+        whole = without_part_of(text, _NEXT)
+        self._held = text[len(whole) :]
+        self._read(whole)
+
+    def shown(self) -> str:
+        if self._call is not None:
+            return self._call.text() + self._held
+        return self._clean.text() + self._content.rest(self._held)
+
+    def fresh(self, *, final: bool = False) -> str:
+        if final:
+            self._read(self._held)
+            self._held = ""
+            self._close()
+        return self._fresh.take()
+
+    def _open(self) -> None:
+        """Begin a message."""
+        self._line: Gathered | None = Gathered()  # its first line, until that ends
+        self._call: Gathered | None = None  # the text of a call
+        self._content, self._clean, self._given = Stripped([Replace(DATE_MARK, DATE)]), Gathered(), False
+
+    def _read(self, text: str) -> None:
+        line = self._line
+        if line is not None:
+            start, ended, rest = text.partition("\n")
+            line.add(start)
+            if ended:
+                name = line.text().strip()
+                self._open()
+                self._line, text = None, rest
+                if name:
+                    self._call = Gathered()
+                    self._call.add(f"{name}\n")
+        if self._call is not None:
+            self._call.add(text)
+            return
+        piece = self._content.feed(text)
+        self._clean.add(piece)
+        if self._line is None:
+            self._give(piece)
+
+    def _give(self, piece: str) -> None:
+        """Text of a message that is certain; line breaks stand between the messages that have some."""
+        if piece:
+            self._fresh.add(piece if self._given or not self._written else f"\n{piece}")
+            self._given = self._written = True
+
+    def _close(self) -> None:
+        """End a message: one without a line break is all content."""
+        if self._call is None:
+            self._give((self._clean.text() if self._line is not None else "") + self._content.rest())
+        self._open()

@@ -1,1 +1,0 @@
-"""Many prompts of a file, answered by one engine, in order, restartable."""

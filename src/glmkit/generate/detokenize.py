@@ -1,0 +1,118 @@
+"""Ids of an answer to text that no later id can change."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from glmkit.tokenizer.base import IncrementalDecoder, Tokenizer
+from glmkit.tokenizer.chat import ChatTemplate, ReplyStream
+from glmkit.tokenizer.inputs import InputTokenizer
+
+
+class TextReader(Protocol):
+    """Reads one answer, id by id. Everything it gives, joined, is the answer's text."""
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this id, which may be none."""
+
+    def flush(self) -> str:
+        """What was held back, at the end of the ids."""
+
+
+class PlainReader:
+    """The text of a continuation or of a blank."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder = IncrementalDecoder(tokenizer)
+
+    def push(self, token: int) -> str:
+        """As in `TextReader`."""
+        return self._decoder.push(token)
+
+    def flush(self) -> str:
+        """As in `TextReader`."""
+        return self._decoder.flush()
+
+
+class ChatReader:
+    """The text of a reply as the family's published code cleans it.
+
+    stream: what has been read so far.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
+        self.stream = ReplyStream(template, tokenizer)
+        self._shows = False
+
+    @property
+    def shown(self) -> str | None:
+        """The whole reply as the published stream shows it now, None where the last id alone shows nothing new."""
+        return self.stream.shown if self._shows else None
+
+    def push(self, token: int) -> str:
+        """As in `TextReader`."""
+        self._shows = self.stream.add(token)
+        return self.stream.fresh()
+
+    def flush(self) -> str:
+        """As in `TextReader`."""
+        return self.stream.fresh(final=True)
+
+
+# --- FOLDED generate/stop_text
+# Stop texts in a text that arrives in pieces: nothing of a stop is ever let out, and nothing else is lost.
+
+
+class StopText:
+    """Holds back the end of a text while it may be the beginning of a stop.
+
+    `feed` and `finish` return what may be shown; together that is the text up to the first stop, however it was cut
+    into pieces. The first is the one that is complete first, and of those that end together the longest. Each character
+    costs the same however long the stops are.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """stops: none is empty."""
+        assert all(stops), "an empty text is in every text"
+        self._matches = [_Match(stop) for stop in sorted(stops, key=len, reverse=True)]
+        self._held = ""
+        self.found: str | None = None
+
+    def feed(self, piece: str) -> str:
+        """More text; afterwards `found` is the stop that ended it, if one did, and further text is ignored."""
+        if self.found is not None:
+            return ""
+        text, before = self._held + piece, len(self._held)
+        for end, character in enumerate(piece, before + 1):
+            # All of them look at the character before the first one that is complete, the longest, ends the text.
+            for match in [match for match in self._matches if match.next(character)]:
+                self._held, self.found = "", match.stop
+                return text[: end - len(match.stop)]
+        keep = max((match.size for match in self._matches), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back of a text that ended without a stop."""
+        held, self._held = self._held, ""
+        return held
+
+
+class _Match:
+    """How much of one stop the end of the text is: Knuth, Morris and Pratt 1977, SIAM J. Comput. 6(2)."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop, self.size = stop, 0
+        self._shorter = [0]  # of each beginning of the stop: the longest shorter one that it ends in
+        for character in stop[1:]:
+            size = self._shorter[-1]
+            while size and stop[size] != character:
+                size = self._shorter[size - 1]
+            self._shorter.append(size + (stop[size] == character))
+
+    def next(self, character: str) -> bool:
+        """Whether the stop is complete with one more character. It is not asked again then."""
+        size = self.size
+        while size and self.stop[size] != character:
+            size = self._shorter[size - 1]
+        self.size = size + (self.stop[size] == character)
+        return self.size == len(self.stop)

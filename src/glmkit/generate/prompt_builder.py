@@ -1,0 +1,201 @@
+"""What a model reads: a text, a conversation or a text with blanks, in its family's published form."""
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+
+from glmkit.config import GLMConfig, SpecialIds
+from glmkit.errors import RequestError, TokenizerError
+from glmkit.loading import Parts
+from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.chat import ChatTemplate
+from glmkit.tokenizer.inputs import InputTokenizer
+
+from .blank_text import BlankText
+from .prompt import Prompt
+from .sampling import check_type
+
+
+class Prompts:
+    """Makes the prompts of one model."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    @property
+    def config(self) -> GLMConfig:
+        """The model's."""
+        return self._parts.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when the model's directory ships none."""
+        parts = self._parts
+        if parts.tokenizer is None:
+            files = ("tokenizer.json", *(parts.family.tokenizer_files if parts.family else ()))
+            raise TokenizerError(
+                f"{parts.directory} has no tokenizer (none of {', '.join(files)}); give one with tokenizer=DIR"
+            )
+        return parts.tokenizer
+
+    @property
+    def special(self) -> SpecialIds:
+        """Special ids of the config, else of the tokenizer. Raises TokenizerError when there is neither."""
+        return self._parts.config.special or self.tokenizer.special
+
+    @property
+    def template(self) -> ChatTemplate:
+        """How the model reads conversations. Raises RequestError for a family that was not taught to chat."""
+        family = self._parts.family
+        template = None if family is None else family.chat
+        if template is None:
+            title = self._parts.config.family if family is None else family.title
+            raise RequestError(f"{title} was not taught to chat; use fill or generate")
+        assert isinstance(template, ChatTemplate)
+        return template
+
+    @property
+    def chat_tokenizer(self) -> InputTokenizer:
+        """The tokenizer of the model's own family. Raises TokenizerError or RequestError when it is another."""
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, InputTokenizer):
+            raise RequestError(
+                f"{self._parts.directory} has no tokenizer of its family, which chat needs; give tokenizer=DIR"
+            )
+        return tokenizer
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Ids that end an answer: those that the model's files name, end of piece and end of text."""
+        config, generation = self._parts.config, self._parts.generation
+        special = config.special
+        if special is None and self._parts.tokenizer is not None and self._fills_spans:
+            special = self._parts.tokenizer.special
+        own = set() if special is None else {special.eop, special.eos}
+        # A model of spans ends them as it was trained to; what its files name is for models that continue a row.
+        return frozenset(own if self._fills_spans else own | {*generation.get("stop_ids", ())})
+
+    @property
+    def padding_ids(self) -> range:
+        """Rows of the vocabulary that stand for nothing; none are known without a tokenizer."""
+        config, tokenizer = self._parts.config, self._parts.tokenizer
+        return range(config.vocab_size if tokenizer is None else tokenizer.vocab_size, config.vocab_size)
+
+    def continuation(
+        self, text: str | Sequence[int], *, own_stops: bool = True, whole: bool = True, name: str = "the text"
+    ) -> Prompt:
+        """A text to go on with.
+
+        A text becomes part A with a generation mask behind it, or gets the tokens that its tokenizer puts around every
+        input, as the family has it; a mask written in it is ordinary text. Token ids are taken for the whole prompt,
+        added tokens included: nothing is added, and nothing forbidden but the padding rows of the vocabulary. Padding
+        ids in front of them are not read, but count for penalties and beam_length "row".
+        own_stops False: no id ends the answer but those of the request. whole False: token ids are those of a text, as
+        they are, and get around them what a text gets; special ones are refused, as no text has them. name: how errors
+        call the text. Raises RequestError for no text, for one that is too long, and for ids that the model lacks.
+        """
+        config, generation = self._parts.config, self._parts.generation
+        forbidden: set[int] = {*self.padding_ids}
+        padding: tuple[int, ...] = ()
+        if isinstance(text, str) or not whole:
+            ids = self._around(self.tokenizer.encode(text) if isinstance(text, str) else self._of_text(text, name))
+            if self._fills_spans:
+                forbidden |= self.never_in_spans
+                config = replace(config, special=self.special)
+        else:
+            ids, padding = self._given(text, name)
+        return Prompt.of(
+            ids,
+            config,
+            stops=self.stops if own_stops else (),
+            forbidden=sorted(forbidden),
+            padding=padding,
+            running=self._fills_spans and bool(generation.get("running_positions", False)),
+            block_positions=self.block_positions,
+            name=name,
+        )
+
+    def reply(self, ids: Sequence[int]) -> Prompt:
+        """The model's reply to a conversation whose ids `template` built."""
+        return Prompt.of(ids, self.config, stops=self.chat_stops, forbidden=self.padding_ids, name="the conversation")
+
+    @property
+    def chat_stops(self) -> tuple[int, ...]:
+        """Ids that end a reply: the family's and those that the model's files name."""
+        own = self.template.stop_ids(self.chat_tokenizer)
+        return tuple(dict.fromkeys([*own, *self._parts.generation.get("stop_ids", ())]))
+
+    def blanks(self, text: str, *, number: int = 0) -> tuple[BlankText, list[int]]:
+        """A text with blanks, and its part A as the model reads it. number: how errors call the text.
+
+        Raises RequestError for a model that fills none, and what `BlankText` raises.
+        """
+        if self._parts.config.mask == "causal":
+            raise RequestError(f"{self._parts.config.family} reads left to right and fills no blanks; use generate")
+        read = BlankText(text, self.tokenizer, self.special, number=number)
+        special, order = self.special, self._parts.config.blank_order
+        # With spans of their own part A is always closed, else where no blank ends it, or never.
+        closed = order == "gmask_first" or (order == "mask_first" and read.ids[-1] in special.mask_ids())
+        return read, [*self._opening(), *read.ids, *([] if closed else [special.eos])]
+
+    @property
+    def block_positions(self) -> bool:
+        """Whether row 1 of the positions counts inside a span, as in training."""
+        return bool(self._parts.generation.get("block_positions", True))
+
+    @property
+    def never_in_spans(self) -> set[int]:
+        """Ids that mean something to a model of spans and never stand in one, besides those that may end it."""
+        special = self.special
+        never = {special.pad, special.sop, *special.mask_ids(), special.cls, special.dblock, special.sep}
+        return {index for index in never if index is not None} - {special.eop, special.eos}
+
+    @property
+    def _fills_spans(self) -> bool:
+        """Whether a continuation is the span of a generation mask."""
+        config = self._parts.config
+        return config.mask != "causal" and config.blank_order != "gmask_first"
+
+    def _around(self, ids: list[int]) -> list[int]:
+        """The ids of a text with what the model expects around them."""
+        tokenizer = self.tokenizer
+        if self._fills_spans:
+            mask = self._parts.generation.get("generation_mask_id", self.special.gmask)
+            return [*self._opening(), *ids, mask, self.special.sop]
+        return tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
+
+    def _of_text(self, ids: Sequence[int], name: str) -> list[int]:
+        """Ids that a text may have. Raises RequestError for others, by name."""
+        tokenizer, special = self.tokenizer, self.special
+        roles = {index for index in vars(special).values() if index is not None} - {special.unk}
+        row, size = _whole_numbers(ids, name), tokenizer.vocab_size
+        for index in {*row}:
+            if not 0 <= index < size:
+                raise RequestError(f"{name} has the id {index}; the vocabulary's ids are 0 to {size - 1}")
+            if index in roles or (not tokenizer.decode([index]) and tokenizer.decode([index], skip_specials=False)):
+                token = tokenizer.id_to_token(index)
+                raise RequestError(f"{name} has the special id {index}, {token}, which no text has; leave it out")
+        return row
+
+    def _given(self, ids: Sequence[int], name: str) -> tuple[list[int], tuple[int, ...]]:
+        """Ids of a whole prompt and the padding in front of them."""
+        row = _whole_numbers(ids, name)
+        special, start = self._parts.config.special, 0
+        while special is not None and start < len(row) - 1 and row[start] == special.pad:
+            start += 1
+        return row[start:], tuple(row[:start])
+
+    def _opening(self) -> list[int]:
+        cls, usual = self.special.cls, self._parts.config.blank_order == "each"
+        return [cls] if cls is not None and self._parts.generation.get("add_cls", usual) else []
+
+
+def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:
+    """Raises RequestError for what is no list of them."""
+    if not isinstance(ids, Iterable) or isinstance(ids, bytes | Mapping):
+        raise RequestError(f"text is {reprlib.repr(ids)}; give a text (str), or token ids where they are taken")
+    row = [*ids]
+    for index in row:
+        check_type(f"an id of {name}", index, Integral, "a whole number")
+    return [int(index) for index in row]

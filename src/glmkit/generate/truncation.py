@@ -1,0 +1,135 @@
+"""Making a conversation fit: the oldest turns are left out until the reply has room."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal, get_args
+
+from glmkit.errors import RequestError
+from glmkit.tokenizer.chat import Message
+
+from .prompt import Prompt
+from .prompt_builder import Prompts
+
+# Without max_new_tokens or max_length a long conversation still leaves this much for the reply, in tokens, or a quarter
+# of the positions where these are few.
+RESERVED = 512
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is read of a conversation.
+
+    ids: its prompt. room: the most tokens of the reply. limit: the most tokens of both. turns: of the conversation;
+    dropped: how many of them, the oldest, are not read.
+    """
+
+    ids: list[int]
+    room: int
+    limit: int
+    turns: int
+    dropped: int = 0
+
+
+def fit(
+    prompts: Prompts,
+    messages: Sequence[Message],
+    *,
+    positions: int,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
+    trim: bool = True,
+) -> Fitted:
+    """The prompt of a conversation with room for the reply.
+
+    positions: the most tokens that the model takes. max_new_tokens: longest reply; max_length: prompt and reply
+    together; with neither, the family's published length holds. trim: the oldest turns are left out where there is no
+    room, but never a system message or the last turn. Raises RequestError, naming tokens and limit, where even so, or
+    without trim, the reply has no room.
+    """
+    template, tokenizer = prompts.template, prompts.chat_tokenizer
+    limit, reserved = positions, min(RESERVED, positions // 4)
+    if max_length is not None:
+        limit = min(max_length, positions)
+        reserved = min(reserved, max(limit // 4, 1))
+    wanted = reserved if max_new_tokens is None else max_new_tokens
+    turns = _turns(messages)
+    ids, dropped = template.build(tokenizer, messages), 0
+    if trim and len(ids) + wanted > limit and turns[1:]:
+        low, high = 1, len(turns) - 1
+        while low < high:
+            middle = (low + high) // 2
+            fits = len(template.build(tokenizer, _without(messages, turns[:middle]))) + wanted <= limit
+            low, high = (low, middle) if fits else (middle + 1, high)
+        dropped, ids = low, template.build(tokenizer, _without(messages, turns[:low]))
+    room = limit - len(ids)
+    if room < (1 if max_new_tokens is None else max_new_tokens):
+        what, shorten = ("the last turn's", "shorten the message") if trim else ("the conversation's", "shorten it")
+        least = wanted if trim or max_new_tokens is not None else 1
+        fewer = f", or lower max_new_tokens to {room}" if max_new_tokens is not None and room > 0 else ""
+        raise RequestError(
+            f"{what} prompt of {len(ids)} tokens and {least} for the reply exceed {limit}; {shorten}{fewer}"
+        )
+    if max_new_tokens is not None:
+        room = max_new_tokens
+    elif max_length is None:
+        room = min(room, max(template.defaults.max_length - len(ids), reserved))
+    return Fitted(ids, room, limit, len(turns), dropped)
+
+
+def _turns(messages: Sequence[Message]) -> list[range]:
+    """Where the turns lie: each begins with the user's message; what stands before the first belongs to it."""
+    starts = [index for index, message in enumerate(messages) if message.role == "user" and index]
+    bounds = [0, *starts, len(messages)]
+    turns = [range(start, end) for start, end in pairwise(bounds)]
+    if len(turns) > 1 and all(messages[index].role == "system" for index in turns[0]):
+        turns[:2] = [range(turns[1].stop)]
+    return turns
+
+
+def _without(messages: Sequence[Message], turns: Sequence[range]) -> list[Message]:
+    """The messages outside these turns, and the system's everywhere."""
+    gone = {index for turn in turns for index in turn}
+    return [message for index, message in enumerate(messages) if index not in gone or message.role == "system"]
+
+
+# --- FOLDED generate/batch/shorten
+# Prompts of a bounded number of tokens, cut as the published scripts cut them.
+
+
+Side = Literal["left", "right"]
+
+
+class Shortener:
+    """Cuts tokens of the text, never those that the model's family puts around it, so that `length` are left in all.
+
+    side "left" drops the beginning, as PaddleNLP's `predict_generation.py` does, "right" the end, as the fine-tuning
+    scripts of GLM and ChatGLM-6B do.
+    """
+
+    def __init__(self, prompts: Prompts, length: int, side: Side = "left") -> None:
+        """Raises RequestError for a length that leaves no token of a text."""
+        if side not in get_args(Side):
+            raise RequestError(f"truncation_side is {side!r}; use left or right")
+        self._prompts, self._side = prompts, side
+        # What stands around every text is what stands around this one.
+        self._example = prompts.continuation("a")
+        own, whole = prompts.tokenizer.encode("a"), [*self._example.ids]
+        places = range(len(whole) - len(own) + 1)
+        start = next(place for place in places if whole[place : place + len(own)] == own)
+        self._before, self._after = whole[:start], whole[start + len(own) :]
+        self._most = length - len(self._before) - len(self._after)
+        if self._most < 1:
+            around = len(self._before) + len(self._after)
+            raise RequestError(f"src_length is {length}, and {around} are not of the text; give at least {around + 1}")
+
+    def cut(self, text: str) -> tuple[Prompt | None, int]:
+        """(the prompt with what is left of the text, how many tokens are not), or (None, 0) for a text that fits."""
+        ids = self._prompts.tokenizer.encode(text)
+        over = len(ids) - self._most
+        if over <= 0:
+            return None, 0
+        kept = ids[over:] if self._side == "left" else ids[:-over]
+        prompt = self._prompts.continuation([*self._before, *kept, *self._after])
+        # The same prompt as that of a text: some ids never follow a text, which a row of ids may allow.
+        return replace(prompt, forbidden=self._example.forbidden), over

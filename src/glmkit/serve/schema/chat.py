@@ -1,0 +1,268 @@
+"""`/v1/chat/completions`: OpenAI's fields and some more; what is refused says so in the schema."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic.config import JsonDict
+
+from glmkit.generate.params import MAX_ALTERNATIVES
+
+from .common import Alternatives, Answering, Body, ChatLogprobs, Count, Empty, JsonObject, Off, Reply, Usage, by_kind
+
+# --- FOLDED serve/protocol/tools
+# Functions that a model may ask for, and its calls of them.
+
+
+FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Function(Body):
+    """A function as the model reads of it. parameters: a JSON schema, which is shown to the model and not enforced."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: Off | None = Field(None, description="Arguments cannot be forced into a schema.")
+
+
+class Tool(Body):
+    """A function, as something to choose."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionCall(Body):
+    """arguments: a JSON object as text."""
+
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call that an earlier answer made."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class CalledFunction(Reply):
+    """arguments: a JSON object as text, or what the model wrote when that cannot be read."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(Reply):
+    """A call in an answer; the client runs it and sends the outcome in a message with the role "tool"."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CalledFunctionDelta(Reply):
+    """More of a call: first the name, then the arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CalledToolDelta(Reply):
+    """More of the call number `index` in a stream."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
+# --- FOLDED serve/protocol/messages
+# Messages of a conversation, told apart by their role.
+
+
+class TextPart(Body):
+    """A piece of a text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+_KINDS = {str: "~text", list: "~parts"}
+Content = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[Parts, Tag("~parts")],
+    Discriminator(
+        by_kind(_KINDS),
+        custom_error_type="content_type",
+        custom_error_message="give a text or a list of text parts",
+    ),
+]
+
+
+class SystemMessage(Body):
+    """What holds for the whole conversation."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    name: None = None
+
+
+class UserMessage(Body):
+    """What a person said."""
+
+    role: Literal["user"]
+    content: Content
+    name: None = None
+
+
+class AssistantMessage(Body):
+    """What the model said before. The fields that only answers have may come back as they were sent: empty."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ToolMessage(Body):
+    """What a called function gave."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = Field(None, description="Of the function; it must be that of the call.")
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
+]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    """The text of a content; parts follow each other without anything between them."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
+EXAMPLE: JsonDict = {
+    "model": "chatglm3-6b",
+    "messages": [{"role": "user", "content": "你好"}],
+    "max_tokens": 64,
+    "temperature": 0.8,
+    "seed": 1,
+}
+
+
+class TextFormat(Body):
+    """Plain text, the only form of an answer."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(Answering):
+    """A conversation to go on with. Fields of the type null are known and not supported."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    max_completion_tokens: Count | None = Field(None, description="The same as max_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = Field(
+        None, description=f"Likeliest tokens for each place, {MAX_ALTERNATIVES} at most; needs logprobs."
+    )
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="A call cannot be forced.")
+    parallel_tool_calls: bool | None = Field(None, description="false: the first call only.")
+    response_format: TextFormat | None = None
+
+    logit_bias: Empty | None = None
+    metadata: Empty | None = None
+    store: Off | None = Field(None, description="Nothing is stored.")
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = Field(None, description="As user.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are found again without it.")
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
+    def writing(self) -> dict[str, Any]:
+        """As in `Writing`, and the alternatives."""
+        alternatives = {"logprobs": self.top_logprobs or 0} if self.logprobs else {}
+        return {**super().writing(), **alternatives}
+
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+class AnswerMessage(Reply):
+    """The model's message; it can be sent back as it is."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[CalledTool] | None = None
+
+
+class ChatChoice(Reply):
+    """One of the answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish
+
+
+class ChatCompletion(Reply):
+    """Answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class Delta(Reply):
+    """What is new in an answer; absent fields say nothing."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[CalledToolDelta] | None = None
+
+
+class ChunkChoice(Reply):
+    """More of one of the answers."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class ChatChunk(Reply):
+    """One event of a stream. usage: only where it was asked for, and there null but in the last one."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str
