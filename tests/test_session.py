@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import glmkit
 from glmkit.checkpoint.native import write_model, write_tensors
 from glmkit.cli.main import main
+from glmkit.devices import choose_device
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.generate.sampling import Sampling, next_tokens
-from glmkit.loading import pick_device
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
 from glmkit.tokenizer.training import train_tokenizer
@@ -288,19 +288,19 @@ def test_more_tokens_than_memory_is_a_mistake(lm: LM, max_tokens: int) -> None:
 @pytest.mark.parametrize("name", ["meta", "mps", "cuda:x", "cuda:-1", "CPU", "cpu:0", "", None, 0])
 def test_other_devices_are_unknown(name: Any) -> None:
     with pytest.raises(RequestError, match=r"is unknown; use auto, cpu, cuda or cuda:N"):
-        pick_device(name)
+        choose_device(name)
 
 
 def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    devices = [pick_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")]
+    devices = [choose_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")]
     assert devices == [torch.device(name) for name in ("cuda", "cpu", "cuda", "cuda:1")]
     with pytest.raises(RequestError, match=r"device 'cuda:2' was asked for, but torch sees 2 CUDA devices"):
-        pick_device("cuda:2")
+        choose_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RequestError, match="sees no CUDA device; use cpu"):
-        pick_device("cuda:0")
+        choose_device("cuda:0")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -3,13 +3,12 @@
 Every published model of the family is a point in this table; nothing here or in `model/` asks for a family's name.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 
 Positions = Literal["learned_2d", "rope", "rope_2d"]
 RopeFrequencies = Literal["float32", "float16"]
@@ -322,6 +321,4 @@ def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
-            raise ConfigError(f"{source}: unknown key {key!r}{hint}")
+            raise ConfigError(f"{source}: unknown key {key!r}; {did_you_mean(key, known)}", param=str(key))

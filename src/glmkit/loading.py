@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -18,6 +17,7 @@ from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
+from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError
 from .families.base import Family
 from .families.common.native_layout import OWN
@@ -76,7 +76,7 @@ def load_parts(
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
-    place, given, bits = pick_device(device), _given_dtype(dtype), _bits(quantize)
+    place, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
     if alpha is not None:
         _check_alpha(alpha, adapter)
     directory = local_directory(source)
@@ -191,14 +191,14 @@ def _dtype(
     """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""
     found = _stored_dtypes(checkpoint)
     stored = reduce(torch.promote_types, found)
-    if given is None and place.type == "cpu" and stored == torch.float16:
+    if given is None and is_cpu(place) and stored == torch.float16:
         exact = weights_bytes(config, torch.float32)
         rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, place))
         given = torch.bfloat16 if rounded else torch.float32
     elif given is None and len(found) > 1:
         given = stored  # a model computes in one dtype: the smallest that holds every number of the file
     target = given or stored
-    if place.type != "cpu" or target != stored or config.quantization != checkpoint.config.quantization:
+    if not is_cpu(place) or target != stored or config.quantization != checkpoint.config.quantization:
         needed = weights_bytes(config, target)
         require_memory(needed, place, f"{checkpoint.family.title} in {str(target).removeprefix('torch.')}", _SMALLER)
     return given
@@ -209,25 +209,6 @@ def _stored_dtypes(checkpoint: Checkpoint) -> list[torch.dtype]:
     weights = checkpoint.weights
     found = (weights.info(name).dtype for name in weights.names() if not name.endswith("_scale"))
     return sorted({dtype for dtype in found if dtype.is_floating_point}, key=str)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N". Raises RequestError when it is another or not there."""
-    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
-        raise RequestError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RequestError(f"device {name!r} was asked for, but torch sees no CUDA device; use cpu")
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise RequestError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _given_dtype(name: DType) -> torch.dtype | None:

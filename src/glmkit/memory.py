@@ -1,13 +1,13 @@
 """How much memory a model's weights need, how much there is, and refusing what cannot fit before it is tried."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
 from .checkpoint.files.tensors import TensorFile
 from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
+from .devices import CPU, available_memory
 from .errors import RequestError
 
 # Left free for everything else: activations of a short text, the interpreter, other programs' growth.
@@ -31,45 +31,7 @@ def _with_bits(config: GLMConfig, bits: int) -> GLMConfig:
     return GLMConfig.from_dict(values)
 
 
-def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can still be allocated on a device, None where nobody says.
-
-    On a CPU the smaller of what the kernel calls available and what is left of the control group's limit.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    known = [value for value in (_meminfo(), _group_left()) if value is not None]
-    return min(known) if known else None
-
-
-def _meminfo() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _group_left() -> int | None:
-    """The limit of the control group minus what it uses for more than page cache."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return None
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, int(limit) - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
-    except (OSError, ValueError):
-        return None
-
-
-def fits(num_bytes: int, device: torch.device | str = "cpu") -> bool:
+def fits(num_bytes: int, device: torch.device | str = CPU) -> bool:
     """Whether so many bytes can be allocated with something to spare; True where nobody says, or for a trifle."""
     free = available_memory(device)
     return free is None or num_bytes < RESERVE or num_bytes + RESERVE <= free

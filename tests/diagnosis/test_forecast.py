@@ -6,7 +6,8 @@ import pytest
 
 from glmkit.config import GLMConfig, Quantization
 from glmkit.diagnosis.forecast import check_fit, forecast, lora_parameters
-from glmkit.diagnosis.sizes import bytes_text, decimal_text, sizes
+from glmkit.diagnosis.sizes import decimal_text, sizes
+from glmkit.errors import size_text
 from glmkit.families.base import preset
 from glmkit.memory import RESERVE
 
@@ -40,7 +41,7 @@ def test_a_machine_that_is_too_small() -> None:
     uses = forecast(CONFIG, counted, counted.bfloat16, ram=counted.int4 + RESERVE, gpu=None)
     (finding,) = check_fit(uses)
     assert finding.level == "warning"
-    assert bytes_text(counted.bfloat16) in finding.what
+    assert size_text(counted.bfloat16) in finding.what
     assert "load in INT4" in finding.next_step
     assert "INT8" not in finding.next_step
     assert check_fit(forecast(CONFIG, counted, counted.bfloat16, ram=None, gpu=None)) == []
@@ -66,4 +67,4 @@ def test_counts_for_people(count: int, text: str) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (257_395_589_120, "239.7 GiB"), (1 << 45, "32.0 TiB")],
 )
 def test_bytes_for_people(count: int, text: str) -> None:
-    assert bytes_text(count) == text
+    assert size_text(count) == text

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glmkit.errors import TrainingError
+from glmkit.devices import available_memory
+from glmkit.errors import TrainingError, size_text
 from glmkit.model import GLM, init_weights
 from glmkit.model.masks import from_prefix
 from glmkit.train.config import TrainConfig
-from glmkit.train.forecast import Forecast, available_memory, check_memory, forecast, kept_bytes, size_text
+from glmkit.train.forecast import Forecast, check_memory, forecast, kept_bytes
 from glmkit.train.optim import build_optimizers
 from support.training import CONFIG
 

@@ -3,7 +3,6 @@
 A stem is a tensor's name without its last part; a published stem may be several of our modules fused by rows.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, closest
 from glmkit.families.base import Family, all_families
 from glmkit.families.common.layout import Layout, Rule, head_rule
 from glmkit.families.common.native_layout import OWN as OWN_LAYOUT
@@ -138,11 +137,11 @@ def choose_naming(candidates: Sequence[Naming], stems: Sequence[str], *, transpo
     if not known:
         best = max(ordered, key=lambda naming: sum(naming.find(stem) is not None for stem in stems))
         missing = next(stem for stem in stems if best.find(stem) is None)
-        close = difflib.get_close_matches(missing, best.stems, n=1, cutoff=0.0)
+        close = closest(missing, best.stems, cutoff=0.0)
         matched = sum(best.find(stem) is not None for stem in stems)
         raise CheckpointError(
             f"{source}: {missing} is no module of this model ({matched} of {len(stems)} match); closest: "
-            f"{close[0] if close else 'none'} ({best.name} names); load it on the base it was trained with"
+            f"{close or 'none'} ({best.name} names); load it on the base it was trained with"
         )
     for other in known[1:]:
         if other.transposed == known[0].transposed and not _same(known[0], other, stems):

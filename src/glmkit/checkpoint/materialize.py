@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError
 from glmkit.model.packing import quantize_rows
 
@@ -70,7 +71,7 @@ def fetch(weights: Weights, name: str, dtype: torch.dtype | None, device: torch.
     """
     info = weights.info(name)
     wanted = info.dtype if dtype is None or not info.dtype.is_floating_point else dtype
-    if wanted == info.dtype and device.type == "cpu":
+    if wanted == info.dtype and is_cpu(device):
         whole = weights.read(name)
         if whole.is_contiguous():
             flat = whole.reshape(-1)
@@ -81,7 +82,7 @@ def fetch(weights: Weights, name: str, dtype: torch.dtype | None, device: torch.
     rows = info.shape[0] if info.shape else 1
     step = max(1, _BLOCK * rows // max(1, info.numel))
     # float16 to bfloat16 in one step has no fast path on a CPU; through float32 it has, and loses nothing.
-    halfway = wanted != info.dtype and info.dtype.itemsize == 2 and device.type == "cpu"
+    halfway = wanted != info.dtype and info.dtype.itemsize == 2 and is_cpu(device)
     buffer = torch.empty((min(step, rows), *info.shape[1:]) if halfway else 0)
     for start in range(0, rows, step):
         block = weights.read_rows(name, start, min(start + step, rows))

@@ -1,6 +1,5 @@
 """The model directory that glmkit writes: config.json, model.safetensors, tokenizer files, generation.json."""
 
-import difflib
 import json
 import os
 import stat
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, closest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -143,8 +142,8 @@ def load_weights(
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
     for name in sorted(expected - found):
-        close = difflib.get_close_matches(name, found - expected, n=1)
-        raise CheckpointError(f"{path}: {name} is missing" + (f"; the file has {close[0]}" if close else ""))
+        close = closest(name, found - expected)
+        raise CheckpointError(f"{path}: {name} is missing" + (f"; the file has {close}" if close else ""))
     for name in sorted(found - expected):
-        close = difflib.get_close_matches(name, expected, n=1)
-        raise CheckpointError(f"{path}: {name} is not part of this model" + (f"; closest: {close[0]}" if close else ""))
+        close = closest(name, expected)
+        raise CheckpointError(f"{path}: {name} is not part of this model" + (f"; closest: {close}" if close else ""))

@@ -1,12 +1,11 @@
 """Strict comparison of what a checkpoint holds with what its config asks for; every difference is named."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from glmkit.config import GLMConfig, Quantization
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, closest
 from glmkit.families.common.layout import Layout, template_match
 
 from .choose_layout import is_derived
@@ -92,9 +91,9 @@ def _listed(names: Sequence[str], others: Collection[str], trouble: str, hint: s
     """The first names with what is wrong with them and the closest of the others; how many more there are."""
     parts = []
     for name in names[:_SHOWN]:
-        close = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
+        close = closest(name, others, cutoff=0.5)
         colon = ":" if hint == "closest" else ""
-        parts.append(f"{name} {trouble}" + (f"; {hint}{colon} {close[0]}" if close else ""))
+        parts.append(f"{name} {trouble}" + (f"; {hint}{colon} {close}" if close else ""))
     more = f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
     return "; ".join(parts) + more
 

@@ -17,8 +17,7 @@ from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding, Level
 from glmkit.diagnosis.forecast import Use
 from glmkit.diagnosis.report import Report
-from glmkit.diagnosis.sizes import bytes_text
-from glmkit.errors import RequestError
+from glmkit.errors import RequestError, size_text
 from glmkit.families.base import family_named
 
 _MARKS: dict[Level, tuple[str, str]] = {
@@ -93,7 +92,7 @@ def print_report(console: Console, report: Report) -> None:
 
 def _fact(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,} ({bytes_text(value)})" if key.endswith("bytes") else f"{value:,}"
+        return f"{value:,} ({size_text(value)})" if key.endswith("bytes") else f"{value:,}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -116,11 +115,11 @@ def _forecast(report: Report) -> Table:
     places = {"RAM": report.free_ram, "GPU": report.free_gpu}
     for name, free in places.items():
         if free is not None:
-            table.add_column(f"{name}, {bytes_text(free)} free", no_wrap=True)
+            table.add_column(f"{name}, {size_text(free)} free", no_wrap=True)
     table.add_column("", overflow="fold", style="dim")
     for use in report.forecast:
         fits = [_fits(use, name) for name, free in places.items() if free is not None]
-        table.add_row(use.name, bytes_text(use.num_bytes), *fits, use.remark)
+        table.add_row(use.name, size_text(use.num_bytes), *fits, use.remark)
     return table
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from glmkit.config import GLMConfig
 from glmkit.diagnosis.config_alone import config_of_directory
-from glmkit.diagnosis.sizes import Sizes, bytes_text, decimal_text, sizes
-from glmkit.errors import ConfigError
+from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes
+from glmkit.errors import ConfigError, size_text
 from glmkit.families.base import all_families, preset, preset_names
 
 
@@ -124,14 +124,14 @@ def _parameter_lines(counted: Sizes) -> dict[str, str]:
 
 
 def _byte_lines(config: GLMConfig, counted: Sizes) -> dict[str, str]:
-    lines = {f"weights in {name}": bytes_text(getattr(counted, name)) for name in ("float32", "bfloat16")}
+    lines = {f"weights in {name}": size_text(getattr(counted, name)) for name in ("float32", "bfloat16")}
     for name in ("int8", "int4"):
         size = getattr(counted, name)
         if size is not None:
-            lines[f"weights in {name}"] = f"{bytes_text(size)} (tables, head, norms, biases in 16 bits)"
+            lines[f"weights in {name}"] = f"{size_text(size)} (tables, head, norms, biases in 16 bits)"
     whole = counted.cache_per_token * config.max_positions
-    lines["cache of a token"] = bytes_text(counted.cache_per_token)
-    lines[f"cache of {config.max_positions:,}"] = bytes_text(whole)
+    lines["cache of a token"] = size_text(counted.cache_per_token)
+    lines[f"cache of {config.max_positions:,}"] = size_text(whole)
     return lines
 
 
@@ -164,7 +164,7 @@ def _list(*, as_json: bool) -> int:
     for name, config in rows:
         counted = sizes(config)
         numbers = [config.num_layers, config.hidden_size, config.num_heads, config.vocab_size, config.max_positions]
-        table.add_row(name, decimal_text(counted.total), *(f"{n:,}" for n in numbers), bytes_text(counted.bfloat16))
+        table.add_row(name, decimal_text(counted.total), *(f"{n:,}" for n in numbers), size_text(counted.bfloat16))
     console = open_console()
     console.print(table)
     console.print("\nglm info --preset NAME shows one; glm info DIR a model directory", style="dim", soft_wrap=True)

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from glmkit import __version__
-from glmkit.errors import GLMKitError
+from glmkit.errors import GLMKitError, did_you_mean
 
 
 class Verb(NamedTuple):
@@ -56,10 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
-        import difflib
-
-        close = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(VERBS)}"
+        hint = did_you_mean(name, VERBS, otherwise=f"choose one of {', '.join(VERBS)}")
         print(f"glm: unknown verb {name!r}; {hint}", file=sys.stderr)
         return 2
     try:

@@ -1,14 +1,13 @@
 """The parser of every verb: jsonargparse, with wrong options as one line that names the closest spelling."""
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from glmkit.errors import RequestError
+from glmkit.errors import RequestError, closest
 
 
 class Help(DefaultHelpFormatter):
@@ -33,8 +32,8 @@ class OneLineParser(ArgumentParser):
         """Turn a parser's complaint into one line."""
         line = " ".join(str(message).split())
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", line, re.IGNORECASE)
-        close = difflib.get_close_matches(unknown[1], self._known(), n=1) if unknown else []
-        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        close = closest(unknown[1], self._known()) if unknown else None
+        hint = f"did you mean {close}?" if close else f"see {self.prog} --help"
         raise RequestError(f"{line}; {hint}") from ex
 
     def _options_first(self, words: list[str]) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from glmkit.errors import ConfigError, GLMKitError, RequestError
+from glmkit.devices import choose_device
+from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
-from glmkit.parallel.mesh import choose_device, joined
+from glmkit.parallel.mesh import joined
 from glmkit.tokenizer.base import Tokenizer
 from glmkit.train.config import TrainConfig
-from glmkit.train.forecast import size_text
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.progress import ProgressLine
@@ -132,7 +132,7 @@ def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
 
 def _dry_run(config: TrainConfig, args: Any) -> int:
     tokenizer = None if config.data.path is None else PretrainingData.open(config.data.path).tokenizer
-    device = choose_device(config.training.device)
+    device = choose_device(config.training.device, param="training.device", error=ConfigError)
     plan = plan_run(config, tokenizer, world_size=args.nproc, device=device)
     summary = {**plan.summary(), "device": device.type}
     print(json.dumps(summary, indent=2) if args.json else "\n".join(_plan_lines(plan, summary)))

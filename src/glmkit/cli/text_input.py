@@ -32,7 +32,8 @@ def add_load_arguments(parser: ArgumentParser) -> None:
         "--config", metavar="C", type=str, default=None, help="preset or config file, for models that ship none"
     )
     parser.add_argument("--family", metavar="F", type=str, default=None, help="where several share a layout")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    devices = "auto, cpu, cuda, cuda:N, or another accelerator of PyTorch (untested)"
+    parser.add_argument("--device", type=str, default="auto", help=f"{devices} (default: %(default)s)")
     parser.add_argument(
         "--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)"
     )

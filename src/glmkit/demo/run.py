@@ -19,8 +19,8 @@ from glmkit.demo.examples import examples, print_examples, rates_table
 from glmkit.demo.measure import measure
 from glmkit.demo.recipe import SEQUENCE, VOCABULARY, ClockSchedule, recipe
 from glmkit.demo.report import Report, machine_facts
+from glmkit.devices import cpu_has_bfloat16
 from glmkit.errors import RequestError
-from glmkit.loading import cpu_has_bfloat16
 from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from glmkit.checkpoint.detect import CONFIG_FILES
+from glmkit.errors import size_text
 from glmkit.families.base import all_families
 
 from .finding import Finding, Level, names_text
 from .listing import Entry, Kind, Listing
-from .sizes import bytes_text
 
 _POINTER = b"version https://git-lfs.github.com/spec"
 _PAGE = (b"<!doctype html", b"<html", b"<?xml")
@@ -106,7 +106,7 @@ def check_company(listing: Listing) -> list[Finding]:
         findings.append(Finding("warning", what, where, "finish that download or conversion, or remove them"))
     training = [entry for entry in listing.of("training") if not entry.problem]
     if training:
-        size = bytes_text(sum(entry.size for entry in training))
+        size = size_text(sum(entry.size for entry in training))
         what = f"a trainer's files, not used for loading ({size}): {_names(training)}"
         findings.append(Finding("note", what, where))
     return findings

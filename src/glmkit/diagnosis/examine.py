@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.detect import detect
 from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
+from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError
 from glmkit.families.base import preset, preset_names
-from glmkit.memory import available_memory
 
 from .adapter import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
@@ -239,8 +237,9 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     report.findings += check_generation(config, family, listing)
     tokenizer, findings = check_tokenizer(listing.directory, config, family)
     report.findings += findings
-    report.free_ram = available_memory(torch.device("cpu"))
-    report.free_gpu = available_memory(torch.device("cuda")) if torch.cuda.is_available() else None
+    report.free_ram = available_memory()
+    kind = accelerator()
+    report.free_gpu = None if kind is None else available_memory(kind)
     stored = sum(opened.weights.info(name).nbytes for name in opened.weights.names())
     report.forecast = forecast(config, counted, stored, ram=report.free_ram, gpu=report.free_gpu)
     report.findings += check_fit(report.forecast)

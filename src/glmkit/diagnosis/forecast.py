@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glmkit.config import GLMConfig
+from glmkit.errors import size_text
 from glmkit.memory import RESERVE
 
 from .finding import Finding
-from .sizes import Sizes, bytes_text
+from .sizes import Sizes
 
 # A parameter that AdamW trains: float32 weight, gradient and two moments.
 TRAINED_BYTES = 16
@@ -96,7 +97,7 @@ def check_fit(uses: list[Use]) -> list[Finding]:
     loads = [use for use in uses if use.name.startswith("load")]
     if not loads or any(use.fits_ram or use.fits_gpu for use in loads[:2]) or loads[0].fits_ram is None:
         return []
-    left = [f"{use.name} ({bytes_text(use.num_bytes)})" for use in loads[2:] if use.fits_ram or use.fits_gpu]
-    what = f"the weights need {bytes_text(loads[0].num_bytes)}, more than is free"
+    left = [f"{use.name} ({size_text(use.num_bytes)})" for use in loads[2:] if use.fits_ram or use.fits_gpu]
+    what = f"the weights need {size_text(loads[0].num_bytes)}, more than is free"
     step = f"what fits: {', '.join(left)}" if left else "take a machine with more memory, or a smaller model"
     return [Finding("warning", what, "", step)]

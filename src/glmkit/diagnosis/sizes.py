@@ -96,13 +96,3 @@ def decimal_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count / size < 1000 else f"{count / size:,.0f} {unit}"
     return str(count)
-
-
-def bytes_text(count: int) -> str:
-    """12346572800 -> '11.5 GiB'."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

@@ -1,6 +1,5 @@
 """What a family is, and finding the families: one file each, no registry to edit."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from glmkit import families
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, did_you_mean
 from glmkit.tokenizer.base import Tokenizer
 
 from .common.layout import Layout
@@ -65,8 +64,7 @@ def family_named(name: str) -> Family:
     """The family of that name. Raises ConfigError listing the closest names."""
     known = all_families()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise ConfigError(f"no family is called {name!r}; choose one of {', '.join(close)}")
+        raise ConfigError(f"no family is called {name!r}; {did_you_mean(name, sorted(known))}")
     return known[name]
 
 
@@ -74,8 +72,7 @@ def preset(name: str) -> GLMConfig:
     """The config of a published size. Raises ConfigError listing the closest names."""
     presets = {key: config for family in all_families().values() for key, config in family.presets.items()}
     if name not in presets:
-        close = difflib.get_close_matches(name, presets, n=3) or sorted(presets)
-        raise ConfigError(f"no preset is called {name!r}; choose one of {', '.join(close)}")
+        raise ConfigError(f"no preset is called {name!r}; {did_you_mean(name, sorted(presets))}")
     return presets[name]
 
 

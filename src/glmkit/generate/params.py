@@ -1,6 +1,5 @@
 """What one request asks of decoding, checked once: limits, sampling, penalties, stops, beams."""
 
-import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
-from glmkit.errors import RequestError
+from glmkit.errors import RequestError, did_you_mean
 
 from .sampling import Sampling, check_type
 
@@ -74,9 +73,7 @@ class GenerationParams:
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                raise RequestError(f"unknown parameter {reprlib.repr(key)}; {hint}")
+                raise RequestError(f"unknown parameter {reprlib.repr(key)}; {did_you_mean(key, known)}", param=str(key))
         return cls(**{key: value for key, value in values.items() if value is not None})
 
     @cached_property
@@ -245,9 +242,8 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     known = sorted(known)
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise RequestError(f"unknown option {reprlib.repr(name)}; {hint}")
+            hint = did_you_mean(name, known, cutoff=0.5)
+            raise RequestError(f"unknown option {reprlib.repr(name)}; {hint}", param=str(name))
 
 
 def read_params(

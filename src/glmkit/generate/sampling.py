@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glmkit.devices import is_cpu
 from glmkit.errors import RequestError
 
 # --- FOLDED generate/cuts
@@ -223,7 +224,8 @@ def _largest(x_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values_BH, ids_BC.gather(1, places_BH)
 
 
-_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits: on a processor while its cache holds them, else for the memory
+# Logits that are looked at together: on a processor while its cache holds them, else for the memory.
+_AT_ONCE_CPU, _AT_ONCE_ELSEWHERE = 1 << 18, 1 << 24
 
 
 def check_type(name: str, value: object, kind: type, what: str) -> None:
@@ -273,7 +275,7 @@ def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int])
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     keys_B1 = noise_keys([int(sampling.seed)] * len(logits_BV), positions, logits_BV.device)
-    rows = max(1, _AT_ONCE.get(logits_BV.device.type, 1 << 18) // logits_BV.shape[1])
+    rows = max(1, (_AT_ONCE_CPU if is_cpu(logits_BV.device) else _AT_ONCE_ELSEWHERE) // logits_BV.shape[1])
     parts = zip(torch.split(logits_BV, rows), torch.split(keys_B1, rows), strict=True)
     return torch.cat([_drawn(*part, sampling) for part in parts])
 

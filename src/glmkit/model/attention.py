@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmkit.config import GLMConfig
+from glmkit.devices import is_cpu
 
 from .masks import Segments, dense_from_prefix, open_columns
 from .positions import Rotary, rotate
@@ -66,7 +67,7 @@ def _sdpa(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, c
 
 def takes_products(q_BTND: Tensor) -> bool:
     """Whether this is a training step on short rows in bfloat16 on a CPU."""
-    on_cpu_in_bf16 = q_BTND.device.type == "cpu" and q_BTND.dtype == torch.bfloat16
+    on_cpu_in_bf16 = is_cpu(q_BTND.device) and q_BTND.dtype == torch.bfloat16
     return on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glmkit.config import GLMConfig
+from glmkit.devices import is_cpu
 
 from .attention import KeyValue, two_calls
 
@@ -175,7 +176,7 @@ def _attend(q_RND: Tensor, keys: Tensor, values: Tensor, group: Group) -> Tensor
     heads, width = q_RND.shape[1:]
     kv_heads = keys.shape[0] // rows
     groups = heads // kv_heads
-    if q_RND.device.type == "cpu" and length <= SHORT:
+    if is_cpu(q_RND.device) and length <= SHORT:
         # (B,T,K,G,D) -> (B*K,G*T,D): the query heads of a group and their tokens are rows of one product.
         if length == 1:
             q = q_RND.reshape(rows * kv_heads, groups, width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmkit.config import GLMConfig
+from glmkit.devices import is_cpu
 from glmkit.errors import RequestError
 
 from .attention import AttentionPlan, DensePlan, KeyValue, SplitPlan
@@ -372,4 +373,4 @@ class GLM(nn.Module):
 
 def _can_look(input_ids_BT: Tensor, segments: Segments | None) -> bool:
     """Whether values are checked: packed rows are our own batches, and a GPU would have to wait for the answer."""
-    return segments is None and input_ids_BT.device.type == "cpu" and input_ids_BT.numel() > 0
+    return segments is None and is_cpu(input_ids_BT.device) and input_ids_BT.numel() > 0

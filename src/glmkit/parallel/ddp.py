@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from glmkit.devices import is_cpu
+
 from .mesh import Ranks
 
 
@@ -12,7 +14,7 @@ def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
     """`module` as one replica among `ranks` (rank 0's weights win); itself in a run of one process."""
     if ranks.world_size == 1:
         return module
-    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    device_ids = None if is_cpu(ranks.device) else [ranks.device.index]
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 
 

@@ -79,7 +79,7 @@ class TrainingSection:
     compile: bool = option(False, "torch.compile every block")
     deterministic: bool = option(False, "ask PyTorch for deterministic kernels (CUDA; CPU is deterministic anyway)")
     seed: int = option(1234, "of initial weights, batches and dropout")
-    device: str = option("auto", "auto, cpu or cuda")
+    device: str = option("auto", "auto, cpu, cuda or another accelerator of PyTorch (untested)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
 """How much memory a run will need, estimated before it starts, against what the machine has."""
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmkit.config import GLMConfig
-from glmkit.errors import TrainingError
+from glmkit.errors import TrainingError, size_text
 from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
 
@@ -92,20 +90,6 @@ def kept_bytes(shape: GLMConfig, rows: int, length: int, precision: str, device:
     return sum(kept.values())
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Free bytes on `device`; for the CPU the least of free memory and the container's limit. None = unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    candidates = [_meminfo(), _cgroup()]
-    known = [value for value in candidates if value is not None]
-    if known:
-        return min(known)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 def check_memory(needed: Forecast, available: int | None, *, ranks_here: int = 1, ignore: bool = False) -> str | None:
     """A warning for a run that is close to the limit, None for one that fits.
 
@@ -122,34 +106,3 @@ def check_memory(needed: Forecast, available: int | None, *, ranks_here: int = 1
     raise TrainingError(
         f"{text}; lower training.micro_batch_size, set training.recompute true, or pass --ignore-memory-forecast"
     )
-
-
-def size_text(count: int) -> str:
-    """12345678 -> '11.8 MiB'."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
-
-
-def _meminfo() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _cgroup() -> int | None:
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        reclaimable = int(stat.get("inactive_file", 0))  # page cache counts as used but gives way
-        return None if limit == "max" else max(0, int(limit) - used + reclaimable)
-    except (OSError, ValueError):
-        return None

@@ -6,12 +6,9 @@ The split keeps metrics.jsonl byte for byte equal between an uninterrupted run a
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
-
-import torch
 
 from glmkit.errors import ConfigError
 from glmkit.files import atomic_write
@@ -109,19 +106,3 @@ def _open_board(directory: Path, step: int) -> Any:
             'output.tensorboard needs the package tensorboard; install it: pip install "glmkit[train]"'
         ) from error
     return SummaryWriter(str(directory), purge_step=step + 1)
-
-
-# --- FOLDED train/usage
-# What the process has used so far.
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated by PyTorch on CUDA, resident for the CPU (0 where the system does not say)."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

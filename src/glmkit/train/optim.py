@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmkit.devices import has_fused_optimizers
 from glmkit.errors import CheckpointError, ConfigError
 
 from .config import OptimizerSection
@@ -116,7 +117,7 @@ def build_optimizers(model: nn.Module, options: OptimizerSection, *, fused: bool
             lr=options.learning_rate,
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_eps,
-            fused=fused and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in named),
+            fused=fused and all(has_fused_optimizers(p.device) and p.is_floating_point() for p in named),
         )
     if hidden:
         own_rate = options.muon_learning_rate

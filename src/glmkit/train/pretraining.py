@@ -13,6 +13,7 @@ import yaml
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
+from glmkit.devices import available_memory, is_cpu
 from glmkit.errors import ConfigError
 from glmkit.files import atomic_write
 from glmkit.model import GLM, init_weights
@@ -22,7 +23,7 @@ from glmkit.tokenizer.base import Tokenizer
 
 from .checkpoints import CheckpointStore, RunLock, read_state, write_final_model
 from .config import TrainConfig
-from .forecast import available_memory, check_memory
+from .forecast import check_memory
 from .metrics import FILES, MetricsLog, cut_back, read_metrics
 from .optim import build_optimizers
 from .plot import plot_losses
@@ -77,7 +78,7 @@ def pretrain(
     if warning := check_memory(
         plan.memory,
         available_memory(ranks.device),
-        ranks_here=ranks.world_size if ranks.device.type == "cpu" else 1,
+        ranks_here=ranks.world_size if is_cpu(ranks.device) else 1,
         ignore=ignore_memory_forecast,
     ):
         line.warn(f"memory: {warning}")
@@ -143,7 +144,7 @@ def _build(
             rank=ranks.rank,
             world_size=ranks.world_size,
             num_workers=config.data.workers,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=not is_cpu(ranks.device),
         )
 
     def rate(state: TrainState, rows: int) -> float:

@@ -1,4 +1,4 @@
-"""Every random state that training can touch: Python's, NumPy's, PyTorch's on the CPU and on this rank's GPU."""
+"""Random states that training can touch: Python's, NumPy's, PyTorch's on the CPU and on this rank's accelerator."""
 
 import base64
 import random
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glmkit.devices import random_state, set_random_state
 from glmkit.errors import CheckpointError
 
 
@@ -29,8 +30,9 @@ def capture(device: torch.device) -> dict[str, Any]:
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": _pack(torch.get_rng_state()),
     }
-    if device.type == "cuda":
-        state["cuda"] = _pack(torch.cuda.get_rng_state(device))
+    own = random_state(device)
+    if own is not None:
+        state[device.type] = _pack(own)
     return state
 
 
@@ -42,8 +44,8 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
         kind, keys, position, has_gauss, cached = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(_unpack(state["torch"]))
-        if device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(_unpack(state["cuda"]), device)
+        if device.type in state:
+            set_random_state(_unpack(state[device.type]), device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random states cannot be restored: {error}") from error
 

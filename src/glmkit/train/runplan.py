@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from glmkit.config import GLMConfig
+from glmkit.devices import CPU
 from glmkit.errors import ConfigError
 from glmkit.model import GLM
 from glmkit.tokenizer.base import Tokenizer
@@ -13,8 +14,6 @@ from glmkit.tokenizer.base import Tokenizer
 from .config import TrainConfig
 from .forecast import Forecast, forecast
 from .schedule import BatchPlan
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def plan_run(
     config: TrainConfig,
     tokenizer: Tokenizer | None = None,
     world_size: int = 1,
-    device: torch.device = _CPU,
+    device: torch.device = CPU,
 ) -> RunPlan:
     """Check a recipe as a whole, on the meta device: no weights are made. `device` is where it is to run.
 

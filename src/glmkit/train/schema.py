@@ -1,12 +1,11 @@
 """Plain values (YAML, command line) -> frozen dataclasses, with one kind of error: key, value, limit, next step."""
 
-import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
 def _choice(value: Any, choices: tuple[Any, ...], where: str) -> Any:
     if value in choices:
         return value
-    hint = closest(str(value), [str(choice) for choice in choices], "choices")
+    hint = did_you_mean(value, map(str, choices))
     raise ConfigError(f"{where} is {value!r}; {hint}")
 
 
@@ -102,15 +101,7 @@ def refuse_unknown(given: Iterable[Any], known: list[str], where: str) -> None:
     """ConfigError for the first key that is not in `known`, naming the closest one."""
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {closest(str(key), known, 'known keys')}")
-
-
-def closest(word: str, known: Sequence[str], otherwise: str | None = None) -> str:
-    """`did you mean 'x'?`, or the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"{otherwise}: {', '.join(known)}" if otherwise else "see --help"
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {did_you_mean(key, known)}")
 
 
 def leaves(cls: type, prefix: str = "") -> list[Leaf]:

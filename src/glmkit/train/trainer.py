@@ -15,13 +15,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from glmkit.devices import is_cpu, peak_memory
 from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.ddp import replicate, without_sync
 from glmkit.parallel.mesh import Ranks
 
 from . import rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
-from .metrics import MetricsLog, peak_memory
+from .metrics import MetricsLog
 from .nonfinite import Entry, check_targets, explain_nonfinite
 from .optim import Optimizers, clip_gradients
 from .progress import ProgressLine
@@ -144,7 +145,7 @@ class Trainer(Generic[B]):
         self.on_step, self.on_checkpoint = on_step, on_checkpoint
         self.state = TrainState()
         self.stop = StopRequest()
-        if options.precision == "fp16" and self.device.type != "cuda":
+        if options.precision == "fp16" and is_cpu(self.device):
             raise ConfigError("precision fp16 needs CUDA (on a CPU fp16 is for storage only); use bf16 or fp32")
         self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
         self._objective = replicate(_Objective(model, loss_fn), self.ranks)

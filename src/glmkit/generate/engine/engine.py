@@ -7,8 +7,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from glmkit.devices import available_memory
 from glmkit.errors import RequestError
-from glmkit.memory import available_memory, require_memory
+from glmkit.memory import require_memory
 from glmkit.model import GLM
 from glmkit.model.paged import PagedCache
 

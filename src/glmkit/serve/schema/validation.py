@@ -1,6 +1,5 @@
 """What is wrong with a request: the first problem that its types found, in one line, with the field's name."""
 
-import difflib
 import reprlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from typing import Any, cast
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+
+from glmkit.errors import did_you_mean
 
 from ..errors import ApiError
 from .common import Body
@@ -127,8 +128,7 @@ def _unknown(keys: Sequence[Any], model: type[Body]) -> str:
     if len(keys) > 1:
         known = {field for other in Body.__subclasses__() for field in other.model_fields}
     instead = _INSTEAD.get(short)
-    close = difflib.get_close_matches(short, known, n=1)
-    hint = instead or (f"did you mean {close[0]!r}?" if close else "leave it out")
+    hint = instead or did_you_mean(short, known, otherwise="leave it out")
     return f"unknown field {_short(name)}; {hint}"
 
 
