@@ -13,7 +13,7 @@ from glmkit.families.base import family_named
 from glmkit.families.chatglm3_text import ROLE_TOKENS
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.session import LM
-from glmkit.tokenizer.chat import Message, to_messages
+from glmkit.tokenizer.chat_template import Message, to_messages
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.chat import chat_model, real_chat_model, say
 from support.fed import Fed

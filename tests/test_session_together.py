@@ -18,7 +18,7 @@ from glmkit.generate.params import ChatOptions, GenerationOptions, GenerationPar
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
-from glmkit.tokenizer.chat import to_messages
+from glmkit.tokenizer.chat_template import to_messages
 from support.served_models import CHAT_FAMILIES, small_base, small_chat
 from support.tiny import tiny_config
 from tokenizer.small_vocabularies import sentencepiece_bytes

@@ -28,7 +28,7 @@ from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .model.fingerprint import Fingerprint
 from .tokenizer.base import Tokenizer
-from .tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
+from .tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
 
 __all__ = ["LM", "Filled", "load"]
 

@@ -9,7 +9,7 @@ from families.recorded import recorded
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.families import chatglm3_text, glm4_text
 from glmkit.families.common.role_chat import RoleTemplate
-from glmkit.tokenizer.chat import Message, ReplyStream, to_messages
+from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 

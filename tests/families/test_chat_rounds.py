@@ -10,7 +10,7 @@ from glmkit.errors import RequestError
 from glmkit.families import chatglm2_text, chatglm_text
 from glmkit.families.common import round_chat as chatglm_chat
 from glmkit.families.common.round_chat import RoundTemplate
-from glmkit.tokenizer.chat import Message, ReplyStream, to_messages
+from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 

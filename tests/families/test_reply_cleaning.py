@@ -8,7 +8,7 @@ import pytest
 from glmkit.families import chatglm2_text, chatglm3_text, glm4_text
 from glmkit.families.base import family_named
 from glmkit.families.common import round_chat as chatglm_chat
-from glmkit.tokenizer.chat import DATE_MARK, ChatTemplate, ReplyStream
+from glmkit.tokenizer.chat_template import DATE_MARK, ChatTemplate, ReplyStream
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.chat import VOCABULARIES
 from support.served_models import CHAT_FAMILIES, small_chat

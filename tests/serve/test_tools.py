@@ -12,7 +12,7 @@ from glmkit.families.glm4_text import CHAT_0414
 from glmkit.serve.errors import ApiError
 from glmkit.serve.messages import ReplyCalls, call_arguments, call_text, conversation, shown_tools, split_reply
 from glmkit.serve.schema.chat import CalledToolDelta, ChatMessage, Tool
-from glmkit.tokenizer.chat import ChatTemplate, Message
+from glmkit.tokenizer.chat_template import ChatTemplate, Message
 
 TEMPLATES: dict[str, ChatTemplate] = {
     **{name: family_named(name).chat for name in ("chatglm", "chatglm2", "chatglm3", "glm-4")},

@@ -14,7 +14,7 @@ from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
-from glmkit.tokenizer.chat import to_messages
+from glmkit.tokenizer.chat_template import to_messages
 
 # --- FOLDED cli/chat_files
 # The files of `glm chat`: the history it keeps, the tools it offers.

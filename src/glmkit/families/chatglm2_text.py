@@ -6,7 +6,7 @@ Sources: `THUDM/chatglm2-6b:tokenization_chatglm.py` and `THUDM/chatglm2-6b:mode
 from pathlib import Path
 
 from glmkit.config import GLMConfig
-from glmkit.tokenizer.chat import ChatDefaults
+from glmkit.tokenizer.chat_template import ChatDefaults
 
 from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
 from .common.round_chat import RoundTemplate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat import Message
+from glmkit.tokenizer.chat_template import Message
 
 from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
 from .common.role_chat import RoleTemplate

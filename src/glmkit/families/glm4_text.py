@@ -11,7 +11,7 @@ from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
-from glmkit.tokenizer.chat import Message
+from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.ranks import RankVocabulary
 from glmkit.tokenizer.tiktoken import TiktokenTokenizer
 from glmkit.tokenizer.vocabulary_files import (

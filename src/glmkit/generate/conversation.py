@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat import Call, ChatTemplate, History, Message, to_messages
+from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
 
 from .detokenize import ChatReader
 from .engine import Engine

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from glmkit.tokenizer.base import IncrementalDecoder, Tokenizer
-from glmkit.tokenizer.chat import ChatTemplate, ReplyStream
+from glmkit.tokenizer.chat_template import ChatTemplate, ReplyStream
 from glmkit.tokenizer.inputs import InputTokenizer
 
 

@@ -9,7 +9,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
 from glmkit.loading import Parts
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.chat import ChatTemplate
+from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
 
 from .blank_text import BlankText

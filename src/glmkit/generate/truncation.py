@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat import Message
+from glmkit.tokenizer.chat_template import Message
 
 from .prompt import Prompt
 from .prompt_builder import Prompts

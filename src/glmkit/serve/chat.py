@@ -12,7 +12,7 @@ from glmkit.generate.conversation import ReplyJob
 from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.base import IncrementalDecoder
-from glmkit.tokenizer.chat import ChatTemplate
+from glmkit.tokenizer.chat_template import ChatTemplate
 
 from .errors import ApiError
 from .logprobs import LogprobWriter

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
 from glmkit.tokenizer.base import Tokenizer
-from glmkit.tokenizer.chat import ChatTemplate, Message, to_messages
+from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
 
 from .chat import chat_template
 from .request_jobs import Jobs, refused

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat import ChatTemplate, Message
+from glmkit.tokenizer.chat_template import ChatTemplate, Message
 
 from .errors import ApiError
 from .schema.chat import (

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat import DATE, DATE_MARK, Call, ChatDefaults, ChatTemplate, Message, to_pairs, without_part_of
+from glmkit.tokenizer.chat_template import (
+    DATE,
+    DATE_MARK,
+    Call,
+    ChatDefaults,
+    ChatTemplate,
+    Message,
+    to_pairs,
+    without_part_of,
+)
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.reply_cleaning import StrippedReply
 from glmkit.tokenizer.streams import Replace, TextFilter

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glmkit.tokenizer.chat import ChatDefaults
+from glmkit.tokenizer.chat_template import ChatDefaults
 
 from .call import CallError
 from .facts import Facts

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from glmkit.errors import RequestError
 from glmkit.session import LM
-from glmkit.tokenizer.chat import ChatDefaults
+from glmkit.tokenizer.chat_template import ChatDefaults
 
 from ..settings import ServeSettings
 

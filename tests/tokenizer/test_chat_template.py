@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glmkit.errors import RequestError, TokenizerError
-from glmkit.tokenizer.chat import (
+from glmkit.tokenizer.chat_template import (
     ChatDefaults,
     ChatTemplate,
     Message,
