@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizer.test_chat import TEMPLATE, TOKENIZER
 
 from glmkit.generate.detokenize import ChatReader, PlainReader, StopText, TextReader
 from glmkit.generate.jobs.answers import AnswersJob
@@ -17,6 +16,7 @@ from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.kinds import KINDS
 from support.tiny import tiny_config
+from tokenizer.test_chat_template import TEMPLATE, TOKENIZER
 
 Heard = list[Piece | Ended]
 
