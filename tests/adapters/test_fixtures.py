@@ -56,7 +56,8 @@ def test_prefix_logits_and_cached_decoding(name: str, tmp_path: Path) -> None:
     model, expected, inputs = load(folder)
     keys, values = attached(model).prefix()  # type: ignore[misc]
     past = tensor(expected["past_key_values"])[:, :, :, 0]
-    assert largest(torch.stack([torch.stack(keys), torch.stack(values)], 1), past) < 1e-6
+    # Rounding of fp32 depends on the processor; the largest of these numbers are above 16.
+    assert largest(torch.stack([torch.stack(keys), torch.stack(values)], 1), past) < 1e-6 * max(1.0, past.abs().max())
     for case, given in inputs.items():
         if f"{case}.logits" not in expected:
             continue

@@ -88,7 +88,7 @@ def test_too_little_memory_is_in_the_command(
 ) -> None:
     directory = chatglm_directory(tmp_path / "m")
     needs = {use.name: use.num_bytes for use in examine(directory).forecast}
-    monkeypatch.setattr("glmkit.diagnosis.examine.available_memory", lambda device: needs[room] if room else 0)
+    monkeypatch.setattr("glmkit.diagnosis.examine.available_memory", lambda device="cpu": needs[room] if room else 0)
     monkeypatch.setattr("glmkit.diagnosis.forecast.RESERVE", 0)
     monkeypatch.setattr("glmkit.diagnosis.examine.check_tokenizer", lambda *given: (object(), []))
     command = examine(directory).next_command

@@ -164,7 +164,7 @@ def test_dry_run(recipe, store, tmp_path, capsys):
         (["--batch_size", "10"], "batch_size 10 is not a multiple of micro_batch_size 4 x 1 rank(s) = 4; try 8"),
         (["--fp16"], "fp16 needs CUDA"),
         (["--fp16", "--bf16"], "both set training.precision"),
-        (["--training.device", "tpu"], "training.device is 'tpu'; choose auto, cpu or cuda"),
+        (["--training.device", "tpu"], "training.device is 'tpu'; use auto, cpu, cuda or cuda:N"),
         (["--resume", "/nowhere"], "/nowhere is no training checkpoint"),
         (["--per_device_train_batch_size", "8000000", "--batch_size", "8000000"], "pass --ignore-memory-forecast"),
         (["--nproc", "3"], "x 3 rank(s) = 12"),
