@@ -50,7 +50,9 @@ class SpecialIds:
         """The id of a role that may be absent. Raises ConfigError naming the role when it is."""
         value: int | None = getattr(self, role)
         if value is None:
-            raise ConfigError(f"this model's special ids have no {role!r}, which is needed here; give special.{role}")
+            raise ConfigError(
+                f"this model's special ids have no {role!r}, which is needed here", step=f"give special.{role}"
+            )
         return value
 
 
@@ -128,7 +130,7 @@ class GLMConfig:
         self._check_heads()
         for name, choices in _AXES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}", step=f"choose one of {', '.join(choices)}")
         for name in ("embedding_dropout", "attention_dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
@@ -171,18 +173,18 @@ class GLMConfig:
     def _check_heads(self) -> None:
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
-                f"try {self.hidden_size // self.num_heads * self.num_heads or self.num_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}",
+                step=f"try {self.hidden_size // self.num_heads * self.num_heads or self.num_heads}",
             )
         if self.num_heads * self.head_dim > _LARGEST:
             raise ConfigError(
-                f"{self.num_heads} heads of {self.head_dim} channels are more than {_LARGEST} in all; check both"
+                f"{self.num_heads} heads of {self.head_dim} channels are more than {_LARGEST} in all", step="check both"
             )
         if self.num_heads % self.kv_heads:
             divisors = [n for n in range(1, min(self.num_heads, 1024) + 1) if self.num_heads % n == 0]
             raise ConfigError(
-                f"num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}; "
-                f"choose one of {', '.join(map(str, divisors))}"
+                f"num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}",
+                step=f"choose one of {', '.join(map(str, divisors))}",
             )
 
     def _check_rotary(self) -> None:
@@ -195,8 +197,8 @@ class GLMConfig:
         unit = 2 * streams
         if self.rope_fraction == 1.0 and self.head_dim % unit:
             raise ConfigError(
-                f"{self.positions} positions need a head size that is a multiple of {unit}, not {self.head_dim}; "
-                f"change num_heads"
+                f"{self.positions} positions need a head size that is a multiple of {unit}, not {self.head_dim}",
+                step="change num_heads",
             )
         turning = self.head_dim * self.rope_fraction
         whole = round(turning)
@@ -217,7 +219,8 @@ class GLMConfig:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"special id {name} is {value!r}; it must be a token id")
             if not 0 <= value < self.vocab_size:
-                raise ConfigError(f"special id {name}={value} is outside the vocabulary of {self.vocab_size} rows")
+                what = f"special id {name}={value} is outside the vocabulary of {self.vocab_size} rows"
+                raise ConfigError(what, code="mixed_releases")
 
     def _check_quantization(self) -> None:
         quantization = self.quantization
@@ -321,4 +324,4 @@ def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{source}: unknown key {key!r}; {did_you_mean(key, known)}", param=str(key))
+            raise ConfigError(f"{source}: unknown key {key!r}", step=did_you_mean(key, known), param=str(key))

@@ -1,23 +1,36 @@
 """Errors that a user can cause, warnings, and the words that their messages share.
 
 Each message is one line: the value, the limit, the next step. It is written for people. What a program wants to know
-travels beside it as `param` and `code`; nothing may search the sentence.
+travels beside it as `step`, `param` and `code`; nothing may search the sentence.
 """
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class GLMKitError(Exception):
     """Base of all errors meant for users; the command line prints it as one line and exits with 2.
 
-    param: the argument or field that is at fault, as the caller spells it. code: one word for the kind of mistake,
-    from the vocabulary of the public interface that shows it (docs/serving.md lists those of the API).
+    what: the trouble. step: the next step, which stands behind it in the message. param: the argument or field that is
+    at fault, as the caller spells it. code: one word for the kind of mistake, from the vocabulary of the public
+    interface that shows it (docs/serving.md lists those of the API). path: the file that cannot be read, see `about`.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
+    path: str | None = None
+
+    def __init__(
+        self, what: str, *, step: str | None = None, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(f"{what}; {step}" if step else what)
+        self.what, self.step, self.param, self.code = what, step, param, code
+
+    def behind(self, where: str, kind: "type[GLMKitError] | None" = None) -> "GLMKitError":
+        """The same error with `where` in front of its message, as another class if one is given."""
+        error = (kind or type(self))(f"{where}{self.what}", step=self.step, param=self.param, code=self.code)
+        error.path = self.path
+        return error
 
 
 class ConfigError(GLMKitError):
@@ -50,6 +63,16 @@ class TrimmedHistoryWarning(UserWarning):
 
 class UntestedDeviceWarning(UserWarning):
     """A device that PyTorch offers and on which glmkit has never been run."""
+
+
+@contextmanager
+def about(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Set `path` on every GLMKitError that leaves the block and has none."""
+    try:
+        yield
+    except GLMKitError as error:
+        error.path = error.path or os.fspath(path)
+        raise
 
 
 def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -108,7 +108,9 @@ def merge_adapter(model: GLM) -> AdapterInfo:
     """
     state = attached(model)
     if state.prefix is not None:
-        raise RequestError("a prefix adds keys and values, no weights, so it cannot be merged; keep it as an adapter")
+        raise RequestError(
+            "a prefix adds keys and values, no weights, so it cannot be merged", step="keep it as an adapter"
+        )
     for layer in state.lora.values():
         float_weight(layer.base)
     for stem, layer in state.lora.items():

@@ -61,7 +61,9 @@ def open_adapter(directory: Path, *, beside_weights: bool = False) -> AdapterFil
     Raises CheckpointError that says what was found and what to do next.
     """
     if not directory.is_dir():
-        raise CheckpointError(f"adapter {directory} is not a directory; give the folder that holds the adapter's files")
+        raise CheckpointError(
+            f"adapter {directory} is not a directory", step="give the folder that holds the adapter's files"
+        )
     record = _optional(directory / RECORD) or {}
     for kind, (config, weights) in (("lora", PADDLE_LORA), ("prefix", PADDLE_PREFIX)):
         if (directory / weights).exists() or (directory / config).exists():
@@ -74,13 +76,13 @@ def open_adapter(directory: Path, *, beside_weights: bool = False) -> AdapterFil
     for name in (*PREFIX_WEIGHTS, *(f"{name}.index.json" for name in PREFIX_WEIGHTS)):
         if (directory / name).exists():
             return _prefix_or_refuse(directory / name, record, beside_weights)
-    raise CheckpointError(f"{directory} holds no adapter; {_hint(directory)}")
+    raise CheckpointError(f"{directory} holds no adapter", step=_hint(directory))
 
 
 def _files(kind: Kind, origin: Origin, path: Path, config: Path, record: Mapping[str, Any]) -> AdapterFiles:
     tensors = read_tensors(path)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors; copy or train the adapter again")
+        raise CheckpointError(f"{path} holds no tensors", step="copy or train the adapter again")
     return AdapterFiles(kind, origin, path, tensors, _optional(config), record)
 
 
@@ -107,8 +109,9 @@ def _prefix_names(path: Path, names: list[str], beside_weights: bool) -> list[st
     if others and not beside_weights:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise CheckpointError(
-            f"{path} holds {shown} beside the prefix encoder, so more than the prefix may have been trained; give "
-            f"{path.parent} as the source and as the adapter, or keep only the names with {PREFIX_MARK[:-1]!r}"
+            f"{path} holds {shown} beside the prefix encoder, so more than the prefix may have been trained",
+            step=f"give "
+            f"{path.parent} as the source and as the adapter, or keep only the names with {PREFIX_MARK[:-1]!r}",
         )
     return inside
 
@@ -135,10 +138,10 @@ def _existing(directory: Path, name: str) -> Path:
     ranks = sorted(entry.name for entry in directory.glob(f"{stem}.tp*.{suffix}"))
     if ranks:
         raise CheckpointError(
-            f"{directory} holds {ranks[0]} and {len(ranks) - 1} more: the adapter was saved per tensor-parallel rank; "
-            f"save it merged (merge_tensor_parallel) first"
+            f"{directory} holds {ranks[0]} and {len(ranks) - 1} more: the adapter was saved per tensor-parallel rank",
+            step="save it merged (merge_tensor_parallel) first",
         )
-    raise CheckpointError(f"{path} is missing; {_hint(directory)}")
+    raise CheckpointError(f"{path} is missing", step=_hint(directory))
 
 
 def _hint(directory: Path) -> str:

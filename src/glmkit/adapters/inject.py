@@ -50,7 +50,7 @@ def apply_adapter(
     notes = check_record(files.record, config, model, str(path))
     if files.kind == "prefix":
         if alpha is not None:
-            raise RequestError(f"alpha={alpha:g} has no effect on the prefix in {path}; leave it out")
+            raise RequestError(f"alpha={alpha:g} has no effect on the prefix in {path}", step="leave it out")
         state = _prefix(model, config, files, notes)
     else:
         state = _lora(model, config, files, read_lora(files, alpha), namings(model, config, family, layout), notes)
@@ -62,7 +62,9 @@ def refuse_second(model: GLM) -> None:
     """Raise RequestError when the model carries an adapter: one at a time."""
     old = find_attached(model)
     if old is not None:
-        raise RequestError(f"the model carries an adapter already ({old.info.path or 'a new one'}); merge or detach it")
+        raise RequestError(
+            f"the model carries an adapter already ({old.info.path or 'a new one'})", step="merge or detach it"
+        )
 
 
 def _prefix(model: GLM, config: GLMConfig, files: AdapterFiles, notes: list[str]) -> Attached:
@@ -124,16 +126,17 @@ def _lora(
 
 def _check_update(model: GLM, stem: str, update: LowRank, parts: tuple[Part, ...], source: str) -> None:
     if not all(part.stem.startswith(LAYERS) for part in parts):
-        raise CheckpointError(f"{source}: LoRA on {stem} is not supported, only on layers; merge it first")
+        raise CheckpointError(f"{source}: LoRA on {stem} is not supported, only on layers", step="merge it first")
     try:
         inputs = linear_shape(model.get_submodule(parts[0].stem))[1]
     except ConfigError as error:
-        raise CheckpointError(f"{source}: {stem}: {error}") from None
+        raise error.behind(f"{source}: {stem}: ", CheckpointError) from None
     rows = sum(len(part.rows) for part in parts)
     if update.a_RI.shape[1] != inputs or update.b_OR.shape[0] != rows:
         raise CheckpointError(
             f"{source}: {stem} has lora_A {tuple(update.a_RI.shape)} and lora_B {tuple(update.b_OR.shape)}, this model "
-            f"needs (r, {inputs}) and ({rows}, r); load it on the base it was trained with"
+            f"needs (r, {inputs}) and ({rows}, r)",
+            step="load it on the base it was trained with",
         )
 
 
@@ -182,13 +185,15 @@ def _replacements(
         if not isinstance(old, nn.Parameter):
             raise CheckpointError(f"{source}: {part.stem} of this model has no {parameter}")
         if not old.is_floating_point():
-            raise CheckpointError(f"{source} would replace quantised weights; load the base without quantisation")
+            raise CheckpointError(
+                f"{source} would replace quantised weights", step="load the base without quantisation"
+            )
         olds.append(old)
     expected = (sum(old.shape[0] for old in olds), *olds[0].shape[1:])
     if tuple(tensor.shape) != expected:
         raise CheckpointError(f"{source} has shape {tuple(tensor.shape)}, this model needs {expected}")
     if not tensor.isfinite().all():
-        raise CheckpointError(f"{source} holds NaN or infinity; take an earlier checkpoint of the adapter")
+        raise CheckpointError(f"{source} holds NaN or infinity", step="take an earlier checkpoint of the adapter")
     return {
         f"{part.stem}.{parameter}": (old, tensor.index_select(0, part.rows).to(old.device, old.dtype, copy=True))
         for part, old in zip(parts, olds, strict=True)

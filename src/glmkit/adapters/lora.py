@@ -125,8 +125,8 @@ def float_weight(layer: nn.Module) -> nn.Parameter:
     weight = layer.weight
     if not isinstance(layer, nn.Linear) or not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise RequestError(
-            f"{type(layer).__name__} holds quantised weights, into which an adapter cannot be merged exactly; load the "
-            f"model without quantisation, merge, then quantise, or keep the adapter beside the weights"
+            f"{type(layer).__name__} holds quantised weights, into which an adapter cannot be merged exactly",
+            step="load the model without quantisation, merge, then quantise, or keep the adapter beside the weights",
         )
     return weight
 

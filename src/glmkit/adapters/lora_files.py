@@ -51,7 +51,9 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraAdapter:
     parsed = {name: _parse(name, files.weights) for name in files.tensors}
     adapters = {adapter for _, which, adapter in parsed.values() if which in ("lora_A", "lora_B")}
     if len(adapters) > 1:
-        raise CheckpointError(f"{files.weights} holds several adapters ({', '.join(sorted(adapters))}); save one alone")
+        raise CheckpointError(
+            f"{files.weights} holds several adapters ({', '.join(sorted(adapters))})", step="save one alone"
+        )
     for name, (stem, which, _) in parsed.items():
         names.setdefault(stem, name)
         place = matrices.setdefault(stem, {}) if which in ("lora_A", "lora_B") else None
@@ -81,12 +83,15 @@ def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
     path = files.weights.parent / config
     if files.settings is not None:
         if alpha is not None:
-            raise CheckpointError(f"{path} states lora_alpha, so alpha={alpha:g} would have no effect; leave it out")
+            raise CheckpointError(
+                f"{path} states lora_alpha, so alpha={alpha:g} would have no effect", step="leave it out"
+            )
         return (paddle_settings if files.origin == "paddle" else peft_settings)(files.settings, str(path))
     if alpha is None:
         raise CheckpointError(
-            f"{path} is missing, so the adapter's scale is not known; give alpha=32 for mymusise/ChatGLM-Tuning, "
-            "or write into that file what the training used: peft_type, r and lora_alpha"
+            f"{path} is missing, so the adapter's scale is not known",
+            step="give alpha=32 for mymusise/ChatGLM-Tuning, "
+            "or write into that file what the training used: peft_type, r and lora_alpha",
         )
     note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"
     return LoraSettings(alpha=float(alpha), notes=(note,))
@@ -107,7 +112,9 @@ def _parse(name: str, path: Path) -> tuple[str, str, str]:
         tail = tail[:-1]
     if which not in ("A", "B") or len(tail) > 1 or tail == ["bias"]:
         what = "LoRA on an embedding" if which.startswith("embedding") else f"the tensor lora_{rest}"
-        raise CheckpointError(f"{path}: {name}: {what} is not supported; merge the adapter with the tool that made it")
+        raise CheckpointError(
+            f"{path}: {name}: {what} is not supported", step="merge the adapter with the tool that made it"
+        )
     return stem, f"lora_{which}", tail[0] if tail else ""
 
 
@@ -119,7 +126,9 @@ def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files
         if not pair[which].is_floating_point():
             raise CheckpointError(f"{source}: {which} has dtype {pair[which].dtype}; it must be floating point")
         if not pair[which].isfinite().all():
-            raise CheckpointError(f"{source}: {which} holds NaN or infinity; take an earlier checkpoint of the adapter")
+            raise CheckpointError(
+                f"{source}: {which} holds NaN or infinity", step="take an earlier checkpoint of the adapter"
+            )
     a_RI, b_OR, grouped = pair["lora_A"], pair["lora_B"], False
     if b_OR.dim() == 3 and b_OR.shape[2] == 1:  # PEFT 0.2: the weight of a convolution of width 1
         b_OR, grouped = b_OR[:, :, 0], True
@@ -137,14 +146,14 @@ def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files
     if grouped and not (settings.enabled is None and b_OR.shape[1] == a_RI.shape[0]):
         if settings.enabled is None:
             raise CheckpointError(
-                f"{source}: lora_B is grouped, but no enable_lora says which parts; add it to {PEFT_CONFIG}"
+                f"{source}: lora_B is grouped, but no enable_lora says which parts", step=f"add it to {PEFT_CONFIG}"
             )
         rank = b_OR.shape[1] if stated is None else stated
         expected = rank * sum(settings.enabled)
         try:
             b_OR = grouped_to_dense(a_RI, b_OR, settings.enabled, settings.head_dim)
         except ConfigError as error:
-            raise CheckpointError(f"{source}: {error}") from None
+            raise error.behind(f"{source}: ", CheckpointError) from None
     else:
         expected = rank = a_RI.shape[0] if stated is None else stated
     if a_RI.shape[0] != expected or b_OR.shape[1] != expected:

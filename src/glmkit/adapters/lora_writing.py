@@ -42,7 +42,9 @@ def collect(model: GLM, config: GLMConfig, state: Attached, layout: Layout | Non
     named = {part.stem for parts in naming.stems.values() for part in parts}
     for stem in (*state.lora, *(name.rpartition(".")[0] for name in state.replaced)):
         if stem not in named:
-            raise CheckpointError(f"{stem} has no name in the layout {naming.name!r}; save the adapter under our own")
+            raise CheckpointError(
+                f"{stem} has no name in the layout {naming.name!r}", step="save the adapter under our own"
+            )
     updates = _joined(state.lora, naming, notes)
     dropout = next(iter(state.lora.values())).drop.p
     return Collected(naming, updates, _whole(model, state, naming, set(updates)), dropout)
@@ -78,7 +80,9 @@ def paddle_files(found: Collected, notes: list[str]) -> tuple[dict[str, Tensor],
     tensors, for which the layout has no place.
     """
     if found.whole:
-        raise CheckpointError(f"PaddleNLP's LoRA files cannot replace {next(iter(found.whole))}; save it for PEFT")
+        raise CheckpointError(
+            f"PaddleNLP's LoRA files cannot replace {next(iter(found.whole))}", step="save it for PEFT"
+        )
     rank = max(update.rank for update in found.updates.values())
     scale = next(iter(found.updates.values())).scale
     tensors: dict[str, Tensor] = {}

@@ -76,7 +76,7 @@ def new_lora(
             nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
             for part in parts:
                 if part.stem in updates:
-                    raise ConfigError(f"LoRA targets name {part.stem} twice; leave one of them out")
+                    raise ConfigError(f"LoRA targets name {part.stem} twice", step="leave one of them out")
                 updates[part.stem] = LowRank(a_RI, torch.zeros(len(part.rows), rank), scaling(alpha, rank, root=root))
     if not updates:
         raise ConfigError("LoRA needs at least one target, such as q_proj")

@@ -68,15 +68,19 @@ def peft_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
     """Read `adapter_config.json`. Raises CheckpointError naming a method or a value that is not supported."""
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{source}: peft_type is {kind!r}; only LORA is supported; merge it with peft first")
+        raise CheckpointError(
+            f"{source}: peft_type is {kind!r}; only LORA is supported", step="merge it with peft first"
+        )
     for key, title in _REFUSED.items():
         if values.get(key):
-            raise CheckpointError(f"{source}: {key} asks for {title}, which is not supported; merge it with peft first")
+            raise CheckpointError(
+                f"{source}: {key} asks for {title}, which is not supported", step="merge it with peft first"
+            )
     init = values.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _PLAIN_INIT:
         raise CheckpointError(
-            f"{source}: init_lora_weights {init!r} changed the base's weights when the adapter was made; save it as "
-            f"plain LoRA with peft (path_initial_model_for_weight_conversion)"
+            f"{source}: init_lora_weights {init!r} changed the base's weights when the adapter was made",
+            step="save it as plain LoRA with peft (path_initial_model_for_weight_conversion)",
         )
     if values.get("bias", "none") not in ("none", "all", "lora_only"):
         raise CheckpointError(f"{source}: bias is {values['bias']!r}; known are none, all and lora_only")

@@ -112,7 +112,9 @@ def build_encoder(
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{source}: {name} has dtype {tensors[name].dtype}; a prefix is floating point")
         if not tensors[name].isfinite().all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity; take an earlier checkpoint of the prefix")
+            raise CheckpointError(
+                f"{source}: {name} holds NaN or infinity", step="take an earlier checkpoint of the prefix"
+            )
     if tensors[TABLE].dim() != 2 or not all(tensors[TABLE].shape):
         raise CheckpointError(f"{source}: {TABLE} has shape {tuple(tensors[TABLE].shape)}; it must be (length, width)")
     length, table_width = tensors[TABLE].shape
@@ -122,8 +124,8 @@ def build_encoder(
     if found != width:
         raise CheckpointError(
             f"{source}: the prefix has {found} numbers a position, this model needs 2 x {config.num_layers} layers x "
-            f"{config.kv_heads} key/value heads x {config.head_dim} channels = {width}; load it on the base it was "
-            f"trained with"
+            f"{config.kv_heads} key/value heads x {config.head_dim} channels = {width}",
+            step="load it on the base it was trained with",
         )
     expected: dict[str, tuple[int, ...]] = {TABLE: (length, table_width)}
     if projected:

@@ -68,8 +68,8 @@ def check_settings(files: AdapterFiles, width: int | None = None, hidden_size: i
         notes.append(f"no {length} beside {files.weights.name}: the table's {rows} rows decide")
     elif stated != rows:
         raise CheckpointError(
-            f"{files.weights}: the table has {rows} rows, the settings say {length} {stated!r}; copy the settings that "
-            f"were saved with it"
+            f"{files.weights}: the table has {rows} rows, the settings say {length} {stated!r}",
+            step="copy the settings that were saved with it",
         )
     projected = ("1.weight" if paddle else PROJECTION[0]) in tensors
     claimed = settings.get("prefix_projection")
@@ -139,8 +139,8 @@ def _check_base(settings: Mapping[str, Any], config: GLMConfig, source: str) -> 
             continue
         if settings[key] != getattr(config, ours):
             raise CheckpointError(
-                f"{source}: made for a base with {key} {settings[key]!r}, this model has {getattr(config, ours)}; load "
-                f"it on the base it was trained with"
+                f"{source}: made for a base with {key} {settings[key]!r}, this model has {getattr(config, ours)}",
+                step="load it on the base it was trained with",
             )
 
 

@@ -42,20 +42,20 @@ def check_record(record: Mapping[str, Any], config: GLMConfig, model: GLM, sourc
         return []
     if record.get("format") != FORMAT:
         raise CheckpointError(
-            f"{source}: glmkit_adapter.json has format {record.get('format')!r}, this glmkit reads {FORMAT}; use the "
-            f"version that wrote it"
+            f"{source}: glmkit_adapter.json has format {record.get('format')!r}, this glmkit reads {FORMAT}",
+            step="use the version that wrote it",
         )
     tied = record.get("tied", [])
     if not isinstance(tied, list) or not all(isinstance(group, list) for group in tied):
         raise CheckpointError(f"{source}: glmkit_adapter.json: tied is {tied!r}; it must be a list of lists of names")
     made_for, here = record.get("base"), base_facts(config, model)
     if not isinstance(made_for, Mapping):
-        raise CheckpointError(f"{source}: glmkit_adapter.json names no base; write the adapter again")
+        raise CheckpointError(f"{source}: glmkit_adapter.json names no base", step="write the adapter again")
     for name in _SIZES:
         if name in made_for and made_for[name] != here[name]:
             raise CheckpointError(
-                f"{source}: made for a base with {name} {made_for[name]!r}, this model has {here[name]}; load it on "
-                f"the base it was trained with"
+                f"{source}: made for a base with {name} {made_for[name]!r}, this model has {here[name]}",
+                step="load it on the base it was trained with",
             )
     return [
         f"made on a base with {name} {made_for[name]!r}, this one has {here[name]!r}"

@@ -66,7 +66,9 @@ def save_adapter(
     except FileExistsError as error:
         raise CheckpointError(str(error)) from None
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written ({error}); make room or choose another place") from error
+        raise CheckpointError(
+            f"{directory} cannot be written ({error})", step="make room or choose another place"
+        ) from error
     return notes
 
 

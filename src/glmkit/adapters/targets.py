@@ -141,7 +141,8 @@ def choose_naming(candidates: Sequence[Naming], stems: Sequence[str], *, transpo
         matched = sum(best.find(stem) is not None for stem in stems)
         raise CheckpointError(
             f"{source}: {missing} is no module of this model ({matched} of {len(stems)} match); closest: "
-            f"{close or 'none'} ({best.name} names); load it on the base it was trained with"
+            f"{close or 'none'} ({best.name} names)",
+            step="load it on the base it was trained with",
         )
     for other in known[1:]:
         if other.transposed == known[0].transposed and not _same(known[0], other, stems):

@@ -61,7 +61,7 @@ def read_given(config: ConfigLike | None) -> Given | None:
         try:
             preset(str(config))
         except ConfigError as error:
-            raise ConfigError(f"config {str(config)!r} is no file, and {error}") from None
+            raise error.behind(f"config {str(config)!r} is no file, and ") from None
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -132,6 +132,6 @@ def no_config(where: str, matching: list[str]) -> CheckpointError:
     """The error for a checkpoint without a config whose sizes do not say everything."""
     which = f"a preset's name ({' or '.join(matching)} fits the tensors)" if matching else "a preset's name"
     return CheckpointError(
-        f"{where} has no config file, and the tensors alone do not say everything about this model; give config=, "
-        f"{which}, a published config file, or a JSON or YAML file of glmkit's fields"
+        f"{where} has no config file, and the tensors alone do not say everything about this model",
+        step=f"give config=, {which}, a published config file, or a JSON or YAML file of glmkit's fields",
     )

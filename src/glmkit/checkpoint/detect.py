@@ -45,7 +45,7 @@ class Found:
 def detect(directory: Path) -> Found:
     """Find config and weights. Raises CheckpointError saying what is missing or what this is instead."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory; give the path of a model directory")
+        raise CheckpointError(f"{directory} is not a directory", step="give the path of a model directory")
     config_path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     config = None if config_path is None else read_json(config_path)
     for find in (_huggingface, _paddle, _mp_ranks):
@@ -56,11 +56,14 @@ def detect(directory: Path) -> Found:
     for name in ADAPTER_FILES:
         if (directory / name).is_file():
             raise CheckpointError(
-                f"{directory} holds an adapter ({name}), not a model; load the base model and give adapter={directory}"
+                f"{directory} holds an adapter ({name}), not a model",
+                step=f"load the base model and give adapter={directory}",
             )
     for path in sorted((*directory.iterdir(), *directory.glob("*/mp_rank_*"))):
         if path.is_symlink() and not path.exists():
-            raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there; download it again")
+            raise CheckpointError(
+                f"{path} is a link to {path.readlink()}, which is not there", step="download it again"
+            )
     shown = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{directory} holds no weights (it has {shown}); looked for model*.safetensors, pytorch_model*.bin, "
@@ -90,12 +93,12 @@ def _huggingface(directory: Path) -> _Parts | None:
                 left.append(lacking)
                 continue
             if missing:
-                raise CheckpointError(f"{lacking}; download {directory} again")
+                raise CheckpointError(f"{lacking}", step=f"download {directory} again")
             choices.append((index_path.name, files, index))
         elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
             choices.append((f"{stem}-*.{suffix}", _complete(shards, directory), None))
     if not choices and left:
-        raise CheckpointError(f"{left[0]}; download {directory} again")
+        raise CheckpointError(f"{left[0]}", step=f"download {directory} again")
     if not choices:
         return None
     notes = [f"{other[0]} is there as well and was not read" for other in choices[1:]]
@@ -112,7 +115,9 @@ def _complete(shards: list[Path], directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory} mixes shards of different sets ({', '.join(p.name for p in shards[:4])})")
     missing = sorted(set(range(1, totals.pop() + 1)) - present)
     if missing:
-        raise CheckpointError(f"{directory}: shard number {', '.join(map(str, missing))} is missing; download again")
+        raise CheckpointError(
+            f"{directory}: shard number {', '.join(map(str, missing))} is missing", step="download again"
+        )
     return shards
 
 
@@ -155,11 +160,14 @@ def _tagged(directory: Path) -> Path | None:
             if list(folder.glob("mp_rank_*_model_states.pt")):
                 return folder
         known = ", ".join(folder.name for folder in folders) or "no folder with rank files"
-        raise CheckpointError(f"{path} names {tag!r}, but {directory} has {known}; correct the file or download again")
+        raise CheckpointError(
+            f"{path} names {tag!r}, but {directory} has {known}", step="correct the file or download again"
+        )
     if len(folders) > 1:
         raise CheckpointError(
             f"{directory} has several checkpoints ({', '.join(folder.name for folder in folders)}) and no "
-            f"{' or '.join(TAG_FILES)} to say which; give the path of one of them"
+            f"{' or '.join(TAG_FILES)} to say which",
+            step="give the path of one of them",
         )
     return folders[0] if folders else None
 

@@ -34,7 +34,7 @@ def local_directory(source: str | os.PathLike[str]) -> Path:
     name = os.fspath(source)
     if path.exists() or not _NAME.fullmatch(name):
         raise CheckpointError(
-            f"{name} is not a directory; give the path of a model directory, or a hub name (org/name)"
+            f"{name} is not a directory", step="give the path of a model directory, or a hub name (org/name)"
         )
     try:
         import huggingface_hub

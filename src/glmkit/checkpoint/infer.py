@@ -97,6 +97,6 @@ def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | 
             streams = 2 if layout.axes.get("positions") == "rope_2d" else 1
             width = 2 * streams * count / layout.axes.get("rope_fraction", 1.0)
             if not width.is_integer():
-                raise CheckpointError(f"{name} has {count} frequencies, which fit no head width; give config=")
+                raise CheckpointError(f"{name} has {count} frequencies, which fit no head width", step="give config=")
             return int(width)
     return None

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError, closest
+from glmkit.errors import CheckpointError, about, closest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -50,7 +50,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be written ({error}); make room or choose another place") from error
+        raise CheckpointError(
+            f"{path} cannot be written ({error})", step="make room or choose another place"
+        ) from error
     path.chmod(rights)
 
 
@@ -61,14 +63,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError naming the file when it is missing or is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a model directory?") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds {type(values).__name__}, not an object")
+    with about(path):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; is {path.parent} a model directory?") from None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not valid JSON ({error})", code="bad_config") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} holds {type(values).__name__}, not an object", code="bad_config")
     return values
 
 
@@ -82,7 +85,9 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
             f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only"
         )
     if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this glmkit reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path} has format {version}, this glmkit reads {FORMAT}", step="use the version that wrote it"
+        )
     return GLMConfig.from_dict(values, source=str(path))
 
 
@@ -136,7 +141,7 @@ def load_weights(
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a complete model directory?") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy or download it again") from None
+        raise CheckpointError(f"{path} is damaged ({error})", step="copy or download it again") from None
     model.load_state_dict(state, strict=True, assign=True)
 
 

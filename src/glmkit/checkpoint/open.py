@@ -80,7 +80,8 @@ def open_checkpoint(
     settings, sources, fused = _heads(layout, settings, sources, fused, ranks, notes, directory)
     if (same := copied_ranks(fused, sources)) is not None:
         raise CheckpointError(
-            f"{directory}: ranks {same[0]} and {same[1]} hold the same part of the model; download one of them again"
+            f"{directory}: ranks {same[0]} and {same[1]} hold the same part of the model",
+            step="download one of them again",
         )
     notes += _drift(replicas_that_differ(fused, sources), directory)
     if not prefix and (found.config or {}).get("pre_seq_len"):
@@ -107,7 +108,7 @@ def _named(found: Found, files: Sequence[TensorFile], notes: list[str]) -> dict[
                 places = f"{name} is in {result[name].file.path.name} and in {file.path.name}"
                 if listed is None or not _same(again, result[name]):
                     differing = "" if listed is None else ", with other numbers"
-                    raise CheckpointError(f"{found.directory}: {places}{differing}; download both again")
+                    raise CheckpointError(f"{found.directory}: {places}{differing}", step="download both again")
                 notes.append(f"{places}, the same in both")
             if name not in result or listed == file.path.name:
                 result[name] = again
@@ -116,7 +117,8 @@ def _named(found: Found, files: Sequence[TensorFile], notes: list[str]) -> dict[
             if name not in result or result[name].file.path.name != listed:
                 where = f"it is in {result[name].file.path.name}" if name in result else "it is in no shard"
                 raise CheckpointError(
-                    f"{found.directory}: the index says that {name} is in {listed}, but {where}; download both again"
+                    f"{found.directory}: the index says that {name} is in {listed}, but {where}",
+                    step="download both again",
                 )
         unlisted = [name for name in result if name not in found.index]
         if unlisted:
@@ -154,7 +156,8 @@ def _drift(differing: Mapping[str, float], directory: Path) -> list[str]:
     if apart:
         raise CheckpointError(
             f"{directory}: {_few(apart)} should be the same on every rank and is not; the rank files are not of the "
-            f"same run, or one is damaged; get them again"
+            f"same run, or one is damaged",
+            step="get them again",
         )
     return [
         f"{name} differs a little between ranks, which should hold the same; rank 0's is taken" for name in differing
@@ -208,7 +211,7 @@ def _config(
             where,
         )
     except ConfigError as error:
-        raise ConfigError(f"{found.directory}: {error}") from error
+        raise error.behind(f"{found.directory}: ") from error
 
 
 def _with_quantization(

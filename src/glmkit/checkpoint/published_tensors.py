@@ -96,7 +96,7 @@ def fused_tensors(
     placed = {part for fused in result for part in fused.parts}
     for name in expected:
         if name not in placed:
-            raise CheckpointError(f"the {layout.name} layout has no place for {name}; choose another format")
+            raise CheckpointError(f"the {layout.name} layout has no place for {name}", step="choose another format")
     return result
 
 
@@ -126,7 +126,9 @@ def _of_rule(
 def check_ranks(layout: Layout, config: GLMConfig, fused: list[Fused], ranks: int) -> None:
     """Raise CheckpointError when a model cannot be cut into so many ranks."""
     if ranks > 1 and not layout.parallel:
-        raise CheckpointError(f"the {layout.name} layout is never cut over ranks; leave out the tensor-parallel degree")
+        raise CheckpointError(
+            f"the {layout.name} layout is never cut over ranks", step="leave out the tensor-parallel degree"
+        )
     for tensor in fused:
         dim = tensor.cut_dim
         if ranks == 1 or dim is None:
@@ -136,19 +138,22 @@ def check_ranks(layout: Layout, config: GLMConfig, fused: list[Fused], ranks: in
                 if ranks % shape[1]:
                     raise CheckpointError(
                         f"{tensor.name}: {shape[1]} scales per row do not fit {ranks} ranks without a change of the "
-                        f"numbers; keep {shape[1]} ranks, or requantise (--requantize)"
+                        f"numbers",
+                        step=f"keep {shape[1]} ranks, or requantise (--requantize)",
                     )
             elif shape[dim] % ranks:
                 raise CheckpointError(f"{tensor.name}: {shape[dim]} {tensor.rule.cut} cannot be cut over {ranks} ranks")
         if any(part.rpartition(".")[0].endswith("q_proj") for part in tensor.parts):
             heads = config.num_heads if len(tensor.parts) == 1 else min(config.num_heads, config.kv_heads)
             if heads % ranks:
-                raise CheckpointError(f"{heads} heads cannot be cut over {ranks} ranks; choose a divisor of {heads}")
+                raise CheckpointError(
+                    f"{heads} heads cannot be cut over {ranks} ranks", step=f"choose a divisor of {heads}"
+                )
     if ranks == 1 and not layout.scale_blocks and config.quantization and config.quantization.column_blocks > 1:
         blocks = config.quantization.column_blocks
         raise CheckpointError(
-            f"{blocks} scales per row (one per rank of the source) do not fit 1 rank without a change of the numbers; "
-            f"keep {blocks} ranks, write glmkit's own format, or requantise (--requantize)"
+            f"{blocks} scales per row (one per rank of the source) do not fit 1 rank without a change of the numbers",
+            step=f"keep {blocks} ranks, write glmkit's own format, or requantise (--requantize)",
         )
 
 
@@ -159,13 +164,14 @@ def check_axes(layout: Layout, config: GLMConfig) -> None:
     """
     if config.quantization is not None and not layout.quantized:
         raise CheckpointError(
-            f"the {layout.name} layout has no INT{config.quantization.bits} form; choose another format"
+            f"the {layout.name} layout has no INT{config.quantization.bits} form", step="choose another format"
         )
     for name in _DECISIVE:
         wanted, found = layout.axes.get(name, getattr(config, name)), getattr(config, name)
         if wanted != found:
             raise CheckpointError(
-                f"{name} is {found!r}, but the {layout.name} layout always means {wanted!r}; choose another format"
+                f"{name} is {found!r}, but the {layout.name} layout always means {wanted!r}",
+                step="choose another format",
             )
 
 
@@ -301,5 +307,5 @@ def _by_head(parts: list[Tensor], head_dim: int) -> Tensor:
 def _converted(piece: Tensor, dtype: torch.dtype, tensor: Fused) -> Tensor:
     out = piece.to(dtype).contiguous()
     if dtype == torch.float16 and piece.dtype in (torch.float32, torch.bfloat16) and not all_finite(out):
-        raise CheckpointError(f"{tensor.name} has values that float16 cannot hold; write float32 or bfloat16")
+        raise CheckpointError(f"{tensor.name} has values that float16 cannot hold", step="write float32 or bfloat16")
     return out

@@ -34,7 +34,9 @@ def canonical_names(
             extra.append(name)
             continue
         if spelled in result:
-            raise CheckpointError(f"{where}: {name} and {result[spelled].name} are both {spelled}; remove one of them")
+            raise CheckpointError(
+                f"{where}: {name} and {result[spelled].name} are both {spelled}", step="remove one of them"
+            )
         result[spelled] = source
         bare = bare or (spelled.startswith(layout.base) and not _has_base(layout, name))
     return result, extra, bare
@@ -117,7 +119,8 @@ def check_derived(layout: Layout, config: GLMConfig, found: Sequence[Mapping[str
                 if piece.shape != value.shape:
                     raise CheckpointError(
                         f"{where}: {name} has {piece.numel()} rotary frequencies, the config's heads of "
-                        f"{config.head_dim} channels have {len(value)}; check the number of heads in the config"
+                        f"{config.head_dim} channels have {len(value)}",
+                        step="check the number of heads in the config",
                     )
                 if not torch.allclose(piece, value, rtol=2e-2, atol=1e-6):
                     notes.append(f"{name}: the stored frequencies differ from the config's, which are used")

@@ -16,14 +16,12 @@ _TWO_RELEASES = "weights and config may be of different releases; take both from
 _ALL_RANKS = "a rank may be missing, and each holds a part of every matrix; copy all of them, of one release"
 _CORRECT_ADAPTER = "correct the settings beside the adapter, or copy it again"
 _CORRECT = "correct that in the config file, or download it again"
-# A value that no model can have, or no config file at all: the weights are not to blame.
-_WRONG_VALUE = re.compile(r"it must be|is not valid JSON|, not an object|is not a multiple of|config\.json: ")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def with_step(finding: Finding, place: Listing) -> Finding:
     """An error of opening weights, with what to do about it."""
-    if _WRONG_VALUE.search(finding.what):
+    if finding.kind == "bad_config":  # the weights are not to blame
         step = _CORRECT
     elif finding.next_step:
         step = finding.next_step.replace("config=", "--config")
@@ -32,20 +30,18 @@ def with_step(finding: Finding, place: Listing) -> Finding:
     return replace(finding, next_step=step)
 
 
-def new_errors(found: Iterable[Finding], earlier: Iterable[Finding], place: Listing) -> list[Finding]:
+def new_errors(found: Iterable[Finding], earlier: Iterable[Finding]) -> list[Finding]:
     """Findings about an adapter, each error with a step, without errors that earlier ones state more precisely."""
-    names = {entry.name for entry in place.entries}
     return [
         replace(finding, next_step=finding.next_step or _CORRECT_ADAPTER) if finding.level == "error" else finding
         for finding in found
-        if finding.level != "error" or not already_said(finding, earlier, names)
+        if finding.level != "error" or not already_said(finding, earlier)
     ]
 
 
-def already_said(finding: Finding, earlier: Iterable[Finding], names: Iterable[str]) -> bool:
-    """Whether an earlier error speaks of a file that this one names, so that it says the same less precisely."""
-    own = {name for name in names if name in finding.what}
-    return any(name in other.what for other in earlier if other.level == "error" for name in own)
+def already_said(finding: Finding, earlier: Iterable[Finding]) -> bool:
+    """True when an earlier error is about a file of this one, so that it says the same more precisely."""
+    return any(set(finding.files) & set(other.files) for other in earlier if other.level == "error")
 
 
 def adapter_command(directory: str, base: object, config: GLMConfig | None) -> str:

@@ -34,7 +34,7 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GL
         if found is None:
             raise
         if found[1] is None:
-            raise CheckpointError(str(error)) from error
+            raise error.behind("", CheckpointError) from error
         return found[1]
 
 
@@ -43,7 +43,7 @@ def refuse_impossible(values: Mapping[str, Any], where: str) -> None:
     for key in ("num_layers", "num_hidden_layers"):
         found = values.get(key)
         if isinstance(found, int | float) and found > MOST_LAYERS:
-            raise CheckpointError(f"{where}: {key} is {found}; download the config file again")
+            raise CheckpointError(f"{where}: {key} is {found}", step="download the config file again")
 
 
 def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[Family, GLMConfig | None] | None:

@@ -29,7 +29,8 @@ def check_contents(listing: Listing) -> tuple[list[Finding], set[str]]:
     for (trouble, level), group in groups.items():
         one, several, step = _TROUBLES[trouble]
         what = f"{group[0].name} is {one}" if len(group) == 1 else f"{len(group)} files are {several}: {_names(group)}"
-        findings.append(Finding(level, what, str(listing.directory), step))
+        files = tuple(entry.name for entry in group)
+        findings.append(Finding(level, what, str(listing.directory), step, files=files))
     return findings, {entry.name for group in groups.values() for entry in group}
 
 
@@ -91,7 +92,8 @@ def check_company(listing: Listing) -> list[Finding]:
     strange = listing.of("strange")
     if strange:
         what = f"neither files nor directories: {_names(strange)}"
-        findings.append(Finding("error", what, where, "remove them; reading one could wait forever"))
+        step = "remove them; reading one could wait forever"
+        findings.append(Finding("error", what, where, step, files=tuple(entry.name for entry in strange)))
     for entry in listing.entries:
         if entry.problem and entry.kind not in ("weights", "strange"):
             what = f"{entry.name} is {entry.problem}"

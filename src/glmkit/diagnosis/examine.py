@@ -144,7 +144,7 @@ def _adapter(report: Report, place: Listing) -> None:
         config, family, more = check_base(place.directory, base)
         findings += more
     report.facts |= facts | ({} if family is None else {"family": family.name, "title": family.title})
-    report.findings += new_errors(findings, report.findings, place)
+    report.findings += new_errors(findings, report.findings)
     if not report.usable:
         return
     if base is not None and (config is None or family is None or not has_text(base, config, family)):
@@ -172,9 +172,7 @@ def _model(
     if opened is not None:
         _describe(report, opened, listing, place, orders)
         return
-    if finding is not None and not already_said(
-        finding, report.findings, {entry.name for entry in (*listing.entries, *place.entries)}
-    ):
+    if finding is not None and not already_said(finding, report.findings):
         report.findings.append(with_step(finding, place))
     report.findings += suggest_config(listing, place, headers)
     alone = config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])

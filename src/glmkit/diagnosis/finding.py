@@ -1,10 +1,12 @@
 """One thing worth saying about a model directory."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["ok", "note", "warning", "error"]
+Kind = Literal["bad_config", "other"]
 
 
 @dataclass(frozen=True)
@@ -12,20 +14,25 @@ class Finding:
     """`what` is one sentence; `where` the file or tensor it is about; `next_step` what to do, empty when nothing.
 
     Levels: ok is a check that passed, note is worth knowing, warning may hurt, error keeps the directory from use.
+    kind: "bad_config" for a config file with a value that no model can have, or that is none. files: names of the files
+    that it is about, by default the last part of `where`.
     """
 
     level: Level
     what: str
     where: str = ""
     next_step: str = ""
+    kind: Kind = "other"
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "files", self.files or (Path(self.where).name,))
         for name in ("what", "where", "next_step"):
             object.__setattr__(self, name, printable(getattr(self, name)))
 
     def to_dict(self) -> dict[str, str]:
-        """JSON-able values."""
-        return asdict(self)
+        """JSON-able values of what people read."""
+        return {"level": self.level, "what": self.what, "where": self.where, "next_step": self.next_step}
 
 
 def printable(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The weight files of a listing, opened: names, types and shapes of their tensors, no data."""
 
-import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,9 +8,9 @@ from typing import TypeVar
 
 from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.files.tensors import TensorFile
-from glmkit.errors import GLMKitError
+from glmkit.errors import ConfigError, GLMKitError
 
-from .finding import Finding, names_text
+from .finding import Finding, Kind, names_text
 from .listing import Entry
 
 T = TypeVar("T")
@@ -56,7 +55,8 @@ def open_headers(entries: Iterable[Entry]) -> Headers:
     if unread:
         what = f"{len(unread)} more files were not looked into: {names_text(unread)}"
         first = headers.findings[0]
-        headers.findings.append(Finding("error", what, first.where, "mend the others first, then look again"))
+        step = "mend the others first, then look again"
+        headers.findings.append(Finding("error", what, first.where, step, files=tuple(unread)))
     return headers
 
 
@@ -86,18 +86,10 @@ def attempt(action: Callable[[], T], where: Path | str) -> tuple[T | None, Findi
         return None, Finding("error", what, str(where), "it is probably damaged; copy or download it again")
 
 
-# The verbs with which our errors tell the next step; another clause behind a semicolon belongs to the trouble.
-_STEP = re.compile(
-    "(add|change|check|choose|compare|convert|copy|correct|did|download|fetch|free|get|give|install|join|keep|leave|load|"
-    "look|lower|make|merge|move|name|open|pass|put|raise|remove|repair|run|save|see|set|start|take|train|try|unpack|use|"
-    "wait|write) "
-)
-
-
 def finding_of(error: GLMKitError, where: Path | str) -> Finding:
-    """An error as a finding: our messages end with the next step, after the last semicolon."""
-    line = " ".join(str(error).split())
-    what, _, step = line.rpartition("; ")
-    if not what or _STEP.match(f"{step} ") is None:
-        what, step = line, ""
-    return Finding("error", what, str(where), step)
+    """An error as a finding."""
+    what, step = (" ".join(text.split()) for text in (error.what, error.step or ""))
+    bad = error.code == "bad_config" or (error.code is None and isinstance(error, ConfigError))
+    kind: Kind = "bad_config" if bad else "other"
+    files = () if error.path is None else (Path(error.path).name,)
+    return Finding("error", what, str(where), step, kind, files)

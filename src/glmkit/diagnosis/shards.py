@@ -37,13 +37,13 @@ def read_index(path: Path) -> tuple[dict[str, str], int | None]:
     try:
         values: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid JSON ({error}); {again}") from None
+        raise CheckpointError(f"{path} is no valid JSON ({error})", step=again) from None
     mapping = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(mapping, dict) or not mapping:
-        raise CheckpointError(f"{path} has no weight_map; {again}")
+        raise CheckpointError(f"{path} has no weight_map", step=again)
     for tensor, name in mapping.items():
         if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise CheckpointError(f"{path} puts {tensor} into {name!r}, which is no file name; {again}")
+            raise CheckpointError(f"{path} puts {tensor} into {name!r}, which is no file name", step=again)
     metadata = values.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return mapping, int(total) if isinstance(total, (int, float)) and not isinstance(total, bool) else None

@@ -64,7 +64,7 @@ def family_named(name: str) -> Family:
     """The family of that name. Raises ConfigError listing the closest names."""
     known = all_families()
     if name not in known:
-        raise ConfigError(f"no family is called {name!r}; {did_you_mean(name, sorted(known))}")
+        raise ConfigError(f"no family is called {name!r}", step=did_you_mean(name, sorted(known)))
     return known[name]
 
 
@@ -72,7 +72,7 @@ def preset(name: str) -> GLMConfig:
     """The config of a published size. Raises ConfigError listing the closest names."""
     presets = {key: config for family in all_families().values() for key, config in family.presets.items()}
     if name not in presets:
-        raise ConfigError(f"no preset is called {name!r}; {did_you_mean(name, sorted(presets))}")
+        raise ConfigError(f"no preset is called {name!r}", step=did_you_mean(name, sorted(presets)))
     return presets[name]
 
 

@@ -101,7 +101,7 @@ def _read_paddle(values: Mapping[str, Any]) -> Published:
 def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     special = config.special
     if special is None:
-        raise ConfigError("this layout's config needs the special ids; give them in the config")
+        raise ConfigError("this layout's config needs the special ids", step="give them in the config")
     return {
         "model_type": "chatglm",
         "position_encoding_2d": True,

@@ -83,7 +83,8 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> ChatGLMTokenize
     if declared is not None and known and declared == 0:
         raise TokenizerError(
             f"{folder}: tokenizer_config.json says num_image_tokens 0, but the model has rows for {IMAGE_CODES} image "
-            f"codes; take all files from one release"
+            f"codes",
+            step="take all files from one release",
         )
     offset = IMAGE_CODES if known else declared if known is None and declared else 0
     vocabulary = load_vocabulary(folder, offset=offset)
@@ -99,7 +100,7 @@ def _declared_images(folder: Path) -> int | None:
         return None
     values = parse_json(decode_vocabulary(read_vocabulary(path), str(path)), str(path))
     if not isinstance(values, dict):
-        raise TokenizerError(f"{path}: holds {type(values).__name__}, not an object; copy or download it again")
+        raise TokenizerError(f"{path}: holds {type(values).__name__}, not an object", step="copy or download it again")
     count = values.get("num_image_tokens")
     if count is not None and (type(count) is not int or count < 0):
         raise TokenizerError(f"{path}: num_image_tokens is {count!r}; it must be 0 or {IMAGE_CODES}")

@@ -157,7 +157,7 @@ def _declared(data: bytes | None, path: Path, size: int) -> dict[str, int]:
         declared = values.get("added_tokens_decoder") or {}
         specials = {str(entry["content"]): int(index) for index, entry in declared.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise TokenizerError(f"{path}: no table of added tokens by id; copy or download it again") from None
+        raise TokenizerError(f"{path}: no table of added tokens by id", step="copy or download it again") from None
     inside = [name for name, index in specials.items() if index < size]
     if inside:
         raise TokenizerError(f"{path}: {inside[0]!r} has the id {specials[inside[0]]} of an ordinary token")
@@ -168,7 +168,7 @@ def _roles(specials: Mapping[str, int], path: Path) -> SpecialIds:
     missing = [name for name in ("<|endoftext|>", "[MASK]", *OPENING, "<eop>") if name not in specials]
     if missing:
         raise TokenizerError(
-            f"{path}: the special token {missing[0]!r} is missing; give the directory of a GLM-4 model"
+            f"{path}: the special token {missing[0]!r} is missing", step="give the directory of a GLM-4 model"
         )
     end = specials["<|endoftext|>"]
     return SpecialIds(

@@ -63,7 +63,7 @@ class GLMTokenizer(ComposedTokenizer):
         """
         for name, style in (("reading", reading), ("writing", writing), ("inputs", inputs)):
             if style not in get_args(Style):
-                raise TokenizerError(f"{name} is {style!r}; use one of {', '.join(get_args(Style))}")
+                raise TokenizerError(f"{name} is {style!r}", step=f"use one of {', '.join(get_args(Style))}")
         masks = masks or ("none" if kind in ("bert", "roberta") else "own")
         commands = command_tokens(
             kind, model, task_masks=masks != "none", decoder_mask=kind == "gpt2", fixed_order=masks != "shared"
@@ -104,7 +104,7 @@ class GLMTokenizer(ComposedTokenizer):
         if pair is None:
             return [special.cls, *ids, end]
         if not hub or self.kind not in ("bert", "roberta"):
-            raise TokenizerError("this tokenizer builds inputs of one text only; join the two texts into one")
+            raise TokenizerError("this tokenizer builds inputs of one text only", step="join the two texts into one")
         between = [end] if self.kind == "bert" else [end, end]
         return [special.cls, *ids, *between, *pair, end]
 
@@ -138,12 +138,15 @@ def load_tokenizer(
         if not fitting:
             raise TokenizerError(
                 f"{folder} holds a vocabulary of the kind {found[0].kind} ({found[0].names}), but a model of {rows} "
-                f"rows reads {' or '.join(_ROWS[rows])}; take all files from one model"
+                f"rows reads {' or '.join(_ROWS[rows])}",
+                step="take all files from one model",
             )
         found = fitting
     if any(entry.files != found[0].files for entry in found):
         names = "; ".join(entry.names for entry in found)
-        raise TokenizerError(f"{folder} holds several vocabularies ({names}); keep one model's, or say which kind=")
+        raise TokenizerError(
+            f"{folder} holds several vocabularies ({names})", step="keep one model's, or say which kind="
+        )
     chosen = found[0]
     model = chosen.model()
     entries = {size: kinds[chosen.kind] for size, kinds in _ROWS.items() if chosen.kind in kinds}

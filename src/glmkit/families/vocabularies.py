@@ -45,14 +45,14 @@ def load_tokenizer(
     try:
         folder = Path(directory)
     except TypeError:
-        raise TokenizerError(f"the directory is {directory!r}; give a path") from None
+        raise TokenizerError(f"the directory is {directory!r}", step="give a path") from None
     given = preset(config) if isinstance(config, str) else config
     family = given.family if family is None and given is not None else family
     if kind not in (None, *get_args(Kind)):
-        raise TokenizerError(f"kind is {kind!r}; use one of {', '.join(get_args(Kind))}")
+        raise TokenizerError(f"kind is {kind!r}", step=f"use one of {', '.join(get_args(Kind))}")
     families = [family_named(family)] if family is not None else list(all_families().values())
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is no directory; give the one that holds the vocabulary files")
+        raise TokenizerError(f"{folder} is no directory", step="give the one that holds the vocabulary files")
     if kind is not None:
         families = [replace(GLM, tokenizer=partial(load_glm, kind=cast(Kind, kind)))]
     elif has_tokenizer(folder):

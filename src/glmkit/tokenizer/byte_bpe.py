@@ -38,7 +38,7 @@ class ByteBPE(ByteTokens):
         """From the texts of a vocab.json and a merges.txt (its first line is a version and is skipped)."""
         ids = parse_json(vocabulary, source)
         if not isinstance(ids, dict) or not ids or not all(type(index) is int for index in ids.values()):
-            raise TokenizerError(f"{source}: must be an object of entry -> id; copy or download it again")
+            raise TokenizerError(f"{source}: must be an object of entry -> id", step="copy or download it again")
         pairs: list[tuple[str, str]] = []
         lines = merges.split("\n")
         for number, line in enumerate(lines[1:], 2):
@@ -46,10 +46,12 @@ class ByteBPE(ByteTokens):
                 break
             pair = line.split()
             if len(pair) != 2:
-                raise TokenizerError(f"{merges_source}: line {number} is {line[:40]!r}, not two entries; copy it again")
+                raise TokenizerError(
+                    f"{merges_source}: line {number} is {line[:40]!r}, not two entries", step="copy it again"
+                )
             pairs.append((pair[0], pair[1]))
         if not pairs:
-            raise TokenizerError(f"{merges_source}: no merges; copy or download it again")
+            raise TokenizerError(f"{merges_source}: no merges", step="copy or download it again")
         made = {left + right for left, right in pairs}
         unmade = [entry for entry in ids if len(entry) > 1 and entry not in made]
         if len(unmade) > _MOST_UNMADE:
@@ -87,7 +89,7 @@ def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
     for entry, index in ids.items():
         if not 0 <= index < len(ids) or entries[index]:
             raise TokenizerError(
-                f"{source}: {len(ids)} entries, but id {index} of {entry!r} is out of line; copy again"
+                f"{source}: {len(ids)} entries, but id {index} of {entry!r} is out of line", step="copy again"
             )
         entries[index] = entry
     return entries
@@ -109,6 +111,8 @@ def _library_model(ids: dict[str, int], merges: Sequence[tuple[str, str]], sourc
         tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(merges)))
     except Exception as error:  # the library raises bare Exception
         first = str(error).split("\n")[0]
-        raise TokenizerError(f"{merges_source} does not fit {source} ({first}); take both from one model") from None
+        raise TokenizerError(
+            f"{merges_source} does not fit {source} ({first})", step="take both from one model"
+        ) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     return tokenizer

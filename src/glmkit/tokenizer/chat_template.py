@@ -53,7 +53,7 @@ class Message:
         role, content = values.get("role"), values.get("content")
         metadata, tools = values.get("metadata") or "", values.get("tools")
         if not isinstance(role, str):
-            raise RequestError(f"a message has the role {role!r}; give a text such as 'user'")
+            raise RequestError(f"a message has the role {role!r}", step="give a text such as 'user'")
         if not isinstance(content, str | None) or not isinstance(metadata, str):
             raise RequestError(f"the content and metadata of a message must be texts (role {role!r}: {content!r})")
         if tools is not None and not _are_mappings(tools):
@@ -77,7 +77,7 @@ def to_messages(history: History) -> list[Message]:
         elif not isinstance(item, str) and len(item) == 2 and all(isinstance(text, str) for text in item):
             messages += [Message("user", item[0]), Message("assistant", item[1])]
         else:
-            raise RequestError(f"{item!r} is no turn; give (query, response) or {{'role': ..., 'content': ...}}")
+            raise RequestError(f"{item!r} is no turn", step="give (query, response) or {'role': ..., 'content': ...}")
     return messages
 
 
@@ -171,7 +171,7 @@ class ChatTemplate(ABC):
     def check_roles(self, messages: Sequence[Message]) -> None:
         """Raises RequestError naming a role that this model does not know, and for a conversation without messages."""
         if not messages:
-            raise RequestError("the conversation has no message; give at least one of the user's")
+            raise RequestError("the conversation has no message", step="give at least one of the user's")
         for message in messages:
             if message.role not in self.roles:
                 known = ", ".join(self.roles)
@@ -258,7 +258,7 @@ def token_id(tokenizer: InputTokenizer, name: str) -> int:
     index = find(name) if find is not None else None
     if not isinstance(index, int):
         raise TokenizerError(
-            f"the tokenizer has no token {name!r}, which the chat template needs; give the model's own"
+            f"the tokenizer has no token {name!r}, which the chat template needs", step="give the model's own"
         )
     return index
 

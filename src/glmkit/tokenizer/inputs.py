@@ -76,7 +76,7 @@ def pad_rows(
     if longest > width:
         raise TokenizerError(f"a row has {longest} tokens, the batch is padded to {width}; shorten it or raise length")
     if side not in ("left", "right"):
-        raise TokenizerError(f"padding side is {side!r}; use left or right")
+        raise TokenizerError(f"padding side is {side!r}", step="use left or right")
     ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
     real_BT = np.zeros((len(rows), width), dtype=np.bool_)
     positions_B2T = np.zeros((len(rows), 2, width), dtype=np.int64)
@@ -181,7 +181,7 @@ class InputTokenizer(Explainable, ABC):
         second = None if pair is None else self.encode(pair, specials=specials)
         if max_length is not None:
             if not isinstance(max_length, Integral):
-                raise TokenizerError(f"max_length is {max_length!r}; give a whole number")
+                raise TokenizerError(f"max_length is {max_length!r}", step="give a whole number")
             ids, second = self.truncate(
                 ids, second, max_length - self.num_added(second is not None), side=truncation_side, strategy=strategy
             )
@@ -226,9 +226,9 @@ def truncate(
 ) -> tuple[list[int], list[int] | None]:
     """Cut one row, or two, to `room` tokens together. See `InputTokenizer.encode_inputs`."""
     if strategy not in get_args(Strategy):
-        raise TokenizerError(f"strategy is {strategy!r}; use one of {', '.join(get_args(Strategy))}")
+        raise TokenizerError(f"strategy is {strategy!r}", step=f"use one of {', '.join(get_args(Strategy))}")
     if side not in get_args(Side):
-        raise TokenizerError(f"truncation side is {side!r}; use left or right")
+        raise TokenizerError(f"truncation side is {side!r}", step="use left or right")
     first, second = len(ids), 0 if pair is None else len(pair)
     excess = first + second - room
     if excess > 0:
@@ -244,8 +244,8 @@ def truncate(
         if not fits:
             texts = f"{len(ids)} tokens" if pair is None else f"{len(ids)} and {len(pair)} tokens"
             raise TokenizerError(
-                f"max_length leaves {room} of the {texts} beside what is added, too few for strategy {strategy}; "
-                f"raise max_length by at least {max(1 - room, 1)}"
+                f"max_length leaves {room} of the {texts} beside what is added, too few for strategy {strategy}",
+                step=f"raise max_length by at least {max(1 - room, 1)}",
             )
     return _keep(ids, first, side), None if pair is None else _keep(pair, second, side)
 

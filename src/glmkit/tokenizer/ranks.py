@@ -49,9 +49,9 @@ def parse_ranks(raw: bytes, source: str) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except ValueError:
         number = next(i for i, line in enumerate(lines, 1) if line and not _LINE.fullmatch(line))
-        raise TokenizerError(f"{source}: line {number} is not base64 and a rank; get the file again") from None
+        raise TokenizerError(f"{source}: line {number} is not base64 and a rank", step="get the file again") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise TokenizerError(f"{source}: the ranks are not 0 .. {len(ranks) - 1}, each once; get the file again")
+        raise TokenizerError(f"{source}: the ranks are not 0 .. {len(ranks) - 1}, each once", step="get the file again")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise TokenizerError(f"{source}: byte {missing[0]} is not in the vocabulary, so text could be lost")

@@ -36,10 +36,11 @@ class SentencePieceModel:
             self.size = int(self._model.GetPieceSize())
         except (RuntimeError, ValueError, TypeError) as error:
             raise TokenizerError(
-                f"{source}: not a SentencePiece model, or a damaged one ({_one_line(error)}); copy or download it again"
+                f"{source}: not a SentencePiece model, or a damaged one ({_one_line(error)})",
+                step="copy or download it again",
             ) from None
         if not self.size:
-            raise TokenizerError(f"{source}: a SentencePiece model without pieces; copy or download it again")
+            raise TokenizerError(f"{source}: a SentencePiece model without pieces", step="copy or download it again")
         self._surfaces = _Surfaces(self._model)
         self.leading: _Leading = self._find_leading()
 

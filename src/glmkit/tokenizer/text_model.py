@@ -54,19 +54,19 @@ def as_ids(ids: Iterable[int]) -> list[int]:
     try:
         return [whole(index) for index in ids]
     except TypeError:
-        raise TokenizerError(f"token ids are {reprlib.repr(ids)}; give a list of whole numbers") from None
+        raise TokenizerError(f"token ids are {reprlib.repr(ids)}", step="give a list of whole numbers") from None
 
 
 def check_text(text: str) -> None:
     """Raises TokenizerError for what is no text."""
     if not isinstance(text, str):
-        raise TokenizerError(f"a text is {reprlib.repr(text)}; give a text (str)")
+        raise TokenizerError(f"a text is {reprlib.repr(text)}", step="give a text (str)")
 
 
 def as_texts(texts: Iterable[str]) -> list[str]:
     """Several texts as a list. Raises TokenizerError for anything else, one text alone too."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise TokenizerError(f"texts are {reprlib.repr(texts)}; give a list of texts")
+        raise TokenizerError(f"texts are {reprlib.repr(texts)}", step="give a list of texts")
     found = list(texts)
     for text in found:
         check_text(text)
@@ -80,5 +80,6 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"the text has a lone surrogate U+{ord(text[error.start]):04X}, which is not valid Unicode; remove it"
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X}, which is not valid Unicode",
+            step="remove it",
         ) from None

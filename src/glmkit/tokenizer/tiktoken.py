@@ -58,7 +58,7 @@ class TiktokenTokenizer(ComposedTokenizer):
 
     def build_inputs(self, ids: Sequence[int], pair: Sequence[int] | None = None) -> list[int]:
         if pair is not None:
-            raise TokenizerError("this tokenizer has no form for two texts; join them, or build a conversation")
+            raise TokenizerError("this tokenizer has no form for two texts", step="join them, or build a conversation")
         return [*self._opening, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True, spaced: bool | None = None) -> str:

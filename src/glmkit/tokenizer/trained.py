@@ -102,7 +102,7 @@ class TrainedTokenizer(Explainable):
         """Read `tokenizer.json` and `special_tokens.json`. Raises TokenizerError naming the file."""
         folder = Path(directory)
         if not folder.is_dir():
-            raise TokenizerError(f"{folder}: no such directory; give the one that holds {TOKENIZER_FILE}")
+            raise TokenizerError(f"{folder}: no such directory", step=f"give the one that holds {TOKENIZER_FILE}")
         texts = {name: _read_text(folder / name) for name in (TOKENIZER_FILE, SPECIALS_FILE)}
         specials = parse_json(texts[SPECIALS_FILE], str(folder / SPECIALS_FILE))
         if not isinstance(specials, dict) or not all(isinstance(text, str) and text for text in specials.values()):

@@ -109,7 +109,7 @@ def train_tokenizer(
     Raises: TokenizerError when there is no text, or too little of it for the `vocab_size` asked for.
     """
     if kind not in get_args(TokenizerKind):
-        raise TokenizerError(f"tokenizer type is {kind!r}; choose one of {', '.join(get_args(TokenizerKind))}")
+        raise TokenizerError(f"tokenizer type is {kind!r}", step=f"choose one of {', '.join(get_args(TokenizerKind))}")
     if vocab_size is not None and vocab_size < MIN_VOCAB_SIZE:
         raise TokenizerError(
             f"vocabulary size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE} "

@@ -28,15 +28,19 @@ def read_vocabulary(path: str | os.PathLike[str]) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise TokenizerError(f"{path}: no such file; copy it from the published model's directory") from None
+        raise TokenizerError(f"{path}: no such file", step="copy it from the published model's directory") from None
     except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror or error}); give a readable file") from None
+        raise TokenizerError(
+            f"{path}: cannot be read ({error.strerror or error})", step="give a readable file"
+        ) from None
     if not data:
-        raise TokenizerError(f"{path}: the file is empty; copy or download it again")
+        raise TokenizerError(f"{path}: the file is empty", step="copy or download it again")
     if data.startswith(_POINTER):
-        raise TokenizerError(f"{path}: a git-lfs pointer, not the file itself; run 'git lfs pull' or download the file")
+        raise TokenizerError(
+            f"{path}: a git-lfs pointer, not the file itself", step="run 'git lfs pull' or download the file"
+        )
     if data[:64].lstrip().lower().startswith(_PAGES):
-        raise TokenizerError(f"{path}: a web page, not a vocabulary; download the raw file")
+        raise TokenizerError(f"{path}: a web page, not a vocabulary", step="download the raw file")
     return data
 
 
@@ -45,7 +49,9 @@ def decode_vocabulary(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{source}: not UTF-8 text at byte {error.start}; copy or download it again") from None
+        raise TokenizerError(
+            f"{source}: not UTF-8 text at byte {error.start}", step="copy or download it again"
+        ) from None
 
 
 def parse_json(text: str, source: str) -> Any:
@@ -53,7 +59,7 @@ def parse_json(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{source}: not valid JSON ({error}); copy or download it again") from None
+        raise TokenizerError(f"{source}: not valid JSON ({error})", step="copy or download it again") from None
 
 
 def check_entries(source: str, entries: int, rows: int | None, published: Mapping[int, int]) -> None:
@@ -83,7 +89,7 @@ def write_vocabularies(directory: str | os.PathLike[str], files: Mapping[str, by
                 file.write(data)
     except OSError as error:
         where = error.filename or folder
-        raise TokenizerError(f"{where} cannot be written ({error.strerror}); choose another directory") from None
+        raise TokenizerError(f"{where} cannot be written ({error.strerror})", step="choose another directory") from None
 
 
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -115,7 +121,9 @@ class JsonVocabulary(ByteTokens):
             kind, self._ids = content["model"].get("type", "BPE"), dict(content["model"]["vocab"])
         except Exception as error:  # the library raises bare Exception
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TokenizerError(f"{source}: not a tokenizer.json ({reason}); copy or download it again") from error
+            raise TokenizerError(
+                f"{source}: not a tokenizer.json ({reason})", step="copy or download it again"
+            ) from error
         if kind != "BPE":
             raise TokenizerError(f"{source}: its model is {kind}; a byte-level BPE is expected")
         self._tokenizer.encode_special_tokens = True  # special strings in a text are text

@@ -99,7 +99,9 @@ def convert(
     """
     before, after = _places(source, destination)
     if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}, or none to keep what is stored")
+        raise CheckpointError(
+            f"dtype {dtype!r} is unknown", step=f"use {', '.join(DTYPES)}, or none to keep what is stored"
+        )
     started = time.perf_counter()
     checkpoint = open_checkpoint(before, config=config, family=family)
     layout = _layout(checkpoint, to)
@@ -142,7 +144,9 @@ def convert(
             notes += _verify(checkpoint, stored, target, work, outputs, progress)
             verify_seconds = time.perf_counter() - started
         if not all(file.path.is_file() for file in checkpoint.files) or _fingerprint(checkpoint) != plan["files"]:
-            raise CheckpointError(f"{before} changed while it was converted; run the same command with --restart")
+            raise CheckpointError(
+                f"{before} changed while it was converted", step="run the same command with --restart"
+            )
         journal.publish(after)
     except BaseException:
         journal.discard_if_empty()
@@ -176,13 +180,15 @@ def convert(
 def _places(source: str | Path, destination: str | Path) -> tuple[Path, Path]:
     before, after = Path(source).resolve(), Path(destination).resolve()
     if not before.is_dir():
-        raise CheckpointError(f"{source} is not a directory; give the directory of a checkpoint")
+        raise CheckpointError(f"{source} is not a directory", step="give the directory of a checkpoint")
     if before == after or before in after.parents or after in before.parents:
-        raise CheckpointError(f"{destination} and {source} are the same or one lies in the other; choose another place")
+        raise CheckpointError(
+            f"{destination} and {source} are the same or one lies in the other", step="choose another place"
+        )
     if after.exists():
-        raise CheckpointError(f"{destination} exists; choose another name or remove it")
+        raise CheckpointError(f"{destination} exists", step="choose another name or remove it")
     if not after.parent.is_dir():
-        raise CheckpointError(f"{after.parent} is not a directory; make it first")
+        raise CheckpointError(f"{after.parent} is not a directory", step="make it first")
     return before, after
 
 
@@ -190,11 +196,11 @@ def _layout(checkpoint: Checkpoint, name: str) -> Layout:
     family = checkpoint.family
     known = {layout.name: layout for layout in (OWN, *family.layouts)}
     if name not in known:
-        raise CheckpointError(f"{family.title} has no {name!r} layout; choose one of {', '.join(known)}")
+        raise CheckpointError(f"{family.title} has no {name!r} layout", step=f"choose one of {', '.join(known)}")
     layout = known[name]
     if checkpoint.config.quantization is not None and not layout.quantized:
         able = ", ".join(name for name, layout in known.items() if layout.quantized)
-        raise CheckpointError(f"the {name} layout never held quantised weights; choose one of {able}")
+        raise CheckpointError(f"the {name} layout never held quantised weights", step=f"choose one of {able}")
     return layout
 
 
@@ -208,9 +214,11 @@ def _files(layout: Layout, weights: WeightsFormat | None, shard_size: str | int 
                 )
     kind = weights or "safetensors"
     if kind not in get_args(WeightsFormat):
-        raise CheckpointError(f"weights {weights!r} is no kind of file; use {' or '.join(get_args(WeightsFormat))}")
+        raise CheckpointError(
+            f"weights {weights!r} is no kind of file", step=f"use {' or '.join(get_args(WeightsFormat))}"
+        )
     if layout is OWN and kind != "safetensors":
-        raise CheckpointError(f"the {layout.name} layout has safetensors only; leave out --weights")
+        raise CheckpointError(f"the {layout.name} layout has safetensors only", step="leave out --weights")
     return kind, parse_size(DEFAULT_SHARD if shard_size is None else shard_size)
 
 
@@ -218,7 +226,7 @@ def _ranks(checkpoint: Checkpoint, layout: Layout, asked: int | None) -> int:
     if asked is None:
         return checkpoint.ranks if layout.parallel and checkpoint.layout.parallel else 1
     if asked < 1:
-        raise CheckpointError(f"tensor-parallel degree {asked} is not at least 1; give the number of rank files")
+        raise CheckpointError(f"tensor-parallel degree {asked} is not at least 1", step="give the number of rank files")
     return asked
 
 
@@ -259,8 +267,8 @@ def _check_space(work: Path, outputs: Outputs, journal: Journal) -> None:
     needed = outputs.nbytes + SPARE_BYTES - journal.done_bytes()
     if needed > free:
         raise CheckpointError(
-            f"{work.parent} has {free / 1e9:.1f} GB free, the conversion needs {needed / 1e9:.1f} GB; make room or "
-            f"choose another place"
+            f"{work.parent} has {free / 1e9:.1f} GB free, the conversion needs {needed / 1e9:.1f} GB",
+            step="make room or choose another place",
         )
 
 

@@ -106,7 +106,7 @@ class Journal:
         except OSError:
             os.close(descriptor)
             raise CheckpointError(
-                f"another process is converting into {self.directory}; wait for it or choose another destination"
+                f"another process is converting into {self.directory}", step="wait for it or choose another destination"
             ) from None
         return descriptor
 
@@ -116,7 +116,7 @@ class Journal:
             left = [entry.name for entry in self.directory.iterdir() if entry.name != LOCK_FILE]
             if left:
                 raise CheckpointError(
-                    f"{self.directory} was not left by a conversion (it holds {left[0]}); move it away"
+                    f"{self.directory} was not left by a conversion (it holds {left[0]})", step="move it away"
                 )
             return None
         try:
@@ -125,7 +125,7 @@ class Journal:
                 return found
         except ValueError:
             pass
-        raise CheckpointError(f"{path} is damaged; remove {self.directory} and convert again")
+        raise CheckpointError(f"{path} is damaged", step=f"remove {self.directory} and convert again")
 
     def _empty(self) -> None:
         for entry in self.directory.iterdir():

@@ -55,7 +55,7 @@ def parse_size(text: str | int) -> int:
     unit = UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size < 1:
-        raise CheckpointError(f"shard size {text!r} is no size; write a number with KB, MB, GB, KiB, MiB or GiB")
+        raise CheckpointError(f"shard size {text!r} is no size", step="write a number with KB, MB, GB, KiB, MiB or GiB")
     return size
 
 
@@ -142,6 +142,6 @@ def carried_files(source: Path, family: Family, *, taken: Container[str]) -> dic
         if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in (*PATTERNS, *family.tokenizer_files)):
             size = path.stat().st_size
             if size > LARGEST:
-                raise CheckpointError(f"{path} has {size:,} bytes, too many for a {path.name}; move it away")
+                raise CheckpointError(f"{path} has {size:,} bytes, too many for a {path.name}", step="move it away")
             found[path.name] = path.read_bytes()
     return found

@@ -76,8 +76,8 @@ def _write_file(file: OutputFile, stored: Weights, journal: Journal, tick: Calla
         written = file.write(path, entries, tick=tick)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again, "
-            f"finished files are kept"
+            f"{path} cannot be written ({error.strerror or error})",
+            step="make room and run the same command again, finished files are kept",
         ) from error
     journal.record(file.name, written)
 

@@ -47,22 +47,27 @@ def content_kind(file: FileMap) -> str:
         names = [b"storages", b"tensors", b"pickle", b"sys_info"]
         if any(head.startswith(name) for name in names):
             raise CheckpointError(
-                f"{file.path} has the tar format of torch before 0.1.11; load and save it with torch 1.x"
+                f"{file.path} has the tar format of torch before 0.1.11", step="load and save it with torch 1.x"
             )
-        raise CheckpointError(f"{file.path} is a tar archive; unpack it first")
+        raise CheckpointError(f"{file.path} is a tar archive", step="unpack it first")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")):
-        raise CheckpointError(f"{file.path} is a web page, not the weights (a failed download?); download it again")
+        raise CheckpointError(
+            f"{file.path} is a web page, not the weights (a failed download?)", step="download it again"
+        )
     if not any(head):
-        raise CheckpointError(f"{file.path} begins with {len(head)} zero bytes (a failed download?); download it again")
+        raise CheckpointError(
+            f"{file.path} begins with {len(head)} zero bytes (a failed download?)", step="download it again"
+        )
     if text.startswith((b"{", b"[")):
         raise CheckpointError(
-            f"{file.path} is JSON text, not the weights; name a .bin, .pt, .pdparams or .safetensors file"
+            f"{file.path} is JSON text, not the weights", step="name a .bin, .pt, .pdparams or .safetensors file"
         )
     if head[:1] in (b"c", b"(", b"}", b"]", b"i") or head[:1] == b"\x80":
         raise CheckpointError(f"{file.path}: refused, it may be a pickle of protocol 0 or 1, which no checkpoint uses")
     raise CheckpointError(
-        f"{file.path} begins with {head[:8]!r}, which no file of torch, Paddle or safetensors does; download it again"
+        f"{file.path} begins with {head[:8]!r}, which no file of torch, Paddle or safetensors does",
+        step="download it again",
     )
 
 
@@ -72,7 +77,7 @@ def check_pointer(path: Path, head: bytes) -> None:
         found = re.search(rb"\nsize (\d{1,20})\n", head)
         size = f" for {int(found[1])} bytes" if found else ""
         raise CheckpointError(
-            f"{path} is a git-lfs pointer{size}, not the file itself; run `git lfs pull` in its folder"
+            f"{path} is a git-lfs pointer{size}, not the file itself", step="run `git lfs pull` in its folder"
         )
 
 
@@ -80,5 +85,5 @@ def check_content(file: FileMap, kinds: tuple[str, ...]) -> str:
     """The file's kind. Raises CheckpointError unless it is one of `kinds`."""
     kind = content_kind(file)
     if kind not in kinds:
-        raise CheckpointError(f"{file.path} is a {KINDS[kind]}, no {KINDS[kinds[0]]}; name another file")
+        raise CheckpointError(f"{file.path} is a {KINDS[kind]}, no {KINDS[kinds[0]]}", step="name another file")
     return kind

@@ -38,24 +38,24 @@ class FileMap:
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
-                raise CheckpointError(f"{path} is a directory, not a file of tensors; name one of its files")
+                raise CheckpointError(f"{path} is a directory, not a file of tensors", step="name one of its files")
             if not stat.S_ISREG(mode):
-                raise CheckpointError(f"{path} is no regular file; name a file of tensors")
+                raise CheckpointError(f"{path} is no regular file", step="name a file of tensors")
             with path.open("rb") as file:
                 self.size = file.seek(0, 2)
                 if not self.size:
-                    raise CheckpointError(f"{path} is empty (0 bytes); download it again")
+                    raise CheckpointError(f"{path} is empty (0 bytes)", step="download it again")
                 self._map: mmap.mmap | None = _private_map(file.fileno(), self.size)
         except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist; check the name") from None
+            raise CheckpointError(f"{path} does not exist", step="check the name") from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); check its rights and kind") from error
+            raise CheckpointError(f"{path} cannot be read ({error})", step="check its rights and kind") from error
 
     @property
     def data(self) -> mmap.mmap:
         """The map. Raises CheckpointError after `close`."""
         if self._map is None:
-            raise CheckpointError(f"{self.path} was closed; open it again to read more")
+            raise CheckpointError(f"{self.path} was closed", step="open it again to read more")
         return self._map
 
     def close(self) -> None:
@@ -201,7 +201,9 @@ class MappedTensors:
         try:
             return entry.read(self._file)
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: {name} is damaged ({error}); download the file again") from error
+            raise CheckpointError(
+                f"{self.path}: {name} is damaged ({error})", step="download the file again"
+            ) from error
 
     def release(self, name: str) -> None:
         self._file.release(*self._entries[name].extent)

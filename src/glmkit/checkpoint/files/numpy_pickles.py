@@ -43,7 +43,7 @@ class ArrayType(Inert):
 
     def __init__(self, code: object) -> None:
         if not isinstance(code, str):
-            raise PickleError(f"a numpy type is made of {kind_of(code)}; download the file again")
+            raise PickleError(f"a numpy type is made of {kind_of(code)}", step="download the file again")
         order, code = (code[0], code[1:]) if code[:1] in "<>=|" else ("|", code)
         if code not in _TYPES:
             known = ", ".join(_TYPES)
@@ -54,12 +54,12 @@ class ArrayType(Inert):
 
     def _check(self, order: object) -> None:
         if order == ">" and self.code[1:] != "1":
-            raise PickleError("refused: the file holds big-endian numbers; write it on a little-endian machine")
+            raise PickleError("refused: the file holds big-endian numbers", step="write it on a little-endian machine")
 
     def build(self, state: object) -> None:
         """(version, byte order, subarray, names, fields, size, alignment, flags[, metadata])"""
         if not isinstance(state, tuple) or len(state) < 5:
-            raise PickleError(f"a numpy type has {kind_of(state)} as its state; download the file again")
+            raise PickleError(f"a numpy type has {kind_of(state)} as its state", step="download the file again")
         self._check(state[1])
         if any(part is not None for part in state[2:5]):
             raise PickleError("refused: numpy records and subarrays are no tensors; known are plain number types")
@@ -85,7 +85,7 @@ class Array(Inert):
     def build(self, state: object) -> None:
         """(version, shape, type, is Fortran order, bytes)"""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise PickleError(f"a numpy array has {kind_of(state)} as its state; download the file again")
+            raise PickleError(f"a numpy array has {kind_of(state)} as its state", step="download the file again")
         shape, kind, fortran, raw = state[-4:]
         if isinstance(raw, list):
             raise PickleError("refused: arrays of objects cannot be read safely; known are plain number types")
@@ -95,19 +95,22 @@ class Array(Inert):
         if isinstance(raw, str):  # a str of Python 2, or text that stands for bytes one to one
             raw = raw.encode("latin-1")
         if not isinstance(kind, ArrayType) or not isinstance(raw, Blob | bytes):
-            raise PickleError(f"a numpy array is made of {kind_of(kind)} and {kind_of(raw)}; download the file again")
+            raise PickleError(
+                f"a numpy array is made of {kind_of(kind)} and {kind_of(raw)}", step="download the file again"
+            )
         try:
             info = TensorInfo(kind.dtype, checked_sizes(shape, "the shape of an array"))
             checked_view(kind.dtype, info.shape, dense_stride(info.shape), 0, info.numel)
         except ValueError as error:
-            raise PickleError(f"refused: {error}; download the file again") from None
+            raise PickleError(f"refused: {error}", step="download the file again") from None
         length = raw.length if isinstance(raw, Blob) else len(raw)
         # In UTF-8 text each byte of the array takes one or two.
         fits = info.nbytes <= length <= 2 * info.nbytes if isinstance(raw, Blob) and raw.text else info.nbytes == length
         if not fits:
             raise PickleError(
                 f"refused: an array of shape {info.shape}, {kind.describe()}, takes {info.nbytes} bytes, "
-                f"the file gives it {length}; download it again"
+                f"the file gives it {length}",
+                step="download it again",
             )
         self.info, self.source, self.fortran = info, raw, fortran
 
@@ -178,18 +181,18 @@ def numpy_calls(data: Bytes) -> dict[str, Call]:
     def content(value: object) -> bytes:
         if isinstance(value, Blob):
             if value.length > MAX_INLINE:
-                raise PickleError(f"a number is made of {value.length} bytes; download the file again")
+                raise PickleError(f"a number is made of {value.length} bytes", step="download the file again")
             return data[value.offset : value.offset + value.length]
         if isinstance(value, str):
             return value.encode("latin-1")
         if not isinstance(value, bytes):
-            raise PickleError(f"a number is made of {kind_of(value)}; download the file again")
+            raise PickleError(f"a number is made of {kind_of(value)}", step="download the file again")
         return value
 
     def scalar(args: tuple[Any, ...]) -> object:
         kind, raw = args
         if not isinstance(kind, ArrayType):
-            raise PickleError(f"a number has {kind_of(kind)} as its type; download the file again")
+            raise PickleError(f"a number has {kind_of(kind)} as its type", step="download the file again")
         return np.frombuffer(content(raw), dtype="<" + kind.code, count=1)[0].item()
 
     def to_bytes(args: tuple[Any, ...]) -> object:
@@ -204,7 +207,7 @@ def numpy_calls(data: Bytes) -> dict[str, Call]:
             return text.encode("latin-1")
         if isinstance(text, Blob | bytes):
             return text
-        raise PickleError(f"bytes are made of {kind_of(text)}; download the file again")
+        raise PickleError(f"bytes are made of {kind_of(text)}", step="download the file again")
 
     calls: dict[str, Call] = {
         "numpy.dtype": lambda args: ArrayType(args[0]),

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from glmkit.errors import about
+
 from .content import content_kind
 from .mapping import FileMap
 from .paddle_file import open_paddle_file
@@ -24,5 +26,5 @@ def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
     Raises CheckpointError, in one line with the next step, for anything else: git-lfs pointers, web pages, empty and
     truncated files, archives, and files that ask to run something.
     """
-    kind = content_kind(FileMap(Path(path)))
-    return _READERS[kind](path)
+    with about(path):
+        return _READERS[content_kind(FileMap(Path(path)))](path)

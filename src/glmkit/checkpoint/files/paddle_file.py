@@ -86,5 +86,7 @@ def _join_slices(path: Path, tensors: dict[str, Entry], slices: Any) -> dict[str
                 raise ValueError(f"its slices do not fill the shape {info.shape}")
             joined[name] = _Joined(info, parts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: a tensor saved in slices is damaged ({error}); download it again") from None
+        raise CheckpointError(
+            f"{path}: a tensor saved in slices is damaged ({error})", step="download it again"
+        ) from None
     return {**tensors, **joined}

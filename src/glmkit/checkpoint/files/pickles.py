@@ -53,10 +53,12 @@ def read_pickle(
     try:
         return machine.run(), machine.at
     except PickleError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.what}", step=error.step) from None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
         reason = shorten(f"{type(error).__name__}: {error}", 160)
-        raise CheckpointError(f"{path}: damaged pickle near byte {machine.at} ({reason}); download it again") from None
+        raise CheckpointError(
+            f"{path}: damaged pickle near byte {machine.at} ({reason})", step="download it again"
+        ) from None
 
 
 class _Machine(Cursor):
@@ -93,7 +95,9 @@ class _Machine(Cursor):
             return PickleError(
                 f"byte {self.at - 1} ({code}) is no pickle opcode; the file is damaged, download it again"
             )
-        return PickleError(f"refused: the pickle uses the opcode {name}, which no checkpoint needs; get another copy")
+        return PickleError(
+            f"refused: the pickle uses the opcode {name}, which no checkpoint needs", step="get another copy"
+        )
 
     # --- stack ---
 
@@ -230,19 +234,23 @@ class _Machine(Cursor):
 
     def call(self, function: object, args: object) -> None:
         if not isinstance(function, Global):
-            raise PickleError(f"refused: the file asks to run {kind_of(function)}, no name; get it from another source")
+            raise PickleError(
+                f"refused: the file asks to run {kind_of(function)}, no name", step="get it from another source"
+            )
         known = self.calls.get(function.name)
         if known is None:
             raise refused(function.name)
         if not isinstance(args, tuple):
-            raise PickleError(f"{function.name} is given {kind_of(args)}, no arguments; download the file again")
+            raise PickleError(f"{function.name} is given {kind_of(args)}, no arguments", step="download the file again")
         sizes = sum(len(arg) for arg in args if isinstance(arg, list | tuple | dict | set | frozenset))
         self.charge(800 + 120 * sizes)
         self.push(known(args))
 
     def new(self, cls: object, args: object, keywords: object = None) -> None:
         if not isinstance(cls, Global):
-            raise PickleError(f"refused: the file asks for an object of {kind_of(cls)}; get it from another source")
+            raise PickleError(
+                f"refused: the file asks for an object of {kind_of(cls)}", step="get it from another source"
+            )
         if cls.name in self.calls and not keywords:
             self.call(cls, args)
         else:
@@ -263,12 +271,14 @@ class _Machine(Cursor):
     def frame(self) -> None:
         count = self.number("<Q")
         if count > self.end - self.at:
-            raise PickleError(f"a frame of {count} bytes where {self.end - self.at} are left; download the file again")
+            raise PickleError(
+                f"a frame of {count} bytes where {self.end - self.at} are left", step="download the file again"
+            )
 
     def protocol(self) -> None:
         version = self.number("B")
         if version > 5:
-            raise PickleError(f"pickle protocol {version} is not known (5 is the last); download the file again")
+            raise PickleError(f"pickle protocol {version} is not known (5 is the last)", step="download the file again")
 
     def new_with_keywords(self) -> None:
         keywords, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()

@@ -53,7 +53,7 @@ def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
     length = int.from_bytes(file.data[:8], "little")
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{file.path}: refused, its header has {length} bytes, {MAX_HEADER} are the limit; download it again"
+            f"{file.path}: refused, its header has {length} bytes, {MAX_HEADER} are the limit", step="download it again"
         )
     begin = 8 + length
     if begin > file.size:
@@ -72,7 +72,7 @@ def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
             raise complaint
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = shorten(f"{error}", 160)
-        raise CheckpointError(f"{file.path}: damaged safetensors header ({reason}); download it again") from None
+        raise CheckpointError(f"{file.path}: damaged safetensors header ({reason})", step="download it again") from None
     return MappedTensors(file, entries, {METADATA: header[METADATA]} if METADATA in header else {})
 
 
@@ -87,7 +87,8 @@ def _complaint(path: Path) -> SafetensorError | None:
 
 def _truncated(file: FileMap, expected: int) -> CheckpointError:
     return CheckpointError(
-        f"{file.path} is truncated: {file.size} bytes are there, at least {expected} belong to it; download it again"
+        f"{file.path} is truncated: {file.size} bytes are there, at least {expected} belong to it",
+        step="download it again",
     )
 
 

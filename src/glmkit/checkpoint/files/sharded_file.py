@@ -36,7 +36,8 @@ class ShardedFile:
                 other = self.homes.setdefault(name, shard)
                 if other is not shard:
                     raise CheckpointError(
-                        f"{name} is in two shards, {other.path} and {shard.path}; remove the shard of another version"
+                        f"{name} is in two shards, {other.path} and {shard.path}",
+                        step="remove the shard of another version",
                     )
 
     @property
@@ -82,7 +83,7 @@ def open_shards(paths: Iterable[str | os.PathLike[str]]) -> ShardedFile:
     """Shards without an index; the path is the first file's folder. Raises CheckpointError as `open_tensor_file`."""
     files = [Path(path) for path in paths]
     if not files:
-        raise CheckpointError("no shards are named; name at least one file")
+        raise CheckpointError("no shards are named", step="name at least one file")
     return ShardedFile(files[0].parent, map(open_tensor_file, files), {})
 
 
@@ -98,7 +99,7 @@ def open_index(path: str | os.PathLike[str]) -> ShardedFile:
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:
         raise CheckpointError(
-            f"{index}: {len(missing)} of {len(names)} shards are missing: {_listed(missing)}; download them"
+            f"{index}: {len(missing)} of {len(names)} shards are missing: {_listed(missing)}", step="download them"
         )
     file = ShardedFile(index, (open_tensor_file(index.parent / name) for name in names), {METADATA: metadata})
     homes = {name: shard.path.name for name, shard in file.homes.items()}
@@ -106,19 +107,19 @@ def open_index(path: str | os.PathLike[str]) -> ShardedFile:
         absent = [name for name, place in places.items() if place == shard and name not in homes]
         if absent:
             raise CheckpointError(
-                f"{index.parent / shard} lacks {_listed(absent)}, which {index.name} promises; "
-                "download index and shards of one version"
+                f"{index.parent / shard} lacks {_listed(absent)}, which {index.name} promises",
+                step="download index and shards of one version",
             )
     for name, home in homes.items():
         if name not in places:
             raise CheckpointError(
-                f"{index.parent / home} holds {shorten(name)}, which {index.name} does not name; "
-                "download index and shards of one version"
+                f"{index.parent / home} holds {shorten(name)}, which {index.name} does not name",
+                step="download index and shards of one version",
             )
         if places[name] != home:
             raise CheckpointError(
-                f"{shorten(name)} is in {home}, {index.name} says {places[name]}; "
-                "download index and shards of one version"
+                f"{shorten(name)} is in {home}, {index.name} says {places[name]}",
+                step="download index and shards of one version",
             )
     return file
 
@@ -133,10 +134,10 @@ def read_index(index: Path) -> tuple[dict[str, str], Any]:
                 raise CheckpointError(f"{index}: refused, it has more than {MAX_INDEX} bytes; is it an index?")
         values = read_json(index)
     except RecursionError:
-        raise CheckpointError(f"{index} is nested too deeply for an index; download it again") from None
+        raise CheckpointError(f"{index} is nested too deeply for an index", step="download it again") from None
     places = values.get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index} has no weight_map with tensors in it; download it again")
+        raise CheckpointError(f"{index} has no weight_map with tensors in it", step="download it again")
     for name, place in places.items():
         if not isinstance(place, str) or place != Path(place).name or place in ("", ".", "..") or "\\" in place:
             raise CheckpointError(

@@ -24,7 +24,9 @@ def split_state(
     text, or when an object of unknown class stands among the tensors.
     """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {kind_of(content)}, no dict of tensors; save the state dict of the model")
+        raise CheckpointError(
+            f"{path} holds {kind_of(content)}, no dict of tensors", step="save the state dict of the model"
+        )
     for key in WRAPPERS:
         inner = content.get(key)
         if isinstance(inner, dict) and any(entry(value) is not None for value in inner.values()):
@@ -52,8 +54,8 @@ def _split(
             tensors[name] = found
         elif isinstance(value, Placeholder):
             raise CheckpointError(
-                f"{path}: refused, {shorten(prefix + name)} among the tensors is an {value.describe()}; "
-                "save the bare state dict again"
+                f"{path}: refused, {shorten(prefix + name)} among the tensors is an {value.describe()}",
+                step="save the bare state dict again",
             )
         else:
             rest[prefix + name] = value
@@ -62,5 +64,7 @@ def _split(
 
 def _text(path: Path, key: object) -> str:
     if not isinstance(key, str):
-        raise CheckpointError(f"{path}: a tensor is named by {kind_of(key)}, not by text; save the state dict again")
+        raise CheckpointError(
+            f"{path}: a tensor is named by {kind_of(key)}, not by text", step="save the state dict again"
+        )
     return key

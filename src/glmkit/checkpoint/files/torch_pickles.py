@@ -63,7 +63,7 @@ class TorchTensor(Inert):
 
     def __init__(self, storage: Storage, dtype: torch.dtype, offset: object, shape: object, stride: object) -> None:
         if type(offset) is not int:
-            raise PickleError(f"a tensor begins at {kind_of(offset)} of its storage; download the file again")
+            raise PickleError(f"a tensor begins at {kind_of(offset)} of its storage", step="download the file again")
         try:
             sizes, steps = (
                 checked_sizes(shape, "the shape of a tensor"),
@@ -116,7 +116,8 @@ def read_storage_id(identity: object, size_of: Callable[[str], int | None]) -> S
         raise PickleError(f"refused: storage {shorten(key)!r} is not in the file; it is damaged, download it again")
     if storage.nbytes > there:
         raise PickleError(
-            f"refused: storage {shorten(key)!r} should have {storage.nbytes} bytes but has {there}; download it again"
+            f"refused: storage {shorten(key)!r} should have {storage.nbytes} bytes but has {there}",
+            step="download it again",
         )
     return StorageValue(storage if view is None else _storage_view(storage, view))
 
@@ -166,13 +167,15 @@ def _typed_tensor(args: tuple[Any, ...]) -> TorchTensor:
 
 def _storage(value: object) -> Storage:
     if not isinstance(value, StorageValue):
-        raise PickleError(f"refused: a tensor is made of {kind_of(value)}, no storage; download the file again")
+        raise PickleError(f"refused: a tensor is made of {kind_of(value)}, no storage", step="download the file again")
     return value.storage
 
 
 def _parameter(args: tuple[Any, ...]) -> object:
     if not isinstance(args[0], TorchTensor):
-        raise PickleError(f"refused: a parameter is made of {kind_of(args[0])}, no tensor; download the file again")
+        raise PickleError(
+            f"refused: a parameter is made of {kind_of(args[0])}, no tensor", step="download the file again"
+        )
     return args[0]
 
 
@@ -189,9 +192,11 @@ def _with_attributes(args: tuple[Any, ...]) -> object:
     for value, known in ((function, _REBUILDS), (cls, ("torch.Tensor", "torch.nn.parameter.Parameter"))):
         if not isinstance(value, Global) or value.name not in known:
             name = value.name if isinstance(value, Global) else kind_of(value)
-            raise PickleError(f"refused: the file asks to run {shorten(name)} for a tensor; save plain tensors again")
+            raise PickleError(
+                f"refused: the file asks to run {shorten(name)} for a tensor", step="save plain tensors again"
+            )
     if not isinstance(inner, tuple):
-        raise PickleError(f"a tensor is made of {kind_of(inner)}; download the file again")
+        raise PickleError(f"a tensor is made of {kind_of(inner)}", step="download the file again")
     return _REBUILDS[function.name](inner)
 
 
@@ -200,10 +205,10 @@ def _size(args: tuple[Any, ...]) -> object:
     try:
         return checked_sizes(sizes, "a torch.Size")
     except ValueError as error:
-        raise PickleError(f"refused: {error}; download the file again") from None
+        raise PickleError(f"refused: {error}", step="download the file again") from None
 
 
 def _device(args: tuple[Any, ...]) -> object:
     if not args or len(args) > 2 or not all(isinstance(part, str | int) for part in args):
-        raise PickleError("a device is made of something else than its name; download the file again")
+        raise PickleError("a device is made of something else than its name", step="download the file again")
     return ":".join(map(str, args))

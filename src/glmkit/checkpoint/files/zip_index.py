@@ -46,7 +46,7 @@ def read_zip_index(path: Path, data: Bytes, size: int) -> dict[str, Member]:
     try:
         return _read_members(data, *_find_directory(path, data, size))
     except (_DamagedError, struct.error, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: refused or damaged zip file ({error}); download it again") from None
+        raise CheckpointError(f"{path}: refused or damaged zip file ({error})", step="download it again") from None
 
 
 def _find_directory(path: Path, data: Bytes, size: int) -> tuple[int, int, int]:

@@ -132,8 +132,8 @@ def load_commands(
     data = read_vocabulary(path)
     if looks_like_ranks(data):
         raise TokenizerError(
-            f"{path}: a tiktoken vocabulary, as GLM-4 has it, where a SentencePiece model is expected; "
-            f"give the tokenizer of this model"
+            f"{path}: a tiktoken vocabulary, as GLM-4 has it, where a SentencePiece model is expected",
+            step="give the tokenizer of this model",
         )
     model = SentencePieceModel(data, source=str(path))
     check_entries(str(path), model.size, None if config is None else config.vocab_size, _PIECES)

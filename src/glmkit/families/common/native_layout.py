@@ -16,7 +16,7 @@ def _read(values: Mapping[str, Any]) -> Published:
     version = values.get(FORMAT_KEY)
     if version != FORMAT:
         raise ConfigError(
-            f"config.json has format {version!r}, this glmkit reads {FORMAT}; use the version that wrote it"
+            f"config.json has format {version!r}, this glmkit reads {FORMAT}", step="use the version that wrote it"
         )
     return Published(GLMConfig.from_dict({k: v for k, v in values.items() if k != FORMAT_KEY}, source="config.json"))
 

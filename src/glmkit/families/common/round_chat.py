@@ -59,7 +59,7 @@ class RoundTemplate(ChatTemplate):
         """As in `ChatTemplate`. The dummy space in front is dropped, for the text goes on from the reply before."""
         pairs, query = self._turns(messages)
         if query is None:
-            raise RequestError("the conversation ends with the assistant's message; add one of the user's")
+            raise RequestError("the conversation ends with the assistant's message", step="add one of the user's")
         if not self.opened:
             return None
         return tokenizer.encode(self.gap + self._round(len(pairs), query))[1:]
@@ -67,7 +67,7 @@ class RoundTemplate(ChatTemplate):
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         pairs, query = self._turns(messages)
         if add_generation_prompt and query is None:
-            raise RequestError("the conversation ends with the assistant's message; add one of the user's")
+            raise RequestError("the conversation ends with the assistant's message", step="add one of the user's")
         if self.bare_start and not pairs:
             return query or ""
         rounds = [self._round(number, question) + answer + self.gap for number, (question, answer) in enumerate(pairs)]
