@@ -156,7 +156,7 @@ def write_random(directory: Path, layout_name: str, config: Any, *, ranks: int =
     from glmkit.checkpoint.conversion.outputs import output_files
     from glmkit.checkpoint.files.stream import Entry
     from glmkit.checkpoint.published_tensors import published_tensors
-    from glmkit.families.base import family_named
+    from glmkit.families.family import family_named
 
     layout = next(layout for layout in family_named(config.family).layouts if layout.name == layout_name)
     weights = RandomWeights(config)
@@ -175,7 +175,7 @@ def write_random(directory: Path, layout_name: str, config: Any, *, ranks: int =
 
 
 def chatglm(layers: int) -> Any:
-    from glmkit.families.base import preset
+    from glmkit.families.family import preset
 
     return replace(preset("chatglm-6b"), num_layers=layers)
 
@@ -252,7 +252,7 @@ def load_mode(work: Path, layers: int, rounds: int) -> dict[str, Any]:
 
 
 def ranks_mode(work: Path) -> dict[str, Any]:
-    from glmkit.families.base import preset
+    from glmkit.families.family import preset
 
     shape = {"hidden_size": 2048, "num_heads": 16, "ffn_size": 5504, "vocab_size": 25088, "special": None}
     result: dict[str, Any] = {"mode": "ranks", "sizes": []}

@@ -31,14 +31,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
 
-from glmkit.families.base import family_named, preset  # noqa: E402
+from glmkit.families.family import family_named, preset  # noqa: E402
 from glmkit.loading import Parts, cpu_has_bfloat16  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.serve.app import create_app  # noqa: E402
 from glmkit.serve.server import bind, run  # noqa: E402
 from glmkit.serve.settings import ServeSettings  # noqa: E402
 from glmkit.session import LM  # noqa: E402
-from glmkit.tokenizer.base import Tokenizer  # noqa: E402
+from glmkit.tokenizer.protocol import Tokenizer  # noqa: E402
 from support import load_client  # noqa: E402
 from support.served_models import demo_size  # noqa: E402
 from support.server import ProcessServer, process_server  # noqa: E402

@@ -25,7 +25,7 @@ from glmkit.checkpoint.conversion.convert import convert
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import VERBS, main
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from glmkit.model import GLM, init_weights
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.config import TrainConfig

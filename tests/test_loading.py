@@ -17,7 +17,7 @@ from glmkit.adapters.new import new_lora
 from glmkit.adapters.saving import save_adapter
 from glmkit.checkpoint.native import write_model
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
-from glmkit.families.base import all_families, preset
+from glmkit.families.family import all_families, preset
 from glmkit.loading import load_parts
 from glmkit.model import GLM
 from glmkit.model.packing import dequantize, quantize_rows

@@ -9,9 +9,9 @@ import pytest
 
 from families.recorded import recorded
 from glmkit.errors import RequestError, TokenizerError, TrimmedHistoryWarning
-from glmkit.families.base import family_named
 from glmkit.families.chatglm3_text import ROLE_TOKENS
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
+from glmkit.families.family import family_named
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message, to_messages
 from glmkit.tokenizer.sentencepiece import SentencePieceModel

@@ -19,12 +19,12 @@ from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError
-from .families.base import Family
 from .families.common.native_layout import OWN
+from .families.family import Family
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
-from .tokenizer.base import Tokenizer
+from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]

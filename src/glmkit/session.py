@@ -27,8 +27,8 @@ from .generate.sampling import check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .model.fingerprint import Fingerprint
-from .tokenizer.base import Tokenizer
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
+from .tokenizer.protocol import Tokenizer
 
 __all__ = ["LM", "Filled", "load"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from glmkit.model import GLM, init_weights
 
 SPECIAL = SpecialIds(pad=3, eos=91, cls=None, mask=86, smask=None, gmask=87, sop=90, eop=91)

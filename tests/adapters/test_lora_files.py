@@ -20,7 +20,7 @@ from glmkit.adapters.new import new_lora, new_prefix
 from glmkit.adapters.saving import save_adapter
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, RequestError
-from glmkit.families.base import all_families
+from glmkit.families.family import all_families
 from glmkit.model import GLM
 from glmkit.model.packing import dequantize, quantize_rows
 from glmkit.quant.apply import quantize_modules

@@ -13,7 +13,7 @@ from glmkit.adapters.attached import adapter_delta, attached, detach_adapter, me
 from glmkit.adapters.inject import apply_adapter
 from glmkit.adapters.lora import LoraLinear
 from glmkit.adapters.saving import save_adapter
-from glmkit.families.base import all_families
+from glmkit.families.family import all_families
 
 peft = pytest.importorskip("peft", reason="the extra [hf] is not installed")
 

@@ -16,7 +16,7 @@ from glmkit.adapters.prefix import PrefixEncoder, build_encoder, prefix_width
 from glmkit.adapters.saving import save_adapter
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError, RequestError
-from glmkit.families.base import all_families
+from glmkit.families.family import all_families
 
 CONFIG = TINY["chatglm2"].config
 

@@ -13,7 +13,7 @@ from glmkit.checkpoint.conversion.convert import convert
 from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.errors import CheckpointError
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 from support.shared import shared_dir
 
 

@@ -18,7 +18,7 @@ from glmkit.checkpoint.open import open_checkpoint
 from glmkit.checkpoint.weights import expected_tensors
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError
-from glmkit.families.base import all_families, family_named, preset
+from glmkit.families.family import all_families, family_named, preset
 
 
 class KilledError(Exception):

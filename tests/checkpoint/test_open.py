@@ -13,7 +13,7 @@ from glmkit.checkpoint.open import open_checkpoint
 from glmkit.checkpoint.weights import DictWeights
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from support.checkpoints import random_weights, small_config, written
 from support.directories import huggingface_directory, layout_named, rank_directory, save_tensors
 
@@ -85,7 +85,7 @@ def test_without_a_config(tmp_path: Path) -> None:
 
 def test_megatron_sizes_of_a_preset_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heads are not in the tensors; sizes that only a published model has say them."""
-    from glmkit.families.base import all_families
+    from glmkit.families.family import all_families
 
     wanted = small_config(layout_named("glm/megatron")[1], "glm")
     family = all_families()["glm"]

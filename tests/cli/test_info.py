@@ -11,7 +11,7 @@ from diagnosis.directories import chatglm_directory, chatglm_settings, write_jso
 from glmkit.cli import info
 from glmkit.cli.parser import OneLineParser
 from glmkit.errors import ConfigError, GLMKitError
-from glmkit.families.base import preset_names
+from glmkit.families.family import preset_names
 
 
 def run(*arguments: str) -> int:

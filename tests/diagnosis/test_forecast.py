@@ -8,7 +8,7 @@ from glmkit.config import GLMConfig, Quantization
 from glmkit.diagnosis.forecast import check_fit, forecast, lora_parameters
 from glmkit.diagnosis.sizes import decimal_text, sizes
 from glmkit.errors import size_text
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from glmkit.memory import RESERVE
 
 CONFIG = GLMConfig(vocab_size=640, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, positions="rope")

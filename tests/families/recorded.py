@@ -7,7 +7,7 @@ import pytest
 
 from glmkit.errors import TokenizerError
 from glmkit.families.common.command_tokenizer import CommandTokenizer
-from glmkit.tokenizer.base import IncrementalDecoder
+from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 

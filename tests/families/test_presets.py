@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glmkit.errors import ConfigError
-from glmkit.families.base import preset, preset_names
+from glmkit.families.family import preset, preset_names
 from glmkit.model import GLM
 
 # From the published shapes: L(12h^2 + 13h) + Vh + 2(P+1)h + 2h for GLM, the gated and grouped forms for the others.

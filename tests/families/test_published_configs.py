@@ -7,8 +7,8 @@ import pytest
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.families.base import Family, all_families, preset, preset_names
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import Family, all_families, preset, preset_names
 from support.checkpoints import small_config
 from support.shared import shared_dir
 

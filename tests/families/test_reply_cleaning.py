@@ -6,8 +6,8 @@ from time import perf_counter
 import pytest
 
 from glmkit.families import chatglm2_text, chatglm3_text, glm4_text
-from glmkit.families.base import family_named
 from glmkit.families.common import round_chat as chatglm_chat
+from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import DATE_MARK, ChatTemplate, ReplyStream
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.chat import VOCABULARIES

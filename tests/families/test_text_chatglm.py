@@ -16,7 +16,7 @@ from glmkit.errors import TokenizerError
 from glmkit.families.chatglm_text import ChatGLMTokenizer, load_tokenizer
 from glmkit.families.glm130b_text import GLM130BTokenizer
 from glmkit.families.glm130b_text import load_tokenizer as load_130b
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.whitespace_pieces import WhitespacePieces
 from support.protobuf import without_fields
 from support.shared import shared_dir

@@ -15,7 +15,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.families.glm_strings import Kind, command_tokens
 from glmkit.families.glm_text import GLMTokenizer, load_tokenizer
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.shared import shared_dir
 from support.text import run_text

@@ -17,7 +17,7 @@ from families.recorded import (
 )
 from glmkit.errors import TokenizerError
 from glmkit.families.glm4_text import SPECIAL_TOKENS, load_tokenizer
-from glmkit.tokenizer.tiktoken import TiktokenTokenizer
+from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from support.shared import shared_dir
 
 
@@ -27,13 +27,13 @@ def data() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> TiktokenTokenizer:
+def tokenizer() -> ByteLevelTokenizer:
     loaded = load_tokenizer(shared_dir("tokenizers", "glm4"), None)
     assert loaded is not None
     return loaded
 
 
-def test_special_ids(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None:
+def test_special_ids(tokenizer: ByteLevelTokenizer, data: dict[str, Any]) -> None:
     check_specials(tokenizer, data, missing=None)
     assert list(data["special"]["added_tokens"].items()) == [
         (name, tokenizer.token_to_id(name)) for name in SPECIAL_TOKENS
@@ -41,7 +41,7 @@ def test_special_ids(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None
     assert tokenizer.vocab_size - len(SPECIAL_TOKENS) == data["special"]["vocab_size"]
 
 
-def test_texts(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None:
+def test_texts(tokenizer: ByteLevelTokenizer, data: dict[str, Any]) -> None:
     check_texts(tokenizer, data)
     for case in data["cases"]:
         plain = tokenizer.encode(case["text"])
@@ -52,16 +52,16 @@ def test_texts(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None:
             assert text == case["decoded_no_spaces"]
 
 
-def test_decoding(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None:
+def test_decoding(tokenizer: ByteLevelTokenizer, data: dict[str, Any]) -> None:
     check_decoding(tokenizer, data)
 
 
-def test_batches_and_truncation(tokenizer: TiktokenTokenizer, data: dict[str, Any]) -> None:
+def test_batches_and_truncation(tokenizer: ByteLevelTokenizer, data: dict[str, Any]) -> None:
     check_batches(tokenizer, data)
     check_truncation(tokenizer, data)
 
 
-def test_saved_pickled_and_explained(tokenizer: TiktokenTokenizer, tmp_path: Path) -> None:
+def test_saved_pickled_and_explained(tokenizer: ByteLevelTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path, None)
     assert again is not None
@@ -73,7 +73,7 @@ def test_saved_pickled_and_explained(tokenizer: TiktokenTokenizer, tmp_path: Pat
     assert told[0].kind == "byte"
 
 
-def test_the_special_tokens_of_the_file_beside(tokenizer: TiktokenTokenizer, tmp_path: Path) -> None:
+def test_the_special_tokens_of_the_file_beside(tokenizer: ByteLevelTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     table = {str(151329 + i): {"content": name, "special": True} for i, name in enumerate([*SPECIAL_TOKENS, "<|new|>"])}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": table}))

@@ -8,7 +8,7 @@ import pytest
 
 import glmkit
 from glmkit.errors import ConfigError, TokenizerError
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from tokenizer.small_vocabularies import WORDS, bpe_texts, sentencepiece_bytes
 from tokenizer.tiny_ranks import rank_file

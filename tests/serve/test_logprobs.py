@@ -2,10 +2,10 @@
 
 import pytest
 
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 from glmkit.generate.outputs import TokenLogprob
 from glmkit.serve.logprobs import LogprobWriter
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from support.served_models import small_base, small_chat
 from support.shared import shared_dir
 

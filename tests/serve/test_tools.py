@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 from glmkit.families.glm4_text import CHAT_0414
 from glmkit.serve.errors import ApiError
 from glmkit.serve.messages import ReplyCalls, call_arguments, call_text, conversation, shown_tools, split_reply

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM

@@ -12,9 +12,9 @@ from glmkit.checkpoint.published_tensors import fused_tensors, published_tensors
 from glmkit.checkpoint.published_weights import PublishedWeights, Source
 from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.families.base import Family, all_families
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import OWN
+from glmkit.families.family import Family, all_families
 
 SPECIAL = SpecialIds(pad=0, eos=255, cls=None, mask=250, smask=None, gmask=251, sop=254, eop=255)
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmkit.families.base import all_families
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import all_families
 from support.checkpoints import random_weights, small_config, written
 
 Change = Callable[[dict[str, Tensor]], None]

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM

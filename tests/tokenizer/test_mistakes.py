@@ -10,8 +10,9 @@ import torch
 from glmkit.errors import TokenizerError
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.families.glm_text import GLMTokenizer
-from glmkit.tokenizer.base import IncrementalDecoder, Tokenizer
 from glmkit.tokenizer.byte_bpe import ByteBPE
+from glmkit.tokenizer.incremental import IncrementalDecoder
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from glmkit.tokenizer.wordpiece import WordPiece
 from tokenizer.small_vocabularies import WORDS, bpe_texts, sentencepiece_bytes

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer import trained as bpe
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import SPECIAL_STRINGS, TrainedTokenizer, has_tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.shared import shared_dir

@@ -4,8 +4,8 @@ import base64
 import random
 
 from glmkit.config import SpecialIds
-from glmkit.tokenizer.ranks import RankVocabulary
-from glmkit.tokenizer.tiktoken import TiktokenTokenizer
+from glmkit.tokenizer.bpe_ranks import RankVocabulary
+from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 
 SPECIALS = ("<|end|>", "[MASK]", "[gMASK]", "<sop>", "<eop>", "<|user|>", "<|assistant|>", "<|observation|>")
 
@@ -27,7 +27,7 @@ def rank_file(seed: int = 0, joined: int = 60, stray: int = 5, alphabet: str = "
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
-def tiny_tokenizer(seed: int = 0, *, spaced: bool = True) -> TiktokenTokenizer:
+def tiny_tokenizer(seed: int = 0, *, spaced: bool = True) -> ByteLevelTokenizer:
     vocabulary = RankVocabulary(rank_file(seed))
     ids = {name: vocabulary.size + number for number, name in enumerate(SPECIALS)}
     roles = SpecialIds(
@@ -40,4 +40,4 @@ def tiny_tokenizer(seed: int = 0, *, spaced: bool = True) -> TiktokenTokenizer:
         sop=ids["<sop>"],
         eop=ids["<eop>"],
     )
-    return TiktokenTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=spaced)
+    return ByteLevelTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=spaced)

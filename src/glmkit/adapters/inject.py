@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError, RequestError
-from glmkit.families.base import Family
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import Family
 from glmkit.model import GLM
 
 from .attached import AdapterInfo, Attached, attach, find_attached, float_tensor, set_parameter

@@ -8,8 +8,8 @@ from torch import nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.families.base import Family
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import Family
 from glmkit.model import GLM
 
 from .attached import AdapterInfo, Attached, attach, float_tensor

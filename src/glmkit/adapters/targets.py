@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, closest
-from glmkit.families.base import Family, all_families
 from glmkit.families.common.layout import Layout, Rule, head_rule
 from glmkit.families.common.native_layout import OWN as OWN_LAYOUT
+from glmkit.families.family import Family, all_families
 
 OWN = OWN_LAYOUT.name
 # Where LoRA may go; the embedding and the head are used by their weight, not called.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmkit.errors import CheckpointError
-from glmkit.families.base import Family, all_families, family_named
 from glmkit.families.common.layout import Container, Layout, template_match
+from glmkit.families.family import Family, all_families, family_named
 
 
 @dataclass(frozen=True)

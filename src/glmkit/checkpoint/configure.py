@@ -10,9 +10,9 @@ import yaml
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.families.base import preset, preset_names
 from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
+from glmkit.families.family import preset, preset_names
 
 from .detect import CONFIG_FILES
 

@@ -10,8 +10,8 @@ import torch
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.base import Family
 from glmkit.families.common.layout import Layout, Published, Rule, template_match
+from glmkit.families.family import Family
 
 from .configure import generation_of, no_config
 from .published_weights import Source

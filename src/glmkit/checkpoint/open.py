@@ -7,9 +7,9 @@ from typing import Any
 
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.families.base import Family, all_families
 from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
+from glmkit.families.family import Family, all_families
 
 from .choose_layout import choose_layout
 from .configure import ConfigLike, Given, configure, read_given

@@ -18,7 +18,7 @@ from glmkit.diagnosis.finding import Finding, Level
 from glmkit.diagnosis.forecast import Use
 from glmkit.diagnosis.report import Report
 from glmkit.errors import RequestError, size_text
-from glmkit.families.base import family_named
+from glmkit.families.family import family_named
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("ok", "green"),

@@ -13,7 +13,7 @@ from glmkit.config import GLMConfig
 from glmkit.diagnosis.config_alone import config_of_directory
 from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes
 from glmkit.errors import ConfigError, size_text
-from glmkit.families.base import all_families, preset, preset_names
+from glmkit.families.family import all_families, preset, preset_names
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import joined
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.config import TrainConfig
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData

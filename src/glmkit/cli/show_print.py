@@ -10,7 +10,7 @@ from rich.text import Text
 
 from glmkit.data.packing import Batch
 from glmkit.model.masks import Segments, dense_from_segments
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 # --- FOLDED cli/show_view
 # One sample of a batch as plain values: what `glm show` prints and its --json form.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmkit.errors import DataError
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from glmkit.errors import DataError, TokenizerError
 from glmkit.files import atomic_directory
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, TextSample, TokenizerKind, train_tokenizer
 
 from .encoding import encode_all

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from glmkit.errors import DataError, TokenizerError
 from glmkit.files import atomic_directory, atomic_write, sha256_file
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
 from .encoding import DTYPES, Encoded, encode, token_dtype

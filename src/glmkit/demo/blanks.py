@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmkit.errors import DataError, TokenizerError
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
 # --- FOLDED demo/names

@@ -21,7 +21,7 @@ from glmkit.adapters.lora_files import read_lora
 from glmkit.adapters.prefix_files import check_settings
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
-from glmkit.families.base import Family
+from glmkit.families.family import Family
 from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glmkit.config import GLMConfig
-from glmkit.families.base import preset, preset_names
+from glmkit.families.family import preset, preset_names
 
 from .finding import Finding
 from .listing import Listing

@@ -10,9 +10,9 @@ from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError
-from glmkit.families.base import Family, all_families
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
+from glmkit.families.family import Family, all_families
 
 from .contents import read_settings
 from .listing import list_directory

@@ -7,7 +7,7 @@ from typing import Any
 
 from glmkit.checkpoint.detect import CONFIG_FILES
 from glmkit.errors import size_text
-from glmkit.families.base import all_families
+from glmkit.families.family import all_families
 
 from .finding import Finding, Level, names_text
 from .listing import Entry, Kind, Listing

@@ -12,7 +12,7 @@ from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError
-from glmkit.families.base import preset, preset_names
+from glmkit.families.family import preset, preset_names
 
 from .adapter import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step

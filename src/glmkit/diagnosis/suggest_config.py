@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from glmkit.checkpoint.detect import CONFIG_FILES
 from glmkit.checkpoint.files.tensors import TensorFile
-from glmkit.families.base import all_families
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import all_families
 
 from .finding import Finding, names_text
 from .headers import Headers, tensor_names

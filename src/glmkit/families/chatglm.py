@@ -13,10 +13,10 @@ from typing import Any
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 from glmkit.errors import ConfigError
 
-from .base import Family
 from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
 from .common.config_keys import Keys, paddle_degree
 from .common.layout import Alias, Derived, Layout, Published, Rule
+from .family import Family
 
 _AXES: dict[str, Any] = {
     "family": "chatglm",

@@ -10,9 +10,9 @@ from typing import Any
 from glmkit.config import GLMConfig, SpecialIds
 
 from . import chatglm2_text, chatglm3_text
-from .base import Family
 from .common.layout import Layout, Published
 from .common.multiquery import AXES, layout, read, write, write_remote
+from .family import Family
 
 _VOCABULARY = 65024
 _SPECIAL = SpecialIds(pad=0, eos=2, cls=None, mask=64789, smask=64791, gmask=64790, sop=64792, eop=64793, unk=0)

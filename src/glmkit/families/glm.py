@@ -12,9 +12,9 @@ from typing import Any
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 
-from .base import Family
 from .common.config_keys import Keys, paddle_degree
 from .common.layout import WRAPPERS, Layout, Published, Rule
+from .family import Family
 from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
 
 

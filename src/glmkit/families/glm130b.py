@@ -9,9 +9,9 @@ from typing import Any
 
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 
-from .base import Family
 from .common.config_keys import Keys
 from .common.layout import Derived, Layout, Published, Rule
+from .family import Family
 from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
 
 _VOCABULARY = 150528

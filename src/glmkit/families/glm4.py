@@ -10,10 +10,10 @@ from typing import Any
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
 
-from .base import Family
 from .common.config_keys import Keys, special_within
 from .common.layout import Alias, Layout, Published, Rule
 from .common.multiquery import AXES, layout, read, write_remote
+from .family import Family
 from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
 
 _VOCABULARY = 151552

@@ -11,9 +11,9 @@ from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
+from glmkit.tokenizer.bpe_ranks import RankVocabulary
+from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.ranks import RankVocabulary
-from glmkit.tokenizer.tiktoken import TiktokenTokenizer
 from glmkit.tokenizer.vocabulary_files import (
     JsonVocabulary,
     check_entries,
@@ -127,7 +127,7 @@ SPECIAL_TOKENS = (
 )
 
 
-def load_tokenizer(directory: Path, config: GLMConfig | None) -> TiktokenTokenizer | None:
+def load_tokenizer(directory: Path, config: GLMConfig | None) -> ByteLevelTokenizer | None:
     """The tokenizer of a published directory: `tokenizer.model` (ranks), else `tokenizer.json`; None without either.
 
     Raises TokenizerError for files of another kind.
@@ -140,11 +140,11 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> TiktokenTokeniz
         check_entries(str(ranks), model.size, None if config is None else config.vocab_size, _ENTRIES)
         specials = _declared(files.get(CONFIG_FILE), settings, model.size)
         specials = specials or {name: model.size + number for number, name in enumerate(SPECIAL_TOKENS)}
-        return TiktokenTokenizer(model, specials, _roles(specials, ranks), opening=OPENING, beside=files)
+        return ByteLevelTokenizer(model, specials, _roles(specials, ranks), opening=OPENING, beside=files)
     if described.is_file():
         plain = JsonVocabulary(read_vocabulary(described), source=str(described))
         roles = _roles(plain.specials, described)
-        return TiktokenTokenizer(plain, plain.specials, roles, opening=OPENING, spaced=False, beside=files)
+        return ByteLevelTokenizer(plain, plain.specials, roles, opening=OPENING, spaced=False, beside=files)
     return None
 
 

@@ -11,11 +11,11 @@ from typing import Any, cast, get_args
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, TokenizerError
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
-from .base import Family, all_families, family_named, preset
 from .common.native_layout import FORMAT_KEY, OWN
+from .family import Family, all_families, family_named, preset
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from glmkit.config import SpecialIds
 from glmkit.errors import RequestError
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .sampling import check_type
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from glmkit.tokenizer.base import IncrementalDecoder, Tokenizer
 from glmkit.tokenizer.chat_template import ChatTemplate, ReplyStream
+from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 
 class TextReader(Protocol):

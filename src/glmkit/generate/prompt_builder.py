@@ -8,9 +8,9 @@ from numbers import Integral
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
 from glmkit.loading import Parts
-from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .blank_text import BlankText
 from .prompt import Prompt

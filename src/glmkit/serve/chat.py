@@ -11,8 +11,8 @@ from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
 from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.session import LM
-from glmkit.tokenizer.base import IncrementalDecoder
 from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.incremental import IncrementalDecoder
 
 from .errors import ApiError
 from .logprobs import LogprobWriter

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 
 from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
-from glmkit.tokenizer.base import Tokenizer
 from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .chat import chat_template
 from .request_jobs import Jobs, refused

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from glmkit.generate.outputs import TokenLogprob as Chosen
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .schema.common import Alternative, ChatLogprobs, TextLogprobs, TokenLogprob
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from .streams import ByteText
+from .incremental import ByteText
 from .text_model import check_id
 
 

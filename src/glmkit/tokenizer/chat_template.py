@@ -11,7 +11,7 @@ from typing import Any
 
 from glmkit.errors import RequestError, TokenizerError
 
-from .base import IncrementalDecoder
+from .incremental import IncrementalDecoder
 from .inputs import InputTokenizer
 from .reply_cleaning import Gathered, ReplyCleaner
 

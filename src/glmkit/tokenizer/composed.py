@@ -10,10 +10,10 @@ from typing import Literal
 
 from glmkit.config import SpecialIds
 
-from .explanation import TokenKind
+from .explain import TokenKind
+from .incremental import FilteredStream, clean_up_filters
 from .inputs import InputTokenizer
-from .streams import FilteredStream, IdStream, clean_up_filters
-from .text_model import TextModel, as_ids, as_texts, check_id, check_text
+from .text_model import IdStream, TextModel, as_ids, as_texts, check_id, check_text
 from .vocabulary_files import write_vocabularies
 
 # --- FOLDED tokenizer/special_text

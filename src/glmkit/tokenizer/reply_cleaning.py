@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
-from .streams import TextFilter
+from .incremental import TextFilter
 
 
 class ReplyCleaner(Protocol):

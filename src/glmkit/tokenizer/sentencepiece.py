@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from glmkit.errors import TokenizerError
 
-from .streams import ByteText
+from .incremental import ByteText
 from .text_model import check_id, check_unicode
 from .vocabulary_files import read_vocabulary
 

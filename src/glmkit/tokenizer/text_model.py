@@ -1,13 +1,23 @@
 """A vocabulary alone: plain text to ids and back, knowing nothing of special strings or of what models expect."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import index as whole
 from typing import Protocol
 
 from glmkit.errors import TokenizerError
 
-from .streams import IdStream
+
+class IdStream(Protocol):
+    """Ids in, text out."""
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that these ids make certain."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back, at the end of the ids. The stream is used up."""
+        ...
 
 
 class TextModel(Protocol):

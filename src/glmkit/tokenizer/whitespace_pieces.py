@@ -8,9 +8,9 @@ meaning hides behind them. Source: `THUDM/chatglm-6b:tokenization_chatglm.py` (S
 import re
 from collections.abc import Sequence
 
+from .incremental import FilteredStream, ReplacePattern, TextFilter
 from .sentencepiece import SentencePieceModel
-from .streams import FilteredStream, IdStream, ReplacePattern, TextFilter
-from .text_model import check_id
+from .text_model import IdStream, check_id
 
 _LINE, _TAB = "<n>", "<|tab|>"
 _LONGEST_BLANK = 80

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 from glmkit.checkpoint.native import read_config
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.families.base import preset
+from glmkit.families.family import preset
 from glmkit.objective.config import ObjectiveConfig
 
 from .schedule import BatchPlan, BatchRamp, Schedule

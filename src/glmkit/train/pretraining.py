@@ -19,7 +19,7 @@ from glmkit.files import atomic_write
 from glmkit.model import GLM, init_weights
 from glmkit.parallel.blocks import apply_compile, apply_recompute
 from glmkit.parallel.mesh import Ranks
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .checkpoints import CheckpointStore, RunLock, read_state, write_final_model
 from .config import TrainConfig

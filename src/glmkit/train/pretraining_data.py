@@ -18,7 +18,7 @@ from glmkit.objective.blank_infilling import BlankInfilling
 from glmkit.objective.config import ObjectiveConfig
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.objective.sentences import sentence_end_table
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .config import TrainConfig
 from .validation import FixedBatches

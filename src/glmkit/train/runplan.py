@@ -9,7 +9,7 @@ from glmkit.config import GLMConfig
 from glmkit.devices import CPU
 from glmkit.errors import ConfigError
 from glmkit.model import GLM
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .config import TrainConfig
 from .forecast import Forecast, forecast

@@ -12,7 +12,7 @@ from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.generate.outputs import Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.kinds import KINDS
 from support.tiny import tiny_config

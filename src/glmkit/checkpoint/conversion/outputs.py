@@ -15,8 +15,8 @@ from glmkit.checkpoint.files.stream import Writer
 from glmkit.checkpoint.files.torch_writer import write_torch
 from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.errors import CheckpointError
-from glmkit.families.base import Family
 from glmkit.families.common.layout import Layout
+from glmkit.families.family import Family
 
 WeightsFormat = Literal["safetensors", "bin"]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

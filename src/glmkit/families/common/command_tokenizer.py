@@ -9,9 +9,9 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
+from glmkit.tokenizer.bpe_ranks import looks_like_ranks
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
 from glmkit.tokenizer.inputs import Side
-from glmkit.tokenizer.ranks import looks_like_ranks
 from glmkit.tokenizer.sentencepiece import SentencePieceModel, SentencePieceRun
 from glmkit.tokenizer.vocabulary_files import check_entries, read_vocabulary
 

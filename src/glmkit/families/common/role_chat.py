@@ -19,9 +19,9 @@ from glmkit.tokenizer.chat_template import (
     token_id,
     without_part_of,
 )
+from glmkit.tokenizer.incremental import Replace
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.reply_cleaning import Gathered, Stripped
-from glmkit.tokenizer.streams import Replace
 
 _NEXT = "<|assistant|>"  # in a reply: another message of the assistant follows
 

@@ -19,9 +19,9 @@ from glmkit.tokenizer.chat_template import (
     to_pairs,
     without_part_of,
 )
+from glmkit.tokenizer.incremental import Replace, TextFilter
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.reply_cleaning import StrippedReply
-from glmkit.tokenizer.streams import Replace, TextFilter
 
 _WIDE_MARKS = dict(zip(",!:;?", "，！：；？", strict=True))
 _NARROW_BESIDE_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")

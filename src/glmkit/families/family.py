@@ -11,7 +11,7 @@ from typing import Any
 from glmkit import families
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, did_you_mean
-from glmkit.tokenizer.base import Tokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .common.layout import Layout
 

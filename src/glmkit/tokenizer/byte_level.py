@@ -11,8 +11,8 @@ from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 
 from .composed import ComposedTokenizer, Decoding, Marker, Reading
+from .incremental import ByteText
 from .inputs import Side
-from .streams import ByteText
 from .text_model import TextModel, as_ids
 from .vocabulary_files import write_vocabularies
 
@@ -24,7 +24,7 @@ class ByteModel(TextModel, Protocol):
     files: dict[str, bytes]
 
 
-class TiktokenTokenizer(ComposedTokenizer):
+class ByteLevelTokenizer(ComposedTokenizer):
     """A `Tokenizer` over a `ByteModel`. Every input begins with the `opening` tokens; there is no form for pairs.
 
     specials: string -> id of the tokens behind the vocabulary. special: those that have a role. spaced: decoded special

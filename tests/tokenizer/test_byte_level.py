@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer.base import IncrementalDecoder
-from glmkit.tokenizer.base import Tokenizer as TokenizerProtocol
+from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.byte_tokens import byte_alphabet
-from glmkit.tokenizer.tiktoken import TiktokenTokenizer
+from glmkit.tokenizer.incremental import IncrementalDecoder
+from glmkit.tokenizer.protocol import Tokenizer as TokenizerProtocol
 from glmkit.tokenizer.vocabulary_files import JsonVocabulary
 from tokenizer.tiny_ranks import SPECIALS, tiny_tokenizer
 
@@ -58,7 +58,7 @@ def by_parts(ids: list[int], *, skip: bool, spaced: bool) -> str:
 @pytest.mark.parametrize("tokenizer", [SPACED, JOINED], ids=["spaced", "joined"])
 @settings(max_examples=200, deadline=None)
 @given(ids_lists)
-def test_decoding_whole_and_step_by_step(tokenizer: TiktokenTokenizer, skip: bool, ids: list[int]) -> None:
+def test_decoding_whole_and_step_by_step(tokenizer: ByteLevelTokenizer, skip: bool, ids: list[int]) -> None:
     whole = tokenizer.decode(ids, skip_specials=skip)
     assert whole == by_parts(ids, skip=skip, spaced=tokenizer is SPACED)
     decoder = IncrementalDecoder(tokenizer, skip_specials=skip)
@@ -112,7 +112,7 @@ def json_file() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def from_json() -> TiktokenTokenizer:
+def from_json() -> ByteLevelTokenizer:
     vocabulary = JsonVocabulary(json_file())
     ids = vocabulary.specials
     roles = SpecialIds(
@@ -125,10 +125,10 @@ def from_json() -> TiktokenTokenizer:
         sop=ids["<sop>"],
         eop=ids["<eop>"],
     )
-    return TiktokenTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=False)
+    return ByteLevelTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=False)
 
 
-def test_a_tokenizer_json_gives_what_the_library_gives(from_json: TiktokenTokenizer) -> None:
+def test_a_tokenizer_json_gives_what_the_library_gives(from_json: ByteLevelTokenizer) -> None:
     library = Tokenizer.from_str(json_file().decode())
     for text in ("abab ab 中é", "a<|user|>b[gMASK]", "", "😀\n"):
         ids = library.encode(text, add_special_tokens=False).ids

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer import ranks
-from glmkit.tokenizer.ranks import SPLIT_PATTERN, RankVocabulary, looks_like_ranks, parse_ranks, segments
+from glmkit.tokenizer import bpe_ranks as ranks
+from glmkit.tokenizer.bpe_ranks import SPLIT_PATTERN, RankVocabulary, looks_like_ranks, parse_ranks, segments
 from support.shared import shared_dir
 from tokenizer.tiny_ranks import rank_file
 
