@@ -302,7 +302,7 @@ def test_streams_of_generate() -> None:
         ({"query": "q", "max_length": 1.5}, "max_length is 1.5; give a whole number"),
         ({"query": "q", "max_length": 9, "max_new_tokens": 9}, "both max_new_tokens and max_length"),
         ({"query": "q", "temperature": -1}, "temperature is -1; give 0"),
-        ({"query": "q", "top_p": 0}, "top_p is 0; it must be in"),
+        ({"query": "q", "top_p": 0}, "top_p is 0; give more than 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments: dict[str, Any], reason: str) -> None:

@@ -276,7 +276,7 @@ def test_chat_takes_the_options_of_decoding(family: str) -> None:
         (lambda lm: lm.answers([[]]), "text 0 has no tokens"),
         (lambda lm: lm.answers(["a", [10**6]]), "text 1 has the id 1000000; the model's ids are 0 to "),
         (lambda lm: lm.answers(["a", "the fox " * 400]), r"text 1 has \d+ tokens, the model takes 512"),
-        (lambda lm: lm.continue_job("a", {"nn": 1}), "unknown parameter 'nn'; did you mean 'n'"),
+        (lambda lm: lm.continue_job("a", {"nn": 1}), "unknown option 'nn'; did you mean 'n'"),
         (lambda lm: lm.chat_job([]), "was not taught to chat"),
     ],
 )  # fmt: skip

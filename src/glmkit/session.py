@@ -6,8 +6,8 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from typing import Any, Unpack
 
 from .checkpoint.configure import ConfigLike
@@ -21,9 +21,18 @@ from .generate.jobs.answers import AnswersJob, make_job
 from .generate.jobs.beam_search import BeamsJob
 from .generate.jobs.infill import Filled, FillJob
 from .generate.outputs import Answer, Ended, Listener, Piece
-from .generate.params import MAX_BEAMS, ChatOptions, GenerationOptions, GenerationParams, SpanOptions, read_params
+from .generate.params import (
+    MAX_BEAMS,
+    OPTIONS,
+    ChatOptions,
+    GenerationOptions,
+    GenerationParams,
+    SpanOptions,
+    Values,
+    check_type,
+    read_params,
+)
 from .generate.prompt_builder import Prompts
-from .generate.sampling import check_type
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .model.fingerprint import Fingerprint
@@ -142,7 +151,7 @@ class LM:
     def continue_job(
         self,
         text: str | Sequence[int],
-        params: GenerationParams | Mapping[str, Any] | None = None,
+        params: GenerationParams | Values | None = None,
         *,
         own_stops: bool = True,
         whole: bool = True,
@@ -178,9 +187,7 @@ class LM:
         """`fill` for several texts in one batch; each result is the same as alone."""
         if "max_new_tokens" in options:
             raise RequestError("max_new_tokens is not an option of blanks; give max_tokens, the limit of each")
-        check_type("max_tokens", max_tokens, Integral, "a whole number")
-        if max_tokens < 1:
-            raise RequestError(f"max_tokens is {max_tokens}; give at least 1")
+        replace(OPTIONS["max_new_tokens"], name="max_tokens").checked(max_tokens)
         params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order"))
         _one_answer(params, "fill_job")
         jobs = [
@@ -192,7 +199,7 @@ class LM:
     def fill_job(
         self,
         text: str,
-        params: GenerationParams | Mapping[str, Any] | None = None,
+        params: GenerationParams | Values | None = None,
         *,
         order: str | None = None,
         listener: Listener | None = None,
@@ -303,7 +310,7 @@ class LM:
         )
 
 
-def _params(params: GenerationParams | Mapping[str, Any] | None) -> GenerationParams:
+def _params(params: GenerationParams | Values | None) -> GenerationParams:
     return params if isinstance(params, GenerationParams) else GenerationParams.from_mapping(params or {})
 
 

@@ -224,7 +224,7 @@ def test_what_is_set_and_said_is_shown(lm: LM, directory: Path) -> None:
         "glm chat: seed is '-1.5'; give a number or default",
     ]
     assert said[8].startswith("clear, /clear")
-    assert said[-4] == "glm chat: temperature is -2.0; give 0 (greedy) or more"
+    assert said[-4] == "glm chat: temperature is -2.0; give at least 0"
     assert said[-3].startswith("glm chat: ChatGLM2-6B knows no role 'system'")
     assert said[-2:] == ["system: ", "glm chat: 4 of the lines could not be answered"]
 
@@ -257,7 +257,7 @@ def test_parameters_of_decoding(lm: LM, directory: Path) -> None:
 
 def test_tools_from_a_file(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, path = small_chat("chatglm3", max_positions=2048), tmp_path / "tools.json"
-    monkeypatch.setattr("glmkit.cli.chat.load", lambda *_, **__: lm)
+    monkeypatch.setattr("glmkit.cli.text_input.load", lambda *_, **__: lm)
     tools = [{"name": "track", "description": "d", "parameters": {"symbol": {"type": "string"}}}]
     path.write_text(json.dumps(tools))
     history = tmp_path / "history.json"

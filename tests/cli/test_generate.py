@@ -3,19 +3,16 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import glmkit
 from glmkit.checkpoint.native import write_model
-from glmkit.cli.chat import WITHOUT as CHAT_WITHOUT
-from glmkit.cli.fill import WITHOUT as FILL_WITHOUT
-from glmkit.cli.generation_options import NUMBERS, add_generation_arguments, generation_options
+from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.main import main
 from glmkit.cli.parser import OneLineParser
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.params import OPTIONS, Face, GenerationParams, options_of
 from glmkit.session import LM
 from support.served_models import small_base
 
@@ -111,7 +108,7 @@ def test_fill_takes_the_options_of_one_answer(run: Run, lm: LM) -> None:
         (["--num_beams", "2", "--temperature", "1"], "temperature does not go with num_beams 2"),
         (["--early_stopping", "perhaps"], "invalid choice: 'perhaps'"),
         (["--stop_ids", "x"], "stop_ids has ['x']; give whole numbers"),
-        (["--top_p", "7"], "top_p is 7.0; it must be in (0, 1]"),
+        (["--top_p", "7"], "top_p is 7.0; give more than 0, at most 1"),
         (["--min_q", "7"], "unrecognized arguments: --min_q 7; did you mean --min_p?"),
     ],
 )
@@ -124,15 +121,15 @@ def test_mistakes_are_one_line(run: Run, arguments: list[str], reason: str) -> N
 
 def test_there_is_an_option_for_every_parameter() -> None:
     parser = OneLineParser(prog="glm x")
-    add_generation_arguments(parser)
+    add_generation_arguments(parser, "generate")
     values = generation_options(parser.parse_args([]))
     assert GenerationParams(**values) == GenerationParams()
-    texts = {"stop", "stop_ids", "forbidden", "early_stopping", "beam_length"}
-    assert {field.name for field in fields(GenerationParams)} - texts == set(NUMBERS)
-    unset = OneLineParser(prog="glm y")
-    add_generation_arguments(unset, without=["n"], unset={"top_p": "the family's"})
-    assert {*values} - {*generation_options(unset.parse_args([]))} == {"top_p", "n"}
-    assert "(default: the family's)" in unset.format_help()
+    assert {*OPTIONS} - {*values} == {"stop", "stop_ids", "forbidden", "logprobs"}  # None unless given
+    chat = OneLineParser(prog="glm y")
+    add_generation_arguments(chat, "chat")
+    missing = {"max_new_tokens", "temperature", "top_p", "seed"} | {*OPTIONS} - {row.name for row in options_of("chat")}
+    assert {*values} - {*generation_options(chat.parse_args([]))} == missing - {"logprobs"} - {"stop"}
+    assert "(default: the family's published one)" in " ".join(chat.format_help().split())
 
 
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "prompt_lookup", "prompt_lookup_ngram")
@@ -146,17 +143,17 @@ def test_help_names_every_default_once(verb: str, capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.partition("--help")[2].split())
     _, *options = re.split(r" --(?=[a-z_]+ (?:[A-Z]+|\{\S+\}) )", text)
     found = {option.split()[0]: option for option in options}
-    without = {"fill": FILL_WITHOUT, "chat": CHAT_WITHOUT}.get(verb, ())
     free = {"max_new_tokens", "temperature", "top_p", "seed"} if verb == "chat" else set()
-    for field in fields(GenerationParams):
-        if field.name in without:
-            assert field.name not in found
+    face: dict[str, Face] = {"generate": "generate", "fill": "fill", "chat": "chat"}
+    for option in OPTIONS.values():
+        if option not in options_of(face[verb]):
+            assert option.name not in found
             continue
-        (named,) = re.findall(r"default: ([^)]+)\)", found[field.name])
-        if field.name in free:
+        (named,) = re.findall(r"default: ([^)]+)\)", found[option.name])
+        if option.name in free:
             assert named.startswith(("the family's", "what the family's", "a new one"))
         else:
-            assert named == ("none" if field.default in (None, ()) else str(field.default).lower())
-        assert field.name not in _LENGTHS or "tokens" in found[field.name]
+            assert named == ("none" if option.default in (None, ()) else str(option.default).lower())
+        assert option.name not in _LENGTHS or "tokens" in found[option.name]
     if verb == "fill":
         assert "in tokens (default: 64)" in found["max_tokens"]

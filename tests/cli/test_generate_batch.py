@@ -42,7 +42,7 @@ def chat(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes every directory hold a chat model."""
 
     def use(family: str) -> Path:
-        monkeypatch.setattr("glmkit.cli.generate_batch.load", lambda *_, **__: chat_lm(family))
+        monkeypatch.setattr("glmkit.cli.text_input.load", lambda *_, **__: chat_lm(family))
         return base
 
     return use

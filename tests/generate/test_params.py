@@ -1,12 +1,17 @@
 """What a request may ask: defaults, limits, unknown names, combinations."""
 
+import re
 from typing import Any
 
 import pytest
 
+from glmkit.cli.chat_dialogue import help_text
+from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.parser import OneLineParser
 from glmkit.errors import RequestError
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.params import OPTIONS, ChatOptions, Face, GenerationOptions, GenerationParams, Option, SpanOptions
 from glmkit.generate.sampling import Sampling
+from glmkit.serve.schema.common import Body, with_options
 
 
 def test_the_default_is_one_greedy_answer() -> None:
@@ -27,8 +32,8 @@ def test_the_default_is_one_greedy_answer() -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": True}, "temperature is True; give a number"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0}, "top_p is 0"),
-        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"top_p": 0}, "top_p is 0; give more than 0, at most 1"),
+        ({"min_p": 1.5}, "min_p is 1.5; give from 0 to 1, 0 is off"),
         ({"min_p": float("nan")}, "min_p is nan"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; give more than 0"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
@@ -40,7 +45,7 @@ def test_the_default_is_one_greedy_answer() -> None:
         ({"stop": ["a", 5]}, "one of stop is 5; give a text"),
         ({"stop": ""}, "stop has an empty text"),
         ({"stop": ["x"] * 1000}, "stop has 1000 texts; give at most 16"),
-        ({"stop_ids": [3, -4]}, "stop_ids has -4"),
+        ({"stop_ids": [3, -4]}, "one of stop_ids is -4; give at least 0"),
         ({"stop_ids": "ab"}, "stop_ids is 'ab'; give a list of ids"),
         ({"forbidden": [1.5]}, "one of forbidden is 1.5; give an id"),
         ({"seed": 1.5}, "seed is 1.5; give a whole number"),
@@ -59,10 +64,10 @@ def test_the_default_is_one_greedy_answer() -> None:
         ({"length_penalty": 1e9}, "length_penalty is 1000000000.0; give from -50 to 50"),
         ({"early_stopping": "always"}, "early_stopping is 'always'; give true, false or 'never'"),
         ({"early_stopping": 1}, "early_stopping is 1"),
-        ({"beam_length": "all"}, "beam_length is 'all'"),
-        ({"max_tokns": 3}, "unknown parameter 'max_tokns'"),
-        ({"repetition_penality": 3}, "unknown parameter 'repetition_penality'; did you mean 'repetition_penalty'?"),
-        ({5: 3}, "unknown parameter 5; known are max_new_tokens"),
+        ({"beam_length": "all"}, "beam_length is 'all'; give 'row' or 'answer'"),
+        ({"max_tokns": 3}, "unknown option 'max_tokns'"),
+        ({"repetition_penality": 3}, "unknown option 'repetition_penality'; did you mean 'repetition_penalty'?"),
+        ({5: 3}, "unknown option 5; known are beam_length, "),
     ],
 )
 def test_mistakes_in_one_line(values: dict[Any, Any], words: str) -> None:
@@ -90,3 +95,44 @@ def test_every_choice_has_its_own_noise() -> None:
     seeds = [params.choice(index).seed for index in range(3)]
     assert seeds[0] == 5
     assert len(set(seeds)) == 3
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_keywords_are_those_of_the_table() -> None:
+    assert {*GenerationOptions.__annotations__} == {*OPTIONS}
+    assert {*SpanOptions.__annotations__} == {*OPTIONS} - {"max_new_tokens"}
+    assert {*ChatOptions.__annotations__} - {*OPTIONS} == {"system", "role", "tools", "max_length"}
+    assert {*OPTIONS} <= {*ChatOptions.__annotations__}
+
+
+def test_every_row_is_complete_and_its_default_is_allowed() -> None:
+    for name, option in OPTIONS.items():
+        assert option.name == name
+        assert option.help
+        assert not option.help.endswith(".")
+        assert option.checked(option.default) == option.default
+
+
+def test_a_new_option_is_on_every_face_with_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Option("share of surprise", low=0, high=1, off=1, api="typical", name="typical_p", kind=float, default=1.0)
+    monkeypatch.setitem(OPTIONS, "typical_p", row)
+    faces: tuple[Face, ...] = ("generate", "fill", "chat")
+    for face in faces:
+        parser = OneLineParser(prog="glm x")
+        add_generation_arguments(parser, face)
+        assert "share of surprise, from 0 to 1 (default: 1.0)" in " ".join(parser.format_help().split())
+        assert generation_options(parser.parse_args(["--typical_p", "0.5"]))["typical_p"] == 0.5
+    assert re.search(r"/typical_p +share of surprise", help_text())
+
+    @with_options("infill")
+    class Asked(Body):
+        """A body."""
+
+    schema = Asked.model_json_schema()["properties"]["typical"]
+    assert schema["description"] == "Share of surprise."
+    assert {"minimum": 0, "maximum": 1, "type": "number"} in schema["anyOf"]
+    with pytest.raises(RequestError, match=r"typical_p is 2; give from 0 to 1, 1 is off") as caught:
+        row.checked(2)
+    assert caught.value.param == "typical_p"

@@ -270,24 +270,24 @@ def test_parameters() -> None:
     fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 7, "presence_penalty": 1}
     more = {"n": 2, "stop": "x", "min_tokens": 1, "prompt_lookup": 4, "logprobs": True, "top_logprobs": 3}
     body = ChatRequest.model_validate({**BODIES[ChatRequest], **fields, **more})
-    expected = {**fields, "n": 2, "stop": ("x",), "min_new_tokens": 1, "prompt_lookup": 4, "logprobs": 3}
-    assert body.answering() == expected
-    assert GenerationParams.from_mapping(body.answering()).stop == ("x",)
+    expected = {**fields, "n": 2, "stop": "x", "min_new_tokens": 1, "prompt_lookup": 4, "logprobs": 3}
+    assert body.options() == expected
+    assert GenerationParams.from_mapping(body.options()).stop == ("x",)
 
 
 def test_a_missing_seed_is_a_new_one() -> None:
-    seeds = {ChatRequest.model_validate(BODIES[ChatRequest]).answering()["seed"] for _ in range(5)}
+    seeds = {ChatRequest.model_validate(BODIES[ChatRequest]).options()["seed"] for _ in range(5)}
     assert len(seeds) == 5
 
 
 def test_beams_are_greedy_and_give_the_best() -> None:
     body = CompletionRequest.model_validate({"model": "m", "prompt": "p", "num_beams": 4, "n": 2, "seed": 1})
-    assert body.answering() == {"num_beams": 4, "num_return_sequences": 2, "temperature": 0.0, "seed": 1}
+    assert body.options() == {"num_beams": 4, "num_return_sequences": 2, "temperature": 0.0, "seed": 1}
 
 
 def test_a_top_p_of_zero_leaves_the_likeliest_token() -> None:
     body = CompletionRequest.model_validate({"model": "m", "prompt": "p", "top_p": 0})
-    assert 0 < body.answering()["top_p"] < 1e-6
+    assert 0 < body.options()["top_p"] < 1e-6
 
 
 @pytest.mark.parametrize(

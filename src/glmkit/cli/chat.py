@@ -2,23 +2,12 @@
 
 import json
 import sys
-from argparse import ArgumentParser
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
-from glmkit import load
 from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, Lines, read_tools, reason_of
-from glmkit.cli.generation_options import SEVERAL, add_generation_arguments, generation_options
-from glmkit.cli.text_input import add_load_arguments, load_options
+from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import GLMKitError, RequestError
-
-# A turn has one reply, and what is known of its tokens has no place in a terminal.
-WITHOUT = (*SEVERAL, "logprobs")
-_UNSET = {
-    "max_new_tokens": "what the family's published length leaves",
-    "temperature": "the family's published one",
-    "top_p": "the family's published one",
-    "seed": "a new one each time",
-}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,12 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too',
     )
     add_load_arguments(parser)
-    add_generation_arguments(parser, without=WITHOUT, unset=_UNSET)
+    add_generation_arguments(parser, "chat")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Talk until `stop` or the end of the input. Status 2 when a line of a pipe could not be answered."""
-    lm = load(args.model, **load_options(args))
+    lm = open_model(args)
     template = lm.chat_template
     file = None if args.history is None else HistoryFile(args.history)
     dialogue = Dialogue(

@@ -1,23 +1,20 @@
-"""The conversation of `glm chat`: commands, parameters on the fly, answers, the history file."""
+"""The conversation of `glm chat`: its lines and files, its commands, options set on the fly, answers."""
 
 import contextlib
 import json
 import re
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
 
-from glmkit.cli.generation_options import NUMBERS, SEVERAL
 from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
 from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.params import GenerationParams, Option, Values, options_of
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import to_messages
-
-# --- FOLDED cli/chat_files
-# The files of `glm chat`: the history it keeps, the tools it offers.
 
 
 class HistoryFile:
@@ -62,31 +59,75 @@ def read_tools(path: str) -> list[dict[str, Any]]:
     return tools
 
 
-HELP = """\
-clear, /clear        forget the conversation (the system message stays)
-stop, /stop          end; so does the end of the input
-/system TEXT         set the system message; without a TEXT show it
-/temperature 0.3     also /top_p, /top_k, /min_p, /seed, /max_new_tokens, /min_new_tokens, /repetition_penalty,
-                     /presence_penalty, /frequency_penalty, /no_repeat_ngram_size, /prompt_lookup, /prompt_lookup_ngram;
-                     "default" for the model's own; without a value show it
-/retry               answer the last message again
-/history             show the conversation
-/help                this
-//text               say "/text"
-Ctrl-C               stop the answer; twice in a row while nothing is being answered: end"""
+class Lines:
+    """Lines from a terminal, with the prompts of the original demos, or from a pipe, without."""
 
-# What may be set on the fly.
-_NUMBERS = {name: kind for name, kind in NUMBERS.items() if name not in (*SEVERAL, "logprobs")}
+    def __init__(self, *, name: str, prompts: bool) -> None:
+        """name: the model's, shown before its replies."""
+        self.shown = prompts and sys.stdin.isatty() and sys.stdout.isatty()
+        self._name = name
+        if self.shown:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - input() edits lines with it
+
+    def read(self) -> str | None:
+        """The next line that says something, None at the end. Raises UnicodeDecodeError for a line that is no UTF-8."""
+        while True:
+            line = self._next()
+            if line is None or line.strip():
+                return line
+
+    def begin_reply(self, command: bool) -> None:
+        """Write who speaks now."""
+        if self.shown and not command:
+            print(f"\n{self._name}：", end="", flush=True)
+
+    def _next(self) -> str | None:
+        if self.shown:
+            try:
+                return input("\n用户：")
+            except EOFError:
+                print()
+                return None
+        raw = sys.stdin.buffer.readline()
+        return raw.decode("utf-8").rstrip("\r\n") if raw else None
+
+
 _CLEAR_SCREEN = "\x1b[2J\x1b[H"
 
 
+def _numbers() -> dict[str, Option]:
+    """Options of decoding that lines can set: those with a number for a value."""
+    return {option.name: option for option in options_of("chat") if not option.item}
+
+
+def help_text() -> str:
+    """The answer to /help."""
+    lines = [
+        ("clear, /clear", "forget the conversation (the system message stays)"),
+        ("stop, /stop", "end; so does the end of the input"),
+        ("/system TEXT", "set the system message; without a TEXT show it"),
+        ("/retry", "answer the last message again"),
+        ("/history", "show the conversation"),
+        ("/help", "this"),
+        ("//text", 'say "/text"'),
+        ("Ctrl-C", "stop the answer; twice in a row while nothing is being answered: end"),
+        ("/OPTION VALUE", 'set an option, "default" for the model\'s own; without a value show it:'),
+        *((f"  /{option.name}", option.help) for option in _numbers().values()),
+    ]
+    pad = " " * 25
+    return "\n".join(
+        textwrap.fill(text, 100, initial_indent=f"{name:25}", subsequent_indent=pad) for name, text in lines
+    )
+
+
 class Dialogue:
-    """Takes lines, prints answers. What it knows: the history, the system message, the parameters."""
+    """A conversation that takes lines and prints answers; it keeps history, system message and options of decoding."""
 
     def __init__(
         self,
         lm: LM,
-        settings: dict[str, Any],
+        settings: Values,
         *,
         system: str | None = None,
         tools: list[dict[str, Any]] | None = None,
@@ -109,7 +150,7 @@ class Dialogue:
         with_system([], lm.chat_template, None, tools)
 
     def is_command(self, line: str) -> bool:
-        """Whether a line is an order to us and not a message."""
+        """Tell an order to us from a message."""
         return line.strip() in ("clear", "stop") or re.match(r"/[a-z_]+(\s|$)", line.strip()) is not None
 
     def take(self, line: str) -> bool:
@@ -191,7 +232,7 @@ class Dialogue:
             if sys.stdout.isatty():
                 print(_CLEAR_SCREEN, end="", flush=True)
         elif name == "help":
-            print(HELP, file=sys.stderr)
+            print(help_text(), file=sys.stderr)
         elif name == "history":
             for message in to_messages(self._history):
                 print(f"{message.role}: {message.content}", file=sys.stderr)
@@ -202,7 +243,7 @@ class Dialogue:
             self._answer(query, role)
         elif name == "system":
             self._set_system(rest)
-        elif name in _NUMBERS:
+        elif name in _numbers():
             self._set(name, rest)
         else:
             raise RequestError(f"there is no command /{name}; /help lists them, //{name} says it")
@@ -216,9 +257,8 @@ class Dialogue:
 
     def _set(self, name: str, text: str) -> None:
         if text:
-            kind = _NUMBERS[name]
             try:
-                value = None if text in ("default", "none") else kind(text)
+                value = None if text in ("default", "none") else _numbers()[name].kind(text)
             except ValueError:
                 raise RequestError(f"{name} is {text!r}; give a number or default") from None
             _check({**self._settings, name: value})
@@ -232,46 +272,8 @@ def reason_of(error: Exception) -> str:
     return f"a line is not UTF-8 (byte {error.start})" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
-def _check(settings: dict[str, Any]) -> None:
+def _check(settings: Values) -> None:
     """Raises RequestError for parameters that mean nothing."""
     given = {name: value for name, value in settings.items() if value is not None}
     # Without a limit the reply has room for any least length.
     GenerationParams(**{"max_new_tokens": max(1, given.get("min_new_tokens", 1)), **given})
-
-
-# --- FOLDED cli/chat_lines
-# What a person or a pipe says, line by line.
-
-
-class Lines:
-    """Lines from a terminal, with the prompts of the original demos, or from a pipe, without."""
-
-    def __init__(self, *, name: str, prompts: bool) -> None:
-        """name: the model's, shown before its replies."""
-        self.shown = prompts and sys.stdin.isatty() and sys.stdout.isatty()
-        self._name = name
-        if self.shown:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 - input() edits lines with it
-
-    def read(self) -> str | None:
-        """The next line that says something, None at the end. Raises UnicodeDecodeError for a line that is no UTF-8."""
-        while True:
-            line = self._next()
-            if line is None or line.strip():
-                return line
-
-    def begin_reply(self, command: bool) -> None:
-        """Write who speaks now."""
-        if self.shown and not command:
-            print(f"\n{self._name}：", end="", flush=True)
-
-    def _next(self) -> str | None:
-        if self.shown:
-            try:
-                return input("\n用户：")
-            except EOFError:
-                print()
-                return None
-        raw = sys.stdin.buffer.readline()
-        return raw.decode("utf-8").rstrip("\r\n") if raw else None

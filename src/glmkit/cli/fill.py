@@ -1,16 +1,11 @@
 """`glm fill MODEL TEXT`: fill every blank of a text."""
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
-from typing import Any
 
-from glmkit import load
-from glmkit.cli.generation_options import SEVERAL, add_generation_arguments, generation_options
-from glmkit.cli.text_input import add_text_arguments, load_options, read_text
-
-# A blank has one answer, its own limit, and ends at ids alone.
-WITHOUT = (*SEVERAL, "max_new_tokens", "stop", "logprobs")
+from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,13 +25,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B "
         "(default: as the model's family does)",
     )
-    add_generation_arguments(parser, without=WITHOUT)
+    add_generation_arguments(parser, "fill")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Print the filled text (or JSON with text, blanks and ids)."""
     text = read_text(args)
-    lm = load(args.model, **load_options(args))
+    lm = open_model(args)
     filled = lm.fill(text, max_tokens=args.max_tokens, order=args.order, **generation_options(args))
     print(json.dumps(asdict(filled), ensure_ascii=False) if args.json else filled.text)
     return 0

@@ -1,16 +1,15 @@
 """`glm generate MODEL TEXT`: continue a text, or with --input every text of a file."""
 
 import json
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from typing import Any
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
-from glmkit import load
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.parser import Help
-from glmkit.cli.text_input import add_text_arguments, load_options, read_text
+from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
 from glmkit.generate.outputs import Answer, TokenLogprob
+from glmkit.generate.params import Values
 from glmkit.session import LM
 
 
@@ -24,11 +23,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.epilog = BATCH_EPILOG
     add_text_arguments(parser)
     parser.add_argument("--stream", action="store_true", help="print the continuation while it is written")
-    add_generation_arguments(parser)
+    add_generation_arguments(parser, "generate")
     add_batch_arguments(parser)
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Print the text with its continuation (or JSON with both apart); several answers one after the other."""
     options = generation_options(args)
     if args.stream:
@@ -38,7 +37,7 @@ def run(args: Any) -> int:
     if options.get("logprobs") is not None and not args.json:
         raise RequestError("--logprobs are printed with --json only; add it")
     text = read_text(args)
-    lm = load(args.model, **load_options(args))
+    lm = open_model(args)
     if args.stream:
         pieces = lm.stream(text, **options)
         print(text, end="", flush=True)
@@ -47,7 +46,7 @@ def run(args: Any) -> int:
         print()
         return 0
     (answers,) = lm.answers([text], **options)
-    several = int(options.get("n", 1)) > 1 or int(options.get("num_return_sequences", 1)) > 1
+    several = args.n > 1 or args.num_return_sequences > 1
     if args.json:
         found = [_as_json(lm, answer) for answer in answers]
         print(json.dumps({"text": text, **({"answers": found} if several else found[0])}, ensure_ascii=False))
@@ -59,7 +58,7 @@ def run(args: Any) -> int:
     return 0
 
 
-def _check_stream(args: Any, options: dict[str, Any]) -> None:
+def _check_stream(args: Namespace, options: Values) -> None:
     """Raises RequestError for what cannot be streamed."""
     clashes = {
         "--input": args.input is not None,
@@ -73,8 +72,8 @@ def _check_stream(args: Any, options: dict[str, Any]) -> None:
             raise RequestError(f"--stream prints one answer as text; leave out {name}")
 
 
-def _as_json(lm: LM, answer: Answer) -> dict[str, Any]:
-    found: dict[str, Any] = {"continuation": answer.text, "finish": answer.finish, "tokens": len(answer.ids)}
+def _as_json(lm: LM, answer: Answer) -> dict[str, object]:
+    found: dict[str, object] = {"continuation": answer.text, "finish": answer.finish, "tokens": len(answer.ids)}
     if answer.score is not None:
         found["score"] = answer.score
     if answer.logprobs is not None:
@@ -82,7 +81,7 @@ def _as_json(lm: LM, answer: Answer) -> dict[str, Any]:
     return found
 
 
-def _logprob(lm: LM, item: TokenLogprob) -> dict[str, Any]:
+def _logprob(lm: LM, item: TokenLogprob) -> dict[str, object]:
     name = lm.tokenizer.id_to_token
     top = [{"token": name(index), "id": index, "logprob": value} for index, value in item.top]
     return {"token": name(item.token), "id": item.token, "logprob": item.logprob, "top": top}

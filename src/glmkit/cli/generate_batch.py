@@ -10,19 +10,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from glmkit import __version__, load
+from glmkit import __version__
 from glmkit.batch.fingerprint import fingerprint
 from glmkit.batch.output import Output
 from glmkit.batch.requests import PROMPT_FIELDS, Asker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.batch_progress import BatchProgress
-from glmkit.cli.text_input import load_options
+from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.params import GenerationParams, Values
 from glmkit.session import LM
 
 BATCH_EPILOG = """a file of prompts:
@@ -103,7 +103,7 @@ def wants_batch(args: Any) -> bool:
     return False
 
 
-def run_batch(args: Any, options: dict[str, Any]) -> int:
+def run_batch(args: Any, options: Values) -> int:
     """Answer a file. options: fields of `GenerationParams` as `generation_options` reads them from the arguments.
 
     Raises DataError or RequestError, in one line, for what cannot be done; what was finished before stays.
@@ -124,8 +124,8 @@ def run_batch(args: Any, options: dict[str, Any]) -> int:
         output.close()
 
 
-def _run(args: Any, options: dict[str, Any], output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
-    lm = load(args.model, **load_options(args))
+def _run(args: Any, options: Values, output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
+    lm = open_model(args)
     asker = Asker(
         lm, options, task=args.task, prompt_field=args.prompt_field, template=args.template, order=args.order,
         src_length=args.src_length, truncation_side=args.truncation_side, prefix=args.added_prefix,
@@ -194,7 +194,7 @@ def _checked(args: Any) -> Path:
     return source
 
 
-def _with_original_names(args: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _with_original_names(args: Any, options: Values) -> dict[str, Any]:
     """The options of decoding, with those that came under their original names."""
     values, usual = dict(options), asdict(GenerationParams())
     for name, ours in _ORIGINAL.items():

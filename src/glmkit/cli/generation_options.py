@@ -1,114 +1,50 @@
-"""The options of decoding that all verbs share: one argument for each field of `GenerationParams`."""
+"""Options of decoding as arguments of a verb, from the table in `generate.params`."""
 
-from argparse import ArgumentParser
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
 from glmkit.errors import RequestError
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.params import OPTIONS, Face, Option, Values, options_of
 
 
-@dataclass(frozen=True)
-class _Option:
-    """One argument: its type, what it does and in which unit, and whether it may be given several times."""
+def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
+    """Add the options of decoding that a verb has.
 
-    kind: type[int] | type[float] | type[str]
-    help: str
-    many: bool = False
-    choices: tuple[str, ...] | None = None
-    metavar: str | None = None
-
-
-_OPTIONS: dict[str, _Option] = {
-    "max_new_tokens": _Option(int, "longest answer, in tokens"),
-    "min_new_tokens": _Option(int, "no id ends an answer before so many tokens"),
-    "temperature": _Option(float, "what logits are divided by before a token is drawn, 0 = always the likeliest"),
-    "top_k": _Option(int, "draw from so many of the likeliest tokens, 0 = all"),
-    "top_p": _Option(float, "draw from the likeliest tokens with this share of probability in all, 1 = all"),
-    "min_p": _Option(float, "drop tokens less likely than this share of the likeliest one, 0 = none"),
-    "repetition_penalty": _Option(float, "above 1: tokens of the prompt and the answer become less likely, 1 = off"),
-    "presence_penalty": _Option(float, "from -2 to 2, taken from the logit of each token that the answer has, 0 = off"),
-    "frequency_penalty": _Option(float, "the same, times how often the answer has it, 0 = off"),
-    "no_repeat_ngram_size": _Option(int, "no run of so many tokens comes twice, 0 = off"),
-    "stop": _Option(
-        str, "text that ends an answer and is no part of it; may be given again", many=True, metavar="TEXT"
-    ),
-    "stop_ids": _Option(int, "token id that ends an answer; may be given again", many=True, metavar="ID"),
-    "forbidden": _Option(int, "token id that never comes; may be given again", many=True, metavar="ID"),
-    "seed": _Option(int, "seed of the sampling noise"),
-    "logprobs": _Option(int, "with --json: log-probability of each token and of so many alternatives"),
-    "n": _Option(int, "how many answers; with --num_beams the best beams"),
-    "num_beams": _Option(int, "beams to search with, 1 = no search"),
-    "length_penalty": _Option(float, "power of the length in tokens that a beam's score is divided by"),
-    "early_stopping": _Option(
-        str,
-        "when a search with enough finished beams ends; true: at once, false: when no open one can become better at "
-        "its present length, never: at any length",
-        choices=("true", "false", "never"),
-    ),
-    "num_return_sequences": _Option(int, "how many of the best beams to give"),
-    "beam_length": _Option(
-        str,
-        "the length that a beam's score is divided by: row counts the prompt, too, answer its own tokens",
-        choices=("row", "answer"),
-    ),
-    "prompt_lookup": _Option(
-        int, "so many tokens at a time are looked up in the prompt and checked at once, 0 = off; same answers, faster"
-    ),
-    "prompt_lookup_ngram": _Option(int, "longest run that is looked up, in tokens"),
-}
-
-# What goes with several answers to one prompt, and not with a text's blanks or one turn of a conversation.
-SEVERAL = ("n", "num_beams", "length_penalty", "early_stopping", "num_return_sequences", "beam_length")
-
-# Those with a number for a value.
-NUMBERS = {name: option.kind for name, option in _OPTIONS.items() if option.kind is not str and not option.many}
-
-
-def add_generation_arguments(
-    parser: ArgumentParser, *, without: Collection[str] = (), unset: Mapping[str, str] | None = None
-) -> None:
-    """Add the options of decoding to a verb.
-
-    without: fields of `GenerationParams` that the verb does not have. unset: options that are None unless given, and
-    what the help says of that; all others have the defaults of `GenerationParams`.
+    Options with a default of their own in a conversation are None there unless given, as are those that may be
+    repeated; all others have the defaults of `GenerationParams`.
     """
-    unset = unset or {}
-    for field in fields(GenerationParams):
-        if field.name in without:
-            continue
-        option = _OPTIONS[field.name]
-        settings: dict[str, Any] = {"choices": list(option.choices)} if option.choices else {"type": option.kind}
-        if option.many:  # jsonargparse checks a list with the type of its items, so the items are read later
-            settings = {"action": "append"}
-        if not option.choices:
-            settings["metavar"] = option.metavar or ("X" if option.kind is float else "N")
-        default = None if field.name in unset or option.many else field.default
-        if isinstance(default, bool):
-            default = str(default).lower()
-        named = unset.get(field.name, "none" if default is None else default)
-        parser.add_argument(f"--{field.name}", default=default, help=f"{option.help} (default: {named})", **settings)
+    for option in options_of(face):
+        name, default = f"--{option.name}", option.default
+        shown = "none" if default in (None, ()) else str(default).lower() if isinstance(default, bool) else default
+        if face == "chat" and option.chat_default:
+            default, shown = None, option.chat_default
+        limits = f", {option.limits}" if option.high is not None else ""
+        text = f"{option.help}{limits}{'; may be given again' if option.item else ''} (default: {shown})"
+        if option.words:
+            choices = [*(["true", "false"] if option.kind is bool else []), *option.words]
+            parser.add_argument(name, choices=choices, default=str(shown), help=text)
+        elif option.item:  # jsonargparse checks a list with the type of its items, so the items are read later
+            parser.add_argument(name, action="append", metavar=option.item.upper(), default=None, help=text)
+        else:
+            metavar = "X" if option.kind is float else "N"
+            parser.add_argument(name, type=option.kind, metavar=metavar, default=default, help=text)
 
 
-def generation_options(args: Any) -> dict[str, Any]:
+def generation_options(args: Namespace) -> Values:
     """The options that have a value, as `LM.generate` takes them. Raises RequestError for an id that is no number."""
-    options: dict[str, Any] = {}
-    for field in fields(GenerationParams):
-        value = getattr(args, field.name, None)
-        if value is not None:
-            options[field.name] = _items(field.name, value) if _OPTIONS[field.name].many else value
-    if options.get("early_stopping") in ("true", "false"):
-        options["early_stopping"] = options["early_stopping"] == "true"
-    if options.get("num_beams", 1) > 1 and options.get("n", 1) > 1 and options.get("num_return_sequences", 1) == 1:
+    values = {name: getattr(args, name, None) for name in OPTIONS}
+    options = {name: _read(OPTIONS[name], value) for name, value in values.items() if value is not None}
+    if getattr(args, "num_beams", 1) > 1 and args.n > 1 and args.num_return_sequences == 1:
         options["num_return_sequences"] = options.pop("n")
     return options
 
 
-def _items(name: str, values: list[Any]) -> list[Any]:
-    """The items of an option that may be given several times. Raises RequestError naming one that is no number."""
-    kind = _OPTIONS[name].kind
+def _read(option: Option, value: object) -> object:
+    """A value as its option takes it. Raises RequestError for an item that is no number."""
+    if option.kind is bool and value in ("true", "false"):
+        return value == "true"
+    if not isinstance(value, list):
+        return value
     try:
-        return [kind(value) for value in values]
+        return [option.kind(item) for item in value]
     except ValueError:
-        raise RequestError(f"{name} has {values!r}; give whole numbers") from None
+        raise RequestError(f"{option.name} has {value!r}; give whole numbers", param=option.name) from None

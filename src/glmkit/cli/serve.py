@@ -7,8 +7,7 @@ from argparse import ArgumentParser
 from dataclasses import fields
 from typing import Any
 
-from glmkit import load
-from glmkit.cli.text_input import add_load_arguments, load_options
+from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import RequestError
 from glmkit.serve.settings import ServeSettings, read_keys
 
@@ -57,7 +56,7 @@ def run(args: Any) -> int:
 
     listening = bind(settings)
     try:
-        lm = load(args.model, **load_options(args))
+        lm = open_model(args)
         from glmkit.serve.app import create_app
         from glmkit.serve.server import run as run_server
 

@@ -1,11 +1,12 @@
-"""Text for a verb: from the argument, a file or standard input."""
+"""Arguments that verbs share: the model and how to open it, the text from an argument, a file or standard input."""
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
+from glmkit import load
 from glmkit.errors import RequestError
+from glmkit.session import LM
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_text_arguments(parser: ArgumentParser) -> None:
 
 
 def add_load_arguments(parser: ArgumentParser) -> None:
-    """How to open MODEL: what `glmkit.load` takes."""
+    """Arguments on opening MODEL: those of `glmkit.load`."""
     parser.add_argument(
         "--adapter", metavar="DIR", type=str, default=None, help="LoRA or P-Tuning v2 directory for the model"
     )
@@ -42,13 +43,13 @@ def add_load_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def load_options(args: Any) -> dict[str, Any]:
-    """The options of `add_load_arguments` as `glmkit.load` takes them."""
+def open_model(args: Namespace) -> LM:
+    """The model of MODEL and the arguments of `add_load_arguments`."""
     names = ("adapter", "alpha", "tokenizer", "config", "family", "device", "dtype", "quantize")
-    return {name: getattr(args, name) for name in names}
+    return load(args.model, **{name: getattr(args, name) for name in names})
 
 
-def read_text(args: Any) -> str:
+def read_text(args: Namespace) -> str:
     """The text asked for. Raises RequestError when there is none, two, or it is not UTF-8."""
     if args.text is not None and args.file is not None:
         raise RequestError("both TEXT and --file were given; leave one out")

@@ -7,7 +7,7 @@ from glmkit.config import SpecialIds
 from glmkit.errors import RequestError
 from glmkit.tokenizer.protocol import Tokenizer
 
-from .sampling import check_type
+from .params import check_type
 
 _USUAL = ("[MASK]", "[sMASK]", "[gMASK]")
 

@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Integral
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -20,12 +19,12 @@ from .engine.engine import listen
 from .engine.job import Branch
 from .jobs.answers import make_job
 from .outputs import Answer, Ended, Finish, Listener, Piece, TokenLogprob
-from .params import PARAMETERS, GenerationParams, refuse_unknown
+from .params import OPTIONS, GenerationParams, check_type, refuse_unknown
 from .prompt_builder import Prompts
-from .sampling import check_type
 from .truncation import fit
 
 _SETTINGS = ("system", "role", "tools", "max_length")
+_MAX_LENGTH = replace(OPTIONS["max_new_tokens"], name="max_length")
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,13 @@ class Turn:
         Raises RequestError for a family that was not taught to chat, for a conversation that it has no form for, when
         the reply has no room, and for options that mean nothing.
         """
-        refuse_unknown(options, (*PARAMETERS, "max_length"))
+        refuse_unknown(options, (*OPTIONS, "max_length"))
         self.prompts, self.messages = prompts, list(messages)
         given = {name: value for name, value in options.items() if value is not None}
         max_length = given.pop("max_length", None)
-        for name, value in (("max_new_tokens", given.get("max_new_tokens")), ("max_length", max_length)):
+        for length, value in (OPTIONS["max_new_tokens"], given.get("max_new_tokens")), (_MAX_LENGTH, max_length):
             if value is not None:
-                check_type(name, value, Integral, "a whole number")
-                if value < 1:
-                    raise RequestError(f"{name} is {value}; give at least 1")
+                length.checked(value)
         if max_length is not None and "max_new_tokens" in given:
             raise RequestError("both max_new_tokens and max_length were given; leave one out")
         positions = prompts.config.max_positions
@@ -112,14 +109,14 @@ class Turn:
         options: also system and tools, which go into the system message that the history begins with (it is made where
         there is none), and role: whose message the query is ("observation": what a tool answered).
         """
-        refuse_unknown(options, (*PARAMETERS, *_SETTINGS))
+        refuse_unknown(options, (*OPTIONS, *_SETTINGS))
         settings = {name: options.get(name) for name in ("system", "tools")}
         role = "user" if options.get("role") is None else options["role"]
         template = prompts.template
         check_type("query", query, str, "a text (str)")
         check_type("role", role, str, "a text such as 'user'")
         before = with_system(to_messages(history), template, **settings)
-        others = {name: value for name, value in options.items() if name in PARAMETERS or name == "max_length"}
+        others = {name: value for name, value in options.items() if name in OPTIONS or name == "max_length"}
         return cls(prompts, [*before, Message(role, query)], others)
 
     def job(self, listener: Listener | None = None) -> "ReplyJob":

@@ -13,8 +13,8 @@ from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .blank_text import BlankText
+from .params import check_type
 from .prompt import Prompt
-from .sampling import check_type
 
 
 class Prompts:

@@ -4,10 +4,8 @@ Legend: B rows, V vocabulary rows.
 """
 
 import math
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glmkit.devices import is_cpu
-from glmkit.errors import RequestError
 
 # --- FOLDED generate/cuts
 # Cutting a distribution down to its likelier tokens: pure functions on log-probabilities.
@@ -228,37 +225,18 @@ def _largest(x_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 _AT_ONCE_CPU, _AT_ONCE_ELSEWHERE = 1 << 18, 1 << 24
 
 
-def check_type(name: str, value: object, kind: type, what: str) -> None:
-    """Raises RequestError naming the argument unless `value` is a `kind`; True and False are no numbers."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise RequestError(f"{name} is {reprlib.repr(value)}; give {what}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is chosen. temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off."""
+    """Settings of choosing a token: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    `GenerationParams` checks the values and makes this from its fields of the same names.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises RequestError for values that mean nothing."""
-        check_type("temperature", self.temperature, Real, "a number")
-        check_type("top_k", self.top_k, Integral, "a whole number")
-        check_type("top_p", self.top_p, Real, "a number")
-        check_type("min_p", self.min_p, Real, "a number")
-        check_type("seed", self.seed, Integral, "a whole number")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k}; give 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p}; it must be in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise RequestError(f"min_p is {self.min_p}; it must be in [0, 1]")
 
     def choice(self, index: int) -> "Sampling":
         """The same with the noise of the `index`-th of several answers to one prompt; 0 is this one."""

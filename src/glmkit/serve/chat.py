@@ -79,7 +79,7 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Liste
     check_together(body)
     messages = conversation(template, body.messages)
     tools = shown_tools(template, body.tools) if body.tools and body.tool_choice != "none" else None
-    options = body.answering()
+    options = body.options()
     if (most := body.max_tokens or body.max_completion_tokens) is not None:
         options["max_new_tokens"] = most
     return lambda listener: lm.chat_job(messages, options, tools=tools, listener=listener)

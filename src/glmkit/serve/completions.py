@@ -98,7 +98,7 @@ class _Asked:
         self.fills = bool(body.suffix)
         self._tried = max(body.best_of or 1, self.n)
         self._check()
-        options = {**body.answering(), "max_new_tokens": body.max_tokens or max(LENGTH, body.min_tokens or 0)}
+        options = {**body.options(), "max_new_tokens": body.max_tokens or max(LENGTH, body.min_tokens or 0)}
         if body.logprobs is not None or self._tried > self.n:
             options["logprobs"] = body.logprobs or 0
         if self._tried > self.n:

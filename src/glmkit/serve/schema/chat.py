@@ -200,10 +200,10 @@ class ChatRequest(Answering):
     verbosity: None = None
     web_search_options: None = None
 
-    def writing(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """As in `Writing`, and the alternatives."""
         alternatives = {"logprobs": self.top_logprobs or 0} if self.logprobs else {}
-        return {**super().writing(), **alternatives}
+        return {**super().options(), **alternatives}
 
 
 Finish = Literal["stop", "length", "tool_calls"]

@@ -7,12 +7,12 @@ Unknown fields, numbers as text, booleans as numbers, NaN and infinities are ref
 import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from glmkit.generate.params import MAX_ALTERNATIVES, MAX_CHOICES, MAX_LOOKUP, MAX_STOPS
+from glmkit.generate.params import MAX_ALTERNATIVES, OPTIONS, Face, Option, options_of
 
 # Far beyond every use, and within 64 bits for all who read the document of the interface.
 LARGEST = 2**31 - 1
@@ -78,13 +78,12 @@ JsonObject = Annotated[dict[str, Any], BeforeValidator(_plain)]
 Empty = Annotated[dict[str, Any], Field(max_length=0), BeforeValidator(_plain)]
 
 
-# --- FOLDED serve/protocol/sampling
-# Fields that several endpoints share: how answers are written.
-
+# --- options of decoding ----------------------------------------------------------------------------------------------
 
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = Annotated[
-    Annotated[StopText, Tag("~text")] | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("~texts")],
+    Annotated[StopText, Tag("~text")]
+    | Annotated[list[StopText], Field(max_length=OPTIONS["stop"].max_items), Tag("~texts")],
     Discriminator(
         by_kind({str: "~text", list: "~texts"}),
         custom_error_type="stop_type",
@@ -92,30 +91,51 @@ Stop = Annotated[
     ),
 ]
 Alternatives = Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES), WHOLE]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE]
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+B = TypeVar("B", bound=Body)
+
+
+def with_options(face: Face) -> Callable[[type[B]], type[B]]:
+    """Decorate a body with a field for every option of decoding that this face has, as the table describes it."""
+
+    def add(cls: type[B]) -> type[B]:
+        new = [option for option in options_of(face) if option.api_name not in cls.model_fields]
+        fields: dict[str, Any] = {option.api_name: (_type_of(option) | None, _described(option)) for option in new}
+        return create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields)
+
+    return add
+
+
+def _type_of(option: Option) -> Any:
+    """The type of an option with its limits; whole numbers stay within what all clients can read."""
+    if option.kind is bool:
+        return bool
+    if option.item:
+        return Stop
+    high = option.high if option.api_high is None else option.api_high
+    if option.kind is float:
+        low, above = (option.low, option.above) if option.api_low is None else (option.api_low, None)
+        return Annotated[float, Field(ge=low, gt=above, le=high)]
+    widest = (option.low, LARGEST) if option.low is not None else (-(2**63), 2**63 - 1)
+    return Annotated[int, Field(ge=widest[0], le=widest[1] if high is None else high), WHOLE]
+
+
+def _described(option: Option) -> Any:
+    text = option.api_help or option.help
+    most = "" if option.max_items is None else f"; {option.max_items} {option.item}s at most"
+    return Field(None, description=f"{text[0].upper()}{text[1:]}{most}.")
 
 
 class StreamOptions(Body):
-    """What a stream has besides the answer."""
+    """Extras of a stream besides the answer."""
 
     include_usage: bool | None = Field(None, description="Counts of tokens in a last chunk that has no choices.")
     include_obfuscation: Off | None = Field(None, description="Chunks are never padded with noise.")
 
 
+@with_options("infill")
 class Writing(Body):
-    """How one text is written: a token at a time."""
+    """Fields of every request that writes: how each token is chosen, and whether the answer is streamed."""
 
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token each time.")
-    top_p: float | None = Field(None, ge=0, le=1, description="Of the likeliest tokens, those that make up this mass.")
-    top_k: CountOrNone | None = Field(None, description="Only so many of the likeliest tokens; 0 is off.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Only tokens this likely, relative to the likeliest.")
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Above 1 repeats less; 1 is off.")
-    presence_penalty: Penalty | None = Field(None, description="Taken from every token that was there before.")
-    frequency_penalty: Penalty | None = Field(None, description="The same for each time that it was there.")
-    no_repeat_ngram_size: CountOrNone | None = Field(None, description="No run of so many tokens twice; 0 is off.")
-    seed: Seed | None = Field(None, description="The same seed gives the same answer, whoever else asks.")
     stream: bool | None = Field(None, description="Server-sent events, the last one [DONE].")
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Whom the request is for; it has no effect.")
@@ -125,75 +145,54 @@ class Writing(Body):
         """Whether the stream ends with a count of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def writing(self) -> dict[str, Any]:
-        """Keys of `GenerationParams` that were given, and a seed in any case.
+    def options(self) -> dict[str, Any]:
+        """Fields of `GenerationParams` that were given, and a seed in any case.
 
         `top_p` 0 leaves the likeliest token alone, as the smallest mass above 0 does.
         """
-        names = ("temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-        values = {name: getattr(self, name) for name in (*names, "no_repeat_ngram_size")}
-        values["top_p"] = None if self.top_p is None else max(self.top_p, 1e-9)
-        values["seed"] = random.getrandbits(48) if self.seed is None else self.seed
-        return {name: value for name, value in values.items() if value is not None}
+        face: Face = "api" if isinstance(self, Answering) else "infill"
+        values = {option.name: getattr(self, option.api_name) for option in options_of(face)}
+        given = {name: value for name, value in values.items() if value is not None}
+        if "top_p" in given:
+            given["top_p"] = max(given["top_p"], 1e-9)
+        return {"seed": random.getrandbits(48), **given}
 
 
+@with_options("api")
 class Answering(Writing):
-    """How answers of any length are written: how many, how long, where they stop."""
+    """Fields of requests for answers of any length: how many, how long, where they end."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
-        None, description="Answers; the first is n=1's."
-    )
-    max_tokens: Count | None = Field(None, description="The longest answer, in tokens.")
-    min_tokens: CountOrNone | None = Field(None, description="No answer ends before it has so many tokens.")
-    stop: Stop | None = Field(
-        None, description=f"Texts that end an answer and are not part of it; {MAX_STOPS} at most."
-    )
-    num_beams: Annotated[int, Field(ge=1, le=64), WHOLE] | None = Field(
-        None, description="Beam search with so many beams; the n best ones are answered. Not for streams."
-    )
-    length_penalty: Annotated[float, Field(ge=-50, le=50)] | None = Field(None, description="Of beam search.")
-    early_stopping: bool | None = Field(None, description="Of beam search: end with the first num_beams answers.")
-    prompt_lookup: Annotated[int, Field(ge=0, le=MAX_LOOKUP), WHOLE] | None = Field(
-        None, description="So many tokens ahead are guessed from the text so far; the answer stays the same."
-    )
+    if TYPE_CHECKING:  # the fields that the server itself reads, made by `with_options`
+        n: int | None
+        max_tokens: int | None
+        min_tokens: int | None
+        stop: str | list[str] | None
+        num_beams: int | None
 
-    def answering(self) -> dict[str, Any]:
-        """Keys of `GenerationParams`, without the longest answer."""
-        values: dict[str, Any] = {
-            "min_new_tokens": self.min_tokens,
-            "stop": (self.stop,) if isinstance(self.stop, str) else None if self.stop is None else tuple(self.stop),
-            "num_beams": self.num_beams,
-            "length_penalty": self.length_penalty,
-            "early_stopping": self.early_stopping,
-            "prompt_lookup": self.prompt_lookup,
-        }
-        if self.num_beams is not None and self.num_beams > 1:
-            values |= {"num_return_sequences": self.n, "temperature": self.temperature or 0.0}
-        else:
-            values["n"] = self.n
-        return {**self.writing(), **{name: value for name, value in values.items() if value is not None}}
-
-
-# --- FOLDED serve/protocol/together
-# Fields that are fine alone and say nothing, or two things, together.
+    def options(self) -> dict[str, Any]:
+        """As in `Writing`; of beams, which are greedy, the `n` best are given."""
+        values = super().options()
+        if values.get("num_beams", 1) > 1:
+            values = {"temperature": 0.0, **values}
+            values |= {"num_return_sequences": values.pop("n")} if "n" in values else {}
+        return values
 
 
 def clash(body: Writing) -> tuple[str, str] | None:
     """(field, what is wrong with it beside the others), None when all go together."""
-    beams = isinstance(body, Answering) and (body.num_beams or 1) > 1
-    checks = [
-        ("stream_options", body.stream_options is not None and not body.stream, "it needs stream: true"),
-    ]
+    checks = [("stream_options", body.stream_options is not None and not body.stream, "it needs stream: true")]
     if isinstance(body, Answering):
-        checks += [
-            ("num_beams", beams and bool(body.stream), "beams are known only at the end; leave out stream"),
-            ("length_penalty", not beams and body.length_penalty is not None, "it needs num_beams of 2 or more"),
-            ("early_stopping", not beams and body.early_stopping is not None, "it needs num_beams of 2 or more"),
-            ("stop", beams and bool(body.stop), "it does not go with num_beams; leave one out"),
-            ("temperature", beams and bool(body.temperature), "it does not go with num_beams, for beams are greedy"),
-            ("prompt_lookup", beams and bool(body.prompt_lookup), "it does not go with num_beams; leave one out"),
-            ("n", beams and (body.n or 1) > (body.num_beams or 1), f"it is {body.n}, more than num_beams; lower it"),
-        ]
+        beams = body.num_beams or 1
+        checks.append(("num_beams", beams > 1 and bool(body.stream), "known at the end only; leave out stream"))
+        for option in options_of("api"):
+            value = getattr(body, option.api_name)
+            if option.search:
+                checks.append((option.api_name, beams == 1 and value is not None, "it needs num_beams of 2 or more"))
+            elif option.name != "n" and option.one_beam:
+                checks.append(
+                    (option.api_name, beams > 1 and bool(value), "it does not go with num_beams; leave one out")
+                )
+        checks.append(("n", beams > 1 and (body.n or 1) > beams, f"it is {body.n}, more than num_beams; lower it"))
     return next(((name, reason) for name, wrong, reason in checks if wrong), None)
 
 

@@ -24,7 +24,7 @@ class InfillRequest(Writing):
 
     def options(self) -> dict[str, Any]:
         """Keys of `GenerationParams`."""
-        return {"max_new_tokens": self.max_tokens or 64, **self.writing()}
+        return {"max_new_tokens": self.max_tokens or 64, **super().options()}
 
 
 class Blank(Reply):
