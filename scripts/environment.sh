@@ -7,7 +7,7 @@ venv=$1
 
 # A candidate must run (pyenv leaves shims that do not), be of a supported version, and be able to make environments.
 usable() {
-    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 &&
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1 &&
         "$1" -c 'import ensurepip, venv' >/dev/null 2>&1
 }
 
@@ -17,7 +17,7 @@ elif [ -x "$venv/bin/python" ] && usable "$venv/bin/python"; then
     exec "$venv/bin/python" "$here/environment.py" "$@"
 else
     # The newest is not the best: a wheel of torch may be at hand only for the system's own version.
-    candidates="python3 python3.11 python3.12 python3.13 /usr/bin/python3"
+    candidates="python3 python3.11 python3.12 python3.13 python3.14 /usr/bin/python3"
 fi
 
 for python in $candidates; do
@@ -29,10 +29,10 @@ done
 for python in $candidates; do
     version=$("$python" -c 'import sys; print("Python %d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
     case $version in
-        "Python 3.11."* | "Python 3.12."* | "Python 3.13."*) version="$version without the venv module" ;;
+        "Python 3.11."* | "Python 3.12."* | "Python 3.13."* | "Python 3.14."*) version="$version without the venv module" ;;
     esac
     found="${found:+$found, }$version ($python)"
 done
-echo "glmkit needs Python 3.11, 3.12 or 3.13 with venv; found ${found:-none}." \
+echo "glmkit needs Python 3.11 to 3.14 with venv; found ${found:-none}." \
     "Install one, or name it: make PYTHON=/path/to/python3" >&2
 exit 2

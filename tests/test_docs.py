@@ -35,7 +35,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 COMMENT = re.compile(r"<!-- (with [a-z]+|not run): (.+) -->")
 LANGUAGES = {"sh", "python", "yaml", "text"}
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def mistakes(path: Path) -> Iterator[str]:
             yield f"link {target}"
     bases = (ROOT, ROOT / "src", ROOT / "src" / "glmkit", path.parent)
     for span in re.findall(r"`([^`\n]+)`", text):
-        verb, target = re.match(r"glm ([a-z]+)\b", span), re.fullmatch(r"make ([a-z]+)", span)
+        verb, target = re.match(r"glm ([a-z]+)\b", span), re.fullmatch(r"make ([a-z-]+)", span)
         if is_path(span) and not any((base / span).exists() for base in bases):
             yield f"path {span}"
         if verb and verb[1] not in VERBS:

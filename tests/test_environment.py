@@ -76,7 +76,7 @@ def test_an_unusable_python_is_a_one_line_error(tmp_path: Path, version: str | N
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("glmkit needs Python 3.11, 3.12 or 3.13 with venv; ")
+    assert done.stderr.startswith("glmkit needs Python 3.11 to 3.14 with venv; ")
     assert found in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "venv").exists()
