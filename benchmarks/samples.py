@@ -23,8 +23,8 @@ from glmkit.data.batches import RowConfig, TrainingBatches
 from glmkit.data.samples import Documents, TextSampler
 from glmkit.data.store import TokenStore
 from glmkit.objective.blank_infilling import BlankInfilling
-from glmkit.objective.config import ObjectiveConfig
-from glmkit.objective.sentences import sentence_end_table
+from glmkit.objective.options import ObjectiveConfig
+from glmkit.objective.spans import sentence_end_table
 
 VOCABULARY = 32_000
 SPECIAL = SpecialIds(pad=0, eos=1, cls=2, mask=3, smask=4, gmask=5, sop=6, eop=7, dblock=8)

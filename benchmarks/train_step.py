@@ -23,9 +23,9 @@ from torch import Tensor
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.model import GLM, Segments, init_weights
 from glmkit.objective.blank_infilling import BlankInfilling
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.counter_rng import CounterRng
 from glmkit.objective.loss import linear_cross_entropy
-from glmkit.objective.rng import CounterRng
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.sample import TextSample
 
 VOCABULARY, WIDTH, LAYERS, HEADS, ROWS, LENGTH = 30522, 768, 12, 12, 8, 512

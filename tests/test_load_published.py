@@ -14,7 +14,7 @@ from torch.nn import functional
 from glmkit.errors import CheckpointError
 from glmkit.loading import Parts, load_parts
 from glmkit.model import GLM
-from glmkit.model.packing import dequantize
+from glmkit.model.integer_packing import dequantize
 from support.published import close, new_cache
 from support.shared import shared_dir
 

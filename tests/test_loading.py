@@ -20,7 +20,7 @@ from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.families.family import all_families, preset
 from glmkit.loading import load_parts
 from glmkit.model import GLM
-from glmkit.model.packing import dequantize, quantize_rows
+from glmkit.model.integer_packing import dequantize, quantize_rows
 from support.checkpoints import random_weights, small_config
 from support.directories import huggingface_directory, layout_named, rank_directory
 from support.tiny import tiny_model

@@ -66,9 +66,9 @@ def test_changed_weights_under_a_stream(family: str) -> None:
     assert answer.text != whole
     ids = torch.tensor([*lm._prompts.continuation(LONG).ids, *answer.ids])
     prefix = torch.tensor([lm._prompts.continuation(LONG).part_a])
-    places_2L = lm._prompts.continuation(LONG).places.at(0, len(ids))
+    positions_2L = torch.tensor(lm._prompts.continuation(LONG).positions.at(0, len(ids)))
     with torch.no_grad():
-        log_p_TV = lm.model(ids[None], position_ids=places_2L[None], prefix_length=prefix)[0].log_softmax(-1)
+        log_p_TV = lm.model(ids[None], position_ids=positions_2L[None], prefix_length=prefix)[0].log_softmax(-1)
     for index in range(6, 12):
         row_V = log_p_TV[len(ids) - 12 + index - 1]
         assert answer.logprobs[index].logprob == pytest.approx(float(row_V[answer.ids[index]]), abs=1e-4)

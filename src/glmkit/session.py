@@ -35,7 +35,7 @@ from .generate.params import (
 from .generate.prompt_builder import Prompts
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
-from .model.fingerprint import Fingerprint
+from .model.parameters import Fingerprint
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
 from .tokenizer.protocol import Tokenizer
 

@@ -22,7 +22,7 @@ from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, RequestError
 from glmkit.families.family import all_families
 from glmkit.model import GLM
-from glmkit.model.packing import dequantize, quantize_rows
+from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant.apply import quantize_modules
 
 PEFT = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["query_key_value"]}

@@ -163,7 +163,7 @@ def test_two_scales_in_one_need_permission(tmp_path: Path) -> None:
     report = convert(**given, destination=tmp_path / "one", to="sat", tensor_parallel=1, requantize=True)
     before, after = learned(given["source"]), learned(tmp_path / "one")
     assert {error.kind for error in report.requantized} == {"o_proj", "down_proj"}
-    from glmkit.model.packing import dequantize
+    from glmkit.model.integer_packing import dequantize
 
     for error in report.requantized:
         largest = squares = count = 0.0

@@ -9,7 +9,7 @@ from glmkit.cli.main import main
 from glmkit.cli.show_print import mask_picture
 from glmkit.data.store import write_store
 from glmkit.model.masks import Segments
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.config import DataSection, ModelSection, TrainConfig, TrainingSection
 from glmkit.train.pretraining_data import PretrainingData

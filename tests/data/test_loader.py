@@ -17,7 +17,7 @@ from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces
 from glmkit.errors import ConfigError, DataError
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.options import ObjectiveConfig
 from objective.toy import CLS, EOP, EOS, GMASK, SPECIAL, objective, text
 
 SIZES = np.random.default_rng(0).integers(5, 200, 60).tolist()

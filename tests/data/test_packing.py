@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from glmkit.data.packing import balanced, collate, pack
 from glmkit.errors import DataError
 from glmkit.model.masks import dense_from_segments
-from glmkit.objective.rng import CounterRng
+from glmkit.objective.counter_rng import CounterRng
 from glmkit.objective.sample import Sample
 from objective.toy import CLS, EOP, EOS, MASK, SOP, STEADY, objective, text
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.corpus import Corpus, corpus, random_corpus, sampler
 from glmkit.data.samples import TextPieces
 from glmkit.errors import ConfigError, DataError
-from glmkit.objective.rng import CounterRng
+from glmkit.objective.counter_rng import CounterRng
 from objective.toy import CLS, EOS, SENTENCE_END, SPECIAL, STEADY, ScriptedRng
 
 #       place 0   1   2   3   4   5   6   7   8   9  10  11

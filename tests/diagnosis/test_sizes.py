@@ -11,7 +11,7 @@ from glmkit.config import GLMConfig, Quantization
 from glmkit.diagnosis.sizes import sizes
 from glmkit.families.family import preset
 from glmkit.model import GLM
-from glmkit.model.packing import dequantize, quantize_rows
+from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant import quantize_modules
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmkit.objective.blank_infilling import Choice, Tally
-from glmkit.objective.config import ObjectiveConfig
-from glmkit.objective.rng import CounterRng, Rng
+from glmkit.objective.counter_rng import CounterRng, Rng
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.sample import Sample, TextSample
 from objective.toy import CLS, EOP, EOS, GMASK, MASK, SENTENCE_END, SMASK, SOP, STEADY, objective, text
 

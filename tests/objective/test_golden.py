@@ -7,7 +7,7 @@ import pytest
 
 from glmkit.errors import ConfigError, DataError
 from glmkit.objective.blank_infilling import BlankInfilling, Sentinels, Tally
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.options import ObjectiveConfig
 from objective.toy import (
     CLS,
     DBLOCK,

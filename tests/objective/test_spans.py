@@ -1,4 +1,4 @@
-"""Laws of span lengths and places, against formulas."""
+"""Laws of span lengths and places, against formulas, and the table of tokens that end a sentence."""
 
 import math
 from collections import Counter
@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmkit.objective.config import ObjectiveConfig
-from glmkit.objective.rng import CounterRng
+from glmkit.objective.counter_rng import CounterRng
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.spans import (
     LengthLaw,
     context_candidates,
     documents,
     place,
     second_texts,
+    sentence_end_table,
     sentences,
     shorter_text,
     spans_in_documents,
@@ -148,3 +149,45 @@ def test_shorter_texts_start_and_end_at_sentences(kinds: list[int], target: int,
     assert start == 0 or (good_end[start - 1] and not is_eos[start])
     assert good_end[end - 1] or end - start == target
     assert end - start >= target // 2
+
+
+class Vocabulary:
+    """Pieces as (spelling in the vocabulary, decoded text)."""
+
+    def __init__(self, pieces: list[tuple[str, str]]) -> None:
+        self.pieces = pieces
+        self.vocab_size = len(pieces)
+
+    def id_to_token(self, index: int) -> str:
+        return self.pieces[index][0]
+
+    def decode(self, ids: list[int], *, skip_specials: bool = True) -> str:
+        return "".join(self.pieces[index][1] for index in ids)
+
+
+PIECES = [
+    ("word", "word", False),
+    ("e.g.", "e.g.", True),  # a mark anywhere in the piece counts
+    ("▁Why?", " Why?", True),
+    ("Ċ", "\n", True),  # byte-level spelling of a newline
+    ("ãĢĤ", "。", True),  # and of a Chinese full stop
+    ("ãĢ", "\ufffd", False),  # a part of it alone
+    ("<0x0A>", "\n", True),  # byte fallback
+    ("<0x3B>", ";", True),
+    ("：", "：", False),  # the full-width colon is none
+    ("……", "……", True),
+    (".", "", False),  # a special token that happens to be spelt like a mark decodes to nothing
+    ("你好！", "你好！", True),
+]
+
+
+def test_marks_in_spelling_and_text() -> None:
+    table = sentence_end_table(Vocabulary([piece[:2] for piece in PIECES]))
+    assert table.dtype == np.bool_
+    assert table.tolist() == [expected for _, _, expected in PIECES]
+
+
+def test_without_the_chinese_marks() -> None:
+    table = sentence_end_table(Vocabulary([piece[:2] for piece in PIECES]), chinese=False)
+    found = {PIECES[index][1] for index in np.flatnonzero(table)}
+    assert found == {"e.g.", " Why?", "\n", ";"}

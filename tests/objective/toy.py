@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from glmkit.config import SpecialIds
 from glmkit.objective.blank_infilling import BlankInfilling
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.sample import Sample, TextSample
 
 # The same examples on every run, and no time limit on a busy machine.

@@ -10,7 +10,7 @@ from torch import nn
 from glmkit.config import Quantization
 from glmkit.errors import ConfigError, RequestError
 from glmkit.model import GLM, KVCache, init_weights
-from glmkit.quant import QuantEmbedding, QuantLinear, matrix, quantize_modules
+from glmkit.quant import QuantEmbedding, QuantLinear, layers, quantize_modules
 from support.tiny import random_ids, tiny_config, tiny_model
 
 KINDS = [
@@ -38,7 +38,7 @@ def pair(quantization: Quantization, **axes: Any) -> tuple[GLM, GLM]:
 @pytest.mark.parametrize("axes", AXES, ids=str)
 @pytest.mark.parametrize("quantization", KINDS, ids=str)
 def test_logits(quantization: Quantization, axes: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "_CHUNK", chunk)
+    monkeypatch.setattr(layers, "_CHUNK", chunk)
     quantised, plain = pair(quantization, **axes)
     ids = random_ids(2, 9)
     torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)

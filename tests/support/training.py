@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.config import GLMConfig
-from glmkit.model.init import init_weights
+from glmkit.model.parameters import init_weights
 from glmkit.model.transformer import GLM
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.parallel.mesh import Ranks

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError
-from glmkit.model.packing import quantize_rows
+from glmkit.model.integer_packing import quantize_rows
 
 from .weights import Weights
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from glmkit.errors import ConfigError
 from glmkit.objective.blank_infilling import BlankInfilling, Choice
-from glmkit.objective.config import Mode
-from glmkit.objective.rng import CounterRng, Rng
+from glmkit.objective.counter_rng import CounterRng, Rng
+from glmkit.objective.options import Mode
 from glmkit.objective.sample import Sample, Tally, TextSample
 
 from .packing import Batch, balanced, collate, pack

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError, DataError
-from glmkit.objective.rng import Rng
+from glmkit.objective.counter_rng import Rng
 from glmkit.objective.sample import TextSample
 
 # Refused documents in a row before `accept` is called hopeless.
@@ -38,7 +38,7 @@ class TextSampler:
     * A shorter one is followed by further documents, each with its own [CLS] and cut to the room in the same way, until
       the text is full; with sample_one_document it stays alone.
 
-    sentence_end (V,) bool: see `objective.sentences`. accept: refuses documents by their first 1024 tokens (the place
+    sentence_end (V,) bool: see `objective.spans`. accept: refuses documents by their first 1024 tokens (the place
     for a language filter); another is drawn instead. add_cls False leaves out the [CLS] (GLM-130B).
     Raises ConfigError for a length below 4, DataError when there is no document or `accept` refuses all.
     """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
+from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
 from glmkit.tokenizer.inputs import RowLayout, Side
 from glmkit.tokenizer.vocabulary_files import decode_vocabulary, parse_json, read_vocabulary
@@ -65,10 +66,9 @@ class ChatGLMTokenizer(ComposedTokenizer):
         """Part A ends before the first <sop>; from there on tokens stand at the row's first [MASK], or [gMASK]."""
         special, row = self.special, list(row)
         prefix = row.index(special.sop) if special.sop in row else len(row)
-        rest = len(row) - prefix
         mask = special.mask if special.mask in row else special.gmask
-        places = [row.index(mask)] * rest if mask in row else range(prefix, len(row))
-        return RowLayout([*range(prefix), *places], [0] * prefix + list(range(1, rest + 1)), prefix)
+        span = Span(prefix, row.index(mask) if mask in row else None)
+        return RowLayout(*PositionRows((span,)).at(0, len(row)), prefix)
 
 
 def load_tokenizer(directory: Path, config: GLMConfig | None) -> ChatGLMTokenizer | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
+from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
 from glmkit.tokenizer.inputs import RowLayout, Side
 
@@ -64,8 +65,8 @@ class GLM130BTokenizer(ComposedTokenizer):
         special, row = self.special, list(row)
         prefix = row.index(special.sop) if special.sop in row else len(row)
         chosen = next((mask for mask in (special.mask, special.smask) if mask in row), None)
-        places = range(prefix, len(row)) if chosen is None else [row.index(chosen)] * (len(row) - prefix)
-        return RowLayout([*range(prefix), *places], [0] * len(row), prefix)
+        span = Span(prefix, None if chosen is None else row.index(chosen))
+        return RowLayout(PositionRows((span,)).at(0, len(row))[0], [0] * len(row), prefix)
 
 
 def load_tokenizer(directory: Path, config: GLMConfig | None) -> GLM130BTokenizer | None:

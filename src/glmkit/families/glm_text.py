@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from glmkit.config import GLMConfig
 from glmkit.errors import TokenizerError
+from glmkit.position_rows import PositionRows
 from glmkit.tokenizer.byte_bpe import ByteBPE
 from glmkit.tokenizer.composed import ComposedTokenizer
 from glmkit.tokenizer.inputs import RowLayout
@@ -110,7 +111,7 @@ class GLMTokenizer(ComposedTokenizer):
 
     def row_layout(self, row: Sequence[int]) -> RowLayout:
         """Positions count on, and all of part A sees all of part A."""
-        return RowLayout(range(len(row)), [0] * len(row), len(row))
+        return RowLayout(*PositionRows().at(0, len(row)), len(row))
 
 
 def load_tokenizer(

@@ -1,8 +1,6 @@
-"""Where tokens stand: the two position rows of blank infilling, and rotary angles.
+"""Position rows of batches (`position_rows` has the rule of one row), part A read from ids, and rotary angles.
 
-Legend: B batch, T tokens, D head width, R channels of a head that turn, H hidden width.
-Row 0 of `position_ids` (B,2,T) is the place in the corrupted text (part A), row 1 the place inside a filled span
-(0 in part A, 1 on the token that starts a span). Source: GLM paper section 2.1.1; `THUDM/GLM:blocklm_utils.py`.
+Legend: B batch, T tokens, D head width, R channels of a head that turn.
 """
 
 from typing import NamedTuple
@@ -12,9 +10,7 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
-
-# Roles of the one blank that a piece fills, the first that occurs, by `blank_order`.
-_ONE_BLANK: dict[str, tuple[str, ...]] = {"gmask_first": ("gmask", "mask"), "mask_first": ("mask", "smask", "gmask")}
+from glmkit.position_rows import PositionRows, infer_spans
 
 
 def running_positions(batch: int, length: int, *, start: int = 0, device: torch.device | None = None) -> Tensor:
@@ -46,7 +42,7 @@ def infer_prefix(input_ids_BT: Tensor, special: SpecialIds | None, real_BT: Tens
     if special is None:
         return torch.zeros(batch, dtype=torch.long, device=input_ids_BT.device)
     is_start_BT = input_ids_BT == special.sop
-    is_blank_BT = torch.isin(input_ids_BT, _mask_ids(special, input_ids_BT))
+    is_blank_BT = torch.isin(input_ids_BT, torch.tensor(special.mask_ids(), device=input_ids_BT.device))
     if real_BT is not None:
         is_start_BT, is_blank_BT = is_start_BT & real_BT, is_blank_BT & real_BT
     first_B = is_start_BT.int().argmax(1)
@@ -57,62 +53,17 @@ def infer_prefix(input_ids_BT: Tensor, special: SpecialIds | None, real_BT: Tens
 def infer_positions(
     input_ids_BT: Tensor, prefix_B: Tensor, config: GLMConfig, *, first_B: Tensor | None = None
 ) -> Tensor:
-    """(B,2,T) int64 position rows for rows of part A followed by spans.
+    """(B,2,T) int64 position rows for rows of part A followed by spans, by the rule of `infer_spans`.
 
-    Which blank a span fills says `config.blank_order`. `each`: the k-th start-of-piece opens the span of the k-th
-    blank; a span beyond the last blank belongs to the last one (`THUDM/GLM:blocklm_utils.py`, spans in source order).
-    The other two: all of part B is one span, at the first blank of the first kind that occurs
-    (ChatGLM-6B, `modeling_chatglm.py:get_position_ids`; `THUDM/GLM-130B:generation/`).
-    Without blanks (or special ids) part B continues from the last token of part A, as in suffix generation.
-    With one rotary stream a [gMASK] span, or one without a blank, goes on counting instead (GLM-130B).
     first_B: the first real token of rows padded on the left; it is at position 0, the padding before it at (0, 0).
     """
     batch, length = input_ids_BT.shape
-    positions = torch.zeros(batch, 2, length, dtype=torch.long, device=input_ids_BT.device)
     starts = [0] * batch if first_B is None else first_B.tolist()
-    for row, (start, prefix) in enumerate(zip(starts, prefix_B.tolist(), strict=True)):
-        positions[row, :, start:] = _row_positions(input_ids_BT[row, start:], max(0, prefix - start), config)
-    return positions
-
-
-def _row_positions(ids_T: Tensor, prefix: int, config: GLMConfig) -> Tensor:
-    """(2,T) positions of one row without padding on the left."""
-    length, one_stream = len(ids_T), config.positions == "rope"
-    positions = running_positions(1, length, device=ids_T.device)[0].clone()
-    if prefix == 0 or prefix >= length:
-        return positions
-    tail = torch.arange(1, length - prefix + 1, device=ids_T.device)
-    special, each = config.special, config.blank_order == "each"
-    blanks = _blanks(ids_T[:prefix], special, config.blank_order) if special is not None else tail[:0]
-    if special is None or len(blanks) == 0:
-        if not one_stream:
-            positions[0, prefix:], positions[1, prefix:] = prefix - 1, tail
-        return positions
-    opens = (ids_T[prefix:] == special.sop) if each else (tail == 1)
-    span = (opens.long().cumsum(0) - 1).clamp(0, len(blanks) - 1)
-    opened_at = torch.where(opens, tail, torch.ones_like(tail)).cummax(0).values
-    place = blanks[span]
-    if one_stream and special.gmask != special.mask:
-        place = torch.where(ids_T[place] == special.gmask, positions[0, prefix:], place)
-    positions[0, prefix:] = place
-    positions[1, prefix:] = tail - opened_at + 1
-    return positions
-
-
-def _blanks(part_a_T: Tensor, special: SpecialIds, order: str) -> Tensor:
-    """Where the blanks stand that spans fill, in the order of the spans."""
-    if order == "each":
-        return torch.isin(part_a_T, _mask_ids(special, part_a_T)).nonzero()[:, 0]
-    for role in _ONE_BLANK[order]:
-        index = getattr(special, role)
-        found = (part_a_T == index).nonzero()[:1, 0] if index is not None else part_a_T[:0]
-        if len(found):
-            return found
-    return part_a_T[:0]
-
-
-def _mask_ids(special: SpecialIds, like: Tensor) -> Tensor:
-    return torch.tensor(special.mask_ids(), device=like.device)
+    rows = []
+    for ids, start, prefix in zip(input_ids_BT.tolist(), starts, prefix_B.tolist(), strict=True):
+        own = PositionRows(infer_spans(ids[start:], max(0, prefix - start), config)).at(0, length - start)
+        rows.append([[0] * start + row for row in own])
+    return torch.tensor(rows, dtype=torch.long, device=input_ids_BT.device).view(batch, 2, length)
 
 
 def check_positions(position_ids_B2T: Tensor, config: GLMConfig) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError
 
-from .config import Mode, ObjectiveConfig
+from .counter_rng import Rng
 from .forms import SampleForms, Sentinels
-from .rng import Rng
+from .options import Mode, ObjectiveConfig
 from .sample import Sample, Tally, TextSample
 from .spans import LengthLaw, Span, documents, second_texts, sentences, shorter_text, spans_in_documents
 
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 class BlankInfilling:
     """The objective of one configuration and vocabulary. It keeps no state between calls.
 
-    sentence_end (V,) bool: tokens that carry a sentence mark (`sentences.sentence_end_table`). max_length: the longest
+    sentence_end (V,) bool: tokens that carry a sentence mark (`spans.sentence_end_table`). max_length: the longest
     text in tokens, [CLS] included; random offsets keep positions below it and shorter texts are cut from it.
     Raises ConfigError when an option needs an id that `special` (or `sentinels`) does not have.
     """

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from glmkit.config import SpecialIds
 from glmkit.errors import DataError
+from glmkit.position_rows import PositionRows, Span
 
 from .generation_inputs import first_masks
 from .sample import Ints
@@ -56,24 +57,24 @@ def build_choice_inputs(
     ids_BT = np.zeros((batch, total), np.int64)
     ids_BT[:, :width] = source_BS
     position_B2T = np.zeros((batch, 2, total), np.int64)
-    position_B2T[:, 0, :width] = np.arange(width)
-    position_B2T[:, 0, width:] = mask_B[:, None]
     visible_BTT = np.zeros((batch, total, total), np.bool_)
     choice_ids: list[list[Ints]] = []
     choice_indices: list[list[Ints]] = []
     for i, row in enumerate(choices):
         start = width
         spans = []
+        columns = []
         for choice in row:
             end = start + len(choice)
             ids_BT[i, start:end] = [special.sop, *choice[:-1]]
-            position_B2T[i, 1, start:end] = np.arange(1, len(choice) + 1)
+            spans.append(Span(start, int(mask_B[i])))
             visible_BTT[i, start:end, start:end] = np.tri(len(choice), dtype=np.bool_)
-            spans.append(np.arange(start, end))
+            columns.append(np.arange(start, end))
             start = end
         visible_BTT[i, :start, :width] = real_BS[i]
+        position_B2T[i, :, :start] = PositionRows(tuple(spans)).at(0, start)
         # Padding repeats the positions of the last column.
         position_B2T[i, :, start:] = position_B2T[i, :, start - 1 : start]
         choice_ids.append([np.array(choice, np.int64) for choice in row])
-        choice_indices.append(spans)
+        choice_indices.append(columns)
     return ChoiceInputs(ids_BT, position_B2T, visible_BTT[:, None], choice_ids, choice_indices)

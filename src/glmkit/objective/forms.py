@@ -12,8 +12,8 @@ import numpy as np
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError, DataError
 
-from .config import Mode, ObjectiveConfig
-from .rng import Rng
+from .counter_rng import Rng
+from .options import Mode, ObjectiveConfig
 from .sample import Ints, Sample, TextSample
 from .spans import Span, context_candidates
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from glmkit.config import SpecialIds
 from glmkit.errors import DataError
+from glmkit.position_rows import PositionRows, Span
 
 from .sample import Ints
 
@@ -66,10 +67,9 @@ def build_generation_inputs(
         answers = [[*target[:cut], special.eop][:max_gen_length] for target in targets]
         length = max_gen_length if padding else max(map(len, answers), default=1)
     total = width + length
-    position_B2T = np.zeros((batch, 2, total), np.int64)
-    position_B2T[:, 0, :width] = np.arange(width)
-    position_B2T[:, 0, width:] = first_masks(source_BS, special.mask_ids())[:, None]
-    position_B2T[:, 1, width:] = np.arange(1, length + 1)
+    spans = [Span(width, column) for column in first_masks(source_BS, special.mask_ids()).tolist()]
+    rows = [PositionRows((span,)).at(0, total) for span in spans]
+    position_B2T = np.array(rows, np.int64).reshape(batch, 2, total)
     visible_BTT = np.zeros((batch, total, total), np.bool_)
     visible_BTT[:, :, :width] = real_BS[:, None, :]
     visible_BTT[:, width:, width:] = np.tri(length, dtype=np.bool_)

@@ -7,6 +7,7 @@ import numpy as np
 
 from glmkit.config import SpecialIds
 from glmkit.errors import DataError
+from glmkit.position_rows import PositionRows, Span
 
 from .sample import Ints
 
@@ -78,7 +79,7 @@ def build_input_from_ids(
     ids += [special.eos] * add_eos
     types += [last_type] * add_eos
     prefix = len(ids)
-    row_0, row_1 = list(range(prefix)), [0] * prefix
+    spans: tuple[Span, ...] = ()
     targets, loss_mask = [0] * prefix, [0] * prefix
     if add_piece or answer is not None:
         if mask not in ids:
@@ -90,13 +91,13 @@ def build_input_from_ids(
             raise DataError("an answer of no tokens; leave it out to open the blank only")
         ids += [special.sop, *learnt[:-1]]
         types += [last_type] * len(learnt)
-        row_0 += [at] * len(learnt)
-        row_1 += range(1, len(learnt) + 1) if block_position_encoding else [1] * len(learnt)
+        spans = (Span(prefix, at),)
         targets += learnt
         loss_mask += [1] * len(learnt)
     if len(ids) > max_length and not allow_longer:
         raise DataError(f"text and answer have {len(ids)} tokens, max_length is {max_length}; raise it or shorten them")
     padding = max(0, max_length - len(ids))
+    row_0, row_1 = PositionRows(spans, block_positions=block_position_encoding).at(0, len(ids))
     padding_mask = [1] * len(ids) + [0] * padding
 
     def row(values: list[int], fill: int = 0) -> Ints:

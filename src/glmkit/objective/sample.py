@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Mode
+from .options import Mode
 
 Ints = NDArray[np.int64]
 

@@ -1,34 +1,30 @@
-"""Swapping layers for quantised ones, as the published files do: matrices of the layers, tables on request."""
+"""Exchange of layers for quantised ones, as the published files do: matrices of the layers, tables on request."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from glmkit.checkpoint.weights import COLUMN_CUT
 from glmkit.config import Quantization
 from glmkit.model import GLM
-from glmkit.model.packing import quantize_rows
+from glmkit.model.integer_packing import quantize_rows
 
-from .embedding import QuantEmbedding
-from .linear import QuantLinear
-from .matrix import QuantMatrix
-
-# Matrices whose input channels are what tensor parallelism cuts: they may have a scale per row and rank.
-_COLUMN_CUT = ("o_proj", "down_proj")
+from .layers import QuantEmbedding, QuantLinear, QuantMatrix
 
 
 def quantize_modules(model: GLM, quantization: Quantization) -> None:
     """Replace the attention and MLP matrices of every layer and, with `embeddings`, the word table and an untied head.
 
     On the meta device only the modules change and weights are expected from a file; otherwise the weights that are
-    there are quantised (`packing.quantize_rows`). Biases, norms and position tables stay as they are. A tied head uses
-    the quantised table. Layers that are quantised already are left alone.
+    there are quantised (`integer_packing.quantize_rows`). Biases, norms and position tables stay as they are. A tied
+    head uses the quantised table. Layers that are quantised already are left alone.
     """
     for parent, name in _places(model, quantization.embeddings):
         old = getattr(parent, name)
         if isinstance(old, QuantMatrix):
             continue
-        blocks = quantization.column_blocks if name in _COLUMN_CUT else 1
+        blocks = quantization.column_blocks if name in COLUMN_CUT else 1
         setattr(parent, name, _quantized(old, quantization.bits, blocks))
 
 

@@ -15,9 +15,8 @@ from glmkit.data.store import TokenStore
 from glmkit.errors import ConfigError
 from glmkit.model import GLM
 from glmkit.objective.blank_infilling import BlankInfilling
-from glmkit.objective.config import ObjectiveConfig
 from glmkit.objective.loss import LossSums, linear_cross_entropy
-from glmkit.objective.sentences import sentence_end_table
+from glmkit.objective.spans import sentence_end_table
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .config import TrainConfig

@@ -9,7 +9,7 @@ import yaml
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.objective.config import PRESETS
+from glmkit.objective.options import PRESETS
 
 from .config import TrainConfig
 from .schema import Leaf, leaves, readable

@@ -14,7 +14,7 @@ from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.weights import COLUMN_CUT, Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.model.packing import dequantize, quantize_rows
+from glmkit.model.integer_packing import dequantize, quantize_rows
 
 BLOCK_ELEMENTS = 4 << 20  # dequantised at a time: 16 MiB of float32
 

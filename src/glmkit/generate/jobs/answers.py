@@ -65,7 +65,7 @@ class AnswersJob:
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
         prompt = self._prompt
-        return [Branch(prompt.ids, prompt.places.at(0, len(prompt.ids)), part_a=prompt.part_a)]
+        return [Branch(prompt.ids, torch.tensor(prompt.positions.at(0, len(prompt.ids))), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
@@ -105,8 +105,8 @@ class AnswersJob:
     def _branch(self, writing: Writing, parent: int) -> Branch:
         tokens = [*writing.unfed, *writing.drafts]
         start = self.prompt_tokens + writing.size - 1
-        places_2T = self._prompt.places.at(start, start + len(tokens))
-        return Branch(tokens, places_2T, parent, writing.dropped, logits=1 + len(writing.drafts))
+        positions_2T = torch.tensor(self._prompt.positions.at(start, start + len(tokens)))
+        return Branch(tokens, positions_2T, parent, writing.dropped, logits=1 + len(writing.drafts))
 
 
 # --- FOLDED generate/jobs/making

@@ -171,7 +171,7 @@ class BeamsJob:
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
         prompt = self._prompt
-        return [Branch(prompt.ids, prompt.places.at(0, len(prompt.ids)), part_a=prompt.part_a)]
+        return [Branch(prompt.ids, torch.tensor(prompt.positions.at(0, len(prompt.ids))), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
@@ -206,8 +206,8 @@ class BeamsJob:
         self._existing_E = (beams.scores_K > -torch.inf).nonzero()[:, 0].cpu()
         tokens, parents = beams.newest(), beams.parents_K.tolist()
         start = self.prompt_tokens + beams.answer_KN.shape[1] - 1
-        place_21 = self._prompt.places.at(start, start + 1)
-        return [Branch([tokens[beam]], place_21, row_of[parents[beam]]) for beam in self._existing_E.tolist()]
+        position_21 = torch.tensor(self._prompt.positions.at(start, start + 1))
+        return [Branch([tokens[beam]], position_21, row_of[parents[beam]]) for beam in self._existing_E.tolist()]
 
     def _end(self, beams: Beams) -> None:
         for number, answer in enumerate(beams.answers()):

@@ -5,7 +5,7 @@ Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.p
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +17,7 @@ from glmkit.generate.blank_text import BlankText
 from glmkit.generate.engine.job import Branch
 from glmkit.generate.outputs import Answer, Listener
 from glmkit.generate.params import GenerationParams
+from glmkit.position_rows import ONE_BLANK, PositionRows, Span, anchor
 
 from .decoding import Bounds, GrowingAnswer, Heard, MakeReader, Writing
 from .prompt_lookup import Lookup
@@ -52,8 +53,8 @@ class SpansJob:
         """ids: part A, with at least one mask token. params.max_new_tokens: the longest answer of one blank.
 
         forbidden: ids never produced, besides mask, start, class and padding ids, which never are. A span ends at
-        end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `Places.of`. reader: makes
-        what reads the text of one answer. number: how errors call the text.
+        end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`. reader:
+        makes what reads the text of one answer. number: how errors call the text.
         Raises RequestError for a text without blanks or longer than the model's positions, and for several answers,
         beams and stop texts.
         """
@@ -72,7 +73,7 @@ class SpansJob:
         self.drafted = self.accepted = 0
         self._params, self._config, self._special, self._masks = params, config, special, masks
         self._never = _never(special, forbidden)
-        self._running, self._block_positions = running, block_positions
+        self._positions = PositionRows.of((), 0, config, running=running, block_positions=block_positions)
         self._reader, self._listener = reader, listener
         self._waiting = list(range(len(self._kinds)))  # numbers of the blanks without an answer
         self._done: dict[int, Answer] = {}
@@ -102,8 +103,9 @@ class SpansJob:
         writing.take(logits_MV[0])
         if writing.answer is None:
             tokens = [*writing.unfed, *writing.drafts]
-            places_2T = self._places(self._start + writing.size, len(tokens))
-            return [Branch(tokens, places_2T, 0, writing.dropped, logits=1 + len(writing.drafts))]
+            first = len(self._row) - 1 + writing.size
+            positions_2T = torch.tensor(self._positions.at(first, first + len(tokens)))
+            return [Branch(tokens, positions_2T, 0, writing.dropped, logits=1 + len(writing.drafts))]
         self._end(writing)
         if not self._waiting:
             return []
@@ -116,36 +118,30 @@ class SpansJob:
                 f"{self._name} has {len(row)} tokens, the model takes {self._config.max_positions}; shorten it"
             )
         self._row, self._length, self._lookup = row, len(row), None
-        self._blanks = [place for place, token in enumerate(row) if token in self._masks]
+        self._positions = replace(self._positions, spans=())
+        self._blanks = [index for index, token in enumerate(row) if token in self._masks]
 
     def _open(self, before: Writing | None = None) -> Branch:
         """The next blank's start: on a new row, or behind what the span before left to be fed."""
         tokens = [*(self._row if before is None else before.unfed), self._special.sop]
-        first, count = len(self._row) + 1 - len(tokens), len(tokens) - 1
-        places_2T = _counting(count) if before is None else self._places(first, count)
         self._number = self._next()
         # Where its mask stands: in "inserted", the answered blanks are no longer there.
         self._blank = self._blanks[self._number if self.order == "shared" else self._waiting.index(self._number)]
-        # With one rotary stream a [gMASK] span goes on counting behind part A.
-        one_stream = self._config.positions == "rope" and self._special.gmask != self._special.mask
-        self._counts = one_stream and self._row[self._blank] == self._special.gmask
-        self._start = len(self._row)
+        span = Span(len(self._row), anchor(self._row, self._blank, self._config, self._special))
+        self._positions = replace(self._positions, spans=(*self._positions.spans, span))
         self._row.append(self._special.sop)
-        places_2T = torch.cat([places_2T, self._places(self._start, 1)], 1)
+        positions_2T = torch.tensor(self._positions.at(len(self._row) - len(tokens), len(self._row)))
         if before is None:
-            return Branch(tokens, places_2T, part_a=self._length)
-        return Branch(tokens, places_2T, 0, before.dropped)
+            return Branch(tokens, positions_2T, part_a=self._length)
+        return Branch(tokens, positions_2T, 0, before.dropped)
 
     def _next(self) -> int:
         """The blank that is asked next, of those waiting."""
-        special, waiting = self._special, self._waiting
-        first = {
-            "mask_first": (special.mask, special.smask, special.gmask),
-            "gmask_first": (special.gmask, special.mask, special.smask),
-        }.get(self._config.blank_order)
-        if self.order == "shared" or first is None:
-            return waiting[0]
-        return min(waiting, key=lambda number: first.index(self._kinds[number]))
+        roles = ONE_BLANK.get(self._config.blank_order)
+        if self.order == "shared" or roles is None:
+            return self._waiting[0]
+        preferred = [getattr(self._special, role) for role in roles]
+        return min(self._waiting, key=lambda number: [*preferred, self._kinds[number]].index(self._kinds[number]))
 
     def _begin(self, device: torch.device) -> Writing:
         """The open span, before its first token."""
@@ -177,25 +173,6 @@ class SpansJob:
         elif self._waiting:
             text = self._row[: self._length]
             self._part_a([*text[: self._blank], *answer.ids, *text[self._blank + 1 :]])
-
-    def _places(self, first: int, count: int) -> Tensor:
-        """(2,T) int64: of `count` tokens of the open span, the first one of which has this place on the row."""
-        if not count:
-            return torch.empty(2, 0, dtype=torch.long)
-        rows: tuple[list[int], list[int]] = ([], [])
-        for index in range(first, first + count):
-            inside = index - self._start + 1
-            place = index if self._counts else self._blank + (inside if self._running else 0)
-            rows[0].append(place)
-            rows[1].append(inside if self._block_positions else 1)
-        places_2T = torch.tensor(rows)
-        # Learned tables end at max_positions; a longer span stays on their last row.
-        return places_2T.clamp_max(self._config.max_positions) if self._config.positions == "learned_2d" else places_2T
-
-
-def _counting(length: int) -> Tensor:
-    row_T = torch.arange(length)
-    return torch.stack([row_T, torch.zeros_like(row_T)])
 
 
 def _longest_row(length: int, blanks: int, most: int, order: BlankOrder, config: GLMConfig) -> int:

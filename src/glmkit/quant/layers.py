@@ -1,6 +1,8 @@
-"""An integer matrix with its scales, and products with it that never hold all of it as floats.
+"""Layers whose matrices stay in integers, and products with them that never hold a whole matrix as floats.
 
-Legend: R output rows, C input columns, Q stored bytes a row, U scales a row (see `model/packing.py`).
+Reference implementation: dequantise a run of rows, multiply.
+
+Legend: R output rows, C input columns, Q stored bytes a row, U scales a row (see `model/integer_packing.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from glmkit.model.packing import dequantize
+from glmkit.model.integer_packing import dequantize
 
 # Numbers dequantised at once: 16 MB of floats.
 _CHUNK = 1 << 22
@@ -86,3 +88,53 @@ class _Product(torch.autograd.Function):
         for piece in pieces:
             total += piece
         return total, None
+
+
+class QuantLinear(QuantMatrix):
+    """y = x W^T + b with W = fp32(weight_scale) * weight, as `QuantizedLinear` of ChatGLM-6B's `quantization.py`.
+
+    weight int8 (out, in), or (out, in / 2) for 4 bits with the even column in the high four bits; weight_scale
+    (out, blocks) fp16 or fp32; bias (out,) or None in the model's dtype. Gradients flow to the input and the bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bits: int,
+        bias: bool = True,
+        blocks: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(out_features, in_features, bits=bits, blocks=blocks, device=device)
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.product(x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class QuantEmbedding(QuantMatrix):
+    """Rows of fp32(weight_scale) * weight, as `QuantizedEmbedding` of ChatGLM-6B's `quantization.py`.
+
+    weight int8 (V, H), or (V, H / 2) for 4 bits; weight_scale (V, 1) fp16 or fp32.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, bits: int, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, bits=bits, device=device)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(..., H) fp32 word vectors of ids (...)."""
+        flat = ids.flatten()
+        rows = dequantize(self.weight[flat], self.weight_scale[flat], self.bits)
+        return rows.view(*ids.shape, -1)
+
+    def as_head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., H), with the table as the output matrix."""
+        return self.product(hidden)

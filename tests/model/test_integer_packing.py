@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from glmkit.errors import CheckpointError
-from glmkit.model.packing import dequantize, pack_int4, quantize_rows, unpack_int4
+from glmkit.model.integer_packing import dequantize, pack_int4, quantize_rows, unpack_int4
 from support.published import recording
 from support.shared import shared_dir
 

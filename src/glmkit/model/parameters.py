@@ -1,9 +1,14 @@
-"""Initial weights as published."""
+"""The weights of a model as a whole: drawing the first ones as published, and telling changed ones from the same.
+
+Legend: S numbers looked at, of all tensors together.
+"""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
@@ -12,6 +17,7 @@ from glmkit.errors import ConfigError
 _OUTPUT = ("o_proj", "down_proj")
 # GLM-130B shrinks every matrix of the value path and the MLP.
 _XAVIER_SCALED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_SAMPLE = 16  # numbers of each tensor that a fingerprint looks at
 
 
 @torch.no_grad()
@@ -51,3 +57,43 @@ def _tensor_seed(seed: int, name: str) -> int:
     for byte in name.encode():
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return value & 0x7FFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """The state of a model's weights: two are equal as long as nothing was done to them.
+
+    Torch counts what is done to a tensor in its place, and a tensor that takes another's place is another one. It does
+    not count what is done to `tensor.data`, as some libraries do when they merge adapters, nor to tensors made in
+    inference mode: a few numbers of each tensor, evenly spread, are looked at for that. So such a change of single
+    numbers may go unnoticed. Switching an adapter on or off changes which weights want gradients.
+    """
+
+    tensors: tuple[tuple[object, ...], ...]
+    sample_S: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module) -> "Fingerprint":
+        """Take it of all parameters and buffers, at a price that every request can pay."""
+        known, samples = [], []
+        for tensor in _tensors(model):
+            version = 0 if tensor.is_inference() else tensor._version
+            known.append((id(tensor), version, tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad))
+            flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach()[:1].reshape(-1)
+            samples.append(flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].float())
+        # As whole numbers, so that NaN equals itself.
+        return cls(tuple(known), torch.cat(samples).view(torch.int32) if samples else torch.zeros(0))
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether nothing has changed, as far as can be seen."""
+        if not isinstance(other, Fingerprint):
+            return NotImplemented
+        return self.tensors == other.tensors and torch.equal(self.sample_S, other.sample_S)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

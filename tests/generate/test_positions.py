@@ -1,4 +1,4 @@
-"""Places of prompts and of what follows them: the model's own, at any distance."""
+"""Positions of prompts and of what follows them: the model's own, at any distance."""
 
 import random
 from itertools import product
@@ -10,14 +10,15 @@ import torch
 from glmkit.errors import RequestError
 from glmkit.generate.jobs.infill import SpansJob
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.prompt import Places, Prompt
+from glmkit.generate.prompt import Prompt
 from glmkit.model.positions import infer_positions
+from glmkit.position_rows import PositionRows
 from support.kinds import KINDS, prompt_of
 from support.tiny import SPECIAL, random_ids, tiny_config
 
 
 def whole(ids: list[int], config: Any, more: int, running: bool, block_positions: bool) -> torch.Tensor:
-    """Places of prompt and answer worked out in one go."""
+    """Positions of prompt and answer worked out in one go."""
     part_a = torch.tensor([Prompt.of(ids, config).part_a])
     places = infer_positions(torch.tensor([[*ids, *[SPECIAL.pad] * more]]), part_a, config)[0]
     if running:  # nothing changes where the span goes on counting already
@@ -41,22 +42,20 @@ def test_equal_those_of_the_whole_row(kind: str, running: bool, block_positions:
         if number % 7 == 0:
             row = [*row, SPECIAL.sop, *row]
         expected = whole(row, config, 900, running, block_positions)
-        places = Prompt.of(row, config, running=running, block_positions=block_positions).places
+        positions = Prompt.of(row, config, running=running, block_positions=block_positions).positions
         size = len(row)
-        assert torch.equal(places.at(0, size), expected[:, :size])
+        assert torch.equal(torch.tensor(positions.at(0, size)), expected[:, :size])
         for start in [size, size + 3, size + 65, size + 700, size + 1, *(draw.randrange(size + 800) for _ in range(9))]:
             stop = start + draw.choice([1, 1, 2, 90])
-            got = places.at(start, stop)
-            assert (got.dtype, got.device.type) == (torch.int64, "cpu")
-            assert torch.equal(got, expected[:, start:stop])
+            assert torch.equal(torch.tensor(positions.at(start, stop)), expected[:, start:stop])
 
 
-def test_a_far_place_costs_no_memory_for_the_answer_before_it() -> None:
+def test_far_positions_are_made_without_those_before_them() -> None:
     """A prompt is made for any max_new_tokens: what follows is worked out as it is asked for."""
     config = tiny_config(**KINDS["causal"])
-    places = Places.of([11, 12], 0, config)
-    assert places.at(1000, 1002).tolist() == [[1000, 1001], [0, 0]]
-    assert places.at(3, 4).tolist() == [[3], [0]]
+    positions = PositionRows.of([11, 12], 0, config)
+    assert positions.at(10**12, 10**12 + 2) == ([10**12, 10**12 + 1], [0, 0])
+    assert positions.at(3, 4) == ([3], [0])
 
 
 def test_by_hand() -> None:
@@ -64,14 +63,14 @@ def test_by_hand() -> None:
     row = [20, SPECIAL.mask, 21, SPECIAL.gmask, SPECIAL.sop]
     each, both = tiny_config(), tiny_config(**KINDS["gmask_first"])
     rotary = tiny_config(**{**KINDS["mask_first"], "blank_order": "gmask_first"})
-    assert Prompt.of(row, each).places.at(3, 8).tolist() == [[3, 1, 1, 1, 1], [0, 1, 2, 3, 4]]
-    assert Prompt.of(row, each, running=True).places.at(3, 8).tolist() == [[3, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
-    assert Prompt.of(row, each, block_positions=False).places.at(3, 8).tolist() == [[3, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
-    assert Prompt.of(row, both).places.at(3, 8).tolist() == [[3, 3, 3, 3, 3], [0, 1, 2, 3, 4]]
+    assert Prompt.of(row, each).positions.at(3, 8) == ([3, 1, 1, 1, 1], [0, 1, 2, 3, 4])
+    assert Prompt.of(row, each, running=True).positions.at(3, 8) == ([3, 2, 3, 4, 5], [0, 1, 2, 3, 4])
+    assert Prompt.of(row, each, block_positions=False).positions.at(3, 8) == ([3, 1, 1, 1, 1], [0, 1, 1, 1, 1])
+    assert Prompt.of(row, both).positions.at(3, 8) == ([3, 3, 3, 3, 3], [0, 1, 2, 3, 4])
     for running in (False, True):
-        assert Prompt.of(row, rotary, running=running).places.at(3, 8)[0].tolist() == [3, 4, 5, 6, 7]
+        assert Prompt.of(row, rotary, running=running).positions.at(3, 8)[0] == [3, 4, 5, 6, 7]
     mask_first = tiny_config(**KINDS["mask_first"])
-    assert Prompt.of(row, mask_first, running=True).places.at(3, 8)[0].tolist() == [3, 2, 3, 4, 5]
+    assert Prompt.of(row, mask_first, running=True).positions.at(3, 8)[0] == [3, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -82,19 +81,19 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("running", [False, True])
 @pytest.mark.parametrize("block_positions", [False, True])
 def test_equal_those_of_a_blank_that_is_filled(kind: str, mask: int, running: bool, block_positions: bool) -> None:
-    """A prompt that ends in an open span and the job of a text's blanks have one and the same idea of places."""
+    """A prompt that ends in an open span and the job of a text's blanks have one and the same idea of positions."""
     for axes in (KINDS[kind], KINDS[kind] | {"positions": "rope"}):
         config = tiny_config(**axes)
         options: dict[str, Any] = {"running": running, "block_positions": block_positions}
         job = SpansJob([20, 21, mask, 22], GenerationParams(), config, SPECIAL, **options)
         (branch,) = job.start()
-        places = Prompt.of([20, 21, mask, 22, SPECIAL.sop], config, **options).places
-        assert torch.equal(places.at(0, 5), branch.places_2T)
+        positions = Prompt.of([20, 21, mask, 22, SPECIAL.sop], config, **options).positions
+        assert torch.equal(torch.tensor(positions.at(0, 5)), branch.places_2T)
         for step in range(5, 130):
             logits_1V = torch.zeros(1, config.vocab_size)
             logits_1V[0, 30] = 1
             (branch,) = job.advance([logits_1V])
-            assert torch.equal(places.at(step, step + 1), branch.places_2T)
+            assert torch.equal(torch.tensor(positions.at(step, step + 1)), branch.places_2T)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,7 +114,7 @@ def test_a_model_without_special_ids_counts_on() -> None:
     config = tiny_config(**KINDS["causal"], special=None)
     prompt = Prompt.of([SPECIAL.gmask, SPECIAL.sop, 30], config)
     assert prompt.part_a == 0
-    assert prompt.places.at(0, 6).tolist() == [[0, 1, 2, 3, 4, 5], [0] * 6]
+    assert prompt.positions.at(0, 6) == ([0, 1, 2, 3, 4, 5], [0] * 6)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glmkit.objective.rng import CounterRng
+from glmkit.objective.counter_rng import CounterRng
 
 
 def test_first_numbers_are_philox_of_key_and_counter() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from glmkit.errors import ConfigError
-from glmkit.objective.config import PRESETS, ObjectiveConfig
+from glmkit.objective.options import PRESETS, ObjectiveConfig
 
 
 def test_published_defaults() -> None:
