@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import glmkit
 from glmkit.generate.jobs.answers import make_job
 from glmkit.generate.params import GenerationParams
-from glmkit.generate.prompt import Places, Prompt
+from glmkit.generate.prompt import Prompt
+from glmkit.position_rows import PositionRows, Span
 from glmkit.session import LM
 from support.shared import shared_dir
 
@@ -83,14 +83,15 @@ def test_recorded_greedy(name: str, lookup: int) -> None:
 
 @pytest.mark.parametrize("name", ["glm-hf", "glm-megatron", "glm-paddle"])
 def test_recorded_spans(name: str) -> None:
-    """These were recorded with places that are given, and their configs name no masks."""
+    """These were recorded with positions that are given, and their configs name no masks."""
     folder = shared_dir("fixtures", name)
     lm, values = opened(name), inputs_of(name)["greedy"]
     expected = np.load(folder / "expected.npz")["greedy.tokens"].reshape(-1).tolist()
     (ids,) = values["prompt"]
-    places_2T = torch.tensor(values["position_ids"][0])
-    places = Places(places_2T[:, : len(ids)], places_2T[:, -1] - places_2T[:, -2], last=lm.config.max_positions)
-    prompt = Prompt(tuple(ids), values["sep"], places)
+    recorded, part_a = values["position_ids"][0], values["sep"]
+    positions = PositionRows((Span(part_a, recorded[0][part_a]),), max_position=lm.config.max_positions)
+    assert list(positions.at(0, len(recorded[0]))) == recorded
+    prompt = Prompt(tuple(ids), part_a, positions)
     job = make_job(prompt, GenerationParams(max_new_tokens=len(expected)), lm.config)
     lm.engine.run(lm.engine.submit(job))
     assert job.answers[0].ids == expected
