@@ -16,6 +16,7 @@ from glmkit.errors import ConfigError
 from glmkit.model import GLM
 from glmkit.objective.blank_infilling import BlankInfilling
 from glmkit.objective.loss import LossSums, linear_cross_entropy
+from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.spans import sentence_end_table
 from glmkit.tokenizer.protocol import Tokenizer
 
