@@ -28,7 +28,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.family import preset
 from glmkit.model import GLM, init_weights
 from glmkit.tokenizer.training import train_tokenizer
-from glmkit.train.config import TrainConfig
+from glmkit.train.recipe_config import TrainConfig
 from support.shared import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from glmkit.train.forecast import plan_run
 from glmkit.train.recipe import read_recipe
-from glmkit.train.runplan import plan_run
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "pretrain"
 

@@ -11,8 +11,9 @@ from glmkit.data.store import write_store
 from glmkit.model.masks import Segments
 from glmkit.objective.options import ObjectiveConfig
 from glmkit.tokenizer.training import train_tokenizer
-from glmkit.train.config import DataSection, ModelSection, TrainConfig, TrainingSection
 from glmkit.train.pretraining_data import PretrainingData
+from glmkit.train.recipe_config import DataSection, ModelSection, TrainConfig
+from glmkit.train.run_config import TrainingSection
 
 TEXTS = [
     f"The {word} is here. It runs away; who knows why? 你好，世界。\n" * 4 for word in ("fox", "dog", "cat", "hen")

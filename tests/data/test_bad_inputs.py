@@ -309,7 +309,7 @@ def test_only_a_store_is_overwritten(folder: Path, capsys: pytest.CaptureFixture
 def test_a_signal_in_the_middle_leaves_nothing(number: int, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     program = (  # the encoding stage waits at a pipe until the signal comes
-        "import sys; from glmkit.cli.main import main; from glmkit.data import prepare as module;"
+        "import sys; from glmkit.cli.main import main; from glmkit.data import build_store as module;"
         "module.encode_all = lambda *a: iter(open('in/pipe').read());"
         "sys.exit(main())"
     )

@@ -15,10 +15,10 @@ from glmkit.model.transformer import GLM
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.parallel.mesh import Ranks
 from glmkit.train.checkpoints import CheckpointStore
-from glmkit.train.config import OptimizerSection
 from glmkit.train.metrics import MetricsLog
 from glmkit.train.optim import build_optimizers
-from glmkit.train.rng import seed_everything
+from glmkit.train.random_state import seed_everything
+from glmkit.train.run_config import OptimizerSection
 from glmkit.train.schedule import BatchPlan, Schedule
 from glmkit.train.trainer import Trainer, TrainerOptions
 

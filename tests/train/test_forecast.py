@@ -9,9 +9,9 @@ from glmkit.devices import available_memory
 from glmkit.errors import TrainingError, size_text
 from glmkit.model import GLM, init_weights
 from glmkit.model.masks import from_prefix
-from glmkit.train.config import TrainConfig
 from glmkit.train.forecast import Forecast, check_memory, forecast, kept_bytes
 from glmkit.train.optim import build_optimizers
+from glmkit.train.recipe_config import TrainConfig
 from support.training import CONFIG
 
 CPU = torch.device("cpu")

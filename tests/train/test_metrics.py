@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glmkit.errors import CheckpointError, TrainingError
-from glmkit.train import rng
+from glmkit.train import random_state as rng
 from glmkit.train.checkpoints import RunLock
 from glmkit.train.metrics import MetricsLog, read_metrics
 from glmkit.train.plot import plot_losses, smooth

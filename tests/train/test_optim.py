@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.train.config import OptimizerSection
 from glmkit.train.optim import build_optimizers, clip_gradients, slots_per_parameter
+from glmkit.train.run_config import OptimizerSection
 from support.training import toy_model
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from glmkit.parallel.mesh import Ranks
 from glmkit.train.checkpoints import CheckpointStore
-from glmkit.train.config import OptimizerSection
+from glmkit.train.run_config import OptimizerSection
 from support.rank_jobs import fail_on_one, poisoned, signalled, train
 from support.ranks import run_ranks
 

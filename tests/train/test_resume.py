@@ -8,8 +8,8 @@ import torch
 
 from glmkit.errors import CheckpointError
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
-from glmkit.train.config import OptimizerSection
 from glmkit.train.metrics import cut_back
+from glmkit.train.run_config import OptimizerSection
 from support.training import toy_batch, toy_trainer
 
 

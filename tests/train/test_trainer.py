@@ -10,8 +10,8 @@ import torch
 
 from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.blocks import apply_recompute
-from glmkit.train.config import OptimizerSection
 from glmkit.train.metrics import read_metrics
+from glmkit.train.run_config import OptimizerSection
 from support.training import ToyBatch, toy_batch, toy_loss, toy_model, toy_trainer
 
 PLAIN = OptimizerSection(learning_rate=1e-2)

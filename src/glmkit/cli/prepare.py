@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from glmkit.data.prepare import Prepared, prepare
+from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.progress import NoProgress, TerminalProgress
 from glmkit.data.rows import ReadOptions
 from glmkit.data.sources import FORMATS

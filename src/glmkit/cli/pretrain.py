@@ -18,12 +18,12 @@ from glmkit.model import GLM
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import joined
 from glmkit.tokenizer.protocol import Tokenizer
-from glmkit.train.config import TrainConfig
+from glmkit.train.forecast import RunPlan, plan_run
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
-from glmkit.train.runplan import RunPlan, plan_run
+from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
@@ -150,7 +150,7 @@ def _plan_lines(plan: RunPlan, summary: Mapping[str, Any]) -> list[str]:
         f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {unit}",
         f"modes             {', '.join(s['modes'])}",
         f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
-        *(f"  {line}" for line in plan.memory.lines()[:-1]),
+        *(f"  {line}" for line in plan.memory.lines()),
     ]
 
 

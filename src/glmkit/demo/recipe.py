@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmkit.train.config import TrainConfig
+from glmkit.train.recipe_config import TrainConfig
 
 VOCABULARY = 4096
 SEQUENCE = 96  # tokens of a training text, [CLS] included: the window around a blank is one less

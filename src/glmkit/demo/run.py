@@ -25,9 +25,9 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
-from glmkit.train.config import TrainConfig
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
+from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.state import StepRecord
 from glmkit.train.trainer import Trainer
 from glmkit.train.validation import ValidationLoss

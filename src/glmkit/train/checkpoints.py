@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `checkpoints/step-00001000/`, each complete or absent, old ones removed.
+"""A run directory: its lock, and its checkpoints `checkpoints/step-00001000/`, each complete or absent.
 
 A checkpoint is a model directory (written by a callable from above) plus `optimizer.safetensors` and `trainer.json`.
 Nothing in it is a pickle.
@@ -22,6 +22,47 @@ from glmkit.files import atomic_directory
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
+
+
+class RunLock:
+    """Holds `directory`/.lock while open; the system lets go of it even when the process is killed.
+
+    Raises TrainingError when another process holds it. Systems without fcntl are not guarded.
+    """
+
+    def __init__(self, directory: Path, *, active: bool = True) -> None:
+        self.directory, self.active = directory, active
+        self._file: int | None = None
+
+    def __enter__(self) -> "RunLock":
+        try:
+            import fcntl
+        except ImportError:
+            return self
+        if self.active:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                # A record lock, which forked data workers do not inherit: they may outlive a killed trainer.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._file)
+                self._file = None
+                raise TrainingError(
+                    f"another process is training in {self.directory}; wait for it or give another --output"
+                ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        if error is not None and [entry.name for entry in self.directory.iterdir()] == [".lock"]:
+            (self.directory / ".lock").unlink()  # nothing came of the run: leave nothing
+            self.directory.rmdir()
+        os.close(self._file)
+        self._file = None
 
 
 class CheckpointStore:
@@ -176,48 +217,3 @@ def write_final_model(run_directory: Path, checkpoint: Path) -> Path:
             except OSError:
                 shutil.copyfile(file, temporary / name)
     return target
-
-
-# --- FOLDED train/runlock
-# One process trains in a run directory at a time.
-
-
-class RunLock:
-    """Holds `directory`/.lock while open; the system lets go of it even when the process is killed.
-
-    Raises TrainingError when another process holds it. Systems without fcntl are not guarded.
-    """
-
-    def __init__(self, directory: Path, *, active: bool = True) -> None:
-        self.directory, self.active = directory, active
-        self._file: int | None = None
-
-    def __enter__(self) -> "RunLock":
-        try:
-            import fcntl
-        except ImportError:
-            return self
-        if self.active:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                # A record lock, which forked data workers do not inherit: they may outlive a killed trainer.
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._file)
-                self._file = None
-                raise TrainingError(
-                    f"another process is training in {self.directory}; wait for it or give another --output"
-                ) from None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is None:
-            return
-        if error is not None and [entry.name for entry in self.directory.iterdir()] == [".lock"]:
-            (self.directory / ".lock").unlink()  # nothing came of the run: leave nothing
-            self.directory.rmdir()
-        os.close(self._file)
-        self._file = None

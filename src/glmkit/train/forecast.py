@@ -1,18 +1,21 @@
-"""How much memory a run will need, estimated before it starts, against what the machine has."""
+"""The sizes of a pretraining run before anything is built: parameters, steps, tokens, memory against what is free."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmkit.config import GLMConfig
-from glmkit.errors import TrainingError, size_text
+from glmkit.devices import CPU
+from glmkit.errors import ConfigError, TrainingError, size_text
 from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
+from glmkit.tokenizer.protocol import Tokenizer
 
-from .config import TrainConfig
 from .optim import slots_per_parameter
+from .recipe_config import TrainConfig
+from .schedule import BatchPlan
 
 _BASE = 400 << 20  # Python, PyTorch, buffers of the data loader
 
@@ -31,10 +34,13 @@ class Forecast:
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations + self.other
 
+    def parts(self) -> dict[str, int]:
+        """The bytes of every part by its name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
     def lines(self) -> list[str]:
-        """For people."""
-        parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "other")}
-        return [f"{name:<12}{size_text(value):>10}" for name, value in (*parts.items(), ("total", self.total))]
+        """A line for each part."""
+        return [f"{name:<12}{size_text(value):>10}" for name, value in self.parts().items()]
 
 
 def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: torch.device) -> Forecast:
@@ -106,3 +112,68 @@ def check_memory(needed: Forecast, available: int | None, *, ranks_here: int = 1
     raise TrainingError(
         f"{text}; lower training.micro_batch_size, set training.recompute true, or pass --ignore-memory-forecast"
     )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Sizes of a run on this machine, before anything is built: the answer of `--dry-run`."""
+
+    config: TrainConfig
+    model_config: GLMConfig
+    parameters: int
+    steps: int
+    batches: BatchPlan
+    memory: Forecast
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Text tokens of a full-size step, at most."""
+        data = self.config.data
+        row = data.row_length if data.layout == "packed" and data.row_length else data.sequence_length
+        return self.batches.batch_size * row
+
+    def summary(self) -> dict[str, object]:
+        """JSON-able values for people and scripts."""
+        schedule, unit = self.config.learning_rate(self.batches)
+        return {
+            "parameters": self.parameters,
+            "layers": self.model_config.num_layers,
+            "hidden_size": self.model_config.hidden_size,
+            "vocabulary_rows": self.model_config.vocab_size,
+            "steps": self.steps,
+            "rows_per_step": self.batches.batch_size,
+            "micro_batches_per_step": self.batches.batch_size // self.batches.micro_batch_size,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens": self.batches.samples_for(self.steps) * self.tokens_per_step // self.batches.batch_size,
+            "learning_rate": schedule.peak,
+            "warmup": schedule.warmup,
+            "decay": schedule.decay,
+            "schedule_unit": unit,
+            "modes": list(self.config.objective.modes()),
+            "memory": self.memory.parts() | {"total": self.memory.total},
+        }
+
+
+def plan_run(
+    config: TrainConfig,
+    tokenizer: Tokenizer | None = None,
+    world_size: int = 1,
+    device: torch.device = CPU,
+) -> RunPlan:
+    """Check a recipe as a whole, on the meta device: no weights are made. `device` is where it is to run.
+
+    Raises ConfigError for sizes that do not fit each other.
+    """
+    vocabulary = None if tokenizer is None else tokenizer.vocab_size
+    shape = config.model.config(vocabulary, None if tokenizer is None else tokenizer.special)
+    if shape.positions == "learned_2d" and config.data.sequence_length > shape.max_positions:
+        raise ConfigError(
+            f"data.sequence_length {config.data.sequence_length} is more than model.max_positions {shape.max_positions}"
+        )
+    batches = config.batch_plan(world_size)
+    steps = config.total_steps(batches)
+    config.learning_rate(batches)
+    with torch.device("meta"):
+        model = GLM(shape)
+    count = sum(p.numel() for p in set(model.parameters()))
+    return RunPlan(config, shape, count, steps, batches, forecast(model, shape, config, device))

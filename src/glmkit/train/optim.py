@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glmkit.devices import has_fused_optimizers
 from glmkit.errors import CheckpointError, ConfigError
 
-from .config import OptimizerSection
+from .run_config import OptimizerSection
 
 
 class Optimizers:

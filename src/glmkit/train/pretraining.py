@@ -22,15 +22,14 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .checkpoints import CheckpointStore, RunLock, read_state, write_final_model
-from .config import TrainConfig
-from .forecast import check_memory
+from .forecast import RunPlan, check_memory, plan_run
 from .metrics import FILES, MetricsLog, cut_back, read_metrics
 from .optim import build_optimizers
 from .plot import plot_losses
 from .pretraining_data import PretrainingData, blank_infilling_loss
 from .progress import ProgressLine
-from .rng import seed_everything
-from .runplan import RunPlan, plan_run
+from .random_state import seed_everything
+from .recipe_config import TrainConfig
 from .state import StepRecord, TrainState, compare_records
 from .trainer import Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss

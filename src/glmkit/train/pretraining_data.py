@@ -20,7 +20,7 @@ from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.spans import sentence_end_table
 from glmkit.tokenizer.protocol import Tokenizer
 
-from .config import TrainConfig
+from .recipe_config import TrainConfig
 from .validation import FixedBatches
 
 

@@ -11,7 +11,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.objective.options import PRESETS
 
-from .config import TrainConfig
+from .recipe_config import TrainConfig
 from .schema import Leaf, leaves, readable
 
 # Names people know from the original scripts and from other trainers -> ours.

@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint stores besides weights, optimizer and random states."""
+"""The counts of a run, the record of one step, and the comparison of a resumed run with the one before."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -7,7 +7,9 @@ from typing import Any
 
 from glmkit.errors import CheckpointError
 
-_RECENT = 8
+_RECENT = 8  # losses kept for messages
+# Keys that change neither the weights nor the curve.
+_FREE = ("output.", "checkpoint.", "evaluation.", "data.path", "data.workers", "training.device")
 
 
 @dataclass
@@ -41,7 +43,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one optimizer step did. The first block depends on seed and data only."""
+    """The numbers of one optimizer step. The first block depends on seed and data only."""
 
     step: int
     loss: float  # mean cross-entropy of the step's targets, nats
@@ -77,14 +79,6 @@ class StepRecord:
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds > 0 else None,
             "memory": self.memory,
         }
-
-
-# --- FOLDED train/records
-# What a checkpoint remembers of its run, and whether a resumed one is the same.
-
-
-# Keys that change neither the weights nor the curve.
-_FREE = ("output.", "checkpoint.", "evaluation.", "data.path", "data.workers", "training.device")
 
 
 def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> list[str]:

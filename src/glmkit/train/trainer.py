@@ -20,7 +20,7 @@ from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.ddp import replicate, without_sync
 from glmkit.parallel.mesh import Ranks
 
-from . import rng
+from . import random_state as rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
 from .metrics import MetricsLog
 from .nonfinite import Entry, check_targets, explain_nonfinite

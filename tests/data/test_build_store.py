@@ -11,8 +11,8 @@ import pytest
 
 from data.corpora import TEXTS, json_lines, tokenizer, write
 from glmkit.cli.main import main
-from glmkit.data import prepare as module
-from glmkit.data.prepare import SeenHashes, prepare
+from glmkit.data import build_store as module
+from glmkit.data.build_store import SeenHashes, prepare
 from glmkit.data.rows import ReadOptions
 from glmkit.data.store import TokenStore
 from glmkit.errors import DataError, TokenizerError
@@ -170,7 +170,7 @@ def test_progress_counts_up_to_the_bytes_on_disk(corpus: Path, tmp_path: Path) -
 
 
 def test_hashes_seen_before_are_found_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    from glmkit.data import prepare as duplicates
+    from glmkit.data import build_store as duplicates
 
     monkeypatch.setattr(duplicates, "_RECENT", 16)
     seen = SeenHashes()

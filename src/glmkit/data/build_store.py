@@ -21,47 +21,7 @@ from .rows import ReadOptions, ReadReport
 from .sources import Sources
 from .store import SPLITS, StoreWriter
 
-# --- FOLDED data/duplicates
-# Exact duplicates among any number of documents, in eight bytes a document.
-
-
-_RECENT = 1 << 18
-
-
-class SeenHashes:
-    """A set of 64-bit hashes that only grows.
-
-    New hashes gather in a Python set, then move into sorted arrays of doubling length, so that memory stays near eight
-    bytes a hash. With n documents the chance that any two different ones share a hash is about n**2 / 2**65 (for a
-    hundred million: 3 in 10,000).
-    """
-
-    def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._arrays: list[npt.NDArray[np.uint64]] = []  # longest first
-
-    def add(self, value: int) -> bool:
-        """Add a hash in [0, 2**64); True when it was there already."""
-        if value in self._recent:
-            return True
-        key = np.uint64(value)
-        for array in self._arrays:
-            at = int(np.searchsorted(array, key))
-            if at < len(array) and array[at] == key:
-                return True
-        self._recent.add(value)
-        if len(self._recent) >= _RECENT:
-            self._settle()
-        return False
-
-    def _settle(self) -> None:
-        array = np.sort(np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent)))
-        self._recent.clear()
-        while self._arrays and len(self._arrays[-1]) <= len(array):
-            array = np.sort(np.concatenate([self._arrays.pop(), array]), kind="stable")
-        self._arrays.append(array)
-
-
+_RECENT = 1 << 18  # hashes that gather before they are sorted
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
 _WORTH_WORKERS = 1 << 24  # bytes of input; starting processes takes about a second
@@ -150,6 +110,40 @@ def prepare(
             shown = str(error.filename or target).replace(str(folder), str(target))
             raise OSError(error.errno, error.strerror or str(error), shown) from error
     return Prepared(target, manifest, tuple(_notes(sources, manifest, vocab_size)))
+
+
+class SeenHashes:
+    """A set of 64-bit hashes that only grows: the texts seen so far.
+
+    New hashes gather in a Python set, then move into sorted arrays of doubling length, so that memory stays near eight
+    bytes a hash. With n documents the chance that any two different ones share a hash is about n**2 / 2**65 (for a
+    hundred million: 3 in 10,000).
+    """
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._arrays: list[npt.NDArray[np.uint64]] = []  # longest first
+
+    def add(self, value: int) -> bool:
+        """Add a hash in [0, 2**64); True when it was there already."""
+        if value in self._recent:
+            return True
+        key = np.uint64(value)
+        for array in self._arrays:
+            at = int(np.searchsorted(array, key))
+            if at < len(array) and array[at] == key:
+                return True
+        self._recent.add(value)
+        if len(self._recent) >= _RECENT:
+            self._settle()
+        return False
+
+    def _settle(self) -> None:
+        array = np.sort(np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent)))
+        self._recent.clear()
+        while self._arrays and len(self._arrays[-1]) <= len(array):
+            array = np.sort(np.concatenate([self._arrays.pop(), array]), kind="stable")
+        self._arrays.append(array)
 
 
 class _Splitter:

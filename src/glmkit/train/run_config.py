@@ -1,65 +1,16 @@
-"""The recipe: what a YAML file of `recipes/pretrain/` may say, section by section, and every default."""
+"""The sections that every training run has, whatever it trains: how long, which optimizer, what is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from functools import partial
+from typing import Any, Literal, Self, get_type_hints
 
-from glmkit.checkpoint.native import read_config
-from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.families.family import preset
-from glmkit.objective.options import ObjectiveConfig
 
 from .schedule import BatchPlan, BatchRamp, Schedule
-from .schema import build, convert, option, refuse_unknown
+from .schema import build, option, refuse_unknown
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection:
-    """A preset, changed by single fields of GLMConfig. Only shapes are taken from it, never weights."""
-
-    preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
-    vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    def config(self, vocab_size: int | None = None, special: Any = None) -> GLMConfig:
-        """The model's configuration; `vocab_size` and `special` are the tokenizer's, None without one.
-
-        Raises ConfigError when the tokenizer has more ids than the model has rows, or when neither says how many.
-        """
-        values: dict[str, Any] = {} if self.preset is None else _read_preset(self.preset)
-        values |= self.fields
-        if vocab_size is not None:
-            rows = values.get("vocab_size")
-            if rows is None:
-                values["vocab_size"] = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
-            elif rows < vocab_size:
-                raise ConfigError(
-                    f"model.vocab_size {rows} is smaller than the tokenizer's {vocab_size}; "
-                    "pass --model.vocab_size null to follow the tokenizer"
-                )
-        elif values.get("vocab_size") is None:
-            raise ConfigError("model.vocab_size is not set and no prepared data names a tokenizer; give --data DIR")
-        if special is not None:
-            values["special"] = asdict(special)
-        return GLMConfig.from_dict(values, source="model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """Which prepared data, and how texts become rows."""
-
-    path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
-    sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")
-    layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
-    row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length")
-    samples_per_row: int | None = option(None, "packed: equal shares of a row; null = fill rows with what comes")
-    aggregate_generation: bool = option(False, "samples_per_row for generation batches too")
-    non_sentence_start: float = option(0.0, "share of long texts that may start inside a sentence")
-    sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
-    add_cls: bool = option(True, "put [CLS] before every document")
-    workers: int = option(1, "processes that build batches beside training; 0 = in the training process")
+SectionReader = Callable[[Mapping[str, object]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +89,9 @@ class OutputSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run. `from_dict` builds it from a recipe's sections; `to_dict` inverts that."""
+class RunConfig:
+    """The settings of one run; a task adds sections of its own (`recipe_config.TrainConfig`)."""
 
-    model: ModelSection
-    data: DataSection = field(default_factory=DataSection)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingSection = field(default_factory=TrainingSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
@@ -152,27 +100,32 @@ class TrainConfig:
     output: OutputSection = field(default_factory=OutputSection)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+    def section_readers(cls) -> Mapping[str, SectionReader]:
+        """Readers of the sections that are more than one value a field, by name."""
+        return {}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
         """Raises ConfigError naming section.key, the value and the closest spelling or the expected type."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"a recipe must be sections of `key: value` lines, not {type(values).__name__}")
         refuse_unknown(values, [f.name for f in fields(cls)], "")
-        hints = get_type_hints(cls)
-        special = {"model": _model_section, "objective": _objective_section}
-        sections: dict[str, Any] = {
-            name: special[name](section or {}) if name in special else build(hints[name], section or {}, where=name)
-            for name, section in values.items()
-        }
-        sections.setdefault("model", ModelSection())
+        hints, readers = get_type_hints(cls), cls.section_readers()
+        sections: dict[str, Any] = {}
+        for name, given in values.items():
+            section = {} if given is None else given
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"{name} is {section!r}; it must be a section of `key: value` lines")
+            sections[name] = readers[name](section) if name in readers else build(hints[name], section, where=name)
         config = cls(**sections)
         config.check()
         return config
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they may stand in a recipe."""
-        values: dict[str, Any] = _plain(asdict(self))
-        values["model"] |= values["model"].pop("fields")
-        return values
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """Plain values, as they may stand in a recipe; the task's own sections come first."""
+        shared = [f.name for f in fields(RunConfig)]
+        own = [f.name for f in fields(self) if f.name not in shared]
+        return {name: plain_section(asdict(getattr(self, name))) for name in (*own, *shared)}
 
     def check(self) -> None:
         """Raises ConfigError for combinations that no field can refuse alone."""
@@ -198,7 +151,6 @@ class TrainConfig:
             ("optimizer.weight_decay", self.optimizer.weight_decay),
             ("checkpoint.every", self.checkpoint.every),
             ("evaluation.every", self.evaluation.every),
-            ("data.workers", self.data.workers),
             ("training.z_loss", t.z_loss),
         ):
             if value < 0:
@@ -211,8 +163,6 @@ class TrainConfig:
         for where, value in (
             ("checkpoint.keep_last", self.checkpoint.keep_last),
             ("evaluation.batches", self.evaluation.batches),
-            ("data.sequence_length", self.data.sequence_length),
-            ("data.row_length", self.data.row_length),
             ("checkpoint.keep_every", self.checkpoint.keep_every),
         ):
             if value is not None and value < 1:
@@ -233,52 +183,25 @@ class TrainConfig:
     def learning_rate(self, plan: BatchPlan) -> tuple[Schedule, Literal["steps", "samples"]]:
         """The schedule and the unit of its positions."""
         s = self.schedule
-        shared: dict[str, Any] = {
-            "peak": self.optimizer.learning_rate,
-            "style": s.lr_decay_style,
-            "decay_ratio": s.lr_decay_ratio,
-            "start": s.lr_start,
-        }
+        shape = partial(
+            Schedule,
+            peak=self.optimizer.learning_rate,
+            style=s.lr_decay_style,
+            decay_ratio=s.lr_decay_ratio,
+            start=s.lr_start,
+        )
         if s.lr_decay_samples is not None and s.warmup_samples is not None:
-            return Schedule(warmup=s.warmup_samples, decay=s.lr_decay_samples, **shared), "samples"
+            return shape(warmup=s.warmup_samples, decay=s.lr_decay_samples), "samples"
         decay = s.lr_decay_iters or self.total_steps(plan)
-        return Schedule(warmup=s.warmup_ratio * decay, decay=decay, **shared), "steps"
+        return shape(warmup=s.warmup_ratio * decay, decay=decay), "steps"
 
 
-def _model_section(values: Mapping[str, Any]) -> ModelSection:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"model is {values!r}; it must be a section of `key: value` lines")
-    own = ("preset", "vocab_multiple")
-    hints = {name: hint for name, hint in get_type_hints(GLMConfig).items() if name != "special"}
-    refuse_unknown(values, [*own, *hints], "model")
-    hints["vocab_size"] = int | None
-    section = build(ModelSection, {k: v for k, v in values.items() if k in own}, where="model")
-    given = {k: convert(v, hints[k], where=f"model.{k}") for k, v in values.items() if k not in own}
-    return ModelSection(preset=section.preset, vocab_multiple=section.vocab_multiple, fields=given)
+def plain_section(values: Mapping[str, object]) -> dict[str, object]:
+    """A section as YAML and JSON have it: tuples become lists."""
+    return {name: _plain(value) for name, value in values.items()}
 
 
-def _objective_section(values: Mapping[str, Any]) -> ObjectiveConfig:
-    """Fields of ObjectiveConfig over an optional `preset`."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"objective is {values!r}; it must be a section of `key: value` lines")
-    hints = get_type_hints(ObjectiveConfig)
-    refuse_unknown(values, ["preset", *hints], "objective")
-    given = {k: convert(v, hints[k], where=f"objective.{k}") for k, v in values.items() if k != "preset"}
-    if values.get("preset") is None:
-        return ObjectiveConfig(**given)
-    return ObjectiveConfig.preset(convert(values["preset"], str, where="objective.preset"), **given)
-
-
-def _read_preset(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if path.is_file():
-        path = path.parent
-    values = read_config(path).to_dict() if path.is_dir() else preset(source).to_dict()
-    del values["special"]  # the tokenizer's
-    return values
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -5,8 +5,8 @@ import yaml
 
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError
-from glmkit.train.config import TrainConfig
 from glmkit.train.recipe import ALIASES, SWITCHES, flags, merge, read_recipe
+from glmkit.train.recipe_config import TrainConfig
 
 MODEL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
 MINIMAL = {"model": MODEL, "training": {"max_steps": 10}}

@@ -1,0 +1,120 @@
+"""The recipe of a pretraining run: what a YAML file of `recipes/pretrain/` may say beside the sections of every run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from glmkit.checkpoint.native import read_config
+from glmkit.config import GLMConfig
+from glmkit.errors import ConfigError
+from glmkit.families.family import preset
+from glmkit.objective.config import ObjectiveConfig
+
+from .run_config import RunConfig, SectionReader, plain_section
+from .schema import build, convert, option, refuse_unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """A preset, changed by single fields of GLMConfig. Only shapes are taken from it, never weights."""
+
+    preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
+    vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, vocab_size: int | None = None, special: Any = None) -> GLMConfig:
+        """The model's configuration; `vocab_size` and `special` are the tokenizer's, None without one.
+
+        Raises ConfigError when the tokenizer has more ids than the model has rows, or when neither says how many.
+        """
+        values: dict[str, Any] = {} if self.preset is None else _read_preset(self.preset)
+        values |= self.fields
+        if vocab_size is not None:
+            rows = values.get("vocab_size")
+            if rows is None:
+                values["vocab_size"] = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+            elif rows < vocab_size:
+                raise ConfigError(
+                    f"model.vocab_size {rows} is smaller than the tokenizer's {vocab_size}; "
+                    "pass --model.vocab_size null to follow the tokenizer"
+                )
+        elif values.get("vocab_size") is None:
+            raise ConfigError("model.vocab_size is not set and no prepared data names a tokenizer; give --data DIR")
+        if special is not None:
+            values["special"] = asdict(special)
+        return GLMConfig.from_dict(values, source="model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Which prepared data, and how texts become rows."""
+
+    path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
+    sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")
+    layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
+    row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length")
+    samples_per_row: int | None = option(None, "packed: equal shares of a row; null = fill rows with what comes")
+    aggregate_generation: bool = option(False, "samples_per_row for generation batches too")
+    non_sentence_start: float = option(0.0, "share of long texts that may start inside a sentence")
+    sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
+    add_cls: bool = option(True, "put [CLS] before every document")
+    workers: int = option(1, "processes that build batches beside training; 0 = in the training process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One pretraining run. `from_dict` builds it from a recipe's sections; `to_dict` inverts that."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    @classmethod
+    def section_readers(cls) -> Mapping[str, SectionReader]:
+        return {"model": _model_section, "objective": _objective_section}
+
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """Plain values, as they may stand in a recipe; the model's fields stand beside its preset."""
+        values = super().to_dict()
+        del values["model"]["fields"]
+        values["model"] |= plain_section(self.model.fields)
+        return values
+
+    def check(self) -> None:
+        """Raises ConfigError for combinations that no field can refuse alone."""
+        super().check()
+        if self.data.workers < 0:
+            raise ConfigError(f"data.workers is {self.data.workers}; it must not be negative")
+        for name, value in (("sequence_length", self.data.sequence_length), ("row_length", self.data.row_length)):
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} is {value}; it must be at least 1")
+
+
+def _model_section(values: Mapping[str, object]) -> ModelSection:
+    own = ("preset", "vocab_multiple")
+    hints = {name: hint for name, hint in get_type_hints(GLMConfig).items() if name != "special"}
+    refuse_unknown(values, [*own, *hints], "model")
+    hints["vocab_size"] = int | None
+    section = build(ModelSection, {k: v for k, v in values.items() if k in own}, where="model")
+    given = {k: convert(v, hints[k], where=f"model.{k}") for k, v in values.items() if k not in own}
+    return ModelSection(preset=section.preset, vocab_multiple=section.vocab_multiple, fields=given)
+
+
+def _objective_section(values: Mapping[str, object]) -> ObjectiveConfig:
+    """Fields of ObjectiveConfig over an optional `preset`."""
+    hints = get_type_hints(ObjectiveConfig)
+    refuse_unknown(values, ["preset", *hints], "objective")
+    given = {k: convert(v, hints[k], where=f"objective.{k}") for k, v in values.items() if k != "preset"}
+    if values.get("preset") is None:
+        return ObjectiveConfig(**given)
+    return ObjectiveConfig.preset(convert(values["preset"], str, where="objective.preset"), **given)
+
+
+def _read_preset(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        path = path.parent
+    values = read_config(path).to_dict() if path.is_dir() else preset(source).to_dict()
+    del values["special"]  # the tokenizer's
+    return values
