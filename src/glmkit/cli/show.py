@@ -13,7 +13,7 @@ from rich.console import Console
 from glmkit.cli.show_print import SampleView, print_loss, print_mask, print_sample, views
 from glmkit.data.packing import Batch
 from glmkit.errors import ConfigError
-from glmkit.objective.config import PRESETS, Mode, ObjectiveConfig
+from glmkit.objective.options import PRESETS, Mode, ObjectiveConfig
 from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.recipe import read_recipe
 from glmkit.train.recipe_config import DataSection, ModelSection, TrainConfig

@@ -9,7 +9,7 @@ from glmkit.checkpoint.native import read_config
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.families.family import preset
-from glmkit.objective.config import ObjectiveConfig
+from glmkit.objective.options import ObjectiveConfig
 
 from .run_config import RunConfig, SectionReader, plain_section
 from .schema import build, convert, option, refuse_unknown
