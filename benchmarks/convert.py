@@ -97,7 +97,7 @@ def run_child(words: list[str]) -> None:
     import torch  # noqa: F401  imported before the clock starts
 
     import glmkit
-    from glmkit.checkpoint.conversion.convert import convert
+    from glmkit.checkpoint.conversion.conversion import convert
 
     sampler = PeakAnonymous()
     sampler.start()

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import VERBS, main
 from glmkit.config import GLMConfig, SpecialIds

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import glmkit
 from glmkit.adapters.attached import attach, attached, merge_adapter
-from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.model import GLM
 from glmkit.model.cache import KVCache
 

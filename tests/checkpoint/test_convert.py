@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint.published import CHECKPOINTS, assert_same_ranks, read_ranks, same, source_of, weights_kind
-from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.errors import CheckpointError

@@ -10,7 +10,7 @@ import torch
 
 from checkpoint.published import assert_same_ranks, read_ranks
 from glmkit.checkpoint.conversion import convert as convert_module
-from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.conversion.journal import JOURNAL_FILE
 from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.native import write_model

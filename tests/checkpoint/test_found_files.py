@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.conversion.convert import convert
+from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.loading import load_parts

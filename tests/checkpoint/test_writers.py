@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmkit.checkpoint.files import stream, torch_writer
-from glmkit.checkpoint.files.paddle_writer import NAME_TABLE, write_paddle
+from glmkit.checkpoint.files import stream, torch_file
+from glmkit.checkpoint.files.paddle_file import NAME_TABLE, write_paddle
 from glmkit.checkpoint.files.safetensors_file import write_safetensors
 from glmkit.checkpoint.files.stream import Entry, Written
 from glmkit.checkpoint.files.tensors import TensorInfo
-from glmkit.checkpoint.files.torch_writer import write_torch
+from glmkit.checkpoint.files.torch_file import write_torch
+from glmkit.checkpoint.files.zip_file import ZipWriter
 from glmkit.errors import CheckpointError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.int16, torch.bool]
@@ -137,9 +138,9 @@ def test_large_file_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 self.size += len(data)
 
         sink = Sparse()
-        container = torch_writer._Zip(sink, "large")  # type: ignore[arg-type]
+        container = ZipWriter(sink, "large")  # type: ignore[arg-type]
         entry = Entry("w", TensorInfo(torch.uint8, (size,)), list)
-        container.add("data.pkl", [torch_writer._pickle(path, [entry], None, {})])
+        container.add("data.pkl", [torch_file._pickle(path, [entry], None, {})])
         container.begin("data/0", size)
         sink.size += size - 1
         container.data(b"\x07")

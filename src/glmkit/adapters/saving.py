@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.files.paddle_writer import write_paddle
+from glmkit.checkpoint.files.paddle_file import write_paddle
 from glmkit.checkpoint.files.stream import Entry
 from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.native import write_json, write_tensors

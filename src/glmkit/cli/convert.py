@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from glmkit.checkpoint.conversion.convert import DTYPES, ConvertReport, convert
+from glmkit.checkpoint.conversion.conversion import DTYPES, ConvertReport, convert
 from glmkit.checkpoint.conversion.transfer import Step
 
 EPILOG = """formats, as far as the model's family has them:

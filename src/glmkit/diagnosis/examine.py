@@ -16,6 +16,7 @@ from glmkit.families.family import preset, preset_names
 
 from .adapter import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
+from .check_ranks import check_ranks
 from .check_values import check_numbers
 from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_sibling, read_settings
@@ -24,7 +25,6 @@ from .forecast import check_fit, forecast, quantize_to_fit
 from .headers import Headers, attempt, open_headers
 from .listing import Listing, list_directory
 from .locate_weights import find_weights, nothing_here
-from .ranks import check_ranks
 from .report import Report
 from .shards import check_shards
 from .sizes import sizes

@@ -1,4 +1,4 @@
-"""Which files a checkpoint of a layout consists of: shards, rank files, indexes, the files that name a tag."""
+"""Files of a written checkpoint: shards, rank files, indexes, tag files, and what is carried along as it is."""
 
 import fnmatch
 import json
@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from glmkit.checkpoint.files.paddle_writer import write_paddle
+from glmkit.checkpoint.files.paddle_file import write_paddle
 from glmkit.checkpoint.files.safetensors_file import write_safetensors
 from glmkit.checkpoint.files.stream import Writer
-from glmkit.checkpoint.files.torch_writer import write_torch
+from glmkit.checkpoint.files.torch_file import write_torch
 from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Layout
@@ -20,6 +20,13 @@ from glmkit.families.family import Family
 
 WeightsFormat = Literal["safetensors", "bin"]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+LARGEST = 64 << 20  # bytes of a file that is carried
+# No weights, and the same meaning in every layout: tokenizer, generation, licence.
+PATTERNS = (
+    "generation.json", "generation_config.json", "README*", "LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,18 +123,6 @@ _FORMATS: dict[str, tuple[str, str, Writer]] = {
     "safetensors": ("model", "safetensors", write_safetensors),
     "bin": ("pytorch_model", "bin", write_torch),
 }
-
-
-# --- FOLDED checkpoint/conversion/carry
-# Files of a checkpoint that are no weights and mean the same in every layout: tokenizer, generation, licence.
-
-
-LARGEST = 64 << 20
-PATTERNS = (
-    "generation.json", "generation_config.json", "README*", "LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "vocab.txt", "vocab.json", "merges.txt",
-)  # fmt: skip
 
 
 def carried_files(source: Path, family: Family, *, taken: Container[str]) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
-"""safetensors files, mapped: the library checks the header, the numbers are read where they lie.
+"""safetensors files, mapped and written streamed: header from the shapes alone, then tensor after tensor.
 
-Format: github.com/huggingface/safetensors, README.md ("Format").
+Format: github.com/huggingface/safetensors, README.md ("Format"). On reading the library checks the header, the numbers
+are read where they lie. Its own `save_file` needs every tensor at once.
 """
 
 import json
@@ -16,12 +17,13 @@ from glmkit.errors import CheckpointError
 
 from .content import check_content
 from .mapping import FileMap, MappedTensors, Strided, checked_sizes, dense_stride
-from .pickle_values import shorten
+from .pickle.cursor import shorten
 from .stream import Entry, Written, entry_bytes, ignore, open_sink
 from .tensors import TensorFile, TensorInfo
 
 MAX_HEADER = 8 * 2**20  # bytes
 MAX_DETAILS = 2**20  # bytes
+ALIGNMENT = 64  # written data begins at a multiple of this; the format asks for 8
 METADATA = "__metadata__"
 _DTYPES = {
     "F64": torch.float64,
@@ -40,6 +42,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -77,7 +80,7 @@ def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
 
 
 def _complaint(path: Path) -> SafetensorError | None:
-    """What the library has against a file."""
+    """Complaint of the library about a file, None when it has none."""
     try:
         with safe_open(path, framework="pt"):
             return None
@@ -118,25 +121,7 @@ def _read_header(header: Any, begin: int) -> tuple[dict[str, Strided], int]:
     return entries, end
 
 
-# --- FOLDED checkpoint/files/safetensors_writer
-# A safetensors file, streamed: header from the shapes alone, then tensor after tensor.
-#
-# Format: https://huggingface.co/docs/safetensors. The library's own `save_file` needs every tensor at once.
-
-
-ALIGNMENT = 64  # the data begins at a multiple of this; the format asks for 8
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry], *, tick: Callable[[int], None] = ignore) -> Written:
@@ -156,15 +141,15 @@ def write_safetensors(path: Path, entries: Iterable[Entry], *, tick: Callable[[i
 
 
 def _header(path: Path, entries: list[Entry]) -> bytes:
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, object] = {METADATA: {"format": "pt"}}
     end = 0
     for entry in entries:
-        if entry.info.dtype not in DTYPES:
+        if entry.info.dtype not in _CODES:
             raise CheckpointError(f"{path}: safetensors has no {entry.info.dtype}, the dtype of {entry.name}")
         assert entry.name not in table, f"{entry.name} twice in {path}"
         start, end = end, end + entry.info.nbytes
         table[entry.name] = {
-            "dtype": DTYPES[entry.info.dtype],
+            "dtype": _CODES[entry.info.dtype],
             "shape": list(entry.info.shape),
             "data_offsets": [start, end],
         }

@@ -13,7 +13,7 @@ from glmkit.errors import CheckpointError
 
 from .content import check_pointer
 from .open_file import open_tensor_file
-from .pickle_values import shorten
+from .pickle.cursor import shorten
 from .tensors import TensorFile, TensorInfo
 
 METADATA = "metadata"

@@ -1,4 +1,4 @@
-"""Which entries of an unpickled file are the tensors, and which are bookkeeping."""
+"""Tensors and bookkeeping of an unpickled file, told apart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from glmkit.errors import CheckpointError
 
 from .mapping import Entry
-from .pickle_values import Placeholder, kind_of, plain_entries, shorten
+from .pickle.cursor import shorten
+from .pickle.values import Placeholder, kind_of, plain_entries
 
 # Keys under which training code keeps the state dict; the first that holds tensors counts.
 WRAPPERS = ("module", "state_dict", "model", "model_state_dict")

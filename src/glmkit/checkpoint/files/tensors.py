@@ -1,4 +1,8 @@
-"""What every reader of one file of named tensors offers, whatever the format of the file."""
+"""Tensors of one file by name, whatever its format, and tensors as bits: equality and finiteness.
+
+The bits are looked at with numpy, in the caller's own thread: a conversion already keeps two threads busy, and torch's
+would wait for each other after every piece.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+_UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Bits of infinity and of minus infinity. As signed integers, positive values that are not finite are the largest; as
+# unsigned ones, negative values that are not finite are.
+_INFINITIES: dict[torch.dtype, tuple[Any, Any, int, int]] = {
+    torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
+    torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
+    torch.float32: (np.int32, np.uint32, 0x7F80_0000, 0xFF80_0000),
+    torch.float64: (np.int64, np.uint64, 0x7FF0_0000_0000_0000, 0xFFF0_0000_0000_0000),
+}
+_BLOCK = 1 << 17  # elements at a time, so that the second look finds them in the cache
 
 
 @dataclass(frozen=True)
@@ -87,23 +102,7 @@ class TensorFile(Protocol):
         """Drop the map as soon as no tensor uses it; later reads raise CheckpointError."""
 
 
-# --- FOLDED checkpoint/files/bits
-# Tensors as bits: comparing them, and finding values that are not finite, at the speed of the memory.
-#
-# With numpy, in the caller's own thread: a conversion already keeps two threads busy, and torch's would wait for each
-# other after every piece.
-
-
-_UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Bits of infinity and of minus infinity. As signed integers, positive values that are not finite are the largest; as
-# unsigned ones, negative values that are not finite are.
-_INFINITIES: dict[torch.dtype, tuple[Any, Any, int, int]] = {
-    torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
-    torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
-    torch.float32: (np.int32, np.uint32, 0x7F80_0000, 0xFF80_0000),
-    torch.float64: (np.int64, np.uint64, 0x7FF0_0000_0000_0000, 0xFFF0_0000_0000_0000),
-}
-_BLOCK = 1 << 17  # elements at a time, so that the second look finds them in the cache
+# --- bits -------------------------------------------------------------------------------------------------------------
 
 
 def equal_bits(first: Tensor, second: Tensor) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
-from .pickle_values import MAX_INLINE, Blob, Bytes, Call, Global, Inert, PickleError, kind_of, shorten
-from .tensors import TensorInfo
+from ..mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
+from ..tensors import TensorInfo
+from .cursor import Bytes, PickleError, shorten
+from .values import MAX_INLINE, Blob, Call, Global, Inert, kind_of
 
 _TYPES: dict[str, torch.dtype] = {
     "b1": torch.bool,
@@ -162,7 +163,7 @@ def _decode(data: Bytes, blob: Blob, out_B: Tensor) -> None:
 
 
 def array_entry(array: Array, dtypes: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype) -> Entry:
-    """Where an array's numbers are; `dtypes` says what a stored type stands for. Raises ValueError for no array."""
+    """Find an array's numbers; `dtypes` says what a stored type stands for. Raises ValueError for no array."""
     if array.info is None:
         raise ValueError("an array was never given its content")
     info = TensorInfo(dtypes(array.info.dtype), array.info.shape)
@@ -176,7 +177,7 @@ def array_entry(array: Array, dtypes: Callable[[torch.dtype], torch.dtype] = lam
 
 
 def numpy_calls(data: Bytes) -> dict[str, Call]:
-    """What the calls in pickled arrays, numpy scalars and protocol-2 byte strings stand for; `data` is the file."""
+    """Meaning of the calls in pickled arrays, numpy scalars and protocol-2 byte strings; `data` is the file."""
 
     def content(value: object) -> bytes:
         if isinstance(value, Blob):

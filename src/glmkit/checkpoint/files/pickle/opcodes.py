@@ -44,7 +44,7 @@ def text(value: str) -> bytes:
 
 
 def bytes_header(length: int) -> bytes:
-    """What stands before `length` bytes of a bytes object (protocol 4 where they are 4 GiB or more)."""
+    """Header of `length` bytes of a bytes object (protocol 4 where they are 4 GiB or more)."""
     if length < 1 << 32:
         return b"B" + length.to_bytes(4, "little")
     return b"\x8e" + length.to_bytes(8, "little")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from .mapping import checked_sizes, checked_view
-from .numpy_pickles import numpy_calls
-from .pickle_values import PLAIN_CALLS, Bytes, Call, Global, Inert, PickleError, kind_of, shorten
+from ..mapping import checked_sizes, checked_view
+from .cursor import PickleError, shorten
+from .values import Call, Global, Inert, kind_of
 
-_STORAGES: dict[str, torch.dtype] = {
+STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -30,13 +30,13 @@ _STORAGES: dict[str, torch.dtype] = {
 }
 # The type of a storage as a pickle names it -> the type of its numbers; an untyped one counts bytes.
 STORAGE_TYPES: dict[str, torch.dtype] = {
-    **{f"{module}.{name}": dtype for module in ("torch", "torch.cuda") for name, dtype in _STORAGES.items()},
+    **{f"{module}.{name}": dtype for module in ("torch", "torch.cuda") for name, dtype in STORAGES.items()},
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.storage._UntypedStorage": torch.uint8,
     "torch.UntypedStorage": torch.uint8,
 }
 _DTYPES: dict[str, torch.dtype] = {
-    **{str(dtype): dtype for dtype in _STORAGES.values()},
+    **{str(dtype): dtype for dtype in STORAGES.values()},
     **{str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64)},
     **{str(dtype): dtype for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)},
 }
@@ -96,7 +96,7 @@ class StorageValue(Inert):
 
 
 def read_storage_id(identity: object, size_of: Callable[[str], int | None]) -> StorageValue:
-    """What a persistent id ("storage", type, key, location, numel[, view]) of `torch.save` stands for.
+    """Read a persistent id ("storage", type, key, location, numel[, view]) of `torch.save`.
 
     size_of: bytes of the storage with a key, None where there is none. view: (key, first element, elements) of an
     older format. Raises PickleError when the id is none or does not fit the storage.
@@ -134,11 +134,9 @@ def _storage_view(storage: Storage, view: object) -> Storage:
 # --- known calls --------------------------------------------------------------------------------------------------
 
 
-def torch_calls(data: Bytes) -> dict[str, Call]:
-    """What the calls in a `torch.save` pickle stand for; `data` is the file."""
+def torch_calls() -> dict[str, Call]:
+    """Meaning of the calls that make tensors in a `torch.save` pickle."""
     return {
-        **PLAIN_CALLS,
-        **numpy_calls(data),
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor_v3": _typed_tensor,

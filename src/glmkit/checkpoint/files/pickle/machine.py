@@ -1,4 +1,4 @@
-"""Reading pickles without running them: a small interpreter whose every result is an inert value.
+"""Interpreter of pickles that runs nothing: every result is an inert value.
 
 The opcodes are those of Python's `pickletools`. Functions are never called: the readers give a table from the few
 known names to functions of ours. Long byte strings stay in the file. Work and memory are bounded.
@@ -8,28 +8,17 @@ import pickle  # for the names of the opcodes only
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glmkit.errors import CheckpointError
 
-from .pickle_values import (
-    LINE_BYTES,
-    MAX_INLINE,
-    Blob,
-    Bytes,
-    Call,
-    Cursor,
-    Global,
-    Inert,
-    PickleError,
-    Placeholder,
-    check_name,
-    checked_key,
-    full_name,
-    kind_of,
-    refused,
-    shorten,
-)
+from .calls import PLAIN_CALLS, check_name, full_name, refused
+from .cursor import LINE_BYTES, Bytes, Cursor, PickleError, shorten
+from .numpy_arrays import numpy_calls
+from .torch_tensors import torch_calls
+from .values import MAX_INLINE, Blob, Call, Global, Inert, Placeholder, checked_key, kind_of
+
+Known = Literal["nothing", "numpy", "torch"]
 
 MAX_OPCODES = 5_000_000
 MAX_MEMORY = 128 * 2**20  # bytes that the values may take, estimated from above
@@ -41,14 +30,18 @@ def read_pickle(
     data: Bytes,
     start: int,
     end: int,
-    calls: Mapping[str, Call],
+    known: Known = "nothing",
     persistent: Callable[[object], object] | None = None,
 ) -> tuple[Any, int]:
     """(value, end of the pickle) of the pickle that begins at byte `start` of `data` and must end before `end`.
 
-    calls: `module.name` -> what stands for calling it with a tuple of arguments. persistent: what a persistent id
-    stands for. Raises CheckpointError naming `path` for a pickle that is damaged, too large or asks for anything else.
+    known: which calls have a meaning: none, those of plain containers and numpy arrays, or those of torch tensors too.
+    persistent: what a persistent id stands for. Raises CheckpointError naming `path` for a pickle that is damaged, too
+    large or asks for anything else.
     """
+    calls: Mapping[str, Call] = {}
+    if known != "nothing":
+        calls = {**PLAIN_CALLS, **numpy_calls(data), **(torch_calls() if known == "torch" else {})}
     machine = _Machine(data, start, end, calls, persistent)
     try:
         return machine.run(), machine.at

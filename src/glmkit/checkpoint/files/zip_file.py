@@ -1,13 +1,20 @@
-"""Where the members of an uncompressed zip file are; the strictest reading of the format (PKWARE's APPNOTE.TXT)."""
+"""Uncompressed zip files: a strict index of one that is there, and a streaming writer.
+
+Reading is the strictest reading of PKWARE's APPNOTE.TXT. Written is the container of
+`pytorch/pytorch:caffe2/serialize/inline_container.cc`: stored members, each aligned to 64 bytes by padding in its
+header, with sizes and CRC-32 behind the data; zip64 where a size or an offset needs it.
+"""
 
 import itertools
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from glmkit.errors import CheckpointError
 
-from .pickle_values import Bytes, shorten
+from .pickle.cursor import Bytes, shorten
+from .stream import Sink
 
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY = 32 * 2**20  # bytes
@@ -19,6 +26,9 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _STORED = 0
 _ENCRYPTED = 1
+ALIGNMENT = 64  # of what is written
+LIMIT = 0xFFFFFFFF  # sizes and offsets from here on are zip64
+FLAGS = 0x0808  # sizes follow the data; names are UTF-8
 
 
 @dataclass(frozen=True)
@@ -157,3 +167,76 @@ def _data_offset(data: Bytes, header: int, name: str, size: int, limit: int) -> 
     if begin + size > limit:
         raise _DamagedError(f"member {name!r} should end at byte {begin + size}, past the last member at {limit}")
     return begin
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _WrittenMember:
+    name: bytes
+    offset: int
+    size: int
+    crc32: int = 0
+
+
+class ZipWriter:
+    """Stored members, one after the other, and the directory of them."""
+
+    def __init__(self, sink: Sink, stem: str) -> None:
+        self._sink = sink
+        self._stem = stem
+        self._members: list[_WrittenMember] = []
+
+    def add(self, name: str, blocks: list[bytes]) -> None:
+        self.begin(name, sum(map(len, blocks)))
+        for block in blocks:
+            self.data(block)
+        self.end()
+
+    def begin(self, name: str, size: int) -> None:
+        member = _WrittenMember(f"{self._stem}/{name}".encode(), self._sink.size, size)
+        self._members.append(member)
+        wide = struct.pack("<HHQQ", 1, 16, 0, 0) if size >= LIMIT else b""  # tells that the sizes behind are 8 bytes
+        start = self._sink.size + 30 + len(member.name) + len(wide) + 4
+        padding = struct.pack("<2sH", b"FB", -start % ALIGNMENT) + b"Z" * (-start % ALIGNMENT)
+        needed = LIMIT if wide else 0
+        header = struct.pack(
+            "<4sHHHHHLLLHH", b"PK\3\4", 45 if wide else 0, FLAGS, 0, 0, 0, 0, needed, needed,
+            len(member.name), len(wide) + len(padding),
+        )  # fmt: skip
+        self._sink.write(header + member.name + wide + padding)
+
+    def data(self, block: bytes | memoryview) -> None:
+        self._members[-1].crc32 = zlib.crc32(block, self._members[-1].crc32)
+        self._sink.write(block)
+
+    def end(self) -> None:
+        member = self._members[-1]
+        form = "<4sLQQ" if member.size >= LIMIT else "<4sLLL"
+        self._sink.write(struct.pack(form, b"PK\7\x08", member.crc32, member.size, member.size))
+
+    def directory(self) -> None:
+        start = self._sink.size
+        for member in self._members:
+            wide = [member.size, member.size] if member.size >= LIMIT else []
+            wide += [member.offset] if member.offset >= LIMIT else []
+            extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+            size = min(member.size, LIMIT)
+            self._sink.write(
+                struct.pack(
+                    "<4sHHHHHHLLLHHHHHLL", b"PK\1\2", 0, 45 if wide else 0, FLAGS, 0, 0, 0, member.crc32, size, size,
+                    len(member.name), len(extra), 0, 0, 0, 0, min(member.offset, LIMIT),
+                ) + member.name + extra
+            )  # fmt: skip
+        size = self._sink.size - start
+        count = len(self._members)
+        ends = self._sink.size
+        self._sink.write(
+            struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 0, 45, 0, 0, count, count, size, start)
+            + struct.pack("<4sLQL", b"PK\6\7", 0, ends, 1)
+            + struct.pack(
+                "<4sHHHHLLH", b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(size, LIMIT),
+                min(start, LIMIT), 0,
+            )
+        )  # fmt: skip

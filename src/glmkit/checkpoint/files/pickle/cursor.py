@@ -1,0 +1,63 @@
+"""Bytes of a pickle, read forward and never past their end."""
+
+import mmap
+import struct
+from typing import Any
+
+LINE_BYTES = 512
+
+Bytes = bytes | mmap.mmap
+
+
+class PickleError(ValueError):
+    """A pickle that is refused or damaged; the message says why, without the file's name."""
+
+
+class Cursor:
+    """Reads `data` from byte `at` on; nothing from byte `end` on. Every method raises PickleError at the end."""
+
+    def __init__(self, data: Bytes, start: int, end: int) -> None:
+        self.data = data
+        self.at = start
+        self.end = end
+
+    def byte(self) -> int:
+        if self.at >= self.end:
+            raise PickleError(f"the pickle breaks off at byte {self.at}; the file is truncated, download it again")
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def skip(self, count: int) -> int:
+        """Step over `count` bytes; the offset of the first."""
+        start = self.at
+        if count < 0 or count > self.end - start:
+            raise PickleError(
+                f"the pickle asks for {count} bytes at byte {start} where {self.end - start} are left; "
+                "the file is truncated or damaged, download it again"
+            )
+        self.at += count
+        return start
+
+    def take(self, count: int) -> bytes:
+        start = self.skip(count)
+        return self.data[start : self.at]
+
+    def number(self, form: str) -> Any:
+        """A number in the format of `struct`."""
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return value
+
+    def line(self) -> str:
+        """Text up to a newline, without it."""
+        stop = self.data.find(b"\n", self.at, min(self.end, self.at + LINE_BYTES))
+        if stop < 0:
+            raise PickleError(f"a line of more than {LINE_BYTES} bytes at byte {self.at}; download the file again")
+        text = self.take(stop - self.at).decode("utf-8")
+        self.at += 1
+        return text
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """One printable line of at most `limit` characters."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
