@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from checkpoint.published import assert_same_ranks, read_ranks
-from glmkit.checkpoint.conversion import convert as convert_module
+from glmkit.checkpoint.conversion import conversion
 from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.conversion.journal import JOURNAL_FILE
 from glmkit.checkpoint.conversion.transfer import Step
@@ -249,8 +249,8 @@ def test_mistakes_are_one_line(source: Path, tmp_path: Path, monkeypatch: pytest
     refused("there exists", destination=tmp_path / "there")
     refused("is not a directory", source=tmp_path / "nowhere")
     refused("is not a directory; make it first", destination=tmp_path / "no" / "made")
-    usage = convert_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    usage = conversion.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     refused("0.0 GB free, the conversion needs 0.1 GB")
 
 
