@@ -90,6 +90,13 @@ def did_you_mean(word: object, known: Iterable[str], *, otherwise: str | None = 
     return f"known are {', '.join(known)}" if otherwise is None else otherwise
 
 
+def names_text(names: Iterable[str], limit: int = 5) -> str:
+    """'a, b, c and 4 more': names in order, the first `limit` of them."""
+    listed = list(names)
+    shown = ", ".join(listed[:limit])
+    return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
+
+
 def size_text(num_bytes: int) -> str:
     """A number of bytes for people: 12345678 -> '11.8 MiB'."""
     value = float(num_bytes)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.open import _same, open_checkpoint
-from glmkit.checkpoint.published_weights import Source
+from glmkit.checkpoint.open import open_checkpoint
+from glmkit.checkpoint.published_weights import Source, same_bytes
 from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.loading import load_parts
 from support.checkpoints import MemoryFile
@@ -186,8 +186,8 @@ def test_copies_are_compared_byte_for_byte_wherever_they_start() -> None:
             torch.float16
         )
         files = MemoryFile({"a": one, "b": two, "c": two + 1})
-        assert _same(Source(files, "a"), Source(files, "b"), step=3)
-        assert not _same(Source(files, "a"), Source(files, "c"))
+        assert same_bytes(Source(files, "a"), Source(files, "b"), step=3)
+        assert not same_bytes(Source(files, "a"), Source(files, "c"))
 
 
 def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a published checkpoint's config comes from: the file beside it, what the user gave, or the tensors' shapes."""
+"""The config of a published checkpoint: from the file beside it, from what the user gave, or from the shapes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ _THEIRS = frozenset(_THEIRS_TEXT.split())
 
 @dataclass(frozen=True)
 class Given:
-    """What `config=` said: a preset, fields of ours (maybe only some), or a published config."""
+    """Meaning of `config=`: a preset, fields of ours (maybe only some), or a published config."""
 
     kind: Literal["preset", "fields", "published", "exact"]
     values: Mapping[str, Any]
@@ -61,7 +61,7 @@ def read_given(config: ConfigLike | None) -> Given | None:
         try:
             preset(str(config))
         except ConfigError as error:
-            raise error.behind(f"config {str(config)!r} is no file, and ") from None
+            raise ConfigError(f"config {str(config)!r} is no file, and {error}") from None
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -84,7 +84,6 @@ def configure(
     beside: Mapping[str, Any] | None,
     given: Given | None,
     infer: Callable[[object], Published],
-    where: str,
 ) -> Published:
     """The config of a checkpoint, its generation settings and notes.
 

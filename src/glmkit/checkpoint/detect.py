@@ -25,7 +25,7 @@ _TEXT_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Found:
+class Detected:
     """The files of a checkpoint. ranks: per rank its files; index: from tensor name to file, if there is one."""
 
     directory: Path
@@ -42,7 +42,7 @@ class Found:
         return self.config is not None and FORMAT_KEY in self.config
 
 
-def detect(directory: Path) -> Found:
+def detect(directory: Path) -> Detected:
     """Find config and weights. Raises CheckpointError saying what is missing or what this is instead."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory", step="give the path of a model directory")
@@ -52,7 +52,7 @@ def detect(directory: Path) -> Found:
         found = find(directory)
         if found is not None:
             container, ranks, index, notes = found
-            return Found(directory, container, ranks, config, config_path, index, notes)
+            return Detected(directory, container, ranks, config, config_path, index, notes)
     for name in ADAPTER_FILES:
         if (directory / name).is_file():
             raise CheckpointError(

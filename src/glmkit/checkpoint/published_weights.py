@@ -17,7 +17,7 @@ from .published_tensors import Fused
 
 @dataclass(frozen=True)
 class Source:
-    """Where one published tensor of one rank lies: the file and the name it has there."""
+    """One stored tensor of one rank: the file and the name it has there."""
 
     file: TensorFile
     name: str
@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _Slice:
-    """What one rank holds of one of our tensors: rows (O, ...) or, fused by head, (N, D, ...), not yet joined."""
+    """The part of one of our tensors on one rank: rows (O, ...) or, fused by head, (N, D, ...), not yet joined."""
 
     view: Tensor
     by_head: bool
@@ -67,7 +67,7 @@ class PublishedWeights:
         self._done: dict[str, set[str]] = {}
 
     def names(self) -> list[str]:
-        """All names, in the order of the files' layout."""
+        """List our names in the order of the files' layout."""
         return list(self._order)
 
     def info(self, name: str) -> TensorInfo:
@@ -76,7 +76,7 @@ class PublishedWeights:
         return TensorInfo(self._ranks[0][tensor.name].info().dtype, tensor.shapes[index])
 
     def stored_name(self, name: str) -> str:
-        """What the file calls the tensor that one of ours is in."""
+        """Name in the file of the tensor that one of ours is in."""
         tensor, _ = self._places[name]
         return self._ranks[0][tensor.name].name
 
@@ -130,26 +130,14 @@ def _joined(blocks: list[Tensor], dim: int | None) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim or 0)
 
 
-def copied_ranks(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]]) -> tuple[int, int] | None:
-    """Two neighbouring ranks whose pieces of the first matrix that is cut are the same: one file was copied twice."""
-    name = next((t.name for t in fused if t.cut_dim is not None and len(t.shapes[0]) == 2), None)
-    for number in range(1, len(ranks) if name is not None else 0):
-        assert name is not None
-        first, second = (ranks[n][name].read() for n in (number - 1, number))
-        if equal_bits(first[:1], second[:1]) and equal_bits(first, second) and bool(first.any()):
-            return number - 1, number
-    return None
-
-
-def replicas_that_differ(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]]) -> dict[str, float]:
-    """Tensors that every rank holds whole, and that are not the same everywhere: published name -> the largest
-    difference, as a share of the largest number.
-    """
-    differing = {}
-    for tensor in fused:
-        if tensor.cut_dim is None and len(ranks) > 1:
-            first, *others = [rank[tensor.name].read() for rank in ranks]
-            if not all(equal_bits(first, other) for other in others):
-                apart = max(float((first.float() - other.float()).abs().max()) for other in others)
-                differing[tensor.name] = apart / max(float(first.abs().max()), 1e-30)
-    return differing
+def same_bytes(copy: Source, original: Source | None, step: int = 1 << 20) -> bool:
+    """Compare two stored tensors block by block, `step` numbers at a time; their pages are let go of."""
+    if original is None or copy.info() != original.info():
+        return False
+    if copy == original:
+        return True
+    first, second = copy.read().reshape(-1), original.read().reshape(-1)
+    equal = all(equal_bits(first[i : i + step], second[i : i + step]) for i in range(0, first.numel(), step))
+    copy.release()
+    original.release()
+    return equal

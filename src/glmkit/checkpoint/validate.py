@@ -5,16 +5,18 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from glmkit.config import GLMConfig, Quantization
-from glmkit.errors import CheckpointError, closest
+from glmkit.errors import CheckpointError, closest, names_text
 from glmkit.families.common.layout import Layout, template_match
 
-from .choose_layout import is_derived
-from .files.tensors import TensorInfo
+from .choose_layout import is_unlearned
+from .files.tensors import TensorInfo, equal_bits
 from .published_tensors import Fused, derived_value
 from .published_weights import Source
 from .weights import COLUMN_CUT
 
 _SHOWN = 4
+# Ranks that train for long may drift apart by rounding; beyond this share of the largest number it is something else.
+_DRIFT = 0.1
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -136,10 +138,41 @@ def _check_order(frequencies: torch.Tensor, what: str) -> None:
         )
 
 
+def check_copies(fused: Sequence[Fused], ranks: Sequence[Mapping[str, Source]], where: str) -> list[str]:
+    """Notes on tensors that every rank holds whole and that differ a little between ranks.
+
+    Raises CheckpointError when they differ by more than rounding, or when one rank's file was copied over another's.
+    """
+    cut = next((t.name for t in fused if t.cut_dim is not None and len(t.shapes[0]) == 2), None)
+    for number in range(1, 0 if cut is None else len(ranks)):
+        first, second = (rank[cut or ""].read() for rank in ranks[number - 1 : number + 1])
+        if equal_bits(first[:1], second[:1]) and equal_bits(first, second) and bool(first.any()):
+            raise CheckpointError(
+                f"{where}: ranks {number - 1} and {number} hold the same part of the model",
+                step="download one of them again",
+            )
+    differing: dict[str, float] = {}  # the largest difference, as a share of the largest number
+    for tensor in fused if len(ranks) > 1 else ():
+        if tensor.cut_dim is None:
+            first, *others = [rank[tensor.name].read() for rank in ranks]
+            if not all(equal_bits(first, other) for other in others):
+                apart = max(float((first.float() - other.float()).abs().max()) for other in others)
+                differing[tensor.name] = apart / max(float(first.abs().max()), 1e-30)
+    if strangers := [name for name, share in differing.items() if not share < _DRIFT]:
+        raise CheckpointError(
+            f"{where}: {names_text(strangers, 3)} should be the same on every rank and is not; the rank files are not "
+            f"of the same run, or one is damaged",
+            step="get them again",
+        )
+    return [
+        f"{name} differs a little between ranks, which should hold the same; rank 0's is taken" for name in differing
+    ]
+
+
 def stored_quantization(
     layout: Layout, config: GLMConfig, ranks: Sequence[Mapping[str, Source]], where: str
 ) -> Quantization | None:
-    """How the tensors are quantised, seen from them alone. Raises CheckpointError when no width fits."""
+    """Read from the tensors alone how they are quantised. Raises CheckpointError when no width fits."""
     bits, embeddings, blocks = None, False, 1
     for name in ranks[0]:
         stem, _, parameter = name.rpartition(".")
@@ -173,7 +206,7 @@ def unexplained(layout: Layout, extra: Collection[str]) -> tuple[list[str], list
     """Unknown names sorted into (nothing learned: derived or ignored, a P-Tuning prefix, really unknown)."""
     plain, prefix, unknown = [], [], []
     for name in extra:
-        if is_derived(layout, name) or layout.is_ignored(name):
+        if is_unlearned(layout, name):
             plain.append(name)
         elif "prefix_encoder." in name:
             prefix.append(name)

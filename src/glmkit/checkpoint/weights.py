@@ -5,6 +5,7 @@ Legend: V vocabulary rows, H hidden width, O outputs, I inputs of a linear layer
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -23,7 +24,7 @@ class Weights(Protocol):
     """Tensors by OUR names ("model.layers.0.self_attn.q_proj.weight"), read lazily."""
 
     def names(self) -> list[str]:
-        """All names, in the order of the model."""
+        """List the names, in the order of the model."""
         ...
 
     def info(self, name: str) -> TensorInfo:
@@ -50,7 +51,7 @@ class DictWeights:
         self._tensors = dict(tensors)
 
     def names(self) -> list[str]:
-        """All names, in their order."""
+        """List the names in their order."""
         return list(self._tensors)
 
     def info(self, name: str) -> TensorInfo:
@@ -88,11 +89,16 @@ def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> d
     return expected
 
 
+@lru_cache(maxsize=8)
+def _one_layer(config: GLMConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a model, which is built on the meta device."""
+    with torch.device("meta"):
+        return [(name, tuple(parameter.shape)) for name, parameter in GLM(config).named_parameters()]
+
+
 def _shapes(config: GLMConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a model without quantisation. All layers are alike, so a model with one of them is built."""
-    with torch.device("meta"):
-        model = GLM(replace(config, num_layers=1))
-    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    shapes = _one_layer(replace(config, num_layers=1, deepnorm_alpha=None, special=None, quantization=None))
     first = "model.layers.0."
     layer = [(name.removeprefix(first), shape) for name, shape in shapes if name.startswith(first)]
     start = next(index for index, (name, _) in enumerate(shapes) if name.startswith(first))

@@ -21,11 +21,12 @@ from glmkit.adapters.lora_files import read_lora
 from glmkit.adapters.prefix_files import check_settings
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
+from glmkit.errors import names_text
 from glmkit.families.family import Family
 from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 
-from .finding import Finding, names_text
+from .finding import Finding
 from .headers import Headers, attempt, tensor_names
 from .listing import Listing
 

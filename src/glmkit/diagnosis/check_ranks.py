@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .finding import Finding, names_text
+from glmkit.errors import names_text
+
+from .finding import Finding
 from .headers import Headers
 from .listing import Entry, Listing
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .finding import Finding, names_text
+from glmkit.errors import names_text
+
+from .finding import Finding
 from .headers import Headers, attempt, tensor_names
 
 _CHUNK = 1 << 22  # numbers looked at together: a few MiB of anonymous memory, whatever the tensor

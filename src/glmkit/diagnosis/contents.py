@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from glmkit.checkpoint.detect import CONFIG_FILES
-from glmkit.errors import size_text
+from glmkit.errors import names_text, size_text
 from glmkit.families.family import all_families
 
-from .finding import Finding, Level, names_text
+from .finding import Finding, Level
 from .listing import Entry, Kind, Listing
 
 _POINTER = b"version https://git-lfs.github.com/spec"

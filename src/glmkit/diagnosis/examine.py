@@ -11,7 +11,7 @@ from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import preset, preset_names
 
 from .adapter import check_adapter, check_base, holds_adapter, local_folder
@@ -20,7 +20,7 @@ from .check_ranks import check_ranks
 from .check_values import check_numbers
 from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_sibling, read_settings
-from .finding import Finding, has_errors, names_text, printable
+from .finding import Finding, has_errors, printable
 from .forecast import check_fit, forecast, quantize_to_fit
 from .headers import Headers, attempt, open_headers
 from .listing import Listing, list_directory

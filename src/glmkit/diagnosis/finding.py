@@ -50,10 +50,3 @@ def printable(value: Any) -> Any:
 def has_errors(findings: Iterable[Finding]) -> bool:
     """Whether one of them keeps the directory from use."""
     return any(finding.level == "error" for finding in findings)
-
-
-def names_text(names: Iterable[str], limit: int = 5) -> str:
-    """'a, b, c and 4 more': names in order, the first `limit` of them."""
-    listed = list(names)
-    shown = ", ".join(listed[:limit])
-    return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.files.tensors import TensorFile
-from glmkit.errors import ConfigError, GLMKitError
+from glmkit.errors import ConfigError, GLMKitError, names_text
 
-from .finding import Finding, Kind, names_text
+from .finding import Finding, Kind
 from .listing import Entry
 
 T = TypeVar("T")

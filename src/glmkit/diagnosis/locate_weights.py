@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from glmkit.checkpoint.detect import TAG_FILES
+from glmkit.errors import names_text
 
-from .finding import Finding, names_text
+from .finding import Finding
 from .headers import attempt
 from .listing import Listing, list_directory
 

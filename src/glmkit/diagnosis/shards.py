@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, names_text
 
-from .finding import Finding, names_text
+from .finding import Finding
 from .headers import Headers, attempt
 from .listing import Entry, Listing
 

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 
 from glmkit.checkpoint.detect import CONFIG_FILES
 from glmkit.checkpoint.files.tensors import TensorFile
+from glmkit.errors import names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import all_families
 
-from .finding import Finding, names_text
+from .finding import Finding
 from .headers import Headers, tensor_names
 from .listing import Listing
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from glmkit.checkpoint.detect import tokenizer_texts
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.errors import GLMKitError
+from glmkit.errors import GLMKitError, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family, all_families
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
-from .finding import Finding, names_text
+from .finding import Finding
 from .headers import attempt
 from .listing import Listing
 

@@ -29,7 +29,7 @@ MAX_PICKLE = 64 * 2**20  # bytes of data.pkl, which holds no numbers
 _LOCAL_HEADER = 30
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _COUNT = 8
-_STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
+_STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if not dtype.is_complex}
 
 
 def open_torch_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -58,11 +58,13 @@ def _read_zip(file: FileMap) -> tuple[object, dict[str, int]]:
     except TruncatedZipError as error:
         expected = _expected_size(file)
         more = f" and at least {expected} belong to it" if expected > file.size else ""
-        raise CheckpointError(f"{error}{more}; download it again") from None
+        raise CheckpointError(f"{error}{more}", step="download it again") from None
     root, pickled = _find_pickle(path, members)
     order = members.get(f"{root}/byteorder")
     if order is not None and data[order.offset : order.offset + min(order.size, 16)] != b"little":
-        raise CheckpointError(f"{path} was written on a big-endian machine; load and save it there as safetensors")
+        raise CheckpointError(
+            f"{path} was written on a big-endian machine", step="load and save it there as safetensors"
+        )
     prefix = f"{root}/data/"
     storages = {name.removeprefix(prefix): item for name, item in members.items() if name.startswith(prefix)}
 
@@ -91,11 +93,11 @@ def _find_pickle(path: Path, members: dict[str, Member]) -> tuple[str, Member]:
         names = ", ".join(shorten(name, 40) for name in list(members)[:4])
         found = "several files data.pkl" if roots else f"no data.pkl in it (it has {names})"
         raise CheckpointError(
-            f"{path} is a zip file with {found}, no file of torch.save; unpack it or name another file"
+            f"{path} is a zip file with {found}, no file of torch.save", step="unpack it or name another file"
         )
     if f"{roots[0]}/constants.pkl" in members:
         raise CheckpointError(
-            f"{path} is a TorchScript program, not a file of weights; save its state dict with torch.save"
+            f"{path} is a TorchScript program, not a file of weights", step="save its state dict with torch.save"
         )
     pickled = members[f"{roots[0]}/data.pkl"]
     if pickled.size > MAX_PICKLE:
@@ -135,7 +137,7 @@ def _read_legacy(file: FileMap) -> tuple[object, dict[str, int]]:
     def identify(identity: object) -> object:
         if isinstance(identity, tuple) and identity[:1] == ("module",):
             raise PickleError(
-                "refused: the file holds a whole module with its source code; save its state dict instead"
+                "refused: the file holds a whole module with its source code", step="save its state dict instead"
             )
         # The storages come after the pickle; whether the file has them is seen then.
         value = read_storage_id(identity, lambda key: 2**62)
@@ -143,7 +145,9 @@ def _read_legacy(file: FileMap) -> tuple[object, dict[str, int]]:
         dtype = STORAGE_TYPES[identity[1].name]
         known = needed.setdefault(value.storage.key, (identity[4], dtype.itemsize))
         if known != (identity[4], dtype.itemsize):
-            raise PickleError(f"refused: storage {shorten(value.storage.key)!r} has two sizes; download the file again")
+            raise PickleError(
+                f"refused: storage {shorten(value.storage.key)!r} has two sizes", step="download the file again"
+            )
         return value
 
     magic, at = read_pickle(path, data, 0, file.size)
@@ -153,7 +157,7 @@ def _read_legacy(file: FileMap) -> tuple[object, dict[str, int]]:
     machine, at = read_pickle(path, data, at, file.size)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise CheckpointError(
-            f"{path} was not written on a little-endian machine; load and save it there as safetensors"
+            f"{path} was not written on a little-endian machine", step="load and save it there as safetensors"
         )
     content, at = read_pickle(path, data, at, file.size, "torch", identify)
     keys, at = read_pickle(path, data, at, file.size)
@@ -162,11 +166,11 @@ def _read_legacy(file: FileMap) -> tuple[object, dict[str, int]]:
 
 def _find_storages(file: FileMap, keys: object, at: int, needed: dict[str, tuple[int, int]]) -> dict[str, int]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(needed):
-        raise CheckpointError(f"{file.path}: its list of storages differs from its content; download it again")
+        raise CheckpointError(f"{file.path}: its list of storages differs from its content", step="download it again")
     expected = at + sum(_COUNT + numel * itemsize for numel, itemsize in needed.values())
     if expected > file.size:
         raise CheckpointError(
-            f"{file.path} is truncated: {file.size} bytes are there, {expected} belong to it; download it again"
+            f"{file.path} is truncated: {file.size} bytes are there, {expected} belong to it", step="download it again"
         )
     offsets: dict[str, int] = {}
     for key in keys:
@@ -174,8 +178,8 @@ def _find_storages(file: FileMap, keys: object, at: int, needed: dict[str, tuple
         stored = int.from_bytes(file.data[at : at + _COUNT], "little", signed=True)
         if stored != numel or key in offsets:
             raise CheckpointError(
-                f"{file.path}: storage {shorten(key)!r} has {stored} elements where {numel} are needed; "
-                "download it again"
+                f"{file.path}: storage {shorten(key)!r} has {stored} elements where {numel} are needed",
+                step="download it again",
             )
         offsets[key] = at + _COUNT
         at += _COUNT + numel * itemsize

@@ -10,7 +10,11 @@ Bytes = bytes | mmap.mmap
 
 
 class PickleError(ValueError):
-    """A pickle that is refused or damaged; the message says why, without the file's name."""
+    """A pickle that is refused or damaged; the message says why, without the file's name. step: as in GLMKitError."""
+
+    def __init__(self, what: str, *, step: str | None = None) -> None:
+        super().__init__(f"{what}; {step}" if step else what)
+        self.what, self.step = what, step
 
 
 class Cursor:
@@ -51,7 +55,9 @@ class Cursor:
         """Text up to a newline, without it."""
         stop = self.data.find(b"\n", self.at, min(self.end, self.at + LINE_BYTES))
         if stop < 0:
-            raise PickleError(f"a line of more than {LINE_BYTES} bytes at byte {self.at}; download the file again")
+            raise PickleError(
+                f"a line of more than {LINE_BYTES} bytes at byte {self.at}", step="download the file again"
+            )
         text = self.take(stop - self.at).decode("utf-8")
         self.at += 1
         return text
