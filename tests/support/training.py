@@ -13,6 +13,7 @@ from glmkit.config import GLMConfig
 from glmkit.model.parameters import init_weights
 from glmkit.model.transformer import GLM
 from glmkit.objective.loss import LossSums, linear_cross_entropy
+from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
 from glmkit.train.checkpoints import CheckpointStore
 from glmkit.train.metrics import MetricsLog
@@ -20,7 +21,7 @@ from glmkit.train.optim import build_optimizers
 from glmkit.train.random_state import seed_everything
 from glmkit.train.run_config import OptimizerSection
 from glmkit.train.schedule import BatchPlan, Schedule
-from glmkit.train.trainer import Trainer, TrainerOptions
+from glmkit.train.trainer import Objective, Trainer, TrainerOptions
 
 VOCABULARY = 48
 CONFIG = GLMConfig(vocab_size=VOCABULARY, hidden_size=16, num_layers=2, num_heads=2, max_positions=32)
@@ -95,6 +96,7 @@ def toy_trainer(
     micro_batches: int = 2,
     model: GLM | None = None,
     dropout: float = 0.0,
+    recompute: bool = False,
     optimizer: OptimizerSection | None = None,
     ranks: Ranks | None = None,
     change: Any = None,
@@ -124,7 +126,7 @@ def toy_trainer(
 
     trainer: Trainer[ToyBatch] = Trainer(
         model=model,
-        loss_fn=loss_fn,
+        objective=apply(Objective(model, loss_fn), ParallelPlan(recompute=recompute), ranks),
         batches=ToySource(ranks, change, rows),
         plan=BatchPlan(micro_batch_size=rows, batch_size=rows * micro_batches, world_size=ranks.world_size),
         optimizers=build_optimizers(model, section),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from glmkit.errors import ConfigError, TrainingError
-from glmkit.parallel.blocks import apply_recompute
 from glmkit.train.metrics import read_metrics
 from glmkit.train.run_config import OptimizerSection
 from support.training import ToyBatch, toy_batch, toy_loss, toy_model, toy_trainer
@@ -82,8 +81,7 @@ def test_recompute_changes_nothing(dropout):
     plain = toy_trainer(steps=4, dropout=dropout)
     expected = losses(plain)
     model = toy_model(dropout)
-    apply_recompute(model)
-    again = toy_trainer(steps=4, model=model)
+    again = toy_trainer(steps=4, model=model, recompute=True)
     assert losses(again) == expected
     assert torch.equal(weights(plain), weights(again))
     assert set(dict(model.named_parameters())) == set(dict(toy_model().named_parameters()))

@@ -17,7 +17,7 @@ from glmkit.devices import available_memory, is_cpu
 from glmkit.errors import ConfigError
 from glmkit.files import atomic_write
 from glmkit.model import GLM, init_weights
-from glmkit.parallel.blocks import apply_compile, apply_recompute
+from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -31,7 +31,7 @@ from .progress import ProgressLine
 from .random_state import seed_everything
 from .recipe_config import TrainConfig
 from .state import StepRecord, TrainState, compare_records
-from .trainer import Previewer, Trainer, TrainerOptions, TrainResult
+from .trainer import Objective, Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss
 
 RateFn = Callable[[TrainState, int], float]  # as `Trainer` takes it
@@ -124,11 +124,8 @@ def _build(
     model.to_empty(device=ranks.device)
     if checkpoint is None:
         init_weights(model, shape, t.seed)
-    if t.recompute:
-        apply_recompute(model)
-    if t.compile:
-        apply_compile(model)
     loss_fn = blank_infilling_loss(t.z_loss)
+    objective = apply(Objective(model, loss_fn), ParallelPlan(recompute=t.recompute, compile=t.compile), ranks)
     schedule, unit = config.learning_rate(plan.batches)
     batches = data.training(config)
     evaluators = {}
@@ -171,7 +168,7 @@ def _build(
     directory = store.directory.parent
     trainer: Trainer[Batch] = Trainer(
         model=model,
-        loss_fn=loss_fn,
+        objective=objective,
         batches=source,
         plan=plan.batches,
         optimizers=build_optimizers(model, config.optimizer),

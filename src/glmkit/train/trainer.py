@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glmkit.devices import is_cpu, peak_memory
 from glmkit.errors import ConfigError, TrainingError
-from glmkit.parallel.ddp import replicate, without_sync
+from glmkit.parallel.apply import without_sync
 from glmkit.parallel.mesh import Ranks
 
 from . import random_state as rng
@@ -90,8 +90,8 @@ class TrainResult:
     dropped: int = 0  # texts replaced since the start of the run
 
 
-class _Objective(nn.Module, Generic[B]):
-    """Model and loss as one forward pass, so that gradient synchronisation wraps both."""
+class Objective(nn.Module, Generic[B]):
+    """Model and loss as one forward pass, so that gradient synchronisation wraps both (`parallel.apply`)."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFn[B]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Trainer(Generic[B]):
         self,
         *,
         model: nn.Module,
-        loss_fn: LossFn[B],
+        objective: nn.Module,
         batches: BatchSource[B],
         plan: BatchPlan,
         optimizers: Optimizers,
@@ -127,14 +127,16 @@ class Trainer(Generic[B]):
         on_step: Callable[[StepRecord], None] | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
     ) -> None:
-        """`learning_rate(state, rows)` gives the rate of the step that takes `rows` more rows from `state`.
+        """`objective(batch)` gives `Sums`: an `Objective` of `model`, wrapped as the parallel plan says.
+
+        `learning_rate(state, rows)` gives the rate of the step that takes `rows` more rows from `state`.
 
         `write_model` fills a checkpoint directory with the model's files, `read_model` loads them back; `record` is
         stored beside the state. `store`, `log`, `progress`, `on_step` and `on_checkpoint` are used by rank 0 alone,
         previews too; evaluators run on every rank and must return the same numbers there.
         Raises ConfigError for fp16 on a CPU.
         """
-        self.model, self.batches, self.plan = model, batches, plan
+        self.model, self.objective, self.batches, self.plan = model, objective, batches, plan
         self.optimizers, self.learning_rate, self.options = optimizers, learning_rate, options
         self.ranks = ranks or Ranks()
         self.device = self.ranks.device
@@ -148,7 +150,6 @@ class Trainer(Generic[B]):
         if options.precision == "fp16" and is_cpu(self.device):
             raise ConfigError("precision fp16 needs CUDA (on a CPU fp16 is for storage only); use bf16 or fp32")
         self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
-        self._objective = replicate(_Objective(model, loss_fn), self.ranks)
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -286,9 +287,9 @@ class Trainer(Generic[B]):
         reported: list[Tensor] = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            with nullcontext() if last else without_sync(self._objective):
+            with nullcontext() if last else without_sync(self.objective):
                 with self._autocast():
-                    sums: Sums = self._objective(batch.to(self.device))
+                    sums: Sums = self.objective(batch.to(self.device))
                 loss = sums.loss_sum * factor
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
             reported.append(sums.cross_entropy_sum.detach().double())
