@@ -25,6 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from glmkit.families.common.layout import Extras
+
 BLOCK = 16 << 20
 
 
@@ -168,7 +170,7 @@ def write_random(directory: Path, layout_name: str, config: Any, *, ranks: int =
         path = directory / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         file.write(path, [Entry(t.name, t.info, lambda t=t: t.pieces(weights)) for t in file.tensors])
-    values = layout.write_config(config, {"torch_dtype": "float16", "tensor_parallel_degree": ranks})
+    values = layout.write_config(config, Extras(dtype="float16", ranks=ranks))
     for name, data in {**outputs.small, layout.config_file: json.dumps(values, indent=2).encode()}.items():
         (directory / name).write_bytes(data)
     return outputs.nbytes

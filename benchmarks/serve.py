@@ -71,7 +71,7 @@ def model_named(name: str) -> LM:
                 parameter.fill_(1.0 if parameter_name.endswith("weight") else 0.0)
             else:
                 parameter.uniform_(-0.035, 0.035, generator=generator)
-    return LM(Parts(Path(name), config, model.eval(), demo.tokenizer, {}, family_named("glm")))
+    return LM(Parts(Path(name), config, model.eval(), demo.tokenizer, family=family_named("glm")))
 
 
 def serve(name: str) -> int:

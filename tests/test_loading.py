@@ -16,6 +16,7 @@ from glmkit import loading, memory
 from glmkit.adapters.new import new_lora
 from glmkit.adapters.saving import save_adapter
 from glmkit.checkpoint.native import write_model
+from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.families.family import all_families, preset
 from glmkit.loading import load_parts
@@ -254,15 +255,15 @@ def test_parts_say_what_was_found(tmp_path: Path) -> None:
     rank_directory(tmp_path, "glm-130b/sat", 2)
     parts = load_parts(tmp_path)
     assert parts.family is all_families()["glm-130b"]
-    assert (parts.layout, parts.generation["stop_ids"]) == ("sat", [255])
+    assert (parts.layout, parts.generation.stop_ids) == ("sat", (255,))
     assert any("bookkeeping" in note for note in parts.notes)
 
 
 def test_own_directories_load_as_before(tmp_path: Path) -> None:
     model = tiny_model()
-    write_model(tmp_path, model.config, model.state_dict(), generation={"add_cls": False})
+    write_model(tmp_path, model.config, model.state_dict(), generation=GenerationSettings(add_cls=False))
     parts = load_parts(tmp_path)
-    assert (parts.layout, parts.generation, parts.notes) == ("glmkit", {"add_cls": False}, [])
+    assert (parts.layout, parts.generation, parts.notes) == ("glmkit", GenerationSettings(add_cls=False), [])
     ids = torch.tensor([[11, 12, 4, 7, 13]])
     assert torch.equal(parts.model(ids), model(ids))
     values = json.loads((tmp_path / "config.json").read_text())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import glmkit
 from glmkit.checkpoint.native import write_model, write_tensors
 from glmkit.cli.main import main
+from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
 from glmkit.generate.sampling import Sampling, next_tokens
@@ -185,9 +186,10 @@ def test_filling_does_as_training_did(
     lm: LM, monkeypatch: pytest.MonkeyPatch, add_cls: bool | None, running: bool | None, block: bool | None
 ) -> None:
     special, encode = lm.special, lm.tokenizer.encode
-    settings = {"add_cls": add_cls, "running_positions": running, "block_positions": block}
-    settings = {name: value for name, value in settings.items() if value is not None}  # None: an older directory
-    ours = LM(replace(lm.parts, generation={"generation_mask_id": special.smask, **settings}))
+    settings = GenerationSettings(  # None: an older directory
+        generation_mask_id=special.smask, add_cls=add_cls, running_positions=running, block_positions=block
+    )
+    ours = LM(replace(lm.parts, generation=settings))
     opening = [special.cls] if add_cls is not False else []
     fed = Fed(monkeypatch)
 
@@ -219,6 +221,8 @@ def test_filling_does_as_training_did(
         ({"add_cls": "no"}, "add_cls is 'no'; it must be true or false"),
         ({"running_positions": 1}, "running_positions is 1; it must be true or false"),
         ({"block_positions": None}, "block_positions is None; it must be true or false"),
+        ({"stop_ids": 5}, "stop_ids is 5; it must be a list of ids"),
+        ({"pad_id": "x"}, "pad_id is 'x'; it must be an id"),
         ([], "holds list, not an object"),
     ],
 )

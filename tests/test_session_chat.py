@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from families.recorded import recorded
+from glmkit.config import GenerationSettings
 from glmkit.errors import RequestError, TokenizerError, TrimmedHistoryWarning
 from glmkit.families.chatglm3_text import ROLE_TOKENS
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
@@ -251,7 +252,8 @@ def test_never_past_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stop_ids_of_the_files_end_a_reply_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = small("chatglm2")
     word = lm.tokenizer.encode("fox")
-    monkeypatch.setitem(lm.parts.generation, "stop_ids", [7])
+    monkeypatch.setattr(lm, "parts", replace(lm.parts, generation=GenerationSettings(stop_ids=(7,))))
+    monkeypatch.setattr(lm._prompts, "_parts", lm.parts)
     say(monkeypatch, [*word, 7, *word])
     assert lm.chat("q")[0] == "fox"
 
@@ -301,7 +303,7 @@ def test_streams_of_generate() -> None:
         ({"query": "q", "max_new_tokens": True}, "max_new_tokens is True; give a whole number"),
         ({"query": "q", "max_length": 1.5}, "max_length is 1.5; give a whole number"),
         ({"query": "q", "max_length": 9, "max_new_tokens": 9}, "both max_new_tokens and max_length"),
-        ({"query": "q", "temperature": -1}, "temperature is -1; give 0"),
+        ({"query": "q", "temperature": -1}, "temperature is -1; give at least 0"),
         ({"query": "q", "top_p": 0}, "top_p is 0; give more than 0"),
     ],
 )

@@ -28,7 +28,7 @@ def made(tokenizer: InputTokenizer | None, **axes: Any) -> LM:
     config = tiny_config(vocab_size=tokenizer.vocab_size + 5, special=tokenizer.special, **axes)
     model = GLM(config)
     init_weights(model, config, 4)
-    return LM(Parts(Path(), config, model.eval(), tokenizer, {}))
+    return LM(Parts(Path(), config, model.eval(), tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def glm130b() -> LM:
     config = tiny_config(vocab_size=tokenizer.vocab_size + 5, special=tokenizer.special, init_std=0.3, **axes)
     model = GLM(config)
     init_weights(model, config, 4)
-    return LM(Parts(Path("model"), config, model.eval(), tokenizer, {}))
+    return LM(Parts(Path("model"), config, model.eval(), tokenizer))
 
 
 FAMILIES: dict[str, Callable[[], LM]] = {"glm": small_base, "glm-130b": glm130b}

@@ -325,3 +325,25 @@ def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:
     for key in values:
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}", step=did_you_mean(key, known), param=str(key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """Settings of generation that a checkpoint publishes; None leaves the choice to the model's family.
+
+    stop_ids: ids that end an answer. pad_id: the padding id. generation_mask_id: the mask behind which a text is
+    continued. add_cls: part A begins with [CLS]. running_positions, block_positions: row 0 of the positions goes on
+    counting behind part A, row 1 counts inside a span.
+    """
+
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    generation_mask_id: int | None = None
+    add_cls: bool | None = None
+    running_positions: bool | None = None
+    block_positions: bool | None = None
+
+    def to_dict(self) -> dict[str, bool | int | list[int]]:
+        """The settings that say something, for JSON."""
+        values = {**vars(self), "stop_ids": list(self.stop_ids) or None}
+        return {name: value for name, value in values.items() if value is not None}

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_
 from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.weights import expected_tensors
-from .config import GLMConfig, Quantization
+from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError
 from .families.common.native_layout import OWN
@@ -46,7 +46,7 @@ class Parts:
     config: GLMConfig
     model: GLM
     tokenizer: Tokenizer | None
-    generation: dict[str, Any]
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     family: Family | None = None
     layout: str = OWN.name
     notes: list[str] = field(default_factory=list)

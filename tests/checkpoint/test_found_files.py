@@ -123,7 +123,7 @@ def test_generation_settings(text: str, stops: list[int], note: str | None, tmp_
     make_chatglm(tmp_path, SMALL, "bin")
     (tmp_path / "generation_config.json").write_text(text)
     opened = open_checkpoint(tmp_path)
-    assert opened.generation["stop_ids"] == stops
+    assert list(opened.generation.stop_ids) == stops
     found = [line for line in opened.notes if "generation_config" in line]
     if note is None:
         assert not found
@@ -137,7 +137,7 @@ def test_configs_with_a_byte_order_mark_or_several_stops(tmp_path: Path) -> None
     path = tmp_path / "config.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     opened = open_checkpoint(tmp_path)
-    assert opened.generation["stop_ids"] == [EOP, 2]
+    assert opened.generation.stop_ids == (EOP, 2)
     assert opened.config.special is not None
     assert opened.config.special.eop == EOP
 

@@ -120,11 +120,11 @@ def test_bookkeeping_and_generation_settings(tmp_path: Path) -> None:
     assert any("training bookkeeping left out: iteration=7" in note for note in notes)
     assert any("follows from the config: mixins.rotary" in note for note in notes)
     huggingface_directory(tmp_path / "hf", "glm-4/transformers")
-    assert open_checkpoint(tmp_path / "hf").generation["stop_ids"] == [2]
+    assert open_checkpoint(tmp_path / "hf").generation.stop_ids == (2,)
     settings = {"eos_token_id": [5, 6], "pad_token_id": 4, "temperature": 0.8}
     (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(settings))
     generation = open_checkpoint(tmp_path / "hf").generation
-    assert (generation["stop_ids"], generation["pad_id"]) == ([5, 6], 4)
+    assert (generation.stop_ids, generation.pad_id) == ((5, 6), 4)
 
 
 def test_own_weights_without_our_config(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def lm(tokenizer) -> LM:
     config = tiny_config(vocab_size=tokenizer.vocab_size, special=tokenizer.special, init_std=0.3, positions="rope_2d")
     model = GLM(config)
     init_weights(model, config, 2)
-    return LM(Parts(Path("model"), config, model.eval(), tokenizer, {}, None))
+    return LM(Parts(Path("model"), config, model.eval(), tokenizer))
 
 
 def test_together_equals_alone(lm, tokenizer):

@@ -7,7 +7,7 @@ import pytest
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.family import Family, all_families, preset, preset_names
 from support.checkpoints import small_config
 from support.shared import shared_dir
@@ -38,8 +38,8 @@ def recorded(name: str) -> dict[str, Any]:
     return dict(json.loads(next(shared_dir("fixtures", name).glob("*config.json")).read_text()))
 
 
-def back_and_forth(layout: Layout, config: GLMConfig, generation: dict[str, Any]) -> GLMConfig:
-    values = json.loads(json.dumps(layout.write_config(config, generation)))
+def back_and_forth(layout: Layout, config: GLMConfig) -> GLMConfig:
+    values = json.loads(json.dumps(layout.write_config(config, Extras())))
     again = layout.read_config(values)
     assert not again.notes, "what we write we know"
     return again.config
@@ -48,7 +48,7 @@ def back_and_forth(layout: Layout, config: GLMConfig, generation: dict[str, Any]
 @pytest.mark.parametrize(("family", "layout"), PAIRS, ids=IDS)
 def test_written_configs_read_back(family: Family, layout: Layout) -> None:
     config = small_config(layout, family.name)
-    found = back_and_forth(layout, config, {})
+    found = back_and_forth(layout, config)
     same = {"special": None, "ffn_size": config.inner_size}
     assert {**found.to_dict(), **same} == {**config.to_dict(), **same}
     assert found.inner_size == config.inner_size
@@ -59,7 +59,7 @@ def test_every_preset_can_be_published_and_read(name: str) -> None:
     config = preset(name)
     family = all_families()[config.family]
     for layout in family.layouts:
-        found = back_and_forth(layout, config, {})
+        found = back_and_forth(layout, config)
         changed = {key for key, value in found.to_dict().items() if value != config.to_dict()[key]}
         assert changed <= {"gelu", "rope_frequencies", "deepnorm_alpha"}, (layout.name, changed)
         if "deepnorm_alpha" in changed:  # one constant, written in two ways
@@ -72,7 +72,9 @@ def test_recorded_configs_keep_their_published_keys(name: str) -> None:
     values = recorded(name)
     _, layout = BY_ID[RECORDED[name]]
     published = layout.read_config(values)
-    written = layout.write_config(published.config, {**published.generation, "torch_dtype": values.get("torch_dtype")})
+    written = layout.write_config(
+        published.config, Extras(generation=published.generation, dtype=values.get("torch_dtype"))
+    )
     back = layout.read_config(written)
     assert back.config == published.config
     assert back.generation == published.generation
@@ -140,4 +142,4 @@ def test_the_first_release_of_chatglm_has_no_mask_ids_in_its_config() -> None:
 def test_rope_ratio_and_stop_ids() -> None:
     published = BY_ID["glm-4-huggingface"][1].read_config(recorded("glm-4-9b-remote"))
     assert published.config.rope_base == 10000.0 * recorded("glm-4-9b-remote")["rope_ratio"]
-    assert published.generation["stop_ids"] == recorded("glm-4-9b-remote")["eos_token_id"]
+    assert list(published.generation.stop_ids) == recorded("glm-4-9b-remote")["eos_token_id"]

@@ -36,7 +36,7 @@ def chat_model(family: str, tokenizer: InputTokenizer, *, seed: int = 3, **chang
     config = tiny_config(vocab_size=tokenizer.vocab_size + 5, special=tokenizer.special, family=family, **axes)
     model = GLM(config)
     init_weights(model, config, seed)
-    return LM(Parts(Path("model"), config, model.eval(), tokenizer, {}, family_named(family)))
+    return LM(Parts(Path("model"), config, model.eval(), tokenizer, family=family_named(family)))
 
 
 def real_chat_model(family: str, **changes: Any) -> LM:

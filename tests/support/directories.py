@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmkit.families.common.layout import Layout
+from glmkit.config import GenerationSettings
+from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.family import all_families
 from support.checkpoints import random_weights, small_config, written
 
@@ -39,8 +40,8 @@ def huggingface_directory(
     (tensors,) = written(layout, settings, weights)
     folder.mkdir(parents=True, exist_ok=True)
     if config:
-        generation = {"stop_ids": [2], "pad_id": 0}
-        (folder / layout.config_file).write_text(json.dumps(layout.write_config(settings, generation)))
+        extras = Extras(generation=GenerationSettings(stop_ids=(2,), pad_id=0))
+        (folder / layout.config_file).write_text(json.dumps(layout.write_config(settings, extras)))
     changed = dict(tensors)
     if change is not None:
         change(changed)
@@ -66,4 +67,4 @@ def rank_directory(folder: Path, name: str, ranks: int, *, config: bool = True, 
     for rank, tensors in enumerate(written(layout, settings, random_weights(settings), ranks)):
         torch.save({"module": tensors, "iteration": 7}, folder / layout.tag / f"mp_rank_{rank:02d}_model_states.pt")
     if config:
-        (folder / layout.config_file).write_text(json.dumps(layout.write_config(settings, {})))
+        (folder / layout.config_file).write_text(json.dumps(layout.write_config(settings, Extras())))

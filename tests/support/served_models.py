@@ -42,7 +42,7 @@ def _blank_filler(tokenizer: TrainedTokenizer, seed: int = 1, **axes: Any) -> LM
     config = tiny_config(vocab_size=tokenizer.vocab_size + 6, special=tokenizer.special, **axes)
     model = GLM(config)
     init_weights(model, config, seed)
-    return LM(Parts(Path("base"), config, model.eval(), tokenizer, {}, family_named("glm")))
+    return LM(Parts(Path("base"), config, model.eval(), tokenizer, family=family_named("glm")))
 
 
 def small_base(**changes: Any) -> LM:

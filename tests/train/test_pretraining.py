@@ -12,6 +12,7 @@ import yaml
 
 import glmkit
 from glmkit.cli.main import main
+from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining import pretrain
@@ -273,7 +274,7 @@ def test_the_model_says_how_it_was_trained(recipe, store, tmp_path, overrides, e
     short = {"training.max_steps": "1", "evaluation.every": "0"}
     pretrain(read_recipe(recipe, {**fixed, **short, **overrides}), progress=lambda n: ProgressLine(n, quiet=True))
     lm = glmkit.load(tmp_path / "run" / "model", device="cpu")
-    assert lm.parts.generation == {"generation_mask_id": lm.special.gmask, **expected}
+    assert lm.parts.generation == GenerationSettings(generation_mask_id=lm.special.gmask, **expected)
     assert lm.fill("The dog [MASK].", max_tokens=2).blanks
 
 

@@ -15,7 +15,7 @@ from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.layout import Extras, Layout
 from glmkit.files import atomic_directory
 from glmkit.model import GLM
 
@@ -86,7 +86,7 @@ def _prefix(
         _write_paddle(folder / PADDLE_PREFIX[1], _as_dtype(tensors, state, dtype, notes))
         write_json(folder / PADDLE_PREFIX[0], settings)
         return PADDLE
-    base = dict(state.settings) or (dict(layout.write_config(config, {})) if layout is not None else {})
+    base = dict(state.settings) or (dict(layout.write_config(config, Extras())) if layout is not None else {})
     if not base:
         notes.append(f"{PREFIX_CONFIG} holds the prefix's two settings only; give a layout for the base's as well")
     torch.save(_as_dtype(published_tensors(state.prefix), state, dtype, notes), folder / PREFIX_WEIGHTS[0])

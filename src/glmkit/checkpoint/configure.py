@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from glmkit.config import GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
@@ -114,17 +114,16 @@ def configure(
     config = GLMConfig.from_dict({**start, **given.values}, source=given.source)
     changed = sorted(set(given.values) & _OURS)
     notes = [] if base is None else [*base.notes, f"{', '.join(changed)}: as given by {given.source}"]
-    return Published(config, {} if base is None else base.generation, notes)
+    return Published(config, GenerationSettings() if base is None else base.generation, notes)
 
 
-def generation_of(config: GLMConfig) -> dict[str, Any]:
-    """Generation settings that follow from the special ids of a preset."""
+def generation_of(config: GLMConfig) -> GenerationSettings:
+    """Settings of generation that follow from the special ids of a preset."""
     special = config.special
     if special is None:
-        return {}
-    stops = list(dict.fromkeys((special.eop, special.eos))) if config.mask == "prefix" else [special.eos]
-    settings: dict[str, Any] = {"stop_ids": stops, "pad_id": special.pad}
-    return settings if special.cls is not None else {**settings, "add_cls": False}
+        return GenerationSettings()
+    stops = tuple(dict.fromkeys((special.eop, special.eos))) if config.mask == "prefix" else (special.eos,)
+    return GenerationSettings(stop_ids=stops, pad_id=special.pad, add_cls=None if special.cls is not None else False)
 
 
 def no_config(where: str, matching: list[str]) -> CheckpointError:

@@ -5,10 +5,11 @@ Only names of files and small text files are looked at here; `open.py` opens the
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Container
 from glmkit.families.common.native_layout import FORMAT_KEY
@@ -194,28 +195,32 @@ def tokenizer_texts(directory: Path) -> str:
     return "\n".join(texts)
 
 
-def read_generation_config(directory: Path, vocab_size: int) -> tuple[dict[str, Any], list[str]]:
-    """stop_ids and pad_id of a published generation_config.json, and notes on what in it is no token id.
+def read_generation_config(
+    directory: Path, vocab_size: int, settings: GenerationSettings
+) -> tuple[GenerationSettings, list[str]]:
+    """The settings with stop_ids and pad_id of a published generation_config.json, where it is there.
 
-    Nothing when the file is absent.
+    The notes name what in it is no token id.
     """
     path = directory / "generation_config.json"
     if not path.is_file():
-        return {}, []
+        return settings, []
     try:
         values = read_json(path)
     except CheckpointError as error:
-        return {}, [f"left out: {error}"]
-    result: dict[str, Any] = {}
+        return settings, [f"left out: {error}"]
     notes = []
-    for key, ours in (("eos_token_id", "stop_ids"), ("pad_token_id", "pad_id")):
+    for key in ("eos_token_id", "pad_token_id"):
         value = values.get(key)
         ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
         if value is None or not ids:
             continue
-        if all(type(index) is int and 0 <= index < vocab_size for index in ids):
-            result[ours] = ids if ours == "stop_ids" else value
-        else:
+        known = tuple(index for index in ids if type(index) is int and 0 <= index < vocab_size)
+        if len(known) < len(ids):
             shown = str(value)[:80]
             notes.append(f"{path.name}: {key} {shown} left out, no id of a vocabulary of {vocab_size}")
-    return result, notes
+        elif key == "eos_token_id":
+            settings = replace(settings, stop_ids=known)
+        else:
+            settings = replace(settings, pad_id=known[0])
+    return settings, notes

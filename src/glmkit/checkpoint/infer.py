@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glmkit.config import GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Layout, Published, Rule, template_match
 from glmkit.families.family import Family
@@ -48,7 +48,7 @@ def infer_config(
         "max_positions": sizes.get("max_positions", 2048),
     }
     note = f"no config file: sizes are read from the tensors (heads of {width}), special ids are not known"
-    return Published(GLMConfig.from_dict(values), {}, [note])
+    return Published(GLMConfig.from_dict(values), GenerationSettings(), [note])
 
 
 def tensor_sizes(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> dict[str, int]:

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from glmkit.config import GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, about, closest
 
 CONFIG_FILE = "config.json"
@@ -26,7 +27,7 @@ def write_model(
     config: GLMConfig,
     state: Mapping[str, Tensor],
     *,
-    generation: Mapping[str, Any] | None = None,
+    generation: GenerationSettings | None = None,
 ) -> None:
     """Write config, weights and generation settings into an existing directory.
 
@@ -37,7 +38,7 @@ def write_model(
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_tensors(folder / WEIGHTS_FILE, tensors)
     if generation is not None:
-        write_json(folder / GENERATION_FILE, dict(generation))
+        write_json(folder / GENERATION_FILE, generation.to_dict())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -93,23 +94,31 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
 
 def read_generation(
     directory: str | os.PathLike[str], vocab_size: int, mask_ids: Collection[int] | None = None
-) -> dict[str, Any]:
-    """Generation settings beside the weights; empty when the file is absent.
+) -> GenerationSettings:
+    """Settings of generation beside the weights; those that say nothing when the file is absent.
 
     mask_ids: those of the model, where they are known. Raises CheckpointError naming the key of a bad value.
     """
     path = Path(directory) / GENERATION_FILE
-    values = read_json(path) if path.exists() else {}
-    for key in values.keys() & {"add_cls", "running_positions", "block_positions"}:
-        if not isinstance(values[key], bool):
-            raise CheckpointError(f"{path}: {key} is {values[key]!r}; it must be true or false")
-    mask = values.get("generation_mask_id", 0)
-    if type(mask) is not int or not 0 <= mask < vocab_size:
-        raise CheckpointError(f"{path}: generation_mask_id is {mask!r}; it must be an id from 0 to {vocab_size - 1}")
-    if "generation_mask_id" in values and mask_ids is not None and mask not in mask_ids:
+    found = read_json(path) if path.exists() else {}
+    values = {item.name: found[item.name] for item in fields(GenerationSettings) if item.name in found}
+    for key, value in values.items():
+        if key == "stop_ids":
+            fine, what = isinstance(value, list) and all(type(index) is int for index in value), "a list of ids"
+        elif key == "pad_id":
+            fine, what = value is None or type(value) is int, "an id"
+        elif key == "generation_mask_id":
+            fine, what = type(value) is int and 0 <= value < vocab_size, f"an id from 0 to {vocab_size - 1}"
+        else:
+            fine, what = isinstance(value, bool), "true or false"
+        if not fine:
+            raise CheckpointError(f"{path}: {key} is {value!r}; it must be {what}")
+    settings = GenerationSettings(**{**values, "stop_ids": tuple(values.get("stop_ids", ()))})
+    mask = settings.generation_mask_id
+    if mask is not None and mask_ids is not None and mask not in mask_ids:
         known = ", ".join(map(str, sorted(mask_ids)))
         raise CheckpointError(f"{path}: generation_mask_id is {mask}, no mask id of this model; these are {known}")
-    return values
+    return settings
 
 
 def load_weights(

@@ -12,9 +12,8 @@ Loading, conversion and diagnosis all come this way. Read are names, shapes and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from glmkit.config import GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, ConfigError, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
@@ -49,7 +48,7 @@ class Identified:
     family: Family
     layout: Layout
     config: GLMConfig
-    generation: Mapping[str, Any]
+    generation: GenerationSettings
     notes: tuple[str, ...]
 
 
@@ -83,7 +82,7 @@ class Checkpoint:
     config: GLMConfig
     weights: PublishedWeights
     ranks: int
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     notes: list[str] = field(default_factory=list)
     files: tuple[TensorFile, ...] = ()
     bare: bool = False
@@ -240,7 +239,7 @@ def check(matched: Matched) -> Checkpoint:
         notes.append(
             "the config has a pre_seq_len, but no P-Tuning prefix lies among the weights: it is an adapter of its own"
         )
-    beside, doubts = read_generation_config(directory, matched.config.vocab_size)
+    generation, doubts = read_generation_config(directory, matched.config.vocab_size, identified.generation)
     return Checkpoint(
         directory,
         identified.family,
@@ -248,7 +247,7 @@ def check(matched: Matched) -> Checkpoint:
         matched.config,
         PublishedWeights(layout, matched.fused, matched.sources),
         len(opened.ranks),
-        {**identified.generation, **beside},
+        generation,
         notes + doubts,
         tuple(file for rank in opened.files for file in rank),
         matched.bare,

@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
 from glmkit.model import GLM
@@ -172,7 +173,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generation: dict[str, Any]) -> Previewer:
+def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generation: GenerationSettings) -> Previewer:
     """Fill the recipe's preview texts with the model as it is."""
     from glmkit.loading import Parts
     from glmkit.session import LM

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from glmkit.config import GLMConfig, Quantization, SpecialIds
+from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 from glmkit.errors import ConfigError
 
 from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
 from .common.config_keys import Keys, paddle_degree
-from .common.layout import Alias, Derived, Layout, Published, Rule
+from .common.layout import Alias, Derived, Extras, Layout, Published, Rule
 from .family import Family
 
 _AXES: dict[str, Any] = {
@@ -87,7 +87,7 @@ def _read(values: Mapping[str, Any], **axes: Any) -> Published:
             **axes,
         }
     )
-    return Published(config, {"stop_ids": stops, "pad_id": pad, "add_cls": False}, keys.notes())
+    return Published(config, GenerationSettings(stop_ids=tuple(stops), pad_id=pad, add_cls=False), keys.notes())
 
 
 def _read_huggingface(values: Mapping[str, Any]) -> Published:
@@ -98,7 +98,7 @@ def _read_paddle(values: Mapping[str, Any]) -> Published:
     return _read(values, **_PADDLE)
 
 
-def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     special = config.special
     if special is None:
         raise ConfigError("this layout's config needs the special ids", step="give them in the config")
@@ -119,14 +119,14 @@ def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_huggingface(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     values = {
         "_name_or_path": "THUDM/chatglm-6b",
         "architectures": ["ChatGLMModel"],
         "auto_map": _AUTO_MAP,
-        **_write(config, settings),
+        **_write(config, extras),
         "num_layers": config.num_layers,
-        "torch_dtype": settings.get("torch_dtype", "float16"),
+        "torch_dtype": extras.dtype or "float16",
         "use_cache": True,
     }
     if config.quantization is not None:
@@ -135,10 +135,10 @@ def _write_huggingface(config: GLMConfig, settings: Mapping[str, Any]) -> dict[s
     return values
 
 
-def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     return {
         "architectures": ["ChatGLMForCausalLM"],
-        **_write(config, settings),
+        **_write(config, extras),
         "activation": "gelu",
         "attention_scale": True,
         "num_hidden_layers": config.num_layers,
@@ -148,7 +148,7 @@ def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, A
         "pre_seq_len": None,
         "prefix_projection": False,
         "quantization_bit": 0,
-        **paddle_degree(settings),
+        **paddle_degree(extras.ranks),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from glmkit.config import GLMConfig, SpecialIds
 
 from . import chatglm2_text, chatglm3_text
-from .common.layout import Layout, Published
+from .common.layout import Extras, Layout, Published
 from .common.multiquery import AXES, layout, read, write, write_remote
 from .family import Family
 
@@ -36,22 +36,22 @@ def _claims_3(values: Mapping[str, Any], texts: str) -> int:
 
 
 def _read_2(values: Mapping[str, Any]) -> Published:
-    return Published(*read(values, "chatglm2", _SPECIAL, _VOCABULARY))
+    return read(values, "chatglm2", _SPECIAL, _VOCABULARY)
 
 
 def _read_3(values: Mapping[str, Any]) -> Published:
-    return Published(*read(values, "chatglm3", _SPECIAL, _VOCABULARY))
+    return read(values, "chatglm3", _SPECIAL, _VOCABULARY)
 
 
-def _write_2(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return write_remote(config, settings, "THUDM/chatglm2-6b")
+def _write_2(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    return write_remote(config, extras, "THUDM/chatglm2-6b")
 
 
-def _write_3(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return write_remote(config, settings, "THUDM/chatglm3-6b")
+def _write_3(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    return write_remote(config, extras, "THUDM/chatglm3-6b")
 
 
-def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     return {
         "architectures": ["ChatGLMv2ForCausalLM"],
         "model_type": "chatglm_v2",
@@ -59,7 +59,7 @@ def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, A
         "vocab_size": config.vocab_size,
         "max_sequence_length": config.max_positions,
         "paddlenlp_version": None,
-        **write(config, settings),
+        **write(config, extras),
     }
 
 

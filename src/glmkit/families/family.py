@@ -11,6 +11,7 @@ from typing import Any
 from glmkit import families
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, did_you_mean
+from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .common.layout import Layout
@@ -41,7 +42,7 @@ class Family:
     claims: Callable[[Mapping[str, Any], str], int] = _default_claim
     tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = _no_tokenizer
     tokenizer_files: tuple[str, ...] = ()
-    chat: Any = None
+    chat: ChatTemplate | None = None
 
 
 @cache

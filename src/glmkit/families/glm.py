@@ -13,7 +13,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 
 from .common.config_keys import Keys, paddle_degree
-from .common.layout import WRAPPERS, Layout, Published, Rule
+from .common.layout import WRAPPERS, Extras, Layout, Published, Rule
 from .family import Family
 from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
 
@@ -106,7 +106,7 @@ def _read_tanh(values: Mapping[str, Any]) -> Published:
     return _read(values, "tanh")
 
 
-def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     if config.ffn_size not in (None, 4 * config.hidden_size):
         raise ConfigError(f"ffn_size is {config.ffn_size}; this layout's MLP is always {4 * config.hidden_size} wide")
     return {
@@ -135,14 +135,14 @@ def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_huggingface(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    dtype = settings.get("torch_dtype", "float16")
-    return {**_write(config, settings), "auto_map": _AUTO_MAP, "torch_dtype": dtype}
+def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    dtype = extras.dtype or "float16"
+    return {**_write(config, extras), "auto_map": _AUTO_MAP, "torch_dtype": dtype}
 
 
-def _write_paddle(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    values = {**_write(config, settings), "architectures": ["GLMForConditionalGeneration"], "paddlenlp_version": None}
-    values |= paddle_degree(settings)
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    values = {**_write(config, extras), "architectures": ["GLMForConditionalGeneration"], "paddlenlp_version": None}
+    values |= paddle_degree(extras.ranks)
     return {key: value for key, value in values.items() if key != "checkpoint_activations"}
 
 

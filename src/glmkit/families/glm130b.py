@@ -7,10 +7,10 @@ Sources: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11; tensor name
 from collections.abc import Mapping
 from typing import Any
 
-from glmkit.config import GLMConfig, Quantization, SpecialIds
+from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 
 from .common.config_keys import Keys
-from .common.layout import Derived, Layout, Published, Rule
+from .common.layout import Derived, Extras, Layout, Published, Rule
 from .family import Family
 from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
 
@@ -90,8 +90,8 @@ def _read(values: Mapping[str, Any]) -> Published:
             "quantization": Quantization(bits) if bits else None,
         }
     )
-    generation = {} if special is None else {"stop_ids": list(dict.fromkeys((special.eop, special.eos)))}
-    return Published(config, generation, notes + keys.notes())
+    stops = () if special is None else tuple(dict.fromkeys((special.eop, special.eos)))
+    return Published(config, GenerationSettings(stop_ids=stops), notes + keys.notes())
 
 
 def _special(keys: Keys, vocabulary: int) -> tuple[SpecialIds | None, list[str]]:
@@ -111,7 +111,7 @@ def _special(keys: Keys, vocabulary: int) -> tuple[SpecialIds | None, list[str]]
     return SpecialIds(**ids, cls=None, eos=eos, pad=pad), notes
 
 
-def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model_class": "GLM130B",
         "layernorm_order": "post",

@@ -5,13 +5,14 @@ interleaved rotation needs no permutation of rows. No GLM-4-0414 size could be v
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
 
 from .common.config_keys import Keys, special_within
-from .common.layout import Alias, Layout, Published, Rule
+from .common.layout import Alias, Extras, Layout, Published, Rule
 from .common.multiquery import AXES, layout, read, write_remote
 from .family import Family
 from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
@@ -36,11 +37,11 @@ def _claims(values: Mapping[str, Any], texts: str) -> int:
 
 
 def _read_remote(values: Mapping[str, Any]) -> Published:
-    return Published(*read(values, "glm-4", _SPECIAL, _VOCABULARY))
+    return read(values, "glm-4", _SPECIAL, _VOCABULARY)
 
 
-def _write_remote(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return write_remote(config, {"torch_dtype": "bfloat16", **settings}, "THUDM/glm-4-9b")
+def _write_remote(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    return write_remote(config, replace(extras, dtype=extras.dtype or "bfloat16"), "THUDM/glm-4-9b")
 
 
 def _transformers_rules(sandwich: bool) -> tuple[Rule, ...]:
@@ -93,7 +94,7 @@ def _read_transformers(values: Mapping[str, Any], family: str, residual: str) ->
             "special": special_within(vocabulary, _VOCABULARY, _SPECIAL),
         }
     )
-    return Published(config, {**keys.generation(), "add_cls": False}, keys.notes())
+    return Published(config, keys.generation(add_cls=False), keys.notes())
 
 
 def _read_hf(values: Mapping[str, Any]) -> Published:
@@ -104,15 +105,15 @@ def _read_0414(values: Mapping[str, Any]) -> Published:
     return _read_transformers(values, "glm-4-0414", "sandwich")
 
 
-def _write_transformers(config: GLMConfig, settings: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    stops = list(settings.get("stop_ids", ()))
+def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str) -> dict[str, Any]:
+    generation = extras.generation
     return {
         "architectures": [name],
         "attention_bias": config.bias == "qkv",
         "attention_dropout": config.attention_dropout,
         "bos_token_id": None,
-        "dtype": settings.get("torch_dtype", "bfloat16"),
-        "eos_token_id": stops or None,
+        "dtype": extras.dtype or "bfloat16",
+        "eos_token_id": list(generation.stop_ids) or None,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
@@ -123,7 +124,7 @@ def _write_transformers(config: GLMConfig, settings: Mapping[str, Any], kind: st
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.kv_heads,
-        "pad_token_id": settings.get("pad_id"),
+        "pad_token_id": generation.pad_id,
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {
             "partial_rotary_factor": config.rope_fraction,
@@ -138,12 +139,12 @@ def _write_transformers(config: GLMConfig, settings: Mapping[str, Any], kind: st
     }
 
 
-def _write_hf(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _write_transformers(config, settings, "glm", "GlmForCausalLM")
+def _write_hf(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    return _write_transformers(config, extras, "glm", "GlmForCausalLM")
 
 
-def _write_0414(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _write_transformers(config, settings, "glm4", "Glm4ForCausalLM")
+def _write_0414(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+    return _write_transformers(config, extras, "glm4", "Glm4ForCausalLM")
 
 
 def _preset(positions: int, base: float, groups: int) -> GLMConfig:

@@ -52,7 +52,6 @@ class Prompts:
         if template is None:
             title = self._parts.config.family if family is None else family.title
             raise RequestError(f"{title} was not taught to chat; use fill or generate")
-        assert isinstance(template, ChatTemplate)
         return template
 
     @property
@@ -74,7 +73,7 @@ class Prompts:
             special = self._parts.tokenizer.special
         own = set() if special is None else {special.eop, special.eos}
         # A model of spans ends them as it was trained to; what its files name is for models that continue a row.
-        return frozenset(own if self._fills_spans else own | {*generation.get("stop_ids", ())})
+        return frozenset(own if self._fills_spans else own | {*generation.stop_ids})
 
     @property
     def padding_ids(self) -> range:
@@ -111,7 +110,7 @@ class Prompts:
             stops=self.stops if own_stops else (),
             forbidden=sorted(forbidden),
             padding=padding,
-            running=self._fills_spans and bool(generation.get("running_positions", False)),
+            running=self._fills_spans and bool(generation.running_positions),
             block_positions=self.block_positions,
             name=name,
         )
@@ -124,7 +123,7 @@ class Prompts:
     def chat_stops(self) -> tuple[int, ...]:
         """Ids that end a reply: the family's and those that the model's files name."""
         own = self.template.stop_ids(self.chat_tokenizer)
-        return tuple(dict.fromkeys([*own, *self._parts.generation.get("stop_ids", ())]))
+        return tuple(dict.fromkeys([*own, *self._parts.generation.stop_ids]))
 
     def blanks(self, text: str, *, number: int = 0) -> tuple[BlankText, list[int]]:
         """A text with blanks, and its part A as the model reads it. number: how errors call the text.
@@ -142,7 +141,7 @@ class Prompts:
     @property
     def block_positions(self) -> bool:
         """Whether row 1 of the positions counts inside a span, as in training."""
-        return bool(self._parts.generation.get("block_positions", True))
+        return self._parts.generation.block_positions is not False
 
     @property
     def never_in_spans(self) -> set[int]:
@@ -161,8 +160,8 @@ class Prompts:
         """The ids of a text with what the model expects around them."""
         tokenizer = self.tokenizer
         if self._fills_spans:
-            mask = self._parts.generation.get("generation_mask_id", self.special.gmask)
-            return [*self._opening(), *ids, mask, self.special.sop]
+            mask = self._parts.generation.generation_mask_id
+            return [*self._opening(), *ids, self.special.gmask if mask is None else mask, self.special.sop]
         return tokenizer.build_inputs(ids) if isinstance(tokenizer, InputTokenizer) else ids
 
     def _of_text(self, ids: Sequence[int], name: str) -> list[int]:
@@ -187,8 +186,9 @@ class Prompts:
         return row[start:], tuple(row[:start])
 
     def _opening(self) -> list[int]:
-        cls, usual = self.special.cls, self._parts.config.blank_order == "each"
-        return [cls] if cls is not None and self._parts.generation.get("add_cls", usual) else []
+        cls, added = self.special.cls, self._parts.generation.add_cls
+        usual = self._parts.config.blank_order == "each"
+        return [cls] if cls is not None and (usual if added is None else added) else []
 
 
 def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
 from glmkit.checkpoint.native import load_weights, write_model
+from glmkit.config import GenerationSettings
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.devices import available_memory, is_cpu
@@ -35,7 +35,7 @@ from .trainer import Objective, Previewer, Trainer, TrainerOptions, TrainResult
 from .validation import ValidationLoss
 
 RateFn = Callable[[TrainState, int], float]  # as `Trainer` takes it
-PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...], dict[str, Any]], Previewer]
+PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...], GenerationSettings], Previewer]
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def _build(
 
     special, task_mask = data.tokenizer.special, config.objective.task_mask
     # What filling has to do as training did.
-    generation = {
-        "generation_mask_id": special.gmask if task_mask else special.mask,
-        "add_cls": config.data.add_cls,
-        "running_positions": config.objective.generation_positions == "running",
-        "block_positions": config.objective.block_position_encoding,
-    }
+    generation = GenerationSettings(
+        generation_mask_id=special.gmask if task_mask else special.mask,
+        add_cls=config.data.add_cls,
+        running_positions=config.objective.generation_positions == "running",
+        block_positions=config.objective.block_position_encoding,
+    )
 
     def write(directory: Path) -> None:
         write_model(directory, shape, dict(model.named_parameters()), generation=generation)

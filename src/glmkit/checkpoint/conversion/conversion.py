@@ -18,7 +18,7 @@ from glmkit.checkpoint.published_tensors import published_tensors
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.common.native_layout import OWN
 from glmkit.files import atomic_write
 
@@ -282,11 +282,13 @@ def _write_small(
     dtype: str | None,
 ) -> list[str]:
     """Config, indexes, tags and what is carried along; returns the names of the latter."""
-    settings = {**checkpoint.generation, "torch_dtype": dtype or _main_dtype(outputs), "tensor_parallel_degree": ranks}
-    values = layout.write_config(target, settings)
+    generation = checkpoint.generation
+    values = layout.write_config(
+        target, Extras(generation=generation, dtype=dtype or _main_dtype(outputs), ranks=ranks)
+    )
     small = {**outputs.small, layout.config_file: (json.dumps(values, ensure_ascii=False, indent=2) + "\n").encode()}
-    if layout is OWN and checkpoint.generation:
-        small[GENERATION_FILE] = (json.dumps(checkpoint.generation, ensure_ascii=False, indent=2) + "\n").encode()
+    if layout is OWN and (settings := generation.to_dict()):
+        small[GENERATION_FILE] = (json.dumps(settings, ensure_ascii=False, indent=2) + "\n").encode()
     carried = carried_files(checkpoint.directory, checkpoint.family, taken=small)
     for name, data in {**small, **carried}.items():
         with atomic_write(work / name) as file:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glmkit.config import SpecialIds
+from glmkit.config import GenerationSettings, SpecialIds
 from glmkit.errors import ConfigError
 
 # Written by the libraries themselves; none of them changes what the network computes.
@@ -71,20 +71,15 @@ class Keys:
         rest = sorted(set(self.values) - self._used - _BOILERPLATE)
         return [f"{self.source}: not used: {', '.join(rest)}"] if rest else []
 
-    def generation(self) -> dict[str, Any]:
+    def generation(self, *, add_cls: bool | None = None) -> GenerationSettings:
         """Stop ids and the padding id, where the config names them."""
-        result: dict[str, Any] = {}
-        if stops := self.ids("eos_token_id"):
-            result["stop_ids"] = stops
-        if self.take("pad_token_id") is not None:
-            result["pad_id"] = self.whole("pad_token_id")
-        return result
+        pad = None if self.take("pad_token_id") is None else self.whole("pad_token_id")
+        return GenerationSettings(stop_ids=tuple(self.ids("eos_token_id")), pad_id=pad, add_cls=add_cls)
 
 
-def paddle_degree(settings: Mapping[str, Any]) -> dict[str, int]:
-    """What PaddleNLP writes beside rank files; nothing for a single file."""
-    degree = settings.get("tensor_parallel_degree", 1)
-    return {"tensor_parallel_degree": degree, "tensor_parallel_rank": 0} if degree > 1 else {}
+def paddle_degree(ranks: int) -> dict[str, int]:
+    """Keys that PaddleNLP writes beside rank files; none for a single file."""
+    return {"tensor_parallel_degree": ranks, "tensor_parallel_rank": 0} if ranks > 1 else {}
 
 
 def special_within(vocab_size: int, full_size: int, special: SpecialIds) -> SpecialIds | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from glmkit.config import GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig
 
 Kind = Literal["linear", "table", "vector"]
 Order = Literal["concat", "heads"]
@@ -90,11 +90,20 @@ class Alias:
 
 @dataclass(frozen=True)
 class Published:
-    """What a published config file says: our config, generation settings, and what was noticed, one line each."""
+    """Contents of a published config file: our config, settings of generation, and remarks of one line each."""
 
     config: GLMConfig
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """Facts that a published config file states beside the model's: generation, dtype of the weights, ranks."""
+
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    dtype: str | None = None
+    ranks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +135,7 @@ class Layout:
     tag_files: tuple[str, ...] = ()
     tag: str = ""  # the folder's name where nothing else is asked for
     read_config: Callable[[Mapping[str, Any]], Published]
-    write_config: Callable[[GLMConfig, Mapping[str, Any]], dict[str, Any]]
+    write_config: Callable[[GLMConfig, Extras], dict[str, Any]]
 
     def spellings(self, name: str) -> Iterator[str]:
         """The names by which the rules may know a found name: as it is, without wrappers, with the base."""

@@ -10,7 +10,7 @@ from typing import Any
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 
 from .config_keys import Keys, special_within
-from .layout import Alias, Derived, Layout, Rule
+from .layout import Alias, Derived, Extras, Layout, Published, Rule
 
 AXES: dict[str, Any] = {
     "positions": "rope",
@@ -61,10 +61,8 @@ def layout(base: str, **fields: Any) -> Layout:
     return Layout(rules=rules(base), derived=derived(base), aliases=head(base), base=base, **fields)
 
 
-def read(
-    values: Mapping[str, Any], family: str, special: SpecialIds, full_vocabulary: int
-) -> tuple[GLMConfig, dict[str, Any], list[str]]:
-    """Config, generation settings and notes of a published config of this network."""
+def read(values: Mapping[str, Any], family: str, special: SpecialIds, full_vocabulary: int) -> Published:
+    """Read a published config of this network."""
     keys = Keys(values)
     for name, allowed in {
         "rmsnorm": True,
@@ -103,10 +101,10 @@ def read(
             "quantization": Quantization(bits) if bits else None,
         }
     )
-    return config, {**keys.generation(), "add_cls": False}, keys.notes()
+    return Published(config, keys.generation(add_cls=False), keys.notes())
 
 
-def write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     """The keys that the remote code and PaddleNLP have in common."""
     values: dict[str, Any] = {
         "num_attention_heads": config.num_heads,
@@ -131,15 +129,14 @@ def write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     if config.rope_base != 10000.0:
         ratio = config.rope_base / 10000.0
         values["rope_ratio"] = int(ratio) if ratio.is_integer() else ratio
-    if "pad_id" in settings:
-        values["pad_token_id"] = settings["pad_id"]
-    stops = list(settings.get("stop_ids", ()))
-    if stops:
+    if extras.generation.pad_id is not None:
+        values["pad_token_id"] = extras.generation.pad_id
+    if stops := list(extras.generation.stop_ids):
         values["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     return values
 
 
-def write_remote(config: GLMConfig, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+def write_remote(config: GLMConfig, extras: Extras, name: str) -> dict[str, Any]:
     """config.json as the remote code reads it; `name` is what the published file calls itself."""
     values = {
         "_name_or_path": name,
@@ -152,8 +149,8 @@ def write_remote(config: GLMConfig, settings: Mapping[str, Any], name: str) -> d
         "multi_query_attention": True,
         "original_rope": True,
         "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": settings.get("torch_dtype", "float16"),
-        **write(config, settings),
+        "torch_dtype": extras.dtype or "float16",
+        **write(config, extras),
     }
     if config.quantization is not None:
         values["quantization_bit"] = config.quantization.bits

@@ -6,7 +6,7 @@ from typing import Any
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 
-from .layout import Alias, Layout, Published, Rule
+from .layout import Alias, Extras, Layout, Published, Rule
 
 FORMAT = 1
 FORMAT_KEY = "glmkit_format"
@@ -21,7 +21,7 @@ def _read(values: Mapping[str, Any]) -> Published:
     return Published(GLMConfig.from_dict({k: v for k, v in values.items() if k != FORMAT_KEY}, source="config.json"))
 
 
-def _write(config: GLMConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     return {FORMAT_KEY: FORMAT, **config.to_dict()}
 
 
