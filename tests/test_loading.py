@@ -13,8 +13,9 @@ from torch import Tensor
 
 import glmkit
 from glmkit import loading, memory
-from glmkit.adapters.new import new_lora
-from glmkit.adapters.saving import save_adapter
+from glmkit.adapters.attach import new_adapter
+from glmkit.adapters.directory import save_adapter
+from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.checkpoint.native import write_model
 from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError, RequestError, TokenizerError
@@ -231,11 +232,11 @@ def test_the_scale_of_a_lora_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     write_model(tmp_path / "base", model.config, model.state_dict())
     plain = model(row)
-    new_lora(model, model.config, ["query_key_value"], rank=2, alpha=6)
+    new_adapter(model, LoraOptions(["query_key_value"], rank=2, alpha=6))
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-    save_adapter(model, model.config, tmp_path / "lora")
+    save_adapter(model, tmp_path / "lora")
     (tmp_path / "lora" / "adapter_config.json").unlink()
     options: dict[str, Any] = {"adapter": tmp_path / "lora", "device": "cpu"}
     expected = model(row)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from .adapters.inject import apply_adapter
+from .adapters.directory import apply_adapter
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
@@ -102,7 +102,6 @@ def load_parts(
         beside = adapter_directory.resolve() == directory.resolve()
         info = apply_adapter(
             model,
-            settings,
             adapter_directory,
             family=checkpoint.family,
             layout=checkpoint.layout,

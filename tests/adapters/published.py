@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmkit.adapters.attach import attached
+from glmkit.adapters.prefix.encoder import PrefixEncoder
+from glmkit.adapters.prefix.prefix_adapter import PrefixAdapter
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.family import preset
 from glmkit.model import GLM, init_weights
@@ -168,3 +171,10 @@ def transformers_pair(transformers: Any) -> tuple[Any, GLM]:
     model = GLM(config)
     model.load_state_dict(state)
     return reference, model.eval()
+
+
+def encoder_of(model: GLM) -> PrefixEncoder:
+    """The encoder of the prefix that a model carries."""
+    found = attached(model)
+    assert isinstance(found, PrefixAdapter)
+    return found.encoder

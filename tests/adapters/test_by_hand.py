@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import glmkit
-from glmkit.adapters.attached import attach, attached, merge_adapter
+from glmkit.adapters.attach import merge_adapter, set_trainable
 from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.model import GLM
 from glmkit.model.cache import KVCache
@@ -268,8 +268,8 @@ def test_gradients_reach_the_prefix_alone_and_are_the_references(case: str, tmp_
     size = CASES[case]
     base_dir, prefix_dir, base, prefix = write(size, tmp_path)
     model = glmkit.load(base_dir, adapter=prefix_dir, device="cpu").model
-    state, row = attached(model), prompts(size)[2]
-    attach(model, state, trainable=True)
+    row = prompts(size)[2]
+    set_trainable(model, True)
     model(torch.tensor([row]))[0].square().sum().backward()
     leaves = {name: value.clone().requires_grad_() for name, value in prefix.items()}
     reference(size, base, leaves, row).square().sum().backward()

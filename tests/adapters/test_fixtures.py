@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmkit.adapters.attached import adapter_delta, attached
-from glmkit.adapters.saving import save_adapter
+from adapters.published import encoder_of
+from glmkit.adapters.attach import adapter_delta
+from glmkit.adapters.directory import save_adapter
 from glmkit.loading import load_parts
 from glmkit.model import GLM
 from glmkit.model.cache import KVCache
@@ -54,7 +55,7 @@ def greedy(model: GLM, tokens: Tensor, real: Tensor | None, positions_BN2: Tenso
 def test_prefix_logits_and_cached_decoding(name: str, tmp_path: Path) -> None:
     folder = shared_dir("fixtures", name)
     model, expected, inputs = load(folder)
-    keys, values = attached(model).prefix()  # type: ignore[misc]
+    keys, values = encoder_of(model)()
     past = tensor(expected["past_key_values"])[:, :, :, 0]
     # Rounding of fp32 depends on the processor; the largest of these numbers are above 16.
     assert largest(torch.stack([torch.stack(keys), torch.stack(values)], 1), past) < 1e-6 * max(1.0, past.abs().max())
@@ -82,7 +83,7 @@ def test_prefix_logits_and_cached_decoding(name: str, tmp_path: Path) -> None:
         assert torch.equal(chosen, wanted), case
         assert largest(rows, tensor(expected[f"{case}.greedy_logits"])) < GREEDY, case
         assert prefix == past.shape[2]
-    save_adapter(model, model.config, tmp_path / "again")
+    save_adapter(model, tmp_path / "again")
     theirs = torch.load(folder / "pytorch_model.bin", weights_only=True)
     ours = torch.load(tmp_path / "again" / "pytorch_model.bin", weights_only=True)
     assert ours.keys() == theirs.keys()

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from adapters.paddle_files import write_paddle
 from adapters.published import TINY, ids, matrix_shapes, tiny_model, with_deltas
-from glmkit.adapters.attached import adapter_delta, attached, detach_adapter, merge_adapter
-from glmkit.adapters.inject import apply_adapter
-from glmkit.adapters.lora import LoraLinear, LowRank, grouped_to_dense, join_rows, split_rows
-from glmkit.adapters.new import new_lora, new_prefix
-from glmkit.adapters.saving import save_adapter
+from glmkit.adapters.attach import adapter_delta, attached, detach_adapter, merge_adapter, new_adapter
+from glmkit.adapters.directory import apply_adapter, save_adapter
+from glmkit.adapters.lora.layer import LoraLinear, LowRank, grouped_to_dense, join_rows, split_rows
+from glmkit.adapters.lora.lora_adapter import LoraOptions
+from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, RequestError
 from glmkit.families.family import all_families
@@ -81,7 +81,7 @@ def test_spellings_of_names(start: str, mid: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "a", stored(pairs, start, mid), PEFT, "bin")
     model = tiny_model("chatglm")
     expected = with_deltas("chatglm", model, {stem: 2 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    assert apply_adapter(model, model.config, folder).modules == 3 * 4
+    assert apply_adapter(model, folder).modules == 3 * 4
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_names_of_the_base_class_and_of_a_head_class(prefix: str, tmp_path: Path
     folder = write(tmp_path / "a", stored(pairs, f"base_model.model.{prefix}"), PEFT)
     model = tiny_model("glm")
     expected = with_deltas("glm", model, {stem: 2 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    apply_adapter(model, model.config, folder)
+    apply_adapter(model, folder)
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -110,7 +110,7 @@ def test_transformers_names_with_a_fused_gate(tmp_path: Path) -> None:
         expected.model.layers[0].mlp.gate_proj.weight += scale * b[:40] @ a
         expected.model.layers[0].mlp.up_proj.weight += scale * b[40:] @ a
         expected.model.layers[0].self_attn.q_proj.weight += scale * q_b @ q_a
-    info = apply_adapter(model, config, folder)
+    info = apply_adapter(model, folder)
     torch.testing.assert_close(model(ids(config)), expected(ids(config)), atol=1e-4, rtol=1e-4)
     assert any("gate_up_proj: 1 of 3" in note for note in info.notes)
 
@@ -120,9 +120,9 @@ def test_a_directory_without_settings_needs_alpha(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", stored(pairs), None, "bin")
     model = tiny_model("chatglm")
     with pytest.raises(CheckpointError, match="is missing.*give alpha=32 for mymusise/ChatGLM-Tuning, or write"):
-        apply_adapter(model, model.config, folder)
+        apply_adapter(model, folder)
     expected = with_deltas("chatglm", model, {stem: 4 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    info = apply_adapter(model, model.config, folder, alpha=32)
+    info = apply_adapter(model, folder, alpha=32)
     assert "adapter_config.json is missing" in info.notes[0]
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
@@ -130,7 +130,7 @@ def test_a_directory_without_settings_needs_alpha(tmp_path: Path) -> None:
 def test_alpha_beside_settings_is_refused(tmp_path: Path) -> None:
     model = tiny_model("glm")
     with pytest.raises(GLMKitError, match="would have no effect"):
-        apply_adapter(model, model.config, plain("glm", tmp_path), alpha=32)
+        apply_adapter(model, plain("glm", tmp_path), alpha=32)
 
 
 @pytest.mark.parametrize("family", ["glm", "chatglm"])
@@ -154,7 +154,7 @@ def test_grouped_convolution_of_old_peft(family: str, enabled: list[bool], tmp_p
     folder = write(tmp_path / "a", tensors, settings, "bin")
     model = tiny_model(family)
     expected = with_deltas(family, model, deltas)(ids(model.config))
-    apply_adapter(model, model.config, folder)
+    apply_adapter(model, folder)
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_grouped_matrices_without_the_parts_are_refused(tmp_path: Path) -> None:
     tensors = {f"{name}.lora_A.weight": torch.ones(8, 32), f"{name}.lora_B.weight": torch.ones(64, 4, 1)}
     model = tiny_model("glm")
     with pytest.raises(CheckpointError, match="no enable_lora says which parts"):
-        apply_adapter(model, model.config, write(tmp_path / "a", tensors, {**PEFT, "r": 4}))
+        apply_adapter(model, write(tmp_path / "a", tensors, {**PEFT, "r": 4}))
 
 
 @pytest.mark.parametrize("family", ["glm", "chatglm"])
@@ -183,7 +183,7 @@ def test_paddle_lora(family: str, tmp_path: Path) -> None:
     folder = write_paddle(tmp_path / "p", "lora", tensors, settings)
     model = tiny_model(family)
     expected = with_deltas(family, model, {stem: 8 / 3 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    info = apply_adapter(model, model.config, folder)
+    info = apply_adapter(model, folder)
     assert info.naming == "paddle"
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
@@ -192,24 +192,24 @@ def test_paddle_lora_is_written_as_it_is_read(tmp_path: Path) -> None:
     """One rank and alpha for all: the rest is padded and folded into B."""
     model = tiny_model("chatglm")
     torch.manual_seed(0)
-    new_lora(model, model.config, ["query_key_value", "down_proj"], rank=2, alpha=6)
+    new_adapter(model, LoraOptions(["query_key_value", "down_proj"], rank=2, alpha=6))
     with torch.no_grad():
         for parameter in attached(model).parameters():
             parameter.normal_(std=0.3)
     layout = next(layout for layout in all_families()["chatglm"].layouts if layout.container == "paddle")
     expected = model(ids(model.config))
-    assert save_adapter(model, model.config, tmp_path / "a", layout=layout) == []
+    assert save_adapter(model, tmp_path / "a", layout=layout) == []
     again = tiny_model("chatglm")
-    assert apply_adapter(again, again.config, tmp_path / "a").naming == "paddle"
+    assert apply_adapter(again, tmp_path / "a").naming == "paddle"
     assert torch.equal(again(ids(model.config)), expected)
     settings = json.loads((tmp_path / "a" / "lora_config.json").read_text())
     assert settings["target_modules"] == [r".*\.dense_4h_to_h", r".*\.query_key_value"]
     model.model.layers[1].mlp.down_proj.scale = 0.5
     expected = model(ids(model.config))
-    (note,) = save_adapter(model, model.config, tmp_path / "b", layout=layout)
+    (note,) = save_adapter(model, tmp_path / "b", layout=layout)
     assert "differ between modules" in note
     detach_adapter(again)
-    apply_adapter(again, again.config, tmp_path / "b")
+    apply_adapter(again, tmp_path / "b")
     torch.testing.assert_close(again(ids(model.config)), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -245,7 +245,7 @@ def test_paddle_merged_groups(head_dim: int | None, tmp_path: Path) -> None:
     }
     model = tiny_model("glm")
     expected = with_deltas("glm", model, deltas)(ids(model.config))
-    apply_adapter(model, model.config, write_paddle(tmp_path / "p", "lora", tensors, settings))
+    apply_adapter(model, write_paddle(tmp_path / "p", "lora", tensors, settings))
     torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-3, rtol=1e-4)
 
 
@@ -271,18 +271,18 @@ def test_join_is_the_inverse_of_split() -> None:
 def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
     torch.manual_seed(0)
-    new_lora(model, model.config, ["q_proj", "v_proj", "up_proj"], rank=2, alpha=4)
+    new_adapter(model, LoraOptions(["q_proj", "v_proj", "up_proj"], rank=2, alpha=4))
     with torch.no_grad():
         for parameter in attached(model).parameters():
             parameter.normal_()
     tokens = ids(model.config)
     expected = model(tokens)
     layout = all_families()["chatglm2"].layouts[0]
-    notes = save_adapter(model, model.config, tmp_path / "a", layout=layout)
+    notes = save_adapter(model, tmp_path / "a", layout=layout)
     assert any("stacked at rank 4" in note for note in notes)
     assert any("zero rows" in note and "k_proj" in note for note in notes)
     again = tiny_model("chatglm2")
-    apply_adapter(again, again.config, tmp_path / "a")
+    apply_adapter(again, tmp_path / "a")
     torch.testing.assert_close(again(tokens), expected, atol=1e-4, rtol=1e-4)
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert settings["target_modules"] == ["dense_h_to_4h", "query_key_value"]
@@ -291,36 +291,36 @@ def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> Non
 def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> None:
     model = tiny_model("glm")
     before = model(ids(model.config))
-    info = new_lora(model, model.config, ["query_key_value", "dense"], rank=2, alpha=4)
+    info = new_adapter(model, LoraOptions(["query_key_value", "dense"], rank=2, alpha=4))
     assert info.modules == 12
     assert torch.equal(model(ids(model.config)), before)
     assert model.model.layers[0].self_attn.q_proj.lora_A is model.model.layers[0].self_attn.k_proj.lora_A
-    assert save_adapter(model, model.config, tmp_path / "a", layout=all_families()["glm"].layouts[0]) == []
-    again = apply_adapter(tiny_model("glm"), model.config, tmp_path / "a")
+    assert save_adapter(model, tmp_path / "a", layout=all_families()["glm"].layouts[0]) == []
+    again = apply_adapter(tiny_model("glm"), tmp_path / "a")
     assert any("no effect" in note for note in again.notes)
     assert again.size == 2
     with pytest.raises(ConfigError, match="no linear layer of this model; known: dense"):
-        new_lora(tiny_model("glm"), model.config, ["nothing"])
+        new_adapter(tiny_model("glm"), LoraOptions(["nothing"]))
     with pytest.raises(ConfigError, match="twice"):
-        new_lora(tiny_model("glm"), model.config, ["q_proj", "query_key_value"])
+        new_adapter(tiny_model("glm"), LoraOptions(["q_proj", "query_key_value"]))
 
 
 def test_the_record_says_which_base(tmp_path: Path) -> None:
     model = tiny_model("glm")
-    new_lora(model, model.config, ["q_proj"], rank=2)
-    save_adapter(model, model.config, tmp_path / "a", prompt={"template": "{query}"}, base_name="THUDM/glm-large")
+    new_adapter(model, LoraOptions(["q_proj"], rank=2))
+    save_adapter(model, tmp_path / "a", prompt={"template": "{query}"}, base_name="THUDM/glm-large")
     record = json.loads((tmp_path / "a" / "glmkit_adapter.json").read_text())
     assert record["base"]["family"] == "glm"
     assert record["base"]["dtype"] == "float32"
     assert record["prompt"] == {"template": "{query}"}
     with pytest.raises(CheckpointError, match="not empty"):
-        save_adapter(model, model.config, tmp_path / "a")
-    save_adapter(model, model.config, tmp_path / "a", replace=True)
-    info = apply_adapter(tiny_model("glm").bfloat16(), model.config, tmp_path / "a")
+        save_adapter(model, tmp_path / "a")
+    save_adapter(model, tmp_path / "a", replace=True)
+    info = apply_adapter(tiny_model("glm").bfloat16(), tmp_path / "a")
     assert any("dtype 'float32', this one has 'bfloat16'" in note for note in info.notes)
     bigger = tiny_model("glm", vocab_size=128)
     with pytest.raises(CheckpointError, match="vocab_size 96, this model has 128"):
-        apply_adapter(bigger, bigger.config, tmp_path / "a")
+        apply_adapter(bigger, tmp_path / "a")
 
 
 # --- training and quantised bases -------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_the_record_says_which_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_only_the_adapter_learns(family: str, tmp_path: Path) -> None:
     model = tiny_model(family).train()
-    apply_adapter(model, model.config, plain(family, tmp_path), trainable=True)
+    apply_adapter(model, plain(family, tmp_path), trainable=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     own = list(attached(model).parameters())
     assert len(own) == 3 * 4  # one A and three B a layer
@@ -368,8 +368,8 @@ def test_lora_on_a_quantised_base(bits: int, tmp_path: Path) -> None:
     model = quantised(source, bits)
     folder = plain("chatglm", tmp_path)
     tokens = ids(model.config)
-    apply_adapter(source, source.config, folder)
-    apply_adapter(model, model.config, folder, trainable=True)
+    apply_adapter(source, folder)
+    apply_adapter(model, folder, trainable=True)
     torch.testing.assert_close(model(tokens), source(tokens), atol=1e-4, rtol=1e-4)
     assert adapter_delta(model, tokens) > 0.1
     model(tokens).float().mean().backward()
@@ -385,9 +385,9 @@ def test_lora_on_a_quantised_base(bits: int, tmp_path: Path) -> None:
 def test_prefix_on_a_quantised_base(bits: int, tmp_path: Path) -> None:
     source = tiny_model("chatglm")
     model = quantised(source, bits)
-    new_prefix(model, model.config, 3, dropout=0.0)
-    save_adapter(model, model.config, tmp_path / "a")
-    info = apply_adapter(source, source.config, tmp_path / "a")
+    new_adapter(model, PrefixOptions(3, dropout=0.0))
+    save_adapter(model, tmp_path / "a")
+    info = apply_adapter(source, tmp_path / "a")
     assert any("quantization" in note for note in info.notes)
     torch.testing.assert_close(model(ids(model.config)), source(ids(model.config)), atol=1e-4, rtol=1e-4)
 
@@ -448,7 +448,7 @@ def test_bad_directories_are_refused_and_nothing_changes(name: str, tmp_path: Pa
     model = tiny_model("chatglm")
     before = dict(model.state_dict())
     with pytest.raises(CheckpointError, match=message) as caught:
-        apply_adapter(model, model.config, folder)
+        apply_adapter(model, folder)
     assert "\n" not in str(caught.value)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -458,7 +458,6 @@ def test_an_unknown_setting_is_noted(tmp_path: Path) -> None:
     model = tiny_model("glm")
     info = apply_adapter(
         model,
-        model.config,
         plain("glm", tmp_path, brand_new_option=3, peft_version="9.9", target_modules=["query_key_value", "dense"]),
     )
     assert info.notes == (
@@ -471,12 +470,12 @@ def test_a_directory_without_weights(tmp_path: Path) -> None:
     model = tiny_model("glm")
     (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT))
     with pytest.raises(CheckpointError, match="adapter_model.safetensors is missing"):
-        apply_adapter(model, model.config, tmp_path)
+        apply_adapter(model, tmp_path)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "lora_model_state.tp00.pdparams").touch()
     (tmp_path / "p" / "lora_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="per tensor-parallel rank"):
-        apply_adapter(model, model.config, tmp_path / "p")
+        apply_adapter(model, tmp_path / "p")
 
 
 def test_lora_shapes_are_checked() -> None:
@@ -491,5 +490,5 @@ def test_head_adapters_are_refused(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
     tensors = stored({"transformer.output_layer": (torch.ones(3, 32), torch.ones(96, 3))})
     with pytest.raises(CheckpointError, match="only on layers"):
-        apply_adapter(model, model.config, write(tmp_path / "a", tensors, PEFT))
+        apply_adapter(model, write(tmp_path / "a", tensors, PEFT))
     assert "lora_A" in "".join(load_file(tmp_path / "a" / "adapter_model.safetensors"))

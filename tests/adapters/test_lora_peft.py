@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from adapters.published import TINY, Skeleton, ids, tiny_model, transformers_pair, with_deltas
-from glmkit.adapters.attached import adapter_delta, attached, detach_adapter, merge_adapter
-from glmkit.adapters.inject import apply_adapter
-from glmkit.adapters.lora import LoraLinear
-from glmkit.adapters.saving import save_adapter
+from glmkit.adapters.attach import adapter_delta, attached, detach_adapter, merge_adapter
+from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.families.family import all_families
 
 peft = pytest.importorskip("peft", reason="the extra [hf] is not installed")
@@ -63,7 +61,7 @@ def test_logits_equal_the_dense_update(family: str, case: str, tmp_path: Path) -
     before = model(tokens)
     expected = with_deltas(family, model, deltas)(tokens)
     exact = with_deltas(family, copy.deepcopy(model).double(), deltas)(tokens)
-    info = apply_adapter(model, model.config, tmp_path)
+    info = apply_adapter(model, tmp_path)
     assert float((copy.deepcopy(model).double()(tokens) - exact).detach().abs().max()) < 1e-10
     close(model(tokens), expected, 1e-4)
     assert float((expected - before).detach().abs().max()) > 0.1
@@ -83,16 +81,8 @@ def test_merged_equals_unmerged(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     names = [name for name, _ in model.named_parameters()]
     tokens = ids(model.config)
-    apply_adapter(model, model.config, tmp_path)
+    apply_adapter(model, tmp_path)
     unmerged = model(tokens)
-    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
-    weights = [layer.base.weight.clone() for layer in layers]
-    for layer in layers:
-        layer.merge()
-    close(model(tokens), unmerged)
-    for layer in layers:
-        layer.unmerge()
-    assert all(torch.equal(layer.base.weight, weight) for layer, weight in zip(layers, weights, strict=True))
     merge_adapter(model)
     close(model(tokens), unmerged)
     assert [name for name, _ in model.named_parameters()] == names
@@ -103,9 +93,9 @@ def test_merged_equals_unmerged(family: str, tmp_path: Path) -> None:
 def test_published_export_is_bit_identical_and_loads_in_peft(family: str, case: str, tmp_path: Path) -> None:
     deltas = made_by_peft(family, tmp_path / "in", CASES[case])
     model = tiny_model(family)
-    apply_adapter(model, model.config, tmp_path / "in")
+    apply_adapter(model, tmp_path / "in")
     layout = all_families()[family].layouts[0]
-    notes = save_adapter(model, model.config, tmp_path / "out", layout=layout)
+    notes = save_adapter(model, tmp_path / "out", layout=layout)
     assert notes == []
     from safetensors.torch import load_file
 
@@ -128,11 +118,11 @@ def test_export_under_our_names_loads_in_peft_on_the_bare_model(family: str, tmp
     made_by_peft(family, tmp_path / "in", CASES["patterns"])
     model = tiny_model(family)
     tokens = ids(model.config)
-    apply_adapter(model, model.config, tmp_path / "in")
+    apply_adapter(model, tmp_path / "in")
     expected = model(tokens)
-    assert save_adapter(model, model.config, tmp_path / "out") == []
+    assert save_adapter(model, tmp_path / "out") == []
     again = tiny_model(family)
-    info = apply_adapter(again, again.config, tmp_path / "out")
+    info = apply_adapter(again, tmp_path / "out")
     assert torch.equal(again(tokens), expected)
     assert info.notes == ()
     layer = again.model.layers[0].self_attn
@@ -149,16 +139,16 @@ def test_a_half_precision_adapter_is_written_as_it_was_read(tmp_path: Path) -> N
     half = {name: value.half() for name, value in load_file(path).items()}
     save_file(half, path)
     model = tiny_model("chatglm2")
-    info = apply_adapter(model, model.config, tmp_path / "in")
+    info = apply_adapter(model, tmp_path / "in")
     assert info.dtype == torch.float16
     assert all(parameter.dtype == torch.float32 for parameter in attached(model).parameters())
     layout = all_families()["chatglm2"].layouts[0]
-    assert save_adapter(model, model.config, tmp_path / "out", layout=layout) == []
+    assert save_adapter(model, tmp_path / "out", layout=layout) == []
     again = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert all(again[name].dtype == torch.float16 and torch.equal(again[name], half[name]) for name in half)
     with torch.no_grad():
         next(attached(model).parameters()).add_(1e-7)
-    (note,) = save_adapter(model, model.config, tmp_path / "trained", layout=layout)
+    (note,) = save_adapter(model, tmp_path / "trained", layout=layout)
     assert "float32" in note
     assert load_file(tmp_path / "trained" / "adapter_model.safetensors").popitem()[1].dtype == torch.float32
 
@@ -170,7 +160,7 @@ def test_half_precision_base(base_dtype: torch.dtype, tmp_path: Path) -> None:
     tokens = ids(model.config)
     exact = with_deltas("chatglm2", tiny_model("chatglm2"), deltas)(tokens)
     plain = tiny_model("chatglm2")(tokens)
-    apply_adapter(model, model.config, tmp_path)
+    apply_adapter(model, tmp_path)
     logits = model(tokens)
     assert logits.dtype == base_dtype
     assert all(parameter.dtype == torch.float32 for parameter in attached(model).parameters())
@@ -198,17 +188,17 @@ def test_biases_and_saved_modules_replace_the_base(tmp_path: Path) -> None:
     wrapped.save_pretrained(tmp_path / "in")
     tokens = ids(model.config)
     before = model(tokens)
-    info = apply_adapter(model, model.config, tmp_path / "in")
+    info = apply_adapter(model, tmp_path / "in")
     assert any("replaces" in note for note in info.notes)
     assert torch.equal(model.model.embed_tokens.weight, table)
     linear = skeleton.get_submodule("transformer.layers.1.attention.query_key_value")
     bias = linear.base_layer.bias.view(4, 3, 8)[:, 1].flatten()
     assert torch.equal(model.model.layers[1].self_attn.k_proj.base.bias, bias)
     expected = model(tokens)
-    save_adapter(model, model.config, tmp_path / "out", layout=all_families()[family].layouts[0])
+    save_adapter(model, tmp_path / "out", layout=all_families()[family].layouts[0])
     detach_adapter(model)
     assert torch.equal(model(tokens), before)
-    apply_adapter(model, model.config, tmp_path / "out")
+    apply_adapter(model, tmp_path / "out")
     assert torch.equal(model(tokens), expected)
     assert tiny.qkv in "".join(peft.PeftModel.from_pretrained(Skeleton2(), tmp_path / "out").state_dict())
 
@@ -233,11 +223,11 @@ def test_transformers_model_with_peft_both_ways(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = adapted(tokens).logits
         before = model(tokens)
-        info = apply_adapter(model, model.config, tmp_path / "theirs")
+        info = apply_adapter(model, tmp_path / "theirs")
         assert info.modules == 3 * 7
         close(model(tokens), expected, 1e-4)
         assert float((expected - before).abs().max()) > 0.1
         layout = next(layout for layout in all_families()["glm-4"].layouts if layout.name == info.naming)
-        assert save_adapter(model, model.config, tmp_path / "ours", layout=layout) == []
+        assert save_adapter(model, tmp_path / "ours", layout=layout) == []
         again = peft.PeftModel.from_pretrained(plain, tmp_path / "ours").eval()
         assert torch.equal(again(tokens).logits, expected)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.published import TINY, ids, tiny_model, transformers_pair
-from glmkit.adapters.attached import adapter_delta, attached, detach_adapter, merge_adapter
-from glmkit.adapters.inject import apply_adapter
-from glmkit.adapters.new import new_prefix
-from glmkit.adapters.prefix import PrefixEncoder, build_encoder, prefix_width
-from glmkit.adapters.saving import save_adapter
+from adapters.published import TINY, encoder_of, ids, tiny_model, transformers_pair
+from glmkit.adapters.attach import adapter_delta, detach_adapter, merge_adapter, new_adapter
+from glmkit.adapters.directory import apply_adapter, save_adapter
+from glmkit.adapters.prefix.encoder import PrefixEncoder, build_encoder, prefix_width
+from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError, RequestError
 from glmkit.families.family import all_families
@@ -68,8 +67,8 @@ def test_logits_equal_transformers_with_past_keys_and_values(tmp_path: Path) -> 
     reference, model = transformers_pair(transformers)
     config = model.config
     folder = write(tmp_path / "a", random_tensors(config), pre_seq_len=5, prefix_projection=False)
-    apply_adapter(model, config, folder)
-    keys, values = attached(model).prefix()  # type: ignore[misc]
+    apply_adapter(model, folder)
+    keys, values = encoder_of(model)()
     cache = transformers.DynamicCache()
     for layer in range(3):
         key, value = (x[layer].transpose(0, 1).expand(2, -1, -1, -1) for x in (keys, values))
@@ -93,39 +92,39 @@ def test_published_files_round_trip(projection: bool, name_prefix: str, tmp_path
     model = tiny_model("chatglm2")
     tokens = ids(CONFIG)
     before = model(tokens)
-    info = apply_adapter(model, CONFIG, folder)
+    info = apply_adapter(model, folder)
     assert (info.kind, info.size, info.modules, info.notes) == ("prefix", 5, 3, ())
     expected = model(tokens)
     assert adapter_delta(model, tokens) == pytest.approx(float((expected - before).detach().abs().max()), rel=1e-5)
-    assert save_adapter(model, CONFIG, tmp_path / "out") == []
+    assert save_adapter(model, tmp_path / "out") == []
     written = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
     assert written.keys() == {f"transformer.prefix_encoder.{name}" for name in tensors}
     assert all(torch.equal(written[f"transformer.prefix_encoder.{name}"], value) for name, value in tensors.items())
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == settings
     detach_adapter(model)
     assert torch.equal(model(tokens), before)
-    assert apply_adapter(model, CONFIG, tmp_path / "out").notes == ()
+    assert apply_adapter(model, tmp_path / "out").notes == ()
     assert torch.equal(model(tokens), expected)
 
 
 def test_without_settings_the_shapes_decide(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
-    info = apply_adapter(model, CONFIG, write(tmp_path / "a", random_tensors(CONFIG)))
+    info = apply_adapter(model, write(tmp_path / "a", random_tensors(CONFIG)))
     assert info.size == 5
     assert "5 rows decide" in info.notes[0]
 
 
 def test_written_settings_of_the_base_come_from_the_layout(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
-    new_prefix(model, CONFIG, 3, projection=True)
+    new_adapter(model, PrefixOptions(3, projection=True))
     layout = all_families()["chatglm2"].layouts[0]
-    assert save_adapter(model, CONFIG, tmp_path / "a", layout=layout) == []
+    assert save_adapter(model, tmp_path / "a", layout=layout) == []
     settings = json.loads((tmp_path / "a" / "config.json").read_text())
     assert settings["pre_seq_len"] == 3
     assert settings["prefix_projection"] is True
     assert settings["num_layers"] == 3
     assert layout.read_config(settings).config.kv_heads == 2
-    apply_adapter(tiny_model("chatglm2"), CONFIG, tmp_path / "a")
+    apply_adapter(tiny_model("chatglm2"), tmp_path / "a")
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -162,8 +161,8 @@ def test_paddle_files(projection: bool, tmp_path: Path) -> None:
     }
     folder = write_paddle(tmp_path / "p", "prefix", stored, settings)
     model = tiny_model("chatglm2")
-    assert apply_adapter(model, CONFIG, folder).notes == ()
-    held = {name: value.detach() for name, value in attached(model).prefix.state_dict().items()}  # type: ignore[union-attr]
+    assert apply_adapter(model, folder).notes == ()
+    held = {name: value.detach() for name, value in encoder_of(model).state_dict().items()}
     assert held.keys() == tensors.keys()
     assert all(torch.equal(held[name], value) for name, value in tensors.items())
 
@@ -173,27 +172,26 @@ def test_paddle_files_are_written_as_they_are_read(projection: bool, tmp_path: P
     layout = next(layout for layout in all_families()["chatglm"].layouts if layout.container == "paddle")
     model = tiny_model("chatglm")
     torch.manual_seed(1)
-    new_prefix(model, model.config, 4, projection=projection, dropout=0.0)
+    new_adapter(model, PrefixOptions(4, projection=projection, dropout=0.0))
     expected = model(ids(model.config))
-    assert save_adapter(model, model.config, tmp_path / "a", layout=layout) == []
+    assert save_adapter(model, tmp_path / "a", layout=layout) == []
     detach_adapter(model)
-    info = apply_adapter(model, model.config, tmp_path / "a")
+    info = apply_adapter(model, tmp_path / "a")
     assert info.notes == ()
     assert torch.equal(model(ids(model.config)), expected)
     settings = json.loads((tmp_path / "a" / "prefix_config.json").read_text())
     assert settings["num_prefix_tokens"] == 4
     with pytest.raises(CheckpointError, match="heads of hidden_size / num_heads|table 24 wide"):
         grouped = tiny_model("chatglm2")
-        new_prefix(grouped, CONFIG, 4, projection=projection)
-        save_adapter(grouped, CONFIG, tmp_path / "b", layout=layout)
+        new_adapter(grouped, PrefixOptions(4, projection=projection))
+        save_adapter(grouped, tmp_path / "b", layout=layout)
 
 
 def test_weights_stay_float32_and_the_output_follows_the_base(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", random_tensors(CONFIG, projection=True))
     model = tiny_model("chatglm2").bfloat16()
-    apply_adapter(model, CONFIG, folder)
-    encoder = attached(model).prefix
-    assert encoder is not None
+    apply_adapter(model, folder)
+    encoder = encoder_of(model)
     exact = [parameter.clone() for parameter in encoder.parameters()]
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         model.to(dtype)
@@ -207,8 +205,8 @@ def test_weights_stay_float32_and_the_output_follows_the_base(tmp_path: Path) ->
 def test_only_the_prefix_learns(family: str) -> None:
     model = tiny_model(family).train()
     torch.manual_seed(0)
-    new_prefix(model, model.config, 4, projection=True, dropout=0.0)
-    own = {f"prefix.{name}" for name, _ in attached(model).prefix.named_parameters()}  # type: ignore[union-attr]
+    new_adapter(model, PrefixOptions(4, projection=True, dropout=0.0))
+    own = {f"prefix.{name}" for name, _ in encoder_of(model).named_parameters()}
     model(ids(model.config)).float().square().mean().backward()
     learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learned == own
@@ -252,7 +250,7 @@ def test_bad_files_are_refused_and_nothing_changes(name: str, tmp_path: Path) ->
     folder = write(tmp_path / "a", change(random_tensors(CONFIG)), **settings)
     model = tiny_model("chatglm2")
     with pytest.raises(CheckpointError, match=message) as caught:
-        apply_adapter(model, CONFIG, folder)
+        apply_adapter(model, folder)
     assert "\n" not in str(caught.value)
     assert model.prefix is None
 
@@ -260,22 +258,22 @@ def test_bad_files_are_refused_and_nothing_changes(name: str, tmp_path: Path) ->
 def test_directories_that_hold_no_adapter(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
     with pytest.raises(CheckpointError, match="not a directory"):
-        apply_adapter(model, CONFIG, tmp_path / "nowhere")
+        apply_adapter(model, tmp_path / "nowhere")
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-3000").mkdir()
     with pytest.raises(CheckpointError, match="did you mean .*checkpoint-3000"):
-        apply_adapter(model, CONFIG, tmp_path)
+        apply_adapter(model, tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
     torch.save({"transformer.word_embeddings.weight": torch.ones(2, 2)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="as the source, not as adapter"):
-        apply_adapter(model, CONFIG, folder)
+        apply_adapter(model, folder)
     torch.save(
         {"transformer.prefix_encoder.embedding.weight": torch.ones(2, 2), "x": torch.ones(1)},
         folder / "pytorch_model.bin",
     )
     with pytest.raises(CheckpointError, match="x beside the prefix encoder"):
-        apply_adapter(model, CONFIG, folder)
+        apply_adapter(model, folder)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -293,18 +291,18 @@ def test_a_prefix_among_the_weights_of_its_base(sharded: bool, tmp_path: Path) -
         torch.save({**other, **tensors}, tmp_path / "pytorch_model.bin")
     model = tiny_model("chatglm2")
     with pytest.raises(CheckpointError, match="as the source and as the adapter"):
-        apply_adapter(model, CONFIG, tmp_path)
-    assert apply_adapter(model, CONFIG, tmp_path, beside_weights=True).size == 5
+        apply_adapter(model, tmp_path)
+    assert apply_adapter(model, tmp_path, beside_weights=True).size == 5
 
 
 def test_one_adapter_at_a_time_and_no_merge_of_a_prefix(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
     with pytest.raises(RequestError, match="no adapter"):
         detach_adapter(model)
-    new_prefix(model, CONFIG, 2)
+    new_adapter(model, PrefixOptions(2))
     with pytest.raises(RequestError, match="carries an adapter already"):
-        new_prefix(model, CONFIG, 2)
+        new_adapter(model, PrefixOptions(2))
     with pytest.raises(RequestError, match="cannot be merged"):
         merge_adapter(model)
     with pytest.raises(GLMKitError, match="at least 1"):
-        new_prefix(tiny_model("chatglm2"), CONFIG, 0)
+        new_adapter(tiny_model("chatglm2"), PrefixOptions(0))

@@ -111,7 +111,7 @@ def test_the_command_for_a_model_with_texts_runs(
     shutil.copy(shared_dir("tokenizers", "chatglm-6b") / "ice_text.model", directory)
     report = examine(directory)
     if adapted:
-        from diagnosis.test_adapter import lora
+        from diagnosis.test_adapter_check import lora
 
         report = examine(lora(tmp_path / "a", base_model_name_or_path=str(directory)))
     command = shlex.split(report.next_command)

@@ -1,1 +1,1 @@
-"""Adapters on a built model: LoRA and per-layer prefixes."""
+"""Adapters on a built model. Each sub-package is one kind: LoRA, and prefixes of keys and values."""

@@ -14,7 +14,7 @@ from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import preset, preset_names
 
-from .adapter import check_adapter, check_base, holds_adapter, local_folder
+from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
 from .check_ranks import check_ranks
 from .check_values import check_numbers

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from glmkit.adapters.adapter import all_kinds
+
 Kind = Literal[
     "weights", "index", "config", "code", "training", "leftover", "adapter", "tag", "other", "strange", "unread"
 ]
@@ -20,7 +22,6 @@ _TRAINING = re.compile(
     r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
 )
 _LEFTOVER = re.compile(r".*\.(partial|incomplete|part|crdownload|aria2|tmp|download|lock)|\..+\.tmp-\d+|\..+\.old-\d+")
-_ADAPTER = {"adapter_config.json", "lora_config.json", "prefix_config.json"}
 _TAG = {"latest", "latest_checkpointed_iteration.txt"}
 _CONFIG = {"config.json", "model_config.json", "generation_config.json", "generation.json", "tokenizer_config.json"}
 
@@ -119,7 +120,7 @@ def _entry(path: Path, name: str) -> Entry:
 def _kind(name: str) -> Kind:
     if _LEFTOVER.fullmatch(name):
         return "leftover"
-    if name in _ADAPTER:
+    if any(name in kind.setting_files for kind in all_kinds().values()):
         return "adapter"
     if name in _TAG:
         return "tag"

@@ -11,7 +11,7 @@ from .pickle.cursor import shorten
 from .pickle.values import Placeholder, kind_of, plain_entries
 
 # Keys under which training code keeps the state dict; the first that holds tensors counts.
-WRAPPERS = ("module", "state_dict", "model", "model_state_dict")
+STATE_KEYS = ("module", "state_dict", "model", "model_state_dict")
 
 
 def split_state(
@@ -20,7 +20,7 @@ def split_state(
     """(tensors by name, everything else as plain values) of what a file holds.
 
     entry: where a value's numbers are, None for what is no tensor. The tensors are those of a flat dict, or those
-    inside "module" (or another of `WRAPPERS`) with everything beside it as bookkeeping; bookkeeping among the tensors
+    inside "module" (or another of `STATE_KEYS`) with everything beside it as bookkeeping; bookkeeping among the tensors
     inside a wrapper keeps the wrapper's name as a prefix. Raises CheckpointError when there are none, when a name is no
     text, or when an object of unknown class stands among the tensors.
     """
@@ -28,7 +28,7 @@ def split_state(
         raise CheckpointError(
             f"{path} holds {kind_of(content)}, no dict of tensors", step="save the state dict of the model"
         )
-    for key in WRAPPERS:
+    for key in STATE_KEYS:
         inner = content.get(key)
         if isinstance(inner, dict) and any(entry(value) is not None for value in inner.values()):
             outer = {_text(path, name): value for name, value in content.items() if name != key}

@@ -23,8 +23,9 @@ Kind = Literal["linear", "table", "vector"]
 Order = Literal["concat", "heads"]
 Cut = Literal["rows", "columns"]
 Container = Literal["huggingface", "ranks", "paddle"]
-# Data parallelism, a trainer's module, torch.compile, PEFT.
-WRAPPERS = ("module.", "model.", "_orig_mod.", "base_model.model.")
+# Prefixes that PEFT, data parallelism and torch.compile put before a model's own names; no model of ours or of others
+# has such names itself. A trainer's "model." is a wrapper for published layouts only: our own names begin with it.
+WRAPPERS = ("base_model.model.", "base_model.", "module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Layout:
     aliases: tuple[Alias, ...] = ()
     ignored: tuple[str, ...] = ()
     base: str = ""
-    wrappers: tuple[str, ...] = WRAPPERS
+    wrappers: tuple[str, ...] = (*WRAPPERS, "model.")
     transposed: bool = False
     parallel: bool = False  # whether it was ever published in several ranks
     quantized: bool = False  # whether INT8 and INT4 were ever published in it

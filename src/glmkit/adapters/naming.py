@@ -1,9 +1,9 @@
-"""Whose names an adapter uses, and which modules of ours they mean.
+"""Naming the modules of a model as published files do, and finding the modules of ours that a published name means.
 
 A stem is a tensor's name without its last part; a published stem may be several of our modules fused by rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, closest
-from glmkit.families.common.layout import Layout, Rule, head_rule
-from glmkit.families.common.native_layout import OWN as OWN_LAYOUT
-from glmkit.families.family import Family, all_families
+from glmkit.families.common.layout import WRAPPERS, Layout, Rule, head_rule
+from glmkit.families.common.native_layout import OWN
+from glmkit.families.family import all_families
 
-OWN = OWN_LAYOUT.name
-# Where LoRA may go; the embedding and the head are used by their weight, not called.
-LAYERS = "model.layers."
+from .adapter import Base
 
-# What training wrappers put in front of a model's own names.
-_WRAPPERS = ("base_model.model.", "base_model.", "module.", "_orig_mod.")
+LAYERS = "model.layers."  # where our names of the layers' modules begin
 
 
 @dataclass(frozen=True)
@@ -33,74 +30,59 @@ class Part:
 
 @dataclass(frozen=True)
 class Naming:
-    """One way of naming the modules of a model: published stem -> our parts; `transposed`: linears are (in, out)."""
+    """The names that a layout gives to the modules of a model: published stem -> our parts."""
 
-    name: str
+    layout: Layout
     stems: Mapping[str, tuple[Part, ...]]
-    layout: Layout | None = None
 
     @property
-    def published_by_others(self) -> bool:
-        """Whether these are names of models that others published."""
-        return self.layout is not OWN_LAYOUT
-
-    @property
-    def transposed(self) -> bool:
-        """Whether files of this layout keep linear matrices as (in, out)."""
-        return self.layout is not None and self.layout.transposed
+    def name(self) -> str:
+        """The name of the layout."""
+        return self.layout.name
 
     def find(self, stem: str) -> tuple[Part, ...] | None:
         """The parts of a found stem, in any spelling that the layout admits; None when it is none of them."""
-        spellings: Iterable[str] = (stem,) if self.layout is None else self.layout.spellings(stem)
-        return next((self.stems[name] for name in spellings if name in self.stems), None)
-
-    def published(self, stem: str) -> str | None:
-        """The published stem that holds our module `stem`."""
-        return next((name for name, parts in self.stems.items() if any(part.stem == stem for part in parts)), None)
+        return next((self.stems[name] for name in self.layout.spellings(stem) if name in self.stems), None)
 
 
 def bare_name(name: str) -> str:
-    """A stored name without what PEFT, DDP and torch.compile put in front of it."""
-    for wrapper in _WRAPPERS:
-        if name.startswith(wrapper):
-            return bare_name(name[len(wrapper) :])
+    """A stored name without what training wrappers put in front of it."""
+    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), ""):
+        name = name[len(wrapper) :]
     return name
 
 
-def namings(model: nn.Module, config: GLMConfig, family: Family | None, layout: Layout | None) -> list[Naming]:
-    """Every naming that an adapter of this model may use: `layout` first, then the family's others, then our own.
+def leaf(stem: str) -> str:
+    """The last part of a stem."""
+    return stem.rpartition(".")[2]
 
-    family None: the one that the config names; every family's layouts when the config names none of them.
+
+def namings(base: Base) -> list[Naming]:
+    """Every naming that an adapter of the base may use: `base.layout` first, then the family's others, then our own.
+
+    Without a family: the one that the config names; every family's layouts when the config names none of them.
     """
-    layouts = [] if layout is None or layout is OWN_LAYOUT else [layout]
     families = all_families()
-    if family is not None:
-        layouts += family.layouts
-    else:
-        named = families.get(config.family)
-        layouts += [other for known in ([named] if named else families.values()) for other in known.layouts]
-    sizes = output_sizes(model)
-    distinct = list({id(each): each for each in layouts}.values())
-    return [*(layout_naming(each, config, sizes) for each in distinct), own_naming(config, sizes)]
+    family = base.family or families.get(base.config.family)
+    layouts = [layout for known in ([family] if family else families.values()) for layout in known.layouts]
+    if base.layout is not None:
+        layouts.insert(0, base.layout)
+    distinct = {id(layout): layout for layout in layouts if layout is not OWN}
+    return [layout_naming(layout, base) for layout in (*distinct.values(), OWN)]
 
 
-def own_naming(config: GLMConfig, sizes: Mapping[str, int]) -> Naming:
-    """Our own names, each module for itself."""
-    return layout_naming(OWN_LAYOUT, config, sizes)
-
-
-def layout_naming(layout: Layout, config: GLMConfig, sizes: Mapping[str, int]) -> Naming:
+def layout_naming(layout: Layout, base: Base) -> Naming:
     """A layout's names of the modules that a model has."""
-    return Naming(layout.name, published_stems(layout, config, sizes), layout)
+    return Naming(layout, published_stems(layout, base.config, output_sizes(base.model)))
 
 
 def output_sizes(model: nn.Module) -> dict[str, int]:
-    """Rows of every module of ours that has a weight, by stem: what adapters can address."""
+    """Rows of every module of ours that has a weight, by stem; one that an adapter wraps as its `base` has its own."""
     sizes = {}
     for stem, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim():
-            sizes[stem] = weight.shape[0]
+            sizes[stem.removesuffix(".base")] = weight.shape[0]
     return sizes
 
 
@@ -129,10 +111,10 @@ def choose_naming(candidates: Sequence[Naming], stems: Sequence[str], *, transpo
     """The naming that knows every stem.
 
     Where several do, the first one, provided that all mean the same modules and rows. `transposed`: whether the file
-    comes from the (in, out) world, whose layouts are then looked at first. Raises CheckpointError naming a stem that
+    has matrices as (in, out); layouts that do are then looked at first. Raises CheckpointError naming a stem that
     nobody knows, with the closest one, or the namings between which the file does not decide.
     """
-    ordered = sorted(candidates, key=lambda naming: naming.transposed != transposed)
+    ordered = sorted(candidates, key=lambda naming: naming.layout.transposed != transposed)
     known = [naming for naming in ordered if all(naming.find(stem) is not None for stem in stems)]
     if not known:
         best = max(ordered, key=lambda naming: sum(naming.find(stem) is not None for stem in stems))
@@ -145,7 +127,7 @@ def choose_naming(candidates: Sequence[Naming], stems: Sequence[str], *, transpo
             step="load it on the base it was trained with",
         )
     for other in known[1:]:
-        if other.transposed == known[0].transposed and not _same(known[0], other, stems):
+        if other.layout.transposed == known[0].layout.transposed and not _same(known[0], other, stems):
             raise CheckpointError(
                 f"{source}: its names fit {known[0].name} and {other.name}, which order rows differently; say which one"
             )

@@ -1,14 +1,24 @@
-"""What PEFT's `adapter_config.json` says, as far as it changes the numbers; the rest is refused or ignored by name."""
+"""Settings of LoRA in PEFT's and PaddleNLP's files.
 
-import math
+What changes the numbers is read, or refused by name where it is not supported; the rest is ignored.
+"""
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
+from glmkit.adapters.adapter_files import number, probability
 from glmkit.errors import CheckpointError
 
-from .lora import scaling
+from .layer import scaling
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PADDLE_CONFIG, PADDLE_WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
+
+V = TypeVar("V")
+N = TypeVar("N", int, float)
 
 # Settings that change what the adapter computes and that are not supported; active when not None, False or empty.
 _REFUSED = {
@@ -56,15 +66,14 @@ class LoraSettings:
 
     def rank_of(self, stem: str) -> int | None:
         """The stated rank of a module, by its name in the adapter."""
-        rank: int | None = _by_pattern(self.rank_pattern, stem, self.rank)
-        return rank
+        return _by_pattern(self.rank_pattern, stem, self.rank)
 
     def scale_of(self, stem: str, rank: int) -> float:
         """The scale of a module whose matrices have `rank` (of one group, where they are grouped)."""
         return scaling(_by_pattern(self.alpha_pattern, stem, self.alpha), rank, root=self.root)
 
 
-def peft_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
+def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     """Read `adapter_config.json`. Raises CheckpointError naming a method or a value that is not supported."""
     kind = values.get("peft_type")
     if kind != "LORA":
@@ -91,66 +100,52 @@ def peft_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
     )
     enabled, listed = values.get("enable_lora"), values.get("target_modules")
     return LoraSettings(
-        alpha=_number(values, "lora_alpha", 8, source),
+        alpha=number(values, "lora_alpha", 8, source),
         rank=_whole(values, "r", 8, source),
         root=bool(values.get("use_rslora")),
-        dropout=share(values, "lora_dropout", source),
-        rank_pattern=_patterns(values, "rank_pattern", source),
-        alpha_pattern=_patterns(values, "alpha_pattern", source),
+        dropout=probability(values, "lora_dropout", source),
+        rank_pattern=_patterns(values, "rank_pattern", int, source),
+        alpha_pattern=_patterns(values, "alpha_pattern", float, source),
         enabled=None if enabled is None else _flags(enabled, "enable_lora", source),
         targets=tuple(map(str, listed)) if isinstance(listed, list) else (),
         notes=notes,
     )
 
 
-def paddle_settings(values: Mapping[str, Any], source: str) -> LoraSettings:
+def paddle_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     """Read PaddleNLP's `lora_config.json` (`paddlenlp/peft/lora/lora_config.py`). Raises CheckpointError."""
     if values.get("trainable_bias"):
         raise CheckpointError(f"{source}: trainable_bias {values['trainable_bias']!r} is not supported")
     if values.get("do_qat"):
         raise CheckpointError(f"{source}: do_qat (quantisation-aware training) is not supported")
-    groups = values.get("enable_lora_list")
-    groups = groups if groups and isinstance(groups[0], list) else [groups] if groups else []
+    listed = values.get("enable_lora_list")
+    nested = isinstance(listed, list) and bool(listed) and isinstance(listed[0], list)
+    groups = list(listed) if isinstance(listed, list) and nested else [listed] if listed else []
     if len({str(group) for group in groups}) > 1:
         raise CheckpointError(f"{source}: enable_lora_list {groups} differs between modules, which is not supported")
     enabled = _flags(groups[0], "enable_lora_list", source) if groups and groups[0] else None
-    alpha, root = _number(values, "lora_alpha", 8, source), bool(values.get("rslora"))
+    alpha, root = number(values, "lora_alpha", 8, source), bool(values.get("rslora"))
     notes = [f"rslora: scale {alpha:g} / sqrt(r) as stated; early PaddleNLP computed with 4 / sqrt(r) whatever alpha"]
     return LoraSettings(
         alpha=alpha,
         rank=_whole(values, "r", 8, source),
         root=root,
-        dropout=share(values, "lora_dropout", source),
+        dropout=probability(values, "lora_dropout", source),
         enabled=enabled,
         head_dim=_whole(values, "head_dim", 0, source) or None,
         notes=tuple(notes if root and alpha != 4 else ()),
     )
 
 
-def _by_pattern(patterns: Mapping[str, Any], stem: str, default: Any) -> Any:
-    """PEFT's rule (`peft/utils/other.py:get_pattern_key`): the first pattern that ends the name at a dot."""
+def _by_pattern(patterns: Mapping[str, V], stem: str, default: V) -> V:
+    """The value of the first pattern that ends the name at a dot (`peft/utils/other.py:get_pattern_key`)."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", stem):
             return value
     return default
 
 
-def share(values: Mapping[str, Any], key: str, source: str) -> float:
-    """A dropout probability, 0 when it is not stated. Raises CheckpointError when it is not in [0, 1)."""
-    value = _number(values, key, 0.0, source)
-    if not 0.0 <= value < 1.0:
-        raise CheckpointError(f"{source}: {key} is {value}; it must be in [0, 1)")
-    return value
-
-
-def _number(values: Mapping[str, Any], key: str, default: float, source: str) -> float:
-    value = default if values.get(key) is None else values[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CheckpointError(f"{source}: {key} is {value!r}; it must be a number")
-    return float(value)
-
-
-def _whole(values: Mapping[str, Any], key: str, default: int, source: str) -> int:
+def _whole(values: Mapping[str, object], key: str, default: int, source: str) -> int:
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -158,22 +153,22 @@ def _whole(values: Mapping[str, Any], key: str, default: int, source: str) -> in
     return value
 
 
-def _flags(value: Any, key: str, source: str) -> tuple[bool, ...]:
+def _flags(value: object, key: str, source: str) -> tuple[bool, ...]:
     if not isinstance(value, list) or not all(isinstance(item, bool) for item in value) or not any(value):
         raise CheckpointError(f"{source}: {key} is {value!r}; it must be a list of true and false, one of them true")
     return tuple(value)
 
 
-def _patterns(values: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
+def _patterns(values: Mapping[str, object], key: str, kind: type[N], source: str) -> dict[str, N]:
     found = values.get(key) or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{source}: {key} is {found!r}; it must be an object of patterns")
     for pattern, value in found.items():
-        whole = key == "rank_pattern"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+        allowed = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not value > 0:
             raise CheckpointError(f"{source}: {key} gives {pattern!r} the value {value!r}; it must be positive")
         try:
             re.compile(pattern)
         except re.error as error:
             raise CheckpointError(f"{source}: {key} {pattern!r} is no regular expression ({error})") from None
-    return dict(found)
+    return {pattern: kind(value) for pattern, value in found.items()}

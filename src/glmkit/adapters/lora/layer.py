@@ -61,18 +61,11 @@ class LoraLinear(nn.Module):
         self.lora_A, self.lora_B = lora_A, lora_B
         self.scale = scale
         self.drop = nn.Dropout(dropout)
-        self.enabled = True
-        self._unmerged: nn.Parameter | None = None
 
     @property
     def rank(self) -> int:
         """R."""
         return self.lora_A.shape[0]
-
-    @property
-    def merged(self) -> bool:
-        """Whether the update is inside the base's weight at the moment."""
-        return self._unmerged is not None
 
     @property
     def update(self) -> LowRank:
@@ -82,31 +75,19 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the base's output."""
         out: Tensor = self.base(x)
-        if not self.enabled or self.merged:
-            return out
         inner = functional.linear(self.drop(x).to(self.lora_A.dtype), self.lora_A)
         return (out + functional.linear(inner, self.lora_B) * self.scale).to(out.dtype)
 
-    def merge(self) -> None:
-        """Put the update into the base's weight: added in float32, rounded once to the weight's dtype.
+    def merged_weight(self) -> nn.Parameter:
+        """The base's weight with the update in it: added in float32, rounded once to the weight's dtype.
 
-        The old weight is kept (by reference, untouched) until `unmerge` or until this layer is dropped. Raises
-        RequestError for a quantised base, whose weights would have to be quantised anew.
+        Raises RequestError for a quantised base, whose weights would have to be quantised anew.
         """
-        if self.merged:
-            return
         weight = float_weight(self.base)
         wide = torch.promote_types(weight.dtype, torch.float32)
         delta_OI = self.scale * (self.lora_B.detach().to(wide) @ self.lora_A.detach().to(wide))
-        merged = (weight.detach().to(wide) + delta_OI).to(weight.dtype)
-        self._unmerged = weight
-        self.base.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
-
-    def unmerge(self) -> None:
-        """Put the weight from before `merge` back, bit for bit."""
-        if self._unmerged is not None:
-            self.base.weight = self._unmerged
-            self._unmerged = None
+        merged_OI = (weight.detach().to(wide) + delta_OI).to(weight.dtype)
+        return nn.Parameter(merged_OI, requires_grad=weight.requires_grad)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"

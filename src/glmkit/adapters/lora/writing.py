@@ -1,22 +1,26 @@
-"""A model's LoRA layers as files want them: updates joined under a naming, then PEFT's or PaddleNLP's settings."""
+"""Writing LoRA: updates joined under a naming, then the tensors and settings of PEFT's or PaddleNLP's files.
 
+Legend: I input channels, O output channels, R rank.
+"""
+
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from glmkit.config import GLMConfig
+from glmkit.adapters.adapter import Base, Saving
+from glmkit.adapters.naming import Naming, layout_naming, leaf
 from glmkit.errors import CheckpointError
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
 
-from .attached import Attached
-from .lora import LoraLinear, LowRank, join_rows
-from .lora_files import settings_of
-from .targets import Naming, layout_naming, output_sizes, own_naming
+from .layer import LoraLinear, LowRank, join_rows, scaling
+
+V = TypeVar("V")
 
 # PEFT puts this before the names of the model it wraps.
 _PREFIX = "base_model.model."
@@ -32,36 +36,40 @@ class Collected:
     dropout: float
 
 
-def collect(model: GLM, config: GLMConfig, state: Attached, layout: Layout | None, notes: list[str]) -> Collected:
-    """The adapter under our names, or those of `layout` with fused parts joined; what that changes goes to `notes`.
+def collect(base: Base, layers: Mapping[str, LoraLinear], replaced: Collection[str], saving: Saving) -> Collected:
+    """The layers of a model under our names, or those of the layout asked for, with fused parts joined.
 
+    replaced: names of the parameters that are the adapter's, not the base's. What joining changes goes to the notes.
     Raises CheckpointError for what has no name there.
     """
-    sizes = {stem.removesuffix(".base"): rows for stem, rows in output_sizes(model).items()}
-    naming = own_naming(config, sizes) if layout is None else layout_naming(layout, config, sizes)
+    naming = layout_naming(saving.layout or OWN, base)
     named = {part.stem for parts in naming.stems.values() for part in parts}
-    for stem in (*state.lora, *(name.rpartition(".")[0] for name in state.replaced)):
+    for stem in (*layers, *(name.rpartition(".")[0] for name in replaced)):
         if stem not in named:
             raise CheckpointError(
                 f"{stem} has no name in the layout {naming.name!r}", step="save the adapter under our own"
             )
-    updates = _joined(state.lora, naming, notes)
-    dropout = next(iter(state.lora.values())).drop.p
-    return Collected(naming, updates, _whole(model, state, naming, set(updates)), dropout)
+    updates = _joined(layers, naming, saving.notes)
+    dropout = next(iter(layers.values())).drop.p
+    return Collected(naming, updates, _whole(base.model, replaced, naming, set(updates)), dropout)
 
 
-def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[dict[str, Tensor], dict[str, object]]:
     """(tensors, `adapter_config.json`) in PEFT's layout."""
     tensors: dict[str, Tensor] = {}
     for stem, update in found.updates.items():
         tensors[f"{_PREFIX}{stem}.lora_A.weight"] = update.a_RI
         tensors[f"{_PREFIX}{stem}.lora_B.weight"] = update.b_OR
     tensors.update({_PREFIX + name: tensor for name, tensor in found.whole.items()})
-    saved = sorted({_leaf(name.removesuffix(".weight")) for name in found.whole if name.endswith(".weight")})
+    # One rank and alpha for all but the exceptions, which give exactly these ranks and scales.
+    ranks = {stem: update.rank for stem, update in found.updates.items()}
+    alphas = {stem: _alpha(update.scale, update.rank, root=root) for stem, update in found.updates.items()}
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    saved = sorted({leaf(name.removesuffix(".weight")) for name in found.whole if name.endswith(".weight")})
     return tensors, {
         "peft_type": "LORA",
         # A module of ours lacks what PEFT wants of a causal model; the published ones have it.
-        "task_type": "CAUSAL_LM" if found.naming.published_by_others else None,
+        "task_type": "CAUSAL_LM" if found.naming.layout is not OWN else None,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "fan_in_fan_out": False,
@@ -69,11 +77,16 @@ def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[
         "bias": "all" if any(name.endswith(".bias") for name in found.whole) else "none",
         "target_modules": _targets(found),
         "modules_to_save": saved or None,
-        **settings_of(found.updates, root=root, dropout=found.dropout),
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": found.dropout,
+        "use_rslora": root,
+        "rank_pattern": {re.escape(stem): value for stem, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(stem): value for stem, value in alphas.items() if value != alpha},
     }
 
 
-def paddle_files(found: Collected, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def paddle_files(found: Collected, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, object]]:
     """(tensors, `lora_config.json`) as PaddleNLP keeps them: A (in, r), B (r, out), one rank and one alpha for all.
 
     Smaller ranks are filled up with zeros and scales that differ go into B. Raises CheckpointError for replaced
@@ -93,13 +106,11 @@ def paddle_files(found: Collected, notes: list[str]) -> tuple[dict[str, Tensor],
         tensors[f"{stem}.lora_B"] = torch.nn.functional.pad(b_OR.t(), more)
     if any(update.rank != rank or update.scale != scale for update in found.updates.values()):
         notes.append(f"ranks and scales differ between modules: all are written at rank {rank}, B scaled to match")
-    same = {stem: LowRank(update.a_RI.new_zeros(rank, 1), update.b_OR, scale) for stem, update in found.updates.items()}
-    alpha = settings_of(same, root=False, dropout=found.dropout)["lora_alpha"]
     # PaddleNLP matches whole module names.
     targets = [re.escape(name) if name in found.updates else rf".*\.{re.escape(name)}" for name in _targets(found)]
     return tensors, {
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": _alpha(scale, rank, root=False),
         "scaling": scale,
         "rslora": False,
         "lora_dropout": found.dropout,
@@ -137,12 +148,12 @@ def _joined(layers: Mapping[str, LoraLinear], naming: Naming, notes: list[str]) 
     return updates
 
 
-def _whole(model: GLM, state: Attached, naming: Naming, adapted: set[str]) -> dict[str, Tensor]:
+def _whole(model: GLM, replaced: Collection[str], naming: Naming, adapted: set[str]) -> dict[str, Tensor]:
     """The replaced tensors of the base under the naming; other parts of a fused one come as they are."""
     whole: dict[str, Tensor] = {}
     for stem, parts in naming.stems.items():
         for parameter in ("weight", "bias"):
-            if not any(f"{part.stem}.{parameter}" in state.replaced for part in parts):
+            if not any(f"{part.stem}.{parameter}" in replaced for part in parts):
                 continue
             values = [_value(model, part.stem, parameter) for part in parts]
             fused = values[0].new_empty(sum(map(len, values)), *values[0].shape[1:])
@@ -164,10 +175,18 @@ def _targets(found: Collected) -> list[str]:
     """Last parts of names where every module that ends so has an update, else whole names."""
     targets = set()
     for stem in found.updates:
-        same = [other for other in found.naming.stems if _leaf(other) == _leaf(stem)]
-        targets.add(_leaf(stem) if all(other in found.updates for other in same) else stem)
+        same = [other for other in found.naming.stems if leaf(other) == leaf(stem)]
+        targets.add(leaf(stem) if all(other in found.updates for other in same) else stem)
     return sorted(targets)
 
 
-def _leaf(stem: str) -> str:
-    return stem.rpartition(".")[2]
+def _alpha(scale: float, rank: int, *, root: bool) -> float:
+    """The alpha that gives this scale; a whole number where one does."""
+    alpha = scale * (math.sqrt(rank) if root else rank)
+    whole = round(alpha)
+    return whole if scaling(whole, rank, root=root) == scale else alpha
+
+
+def _commonest(values: Mapping[str, V]) -> V:
+    found = list(values.values())
+    return max(found, key=found.count)

@@ -1,18 +1,17 @@
-"""Prefix encoders on disk: the published P-Tuning v2 layout (read and written) and PaddleNLP's (read)."""
+"""Prefix encoders in published files: the P-Tuning v2 layout and PaddleNLP's, read and written."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from glmkit.adapters.adapter_files import PADDLE, AdapterFiles, probability
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 
-from .formats import PREFIX_MARK, AdapterFiles
-from .peft_config import share
-from .prefix import PROJECTION, TABLE, PrefixEncoder, build_encoder, prefix_width
+from .encoder import PROJECTION, TABLE, PrefixEncoder, build_encoder, prefix_width
 
+MARK = "prefix_encoder."  # in the name of every stored tensor, but for an encoder that was saved alone
 # `THUDM/ChatGLM-6B:ptuning/trainer.py` saves the trainable parameters under their names in the model.
 PUBLISHED_PREFIX = "transformer.prefix_encoder."
 PUBLISHED_DROPOUT = 0.1
@@ -43,9 +42,9 @@ def read_prefix(files: AdapterFiles, config: GLMConfig, dtype: torch.dtype) -> t
     source, settings = str(files.weights), files.settings or {}
     _check_base(settings, config, source)
     notes = check_settings(files, prefix_width(config), config.hidden_size)
-    if files.origin == "paddle":
+    if files.origin == PADDLE:
         tensors = _from_paddle(files.tensors, config, source)
-        dropout = share(settings, "prefix_dropout", source)
+        dropout = probability(settings, "prefix_dropout", source)
     else:
         tensors = _inside(files)
         dropout = PUBLISHED_DROPOUT
@@ -58,7 +57,7 @@ def check_settings(files: AdapterFiles, width: int | None = None, hidden_size: i
     width, hidden_size: what a table without and with projection has on the base, where that is known. Raises
     CheckpointError when the settings speak of another length, or of a projection of which only the table is there.
     """
-    paddle, tensors, settings, notes = files.origin == "paddle", _inside(files), files.settings or {}, []
+    paddle, tensors, settings, notes = files.origin == PADDLE, _inside(files), files.settings or {}, []
     table = tensors.get("0.weight" if paddle else TABLE)
     if table is None or table.dim() != 2:
         return []  # building the encoder says what is wrong
@@ -87,7 +86,7 @@ def check_settings(files: AdapterFiles, width: int | None = None, hidden_size: i
 
 def _inside(files: AdapterFiles) -> dict[str, Tensor]:
     """The tensors under their names inside the encoder."""
-    return {name.rpartition(PREFIX_MARK)[2]: tensor for name, tensor in files.tensors.items()}
+    return {name.rpartition(MARK)[2]: tensor for name, tensor in files.tensors.items()}
 
 
 def published_tensors(encoder: PrefixEncoder) -> dict[str, Tensor]:
@@ -95,12 +94,12 @@ def published_tensors(encoder: PrefixEncoder) -> dict[str, Tensor]:
     return {PUBLISHED_PREFIX + name: tensor.detach() for name, tensor in encoder.state_dict().items()}
 
 
-def published_settings(encoder: PrefixEncoder, base: Mapping[str, Any]) -> dict[str, Any]:
+def published_settings(encoder: PrefixEncoder, base: Mapping[str, object]) -> dict[str, object]:
     """`config.json` as the published training code leaves it: the base's own keys and two more."""
     return {**base, "pre_seq_len": encoder.length, "prefix_projection": encoder.trans is not None}
 
 
-def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, Tensor], dict[str, object]]:
     """(tensors, `prefix_config.json`) as PaddleNLP keeps them. Raises CheckpointError for widths it cannot have."""
     shared, table = config.kv_heads * config.head_dim, encoder.embedding.embedding_dim
     if encoder.trans is not None and table != shared:
@@ -131,7 +130,7 @@ def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, 
     }
 
 
-def _check_base(settings: Mapping[str, Any], config: GLMConfig, source: str) -> None:
+def _check_base(settings: Mapping[str, object], config: GLMConfig, source: str) -> None:
     for key, ours in _BASE_KEYS:
         if key not in settings or settings[key] is None:
             continue
@@ -151,7 +150,7 @@ def _from_paddle(tensors: Mapping[str, Tensor], config: GLMConfig, source: str) 
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        ours = _PADDLE.get(name.rpartition(PREFIX_MARK)[2])
+        ours = _PADDLE.get(name.rpartition(MARK)[2])
         if ours is None:
             raise CheckpointError(f"{source}: {name} is no part of a prefix encoder; known: {', '.join(_PADDLE)}")
         renamed[ours] = tensor.t() if ours.startswith("trans.") and tensor.dim() == 2 else tensor

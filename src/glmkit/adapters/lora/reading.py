@@ -1,30 +1,25 @@
-"""LoRA adapters on disk: from stored tensors to one update per published module, whatever code saved them.
+"""Reading LoRA files: from stored tensors to one update per published module, whatever code saved them.
 
 Legend: I input channels, O output channels, R rank.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
+from glmkit.adapters.adapter_files import PADDLE, AdapterFiles
+from glmkit.adapters.naming import bare_name
 from glmkit.errors import CheckpointError, ConfigError
 
-from .formats import PADDLE_LORA, PEFT_CONFIG, AdapterFiles
-from .lora import LowRank, grouped_to_dense, scaling
-from .peft_config import LoraSettings, paddle_settings, peft_settings
-from .targets import bare_name
-
-V = TypeVar("V")
+from .layer import LowRank, grouped_to_dense
+from .settings import PADDLE_CONFIG, PEFT_CONFIG, LoraSettings, paddle_settings, peft_settings
 
 
 @dataclass(frozen=True)
-class LoraAdapter:
-    """What a LoRA directory says: an update per stem of the adapter's own naming, and tensors that replace the base's.
+class LoraContents:
+    """The contents of a LoRA directory: an update per stem of its own naming, and tensors that replace the base's.
 
     `whole`: (stem, parameter) -> tensor as stored, for `bias` and `modules_to_save`. `names`: stem -> a stored name,
     for messages.
@@ -38,7 +33,7 @@ class LoraAdapter:
     notes: tuple[str, ...]
 
 
-def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraAdapter:
+def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
     """Interpret the tensors of a LoRA directory.
 
     alpha: for directories without settings, which `mymusise/ChatGLM-Tuning` leaves; the rank is then that of the
@@ -75,18 +70,18 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraAdapter:
         notes.append("the adapter has no effect: lora_B is zero everywhere, as before the first training step")
     elif idle:
         notes.append(f"lora_B is zero in {len(idle)} of {len(updates)} modules, {idle[0]} among them")
-    return LoraAdapter(files.weights, settings, updates, whole, names, tuple(notes))
+    return LoraContents(files.weights, settings, updates, whole, names, tuple(notes))
 
 
 def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
-    config = PADDLE_LORA[0] if files.origin == "paddle" else PEFT_CONFIG
+    config = PADDLE_CONFIG if files.origin == PADDLE else PEFT_CONFIG
     path = files.weights.parent / config
     if files.settings is not None:
         if alpha is not None:
             raise CheckpointError(
                 f"{path} states lora_alpha, so alpha={alpha:g} would have no effect", step="leave it out"
             )
-        return (paddle_settings if files.origin == "paddle" else peft_settings)(files.settings, str(path))
+        return (paddle_settings if files.origin == PADDLE else peft_settings)(files.settings, str(path))
     if alpha is None:
         raise CheckpointError(
             f"{path} is missing, so the adapter's scale is not known",
@@ -137,7 +132,7 @@ def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files
             f"{source}: lora_A {tuple(a_RI.shape)} and lora_B {tuple(b_OR.shape)} are no matrices; a sharded run must "
             f"gather them before saving"
         )
-    if files.origin == "paddle":
+    if files.origin == PADDLE:
         # (I,R) and (R,O); the first LoRAMergedLinear, which knew no head_dim, kept B as (O',R).
         a_RI, grouped = a_RI.t(), settings.enabled is not None
         b_OR = b_OR if grouped and settings.head_dim is None else b_OR.t()
@@ -162,30 +157,3 @@ def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files
             f"say, {expected}"
         )
     return LowRank(a_RI.contiguous(), b_OR.contiguous(), settings.scale_of(stem, rank))
-
-
-def settings_of(updates: Mapping[str, LowRank], *, root: bool, dropout: float) -> dict[str, object]:
-    """`r`, `lora_alpha` and the patterns of `adapter_config.json` that give exactly these ranks and scales."""
-    ranks = {stem: update.rank for stem, update in updates.items()}
-    alphas = {stem: _alpha(update, root) for stem, update in updates.items()}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "use_rslora": root,
-        "rank_pattern": {re.escape(stem): value for stem, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(stem): value for stem, value in alphas.items() if value != alpha},
-    }
-
-
-def _alpha(update: LowRank, root: bool) -> float:
-    """The alpha that gives this scale; a whole number where one does."""
-    alpha = update.scale * (math.sqrt(update.rank) if root else update.rank)
-    whole = round(alpha)
-    return whole if scaling(whole, update.rank, root=root) == update.scale else alpha
-
-
-def _commonest(values: Mapping[str, V]) -> V:
-    found = list(values.values())
-    return max(found, key=found.count)

@@ -77,7 +77,7 @@ class PrefixEncoder(nn.Module):
         return list(slots_PKD[0::2]), list(slots_PKD[1::2])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to` and its like call: follow the device, keep float32, and remember the dtype for the output."""
+        """Follow the device (`.to` and its like call this), keep float32, and remember the dtype for the output."""
         self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype, device=self.embedding.weight.device)).dtype
 
         def keep_precision(tensor: Tensor) -> Tensor:

@@ -1,24 +1,14 @@
-"""Directories that hold an adapter instead of a model: what kind, of which base, and whether it does anything."""
+"""Directories that hold an adapter instead of a model: its kind, its base, and whether it does anything."""
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from glmkit.adapters.formats import (
-    PADDLE_LORA,
-    PADDLE_PREFIX,
-    PEFT_WEIGHTS,
-    PREFIX_MARK,
-    RECORD,
-    AdapterFiles,
-    open_adapter,
-)
-from glmkit.adapters.inject import apply_adapter
-from glmkit.adapters.lora_files import read_lora
-from glmkit.adapters.prefix_files import check_settings
+from glmkit.adapters.adapter import all_kinds
+from glmkit.adapters.adapter_files import RECORD, AdapterFiles
+from glmkit.adapters.directory import apply_adapter, open_adapter
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
@@ -30,48 +20,44 @@ from .finding import Finding
 from .headers import Headers, attempt, tensor_names
 from .listing import Listing
 
-_WEIGHTS = {*PEFT_WEIGHTS, PADDLE_LORA[1], PADDLE_PREFIX[1]}
 # Where settings and records name the model that the adapter was trained on.
 _BASE_KEYS = ("base_model_name_or_path", "base_model", "base", "_name_or_path")
-_SHOWN = {
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "target_modules": "target_modules",
-    "pre_seq_len": "prefix_length",
-    "num_prefix_tokens": "prefix_length",
-    "prefix_projection": "prefix_projection",
-}
 
 
 def holds_adapter(listing: Listing, headers: Headers) -> bool:
-    """Whether the directory is an adapter and nothing else: adapter files, or a prefix encoder alone."""
+    """Tell a directory with an adapter and nothing else: adapter files, or tensors marked as an adapter's alone."""
+    kinds = all_kinds().values()
+    known = {name for kind in kinds for name in kind.weight_files}
+    marks = [kind.mark for kind in kinds if kind.mark]
     files = {entry.name for entry in listing.of("weights")}
-    marked = bool(listing.of("adapter")) or bool(files & _WEIGHTS) or listing.named(RECORD) is not None
-    others = {name: file for name, file in headers.files.items() if name not in _WEIGHTS}
+    marked = bool(listing.of("adapter")) or bool(files & known) or listing.named(RECORD) is not None
+    others = {name: file for name, file in headers.files.items() if name not in known}
     if not others:
         return marked
     names = [key for file in others.values() for key in tensor_names(file)]
-    return bool(names) and all(PREFIX_MARK in name for name in names)
+    return bool(names) and all(any(mark in name for mark in marks) for name in names)
 
 
-def check_adapter(listing: Listing) -> tuple[dict[str, Any], list[Finding]]:
+def check_adapter(listing: Listing) -> tuple[dict[str, object], list[Finding]]:
     """(facts, findings) of an adapter directory. Its tensors are read; adapters are small."""
     files, finding = attempt(lambda: open_adapter(listing.directory), listing.directory)
     if files is None:
         return {}, [] if finding is None else [finding]
     settings = {**(files.settings or {}), **files.record}
-    facts: dict[str, Any] = {
+    base = _base(settings)
+    facts: dict[str, object] = {
         "adapter": f"{files.kind} ({files.origin})",
-        "base": _base(settings),
+        "base": base,
         "tensors": len(files.tensors),
         "tensor_bytes": sum(tensor.numel() * tensor.element_size() for tensor in files.tensors.values()),
         "stored": str(files.dtype).removeprefix("torch."),
     }
-    facts |= {shown: settings[key] for key, shown in _SHOWN.items() if settings.get(key) is not None}
-    return facts, _findings(files, facts["base"])
+    shown = all_kinds()[files.kind].facts
+    facts |= {name: settings[key] for key, name in shown.items() if settings.get(key) is not None}
+    return facts, _findings(files, base)
 
 
-def local_folder(base: Any) -> Path | None:
+def local_folder(base: object) -> Path | None:
     """The directory on this machine that settings name as the base, None when it is a name on a hub or nothing."""
     try:
         return Path(base) if isinstance(base, str) and Path(base).is_dir() else None
@@ -80,7 +66,7 @@ def local_folder(base: Any) -> Path | None:
 
 
 def check_base(directory: Path, base: Path) -> tuple[GLMConfig | None, Family | None, list[Finding]]:
-    """(the base's config and family, findings): whether the adapter fits, tried on a base without memory."""
+    """Try the adapter on its base, without memory: (the base's config and family, findings)."""
     opened, finding = attempt(lambda: open_checkpoint(base), base)
     if opened is None:
         step = f"look at it with `glm doctor {shlex.quote(str(base))}`"
@@ -100,10 +86,10 @@ def _try_on(base: Checkpoint, directory: Path) -> None:
         model = GLM(base.config)
         if base.config.quantization is not None:
             quantize_modules(model, base.config.quantization)
-    apply_adapter(model, base.config, directory, family=base.family, layout=base.layout)
+    apply_adapter(model, directory, family=base.family, layout=base.layout)
 
 
-def _base(settings: Mapping[str, Any]) -> str | None:
+def _base(settings: Mapping[str, object]) -> str | None:
     for key in _BASE_KEYS:
         value = settings.get(key)
         if isinstance(value, Mapping) and "family" in value:  # what glmkit records: sizes, no name
@@ -116,21 +102,15 @@ def _base(settings: Mapping[str, Any]) -> str | None:
 def _findings(files: AdapterFiles, base: str | None) -> list[Finding]:
     where = str(files.weights)
     findings = [Finding("ok", f"{files.weights.name}: {len(files.tensors)} tensors, all read", where)]
-    if files.kind == "lora":
-        adapter, finding = attempt(lambda: read_lora(files), where)
-        notes = list(adapter.notes) if adapter is not None else []
-    else:
-        said, finding = attempt(lambda: check_settings(files), where)
-        notes = said or []
+    kind = all_kinds()[files.kind]
+    notes, finding = attempt(lambda: kind.inspect(files), where)
     findings += [] if finding is None else [finding]
-    findings += [Finding("note", note, where) for note in notes]
+    findings += [Finding("note", note, where) for note in notes or []]
     if base is None:
         what = "nothing here names the model that this adapter belongs to"
         findings.append(Finding("note", what, where, "load it with the model that it was trained on"))
-    outputs = [name for name in files.tensors if ".lora_B" in name or name.endswith("lora_B")]
-    idle = [name for name in outputs if not bool((files.tensors[name] != 0).any())]
-    if outputs and len(idle) == len(outputs):
-        what = "every lora_B is zero: the adapter changes nothing"
+    if idle := kind.no_effect(files):
+        what = f"{idle}: the adapter changes nothing"
         findings.append(Finding("warning", what, where, "it was never trained, or was saved from the wrong object"))
     broken = [name for name, tensor in files.tensors.items() if not bool(tensor.isfinite().all())]
     if broken:

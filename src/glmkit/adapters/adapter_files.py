@@ -1,0 +1,114 @@
+"""The files of an adapter as they lie on disk, opened by the restricted readers only."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glmkit.checkpoint.files.open_file import open_tensor_file
+from glmkit.checkpoint.files.sharded_file import open_index
+from glmkit.checkpoint.native import read_json
+from glmkit.errors import CheckpointError
+
+Origin = Literal["torch", "paddle"]
+
+RECORD = "glmkit_adapter.json"  # what `directory.save_adapter` writes beside an adapter
+PADDLE: Literal["paddle"] = "paddle"  # the origin, and the container of layouts, of what PaddleNLP reads
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter directory, read: its tensors (private copies) by stored name, and the settings beside them.
+
+    origin "paddle": linear matrices are (in, out). `settings` is None where the settings file is absent. `record` is
+    what glmkit wrote beside it, {} otherwise.
+    """
+
+    kind: str
+    origin: Origin
+    weights: Path
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, object] | None
+    record: Mapping[str, object]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype among the tensors."""
+        result = next(iter(self.tensors.values())).dtype
+        for tensor in self.tensors.values():
+            result = torch.promote_types(result, tensor.dtype)
+        return result
+
+
+def read_files(
+    kind: str,
+    weights: Path,
+    settings: str,
+    *,
+    origin: Origin = "torch",
+    choose: Callable[[list[str]], list[str]] = list,
+) -> AdapterFiles:
+    """Read the file (or sharded index) `weights`, and the JSON file called `settings` and the record beside it.
+
+    choose: the names to take of those in the file. Raises CheckpointError when there are none, and for bad files.
+    """
+    file = open_index(weights) if weights.suffix == ".json" else open_tensor_file(weights)
+    try:
+        names = choose(list(file.keys()))
+        # `clone`: the tensors must not live on pages of the file, which is closed.
+        tensors = {name: file.read(name).clone(memory_format=torch.contiguous_format) for name in names}
+    finally:
+        file.close()
+    if not tensors:
+        raise CheckpointError(f"{weights} holds no tensors", step="copy or train the adapter again")
+    folder = weights.parent
+    return AdapterFiles(kind, origin, weights, tensors, _optional(folder / settings), _optional(folder / RECORD) or {})
+
+
+def number(settings: Mapping[str, object], key: str, default: float, source: str) -> float:
+    """A setting that is a number. Raises CheckpointError when it is something else, or not finite."""
+    value = settings.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{source}: {key} is {value!r}; it must be a number")
+    return float(value)
+
+
+def probability(settings: Mapping[str, object], key: str, source: str) -> float:
+    """A dropout probability, 0 when it is not stated. Raises CheckpointError when it is not in [0, 1)."""
+    value = number(settings, key, 0.0, source)
+    if not 0.0 <= value < 1.0:
+        raise CheckpointError(f"{source}: {key} is {value}; it must be in [0, 1)")
+    return value
+
+
+def existing(directory: Path, name: str) -> Path:
+    """The file of that name. Raises CheckpointError with the likely reason when it is missing."""
+    path = directory / name
+    if path.exists():
+        return path
+    stem, suffix = name.rsplit(".", 1)
+    ranks = sorted(entry.name for entry in directory.glob(f"{stem}.tp*.{suffix}"))
+    if ranks:
+        raise CheckpointError(
+            f"{directory} holds {ranks[0]} and {len(ranks) - 1} more: the adapter was saved per tensor-parallel rank",
+            step="save it merged (merge_tensor_parallel) first",
+        )
+    raise CheckpointError(f"{path} is missing", step=hint(directory))
+
+
+def hint(directory: Path) -> str:
+    """The next step for a directory without an adapter: its last training step's folder, or what it holds instead."""
+    steps = [entry for entry in directory.glob("checkpoint-*") if entry.is_dir()]
+    if steps:
+        return f"did you mean {max(steps, key=lambda entry: (len(entry.name), entry.name))}?"
+    files = ", ".join(sorted(entry.name for entry in directory.iterdir())[:6]) or "nothing"
+    return f"give the folder that holds the adapter's weights (here: {files})"
+
+
+def _optional(path: Path) -> dict[str, object] | None:
+    return read_json(path) if path.exists() else None

@@ -1,0 +1,130 @@
+"""One adapter on one model: put on, switched off, trained, taken away or made permanent."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from glmkit.errors import RequestError
+from glmkit.families.common.layout import Layout
+from glmkit.families.family import Family
+from glmkit.model import GLM
+
+from .adapter import Adapter, AdapterInfo, Base, NewAdapter
+
+
+def find_attached(model: GLM) -> Adapter | None:
+    """The adapter on a model, or None."""
+    found = model.__dict__.get("_adapter")
+    assert found is None or isinstance(found, Adapter)
+    return found
+
+
+def attached(model: GLM) -> Adapter:
+    """The adapter on a model. Raises RequestError when there is none."""
+    found = find_attached(model)
+    if found is None:
+        raise RequestError("the model carries no adapter", step="apply one first")
+    return found
+
+
+def refuse_second(model: GLM) -> None:
+    """Raise RequestError when the model carries an adapter: one at a time."""
+    old = find_attached(model)
+    if old is not None:
+        raise RequestError(
+            f"the model carries an adapter already ({old.info.path or 'a new one'})", step="merge or detach it"
+        )
+
+
+def put_on(model: GLM, adapter: Adapter, *, trainable: bool) -> AdapterInfo:
+    """Put an adapter on its base. trainable: see `set_trainable`. Raises RequestError when there is one already."""
+    refuse_second(model)
+    adapter.put_on(model)
+    model.__dict__["_adapter"] = adapter
+    set_trainable(model, trainable)
+    return adapter.info
+
+
+def new_adapter(
+    model: GLM, options: NewAdapter, *, family: Family | None = None, layout: Layout | None = None
+) -> AdapterInfo:
+    """Put an untrained adapter on the model, trainable, the rest frozen.
+
+    options: those of a kind (`Adapter.options`). family, layout: whose module names they may use, see
+    `naming.namings`. Raises ConfigError for options that do not fit, RequestError when there is an adapter already.
+    """
+    refuse_second(model)
+    return put_on(model, options.build(Base(model, family, layout)), trainable=True)
+
+
+def set_trainable(model: GLM, trainable: bool) -> None:
+    """Give the adapter's parameters gradients and every other one of the model none, until it is taken away; or undo.
+
+    Raises RequestError when there is no adapter.
+    """
+    adapter = attached(model)
+    _release(adapter)
+    own = {id(parameter): parameter for parameter in adapter.parameters()}
+    for parameter in own.values():
+        parameter.requires_grad_(trainable)
+    if trainable:
+        adapter.frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        for parameter in adapter.frozen:
+            parameter.requires_grad_(False)
+
+
+def detach_adapter(model: GLM) -> AdapterInfo:
+    """Take the adapter away: the model is what it was before, bit for bit. Raises RequestError when there is none."""
+    adapter = attached(model)
+    adapter.take_off(model)
+    return _forget(model, adapter)
+
+
+def merge_adapter(model: GLM) -> AdapterInfo:
+    """Make the adapter permanent: what it does goes into the weights.
+
+    Raises RequestError when there is none, and where that cannot be done (prefixes, quantised weights); then nothing
+    has changed.
+    """
+    adapter = attached(model)
+    adapter.merge(model)
+    return _forget(model, adapter)
+
+
+@contextmanager
+def adapter_off(model: GLM) -> Iterator[None]:
+    """Take the adapter off inside the block. Raises RequestError when there is none."""
+    adapter = attached(model)
+    adapter.take_off(model)
+    try:
+        yield
+    finally:
+        adapter.put_on(model)
+
+
+def adapter_delta(model: GLM, input_ids: Tensor) -> float:
+    """The largest change of a logit that the adapter makes on `input_ids` (B,T): 0 means that it does nothing."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            with_it = model(input_ids).float()
+            with adapter_off(model):
+                without = model(input_ids).float()
+    finally:
+        model.train(training)
+    return float((with_it - without).abs().max())
+
+
+def _release(adapter: Adapter) -> None:
+    for parameter in adapter.frozen:
+        parameter.requires_grad_(True)
+    adapter.frozen = []
+
+
+def _forget(model: GLM, adapter: Adapter) -> AdapterInfo:
+    _release(adapter)
+    del model.__dict__["_adapter"]
+    return adapter.info

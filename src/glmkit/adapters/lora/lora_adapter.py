@@ -1,0 +1,291 @@
+"""LoRA as a kind of adapter: read onto a model's modules, made for training, put on, merged, written."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
+from glmkit.adapters.adapter_files import PADDLE, RECORD, AdapterFiles, existing, read_files
+from glmkit.adapters.naming import LAYERS, Naming, Part, choose_naming, leaf, namings
+from glmkit.checkpoint.native import write_json, write_tensors
+from glmkit.errors import CheckpointError, ConfigError
+from glmkit.families.common.native_layout import OWN
+from glmkit.model import GLM
+
+from .layer import LoraLinear, LowRank, float_weight, linear_shape, scaling, split_rows
+from .reading import LoraContents, read_lora
+from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS
+from .writing import collect, paddle_files, peft_files
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Untrained LoRA: B is zero, so nothing changes yet; A is drawn as PEFT draws it, uniform within 1 / sqrt(inputs).
+
+    targets: last parts of module names in all layers, ours ("q_proj") or published ("query_key_value", whose parts then
+    share one A and export at this rank). alpha: the scale is alpha / rank, with `root` alpha / sqrt(rank).
+    """
+
+    targets: Sequence[str]
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.0
+    root: bool = False
+
+    def build(self, base: Base) -> "LoraAdapter":
+        """Raises ConfigError for a target that no naming has, with the known ones, and for a rank below 1."""
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(f"LoRA rank is {self.rank!r}; it must be a whole number of at least 1")
+        *published, own = (_linears(base.model, naming) for naming in namings(base))
+        scale = scaling(self.alpha, self.rank, root=self.root)
+        updates: dict[str, LowRank] = {}
+        for target in self.targets:
+            ending = [[parts for stem, parts in stems.items() if leaf(stem) == target] for stems in (own, *published)]
+            groups = next((found for found in ending if found), None)
+            if groups is None:
+                known = ", ".join(sorted({leaf(stem) for stems in (own, *published) for stem in stems}))
+                raise ConfigError(f"LoRA target {target!r} is no linear layer of this model; known: {known}")
+            for parts in groups:
+                inputs = linear_shape(base.model.get_submodule(parts[0].stem))[1]
+                a_RI = torch.empty(self.rank, inputs, dtype=torch.float32)
+                nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
+                for part in parts:
+                    if part.stem in updates:
+                        raise ConfigError(f"LoRA targets name {part.stem} twice", step="leave one of them out")
+                    updates[part.stem] = LowRank(a_RI, torch.zeros(len(part.rows), self.rank), scale)
+        if not updates:
+            raise ConfigError("LoRA needs at least one target, such as q_proj")
+        info = AdapterInfo(LoraAdapter.kind, None, self.rank, len(updates), torch.float32, OWN.name)
+        return LoraAdapter(info, _layers(base.model, updates, self.dropout), root=self.root)
+
+
+class LoraAdapter(Adapter):
+    """LoRA layers by our stems, and parameters that take the place of the base's (biases, `modules_to_save`).
+
+    root: scales are rank-stabilised, for the settings that are written.
+    """
+
+    kind = "lora"
+    options = LoraOptions
+    weight_files = (*PEFT_WEIGHTS, PADDLE_WEIGHTS)
+    setting_files = (PEFT_CONFIG, PADDLE_CONFIG)
+    facts: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha", "target_modules": "target_modules"}
+    takes_alpha = True
+
+    def __init__(
+        self,
+        info: AdapterInfo,
+        layers: Mapping[str, LoraLinear],
+        replaced: Mapping[str, nn.Parameter] | None = None,
+        *,
+        root: bool = False,
+    ) -> None:
+        super().__init__(info)
+        self.layers, self.root = layers, root
+        self.replaced = dict(replaced or {})  # those of the two that are not on the model now
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, directory: Path) -> int:
+        if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
+            return 3
+        # Other kinds of PEFT's have files of the same names; they can tell by `peft_type`.
+        return 2 if any((directory / name).exists() for name in (PEFT_CONFIG, *PEFT_WEIGHTS)) else 0
+
+    @classmethod
+    def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
+        if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
+            return read_files(cls.kind, existing(directory, PADDLE_WEIGHTS), PADDLE_CONFIG, origin=PADDLE)
+        found = next((name for name in PEFT_WEIGHTS if (directory / name).exists()), PEFT_WEIGHTS[0])
+        return read_files(cls.kind, existing(directory, found), PEFT_CONFIG)
+
+    @classmethod
+    def inspect(cls, files: AdapterFiles) -> list[str]:
+        return list(read_lora(files).notes)
+
+    @classmethod
+    def no_effect(cls, files: AdapterFiles) -> str:
+        outputs = [tensor for name, tensor in files.tensors.items() if ".lora_B" in name]
+        return "every lora_B is zero" if outputs and not any(bool(tensor.any()) for tensor in outputs) else ""
+
+    @classmethod
+    def read(cls, files: AdapterFiles, base: Base, alpha: float | None) -> Self:
+        found = read_lora(files, alpha)
+        stems = [*found.updates, *(stem for stem, _ in found.whole)]
+        naming = choose_naming(namings(base), stems, transposed=files.origin == PADDLE, source=str(files.weights))
+        updates = _own_updates(base.model, found, naming)
+        for group in _tied_record(files):
+            _tie(updates, group)
+        replaced: dict[str, nn.Parameter] = {}
+        for (stem, parameter), tensor in found.whole.items():
+            parts = naming.find(stem) or ()
+            replaced.update(_replacements(base.model, tensor, parameter, parts, found.names[stem], files))
+        notes = [*found.notes, *_coverage(found.updates, naming)]
+        if replaced:
+            notes.append(f"replaces {len(replaced)} tensors of the base, {next(iter(replaced))} among them")
+        rank = max(update.rank for update in found.updates.values())
+        info = AdapterInfo(cls.kind, files.weights.parent, rank, len(updates), files.dtype, naming.name, tuple(notes))
+        layers = _layers(base.model, updates, found.settings.dropout)
+        return cls(info, layers, replaced, root=found.settings.root)
+
+    def save(self, base: Base, saving: Saving) -> tuple[str, dict[str, object]]:
+        found = collect(base, self.layers, self.replaced, saving)
+        if saving.for_paddle:
+            tensors, settings = paddle_files(found, saving.notes)
+            saving.write_paddle(PADDLE_WEIGHTS, saving.converted(tensors, self.info.dtype))
+            write_json(saving.folder / PADDLE_CONFIG, settings)
+        else:
+            tensors, settings = peft_files(found, root=self.root, base_name=saving.base_name)
+            write_tensors(saving.folder / PEFT_WEIGHTS[0], saving.converted(tensors, self.info.dtype))
+            write_json(saving.folder / PEFT_CONFIG, settings)
+        groups: dict[int, list[str]] = {}
+        for stem, layer in self.layers.items():
+            groups.setdefault(id(layer.lora_A), []).append(stem)
+        return found.naming.name, {"tied": [stems for stems in groups.values() if len(stems) > 1]}
+
+    # --- on the model -------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        own = (matrix for layer in self.layers.values() for matrix in (layer.lora_A, layer.lora_B))
+        return iter({id(matrix): matrix for matrix in own}.values())
+
+    def put_on(self, model: GLM) -> None:
+        self._swap(model)
+        for stem, layer in self.layers.items():
+            model.set_submodule(stem, layer.train(layer.base.training))
+
+    def take_off(self, model: GLM) -> None:
+        for stem, layer in self.layers.items():
+            model.set_submodule(stem, layer.base)
+        self._swap(model)
+
+    def merge(self, model: GLM) -> None:
+        for layer in self.layers.values():
+            float_weight(layer.base)
+        for stem, layer in self.layers.items():
+            layer.base.weight = layer.merged_weight()
+            model.set_submodule(stem, layer.base)
+
+    def _swap(self, model: GLM) -> None:
+        """Exchange the parameters of `replaced` with those on the model, which no LoRA layer wraps now."""
+        for name, other in self.replaced.items():
+            stem, _, last = name.rpartition(".")
+            module = model.get_submodule(stem)
+            self.replaced[name] = getattr(module, last)
+            setattr(module, last, other)
+
+
+def _linears(model: GLM, naming: Naming) -> Mapping[str, tuple[Part, ...]]:
+    """The stems of the layers' linear matrices."""
+    return {
+        stem: parts
+        for stem, parts in naming.stems.items()
+        if parts[0].stem.startswith(LAYERS) and hasattr(model.get_submodule(parts[0].stem), "in_features")
+    }
+
+
+def _layers(model: GLM, updates: Mapping[str, LowRank], dropout: float) -> dict[str, LoraLinear]:
+    """A layer around each module; parts whose updates hold the same A tensor share one parameter."""
+    shared: dict[int, nn.Parameter] = {}
+    layers: dict[str, LoraLinear] = {}
+    for stem, update in updates.items():
+        base = model.get_submodule(stem)
+        device = next(tensor.device for tensor in (*base.parameters(), *base.buffers()))
+        if id(update.a_RI) not in shared:
+            shared[id(update.a_RI)] = nn.Parameter(update.a_RI.to(device, copy=True).contiguous())
+        matrix_B = nn.Parameter(update.b_OR.to(device, copy=True).contiguous())
+        layers[stem] = LoraLinear(base, shared[id(update.a_RI)], matrix_B, update.scale, dropout=dropout)
+    return layers
+
+
+def _own_updates(model: GLM, found: LoraContents, naming: Naming) -> dict[str, LowRank]:
+    """One update for each of our modules, float32 or wider. Raises CheckpointError for what does not fit the model."""
+    updates: dict[str, LowRank] = {}
+    for stem, update in found.updates.items():
+        parts = naming.find(stem) or ()
+        if not all(part.stem.startswith(LAYERS) for part in parts):
+            raise CheckpointError(
+                f"{found.path}: LoRA on {stem} is not supported, only on layers", step="merge it first"
+            )
+        try:
+            inputs = linear_shape(model.get_submodule(parts[0].stem))[1]
+        except ConfigError as error:
+            raise error.behind(f"{found.path}: {stem}: ", CheckpointError) from None
+        rows = sum(len(part.rows) for part in parts)
+        if update.a_RI.shape[1] != inputs or update.b_OR.shape[0] != rows:
+            raise CheckpointError(
+                f"{found.path}: {stem} has lora_A {tuple(update.a_RI.shape)} and lora_B {tuple(update.b_OR.shape)}, "
+                f"this model needs (r, {inputs}) and ({rows}, r)",
+                step="load it on the base it was trained with",
+            )
+        wide = torch.promote_types(update.a_RI.dtype, torch.float32)
+        fused = LowRank(update.a_RI.to(wide), update.b_OR.to(wide), update.scale)
+        for part, piece in zip(parts, split_rows(fused, [part.rows for part in parts]), strict=True):
+            assert part.stem not in updates, "two published names for one module"
+            updates[part.stem] = piece
+    return updates
+
+
+def _tied_record(files: AdapterFiles) -> list[list[str]]:
+    tied = files.record.get("tied", [])
+    if not isinstance(tied, list) or not all(isinstance(group, list) for group in tied):
+        raise CheckpointError(
+            f"{files.weights.parent}: {RECORD}: tied is {tied!r}; it must be a list of lists of names"
+        )
+    return tied
+
+
+def _tie(updates: dict[str, LowRank], group: Sequence[str]) -> None:
+    """Share one A again where it was one when we wrote it, which PEFT's files cannot say."""
+    members = [stem for stem in group if stem in updates]
+    for stem in members[1:]:
+        first, other = updates[members[0]], updates[stem]
+        if torch.equal(first.a_RI, other.a_RI):
+            updates[stem] = LowRank(first.a_RI, other.b_OR, other.scale)
+
+
+def _replacements(
+    model: GLM, tensor: Tensor, parameter: str, parts: tuple[Part, ...], name: str, files: AdapterFiles
+) -> dict[str, nn.Parameter]:
+    """Our names -> the values of a whole tensor in the file."""
+    source = f"{files.weights}: {name}"
+    if files.origin == PADDLE and tensor.dim() > 1:
+        raise CheckpointError(f"{source} replaces a whole matrix (trainable_modules), which is not supported here")
+    olds: list[nn.Parameter] = []
+    for part in parts:
+        old = getattr(model.get_submodule(part.stem), parameter, None)
+        if not isinstance(old, nn.Parameter):
+            raise CheckpointError(f"{source}: {part.stem} of this model has no {parameter}")
+        if not old.is_floating_point():
+            raise CheckpointError(
+                f"{source} would replace quantised weights", step="load the base without quantisation"
+            )
+        olds.append(old)
+    expected = (sum(old.shape[0] for old in olds), *olds[0].shape[1:])
+    if tuple(tensor.shape) != expected:
+        raise CheckpointError(f"{source} has shape {tuple(tensor.shape)}, this model needs {expected}")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{source} holds NaN or infinity", step="take an earlier checkpoint of the adapter")
+    return {
+        f"{part.stem}.{parameter}": nn.Parameter(
+            tensor.index_select(0, part.rows).to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad
+        )
+        for part, old in zip(parts, olds, strict=True)
+    }
+
+
+def _coverage(updates: Mapping[str, LowRank], naming: Naming) -> list[str]:
+    """Notes on kinds of modules that have an update in some layers only."""
+    notes = []
+    for name in sorted({leaf(stem) for stem in updates}):
+        have = sum(leaf(stem) == name for stem in updates)
+        could = sum(leaf(stem) == name and len(parts) > 0 for stem, parts in naming.stems.items())
+        if have < could:
+            notes.append(f"{name}: {have} of {could} modules have an update")
+    return notes

@@ -1,0 +1,152 @@
+"""Prefixes as a kind of adapter: read, made for training, put on, written."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+
+from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
+from glmkit.adapters.adapter_files import PADDLE, AdapterFiles, existing, read_files
+from glmkit.checkpoint.native import write_json
+from glmkit.errors import CheckpointError, RequestError
+from glmkit.families.common.layout import Extras
+from glmkit.families.common.native_layout import OWN
+from glmkit.model import GLM
+
+from .encoder import PrefixEncoder
+from .published import MARK, check_settings, paddle_prefix, published_settings, published_tensors, read_prefix
+
+_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+_CONFIG = "config.json"
+_PADDLE_CONFIG, _PADDLE_WEIGHTS = "prefix_config.json", "prefix_model_state.pdparams"
+
+
+@dataclass(frozen=True)
+class PrefixOptions:
+    """An untrained prefix of `length` positions; see `PrefixEncoder`."""
+
+    length: int
+    projection: bool = False
+    inner_width: int | None = None
+    dropout: float = 0.1
+
+    def build(self, base: Base) -> "PrefixAdapter":
+        """Raises ConfigError for a length below 1 and for a dropout outside [0, 1)."""
+        encoder = PrefixEncoder(
+            base.config,
+            self.length,
+            projection=self.projection,
+            inner_width=self.inner_width,
+            dropout=self.dropout,
+            dtype=base.float_tensor.dtype,
+        )
+        layers = base.config.num_layers
+        info = AdapterInfo(PrefixAdapter.kind, None, self.length, layers, torch.float32, OWN.name)
+        return PrefixAdapter(info, encoder.to(base.float_tensor.device))
+
+
+class PrefixAdapter(Adapter):
+    """A prefix encoder. settings: what lay beside a published one, written again with it."""
+
+    kind = "prefix"
+    options = PrefixOptions
+    weight_files = (_PADDLE_WEIGHTS,)
+    setting_files = (_PADDLE_CONFIG,)
+    mark = MARK
+    facts: ClassVar[Mapping[str, str]] = {
+        "pre_seq_len": "prefix_length",
+        "num_prefix_tokens": "prefix_length",
+        "prefix_projection": "prefix_projection",
+    }
+
+    def __init__(self, info: AdapterInfo, encoder: PrefixEncoder, settings: Mapping[str, object] | None = None) -> None:
+        super().__init__(info)
+        self.encoder, self.settings = encoder, settings or {}
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls, directory: Path) -> int:
+        if any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
+            return 3
+        return int(_published_weights(directory) is not None)
+
+    @classmethod
+    def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
+        weights = _published_weights(directory)
+        if weights is None or any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
+            return read_files(cls.kind, existing(directory, _PADDLE_WEIGHTS), _PADDLE_CONFIG, origin=PADDLE)
+        return read_files(cls.kind, weights, _CONFIG, choose=partial(_prefix_names, weights, beside_weights))
+
+    @classmethod
+    def inspect(cls, files: AdapterFiles) -> list[str]:
+        return check_settings(files)
+
+    @classmethod
+    def read(cls, files: AdapterFiles, base: Base, alpha: float | None) -> Self:
+        encoder, notes = read_prefix(files, base.config, base.float_tensor.dtype)
+        layers = base.config.num_layers
+        info = AdapterInfo(cls.kind, files.weights.parent, encoder.length, layers, files.dtype, OWN.name, tuple(notes))
+        settings = None if files.origin == PADDLE else files.settings
+        return cls(info, encoder.to(base.float_tensor.device), settings)
+
+    def save(self, base: Base, saving: Saving) -> tuple[str, dict[str, object]]:
+        if saving.for_paddle:
+            tensors, settings = paddle_prefix(self.encoder, base.config)
+            saving.write_paddle(_PADDLE_WEIGHTS, saving.converted(tensors, self.info.dtype))
+            write_json(saving.folder / _PADDLE_CONFIG, settings)
+            return PADDLE, {}
+        known = self.settings
+        if not known and saving.layout is not None:
+            known = saving.layout.write_config(base.config, Extras())
+        if not known:
+            saving.notes.append(f"{_CONFIG} holds the prefix's two settings only; give a layout for the base's as well")
+        tensors = saving.converted(published_tensors(self.encoder), self.info.dtype)
+        torch.save(tensors, saving.folder / _WEIGHTS[0])
+        write_json(saving.folder / _CONFIG, published_settings(self.encoder, known))
+        return OWN.name, {}
+
+    # --- on the model -------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.encoder.parameters()
+
+    def put_on(self, model: GLM) -> None:
+        model.prefix = self.encoder.train(model.training)
+
+    def take_off(self, model: GLM) -> None:
+        model.prefix = None
+
+    def merge(self, model: GLM) -> None:
+        raise RequestError(
+            "a prefix adds keys and values, no weights, so it cannot be merged", step="keep it as an adapter"
+        )
+
+
+def _published_weights(directory: Path) -> Path | None:
+    names = (*_WEIGHTS, *(f"{name}.index.json" for name in _WEIGHTS))
+    return next((directory / name for name in names if (directory / name).exists()), None)
+
+
+def _prefix_names(path: Path, beside_weights: bool, names: list[str]) -> list[str]:
+    """The prefix encoder's tensors among those of a file. Raises CheckpointError when others lie beside it."""
+    bare = ("embedding.", "trans.")  # the encoder alone, saved by its own state_dict
+    inside = [name for name in names if MARK in name or (not beside_weights and name.startswith(bare))]
+    if not inside:
+        what = f"{names[0]} and {len(names) - 1} other tensors" if names else "nothing"
+        raise CheckpointError(
+            f"{path} holds {what}, no adapter",
+            step=f"to load it as a model give {path.parent} as the source, not as adapter",
+        )
+    others = [name for name in names if name not in inside]
+    if others and not beside_weights:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise CheckpointError(
+            f"{path} holds {shown} beside the prefix encoder, so more than the prefix may have been trained",
+            step=f"give {path.parent} as the source and as the adapter, or keep only the names with {MARK[:-1]!r}",
+        )
+    return inside
