@@ -1,11 +1,12 @@
 # Every target does its own set-up in .venv; the second time that takes no time.
 #   make VENV=dir          another place for the virtual environment
+#   make TORCH=2.8.0       another version of torch than the pinned one (in a VENV of its own)
 #   make PYTHON=python3.12 another interpreter (3.11 to 3.14)
 #   make demo ARGS="--minutes 30"      options for the command behind a target
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-SETUP := PYTHON="$(PYTHON)" sh scripts/environment.sh $(VENV)
+SETUP := PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh scripts/environment.sh $(VENV)
 CODE := src tests benchmarks examples scripts
 # Tests run two at a time, one thread each: faster on two cores than one test with two threads.
 WORKERS ?= 2

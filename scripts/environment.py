@@ -2,7 +2,8 @@
 
 usage: python environment.py VENV [EXTRA ...]
 
-Everything is installed with the pins of constraints.txt. Safe to run twice at the same time and after a kill: a lock
+Everything is installed with the pins of constraints.txt; TORCH=2.8.0 in the environment replaces the pin of torch, to
+try another version. Safe to run twice at the same time and after a kill: a lock
 is held while installing, and the record of what is installed is written last.
 """
 
@@ -21,10 +22,21 @@ RECORD = "glmkit-environment.json"
 
 def fingerprint() -> str:
     """What the environment depends on; the path is part of it because an editable install points to it."""
-    digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]}".encode())
+    digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]} {os.environ.get('TORCH', '')}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
+
+
+def constraints(venv: Path) -> Path:
+    """The file of pins: constraints.txt, or a copy in `venv` with another torch."""
+    pins, torch = ROOT / "constraints.txt", os.environ.get("TORCH")
+    if not torch:
+        return pins
+    changed = venv / "constraints.txt"
+    lines = pins.read_text().splitlines()
+    changed.write_text("\n".join(f"torch=={torch}" if line.startswith("torch==") else line for line in lines) + "\n")
+    return changed
 
 
 def read_record(venv: Path) -> tuple[str, set[str]]:
@@ -56,7 +68,7 @@ def install(venv: Path, extras: set[str]) -> None:
     pip = [
         str(python),
         *["-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c"],
-        str(ROOT / "constraints.txt"),
+        str(constraints(venv)),
     ]
     if have == fingerprint():  # only extras are missing: leave the project itself alone, it may be running
         subprocess.run([*pip, f"glmkit{names}"], check=True)
