@@ -1,19 +1,18 @@
-"""What a run over a file depends on, so that another run is told apart from the same one started again."""
+"""Digests and differences of what a run over a file depends on: another run is told from the same one begun again."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-# Of a model directory, what its answers come from; logs and notes may change.
+# Files of a model directory that its answers come from; logs and notes may change.
 _KINDS = {
     ".json", ".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".model", ".txt", ".tiktoken", ".yaml", ".yml",
 }  # fmt: skip
 _WHOLE = 16 << 20  # bytes; files up to here are read whole
-_BLOCK = 64 << 10  # bytes; of longer ones that many at 256 places, the first and the last among them
-_PLACES = 256
+_BLOCK = 64 << 10  # bytes; of longer ones that many at 256 offsets, the first and the last among them
+_BLOCKS = 256
 
 
 def fingerprint(source: str | os.PathLike[str]) -> dict[str, str]:
@@ -28,7 +27,7 @@ def fingerprint(source: str | os.PathLike[str]) -> dict[str, str]:
     return {str(file.relative_to(path)): _digest(file) for file in _files(path)}
 
 
-def difference(found: object, wanted: Mapping[str, Any]) -> str | None:
+def difference(found: object, wanted: Mapping[str, object]) -> str | None:
     """The first thing in which two plans differ, in words; None when they are the same."""
     before, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
     for key in [*now, *before]:
@@ -46,9 +45,9 @@ def difference(found: object, wanted: Mapping[str, Any]) -> str | None:
 _ABSENT = object()
 
 
-def _flat(plan: object) -> dict[str, Any]:
-    """One level: the entries of a dictionary inside as "outer: inner"."""
-    flat: dict[str, Any] = {}
+def _flat(plan: object) -> dict[str, object]:
+    """The entries on one level: those of a dictionary inside as "outer: inner"."""
+    flat: dict[str, object] = {}
     for key, value in plan.items() if isinstance(plan, dict) else ():
         if isinstance(value, dict):
             flat |= {f"{key}: {name}": inner for name, inner in value.items()}
@@ -73,7 +72,7 @@ def _digest(path: Path) -> str:
         if size <= _WHOLE:
             digest.update(file.read())
         else:
-            for place in range(_PLACES):
-                file.seek((size - _BLOCK) * place // (_PLACES - 1))
+            for number in range(_BLOCKS):
+                file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()

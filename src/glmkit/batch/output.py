@@ -1,11 +1,12 @@
-"""The file of results while it grows: beside its name until it is complete, taken up again after any kind of end."""
+"""The file of results: beside its name until it is complete, continued after any kind of end."""
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from glmkit.data.records import Record
 from glmkit.errors import DataError, RequestError
@@ -15,6 +16,15 @@ from .fingerprint import difference
 
 SECONDS_BETWEEN_SYNCS = 5.0
 _CHOICES = "--overwrite begins again, or choose another --output"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Contents of OUT.run.json. replaces: OUT of another run may go. complete: lines and bytes of the finished OUT."""
+
+    plan: dict[str, object]
+    replaces: bool
+    complete: dict[str, int] | None
 
 
 class Output:
@@ -35,15 +45,15 @@ class Output:
         if not path.parent.is_dir():
             raise RequestError(f"{path.parent} is no directory; make it first")
         self.complete = False
-        self._plan: dict[str, Any] = {}
+        self._plan: dict[str, object] = {}
         self._overwrite = self._replaces = False
         self._synced = time.monotonic()
         self._file = self._hold()
 
     def begin(
-        self, plan: Mapping[str, Any], *, overwrite: bool = False, may_become: Mapping[str, Any] | None = None
+        self, plan: Mapping[str, object], *, overwrite: bool = False, may_become: Mapping[str, object] | None = None
     ) -> None:
-        """Take up `plan` (JSON-able); `complete` is set when its run has nothing left to do.
+        """Begin or continue the run of `plan` (JSON-able); `complete` is set when it has nothing left to do.
 
         overwrite: lines of another run may go. Without it RequestError names the difference. may_become: values of the
         plan that a run may go on with though it was begun with another one.
@@ -52,14 +62,14 @@ class Output:
         self._remove_half_files()
         run, begun, exists = self._run(), self._size() > 0, self.path.exists()
         changed = False
-        for name, value in (may_become or {}).items() if run else ():
-            if self._plan.get(name) == value != run["plan"].get(name):
-                run["plan"][name], changed = value, True
-        other = difference(run["plan"], self._plan) if run else f"{self.run_file.name} is not there"
-        if other is None:
-            done = run["complete"]
+        for name, value in (may_become or {}).items():
+            if run is not None and self._plan.get(name) == value != run.plan.get(name):
+                run.plan[name], changed = value, True
+        other = difference(run.plan, self._plan) if run else f"{self.run_file.name} is not there"
+        if run and other is None:
+            done = run.complete
             complete = not begun and exists and done is not None and self.path.stat().st_size == done["bytes"]
-            self._replaces = overwrite or run["replaces"]
+            self._replaces = overwrite or run.replaces
             if complete and not overwrite:
                 self.complete = True
                 return
@@ -75,7 +85,7 @@ class Output:
         self._restart()
 
     def resume(self, read: Callable[[], Iterator[Record]]) -> tuple[int, Iterator[Record]]:
-        """How many records have their line, and the others. Half a line at the end goes.
+        """Count the records that have their line, and give the others. Half a line at the end goes.
 
         read: gives the records from the first one. Raises DataError when a line is not that of its record, unless
         `overwrite` lets everything begin again.
@@ -98,7 +108,7 @@ class Output:
             self._synced = time.monotonic()
 
     def finish(self, lines: int) -> None:
-        """All lines are there: they become OUT."""
+        """Turn the lines, which are all there, into OUT."""
         os.fsync(self._file.fileno())
         self._save({"lines": lines, "bytes": self._size()})
         os.replace(self.partial, self.path)
@@ -126,26 +136,25 @@ class Output:
             file.close()
 
     def _remove_half_files(self) -> None:
-        """What killed runs left of their .run.json."""
+        """Remove halves of .run.json that killed runs left."""
         prefix = f".{self.run_file.name}.tmp-"
         for entry in os.scandir(self.path.parent):
             if entry.name.startswith(prefix):
                 os.unlink(entry.path)
 
-    def _run(self) -> dict[str, Any]:
-        """What OUT.run.json says, {} when it is not there. Raises RequestError when it cannot be read."""
+    def _run(self) -> _Run | None:
+        """Read OUT.run.json, where it is there. Raises RequestError when it cannot be read."""
         try:
             found = json.loads(self.run_file.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and {"plan", "replaces", "complete"} <= set(found):
-                return found
+            return _Run(found["plan"], found["replaces"], found["complete"])
         except FileNotFoundError:
-            return {}
-        except ValueError:
+            return None
+        except (ValueError, KeyError, TypeError):
             pass
         raise RequestError(f"{self.run_file} is not a run's; move it away")
 
-    def _save(self, complete: Mapping[str, int] | None) -> None:
-        run = {"plan": self._plan, "replaces": self._replaces, "complete": complete}
+    def _save(self, complete: dict[str, int] | None) -> None:
+        run = asdict(_Run(self._plan, self._replaces, complete))
         with atomic_write(self.run_file) as file:
             file.write(json.dumps(run, indent=1, ensure_ascii=False).encode())
 

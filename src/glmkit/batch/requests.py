@@ -1,71 +1,68 @@
-"""From a record to what the engine is asked: which fields are the prompt, and which task it is."""
+"""Requests of records: the fields that are the prompt, the task, and the fields to add."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 from glmkit.data.records import Record
 from glmkit.data.rows import BadRow, check_text, describe
 from glmkit.errors import RequestError
+from glmkit.generate.conversation import ReplyJob
 from glmkit.generate.detokenize import PlainReader
 from glmkit.generate.engine.job import Job
-from glmkit.generate.jobs.answers import make_job
-from glmkit.generate.outputs import Answer, TokenLogprob
-from glmkit.generate.params import GenerationParams
+from glmkit.generate.jobs.answers import AnswersJob, make_job
+from glmkit.generate.jobs.beam_search import BeamsJob
+from glmkit.generate.jobs.infill import FillJob
+from glmkit.generate.outputs import TokenLogprob
+from glmkit.generate.params import GenerationParams, Values
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.generate.truncation import Shortener, Side
-from glmkit.loading import Parts
+from glmkit.session import LM
 
 Task = Literal["auto", "generate", "fill", "chat"]
+Fields = dict[str, object]  # of a record, JSON-able
 
 # The first of these that a record has is its prompt; `input` behind an instruction is part of it.
 PROMPT_FIELDS = ("messages", "prompt", "text", "src", "source", "content", "instruction", "input")
 
-# What may be added to a record.
+# Fields that may be added to a record.
 _ADDED = (
     "answer", "answers", "blanks", "finish", "answer_tokens", "score", "logprobs", "prompt_tokens", "cut_tokens",
     "dropped_turns", "error",
 )  # fmt: skip
 
 
-class Model(Protocol):
-    """What is needed of a loaded model."""
+@dataclass(frozen=True)
+class Request:
+    """One record's job, and the fields that its answers become.
 
-    parts: Parts
+    read: makes the fields of a finished job. prefix: in front of their names. notes: numbers to add that are not 0.
+    """
 
-    def continue_job(self, text: str, params: GenerationParams) -> Any: ...
-    def chat_job(
-        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, tools: Any, trim: bool
-    ) -> Any: ...
-    def fill_job(self, text: str, params: GenerationParams, *, order: str | None) -> Any: ...
+    job: Job
+    read: Callable[[], Fields]
+    prefix: str = ""
+    notes: Mapping[str, int] = field(default_factory=dict)
 
-
-class Asked:
-    """One record's job, and how its answers become fields."""
-
-    def __init__(self, job: Any, read: Callable[[Any], dict[str, Any]], prefix: str, **notes: int) -> None:
-        """prefix: in front of the fields' names. notes: numbers to add that are not 0."""
-        self.job: Job = job
-        self._read, self._prefix = read, prefix
-        self._notes = {name: count for name, count in notes.items() if count}
-
-    def added(self) -> dict[str, Any]:
-        """As in `window.Request`."""
-        fields = {**self._read(self.job), **self._notes}
-        return {self._prefix + name: value for name, value in fields.items()}
+    def added(self) -> Fields:
+        """The fields to add to the record. Raises RequestError when the answer cannot be read as asked."""
+        fields = {**self.read(), **{name: count for name, count in self.notes.items() if count}}
+        return {self.prefix + name: value for name, value in fields.items()}
 
 
-class Asker:
+class RequestMaker:
     """Makes requests of records, all with the same options.
 
-    counts: of the records asked so far, "cut" (texts that were longer than src_length), "trimmed" (conversations whose
+    counts: of the records so far, "cut" (texts that were longer than src_length), "trimmed" (conversations whose
     oldest turns were not read) and "masks" (texts with a blank that was read as text).
     """
 
     def __init__(
         self,
-        model: Model,
-        options: Mapping[str, Any],
+        lm: LM,
+        options: Values,
         *,
         task: Task = "auto",
         prompt_field: str | None = None,
@@ -82,27 +79,27 @@ class Asker:
         """
         self.params = GenerationParams(**options)
         self.counts = {"cut": 0, "trimmed": 0, "masks": 0}
-        self._model, self._options = model, dict(options)
-        self._prompts = Prompts(model.parts)
+        self._lm, self._options = lm, options
+        self._prompts = Prompts(lm.parts)
         self._task, self._field, self._template, self._order = task, prompt_field, template, order
         self._prefix = prefix
-        if template is not None and not _PLACE.search(template):
-            raise RequestError(f"the template {template!r} names no field; write {{prompt}} where that field belongs")
+        if template is not None and not _PLACEHOLDER.search(template):
+            message = f"the template {template!r} names no field; write {{prompt}} where that field belongs"
+            raise RequestError(message, param="template")
         if task == "chat":
             _ = self._prompts.template
-        if task == "fill" and model.parts.config.mask == "causal":
-            raise RequestError(f"{model.parts.config.family} reads left to right and fills no blanks; use generate")
+        if task == "fill" and lm.config.mask == "causal":
+            raise RequestError(f"{lm.family} reads left to right and fills no blanks; use generate", param="task")
         self._shortener = None
         if src_length is not None:
             if task in ("fill", "chat"):
-                raise RequestError(f"src_length cuts a text that is continued; leave it out with --task {task}")
+                message = f"src_length cuts a text that is continued; leave it out with --task {task}"
+                raise RequestError(message, param="src_length")
             self._shortener = Shortener(self._prompts, src_length, truncation_side)
-        tokenizer = self._prompts.tokenizer
-        special = model.parts.config.special
-        masks = special.mask_ids() if special is not None and model.parts.config.mask != "causal" else ()
-        self._masks = [tokenizer.id_to_token(index) for index in masks]
+        masks = lm.config.special.mask_ids() if lm.config.special is not None and lm.config.mask != "causal" else ()
+        self._masks = [lm.tokenizer.id_to_token(index) for index in masks]
 
-    def __call__(self, record: Record) -> Asked:
+    def __call__(self, record: Record) -> Request:
         """Raises RequestError naming the field that cannot be used."""
         fields = record.fields
         assert fields is not None
@@ -121,13 +118,14 @@ class Asker:
                 return self._conversation([*before, {"role": "user", "content": text}], fields)
             return self._blanks(text) if self._task == "fill" else self._continuation(text)
         except RequestError as error:
-            raise RequestError(f"field {name!r}: {error}") from None
+            raise error.behind(f"field {name!r}: ") from None
         except UnicodeEncodeError as error:
             wrong = f"U+{ord(error.object[error.start]):04X}"
-            raise RequestError(f"field {name!r}: lone surrogate {wrong}, which is not valid Unicode") from None
+            message = f"field {name!r}: lone surrogate {wrong}, which is not valid Unicode"
+            raise RequestError(message, param=name) from None
 
-    def _prompt(self, fields: Mapping[str, Any]) -> tuple[str, Any]:
-        """The name of the field that holds the prompt, and the prompt."""
+    def _prompt(self, fields: Mapping[str, object]) -> tuple[str, object]:
+        """Name of the field that holds the prompt, and the prompt."""
         if self._template is not None:
             return "prompt", self._filled(self._template, fields)
         names = PROMPT_FIELDS if self._field is None else (self._field,)
@@ -139,16 +137,16 @@ class Asker:
             return name, f"{_text(fields[name], name)}\n{_text(fields['input'], 'input')}"
         return name, fields[name]
 
-    def _filled(self, template: str, fields: Mapping[str, Any]) -> str:
+    def _filled(self, template: str, fields: Mapping[str, object]) -> str:
         def value(match: re.Match[str]) -> str:
             name = match[1]
             if name not in fields:
                 raise RequestError(f"no field {name!r}, which the template names; fields are {', '.join(fields)}")
             return _text(fields[name], name)
 
-        return _PLACE.sub(value, template)
+        return _PLACEHOLDER.sub(value, template)
 
-    def _conversation(self, messages: object, fields: Mapping[str, Any]) -> Asked:
+    def _conversation(self, messages: object, fields: Mapping[str, Any]) -> Request:
         if self._task not in ("auto", "chat"):
             raise RequestError(f"a conversation cannot be a prompt of --task {self._task}; use chat, or name a text")
         if self._shortener is not None:
@@ -158,36 +156,36 @@ class Asker:
         wrong = next((item for item in messages if not isinstance(item, Mapping) and not _is_pair(item)), None)
         if wrong is not None:
             raise RequestError(f"a turn is {describe(wrong)}; give messages with role and content")
-        job = self._model.chat_job(messages, self._options, tools=fields.get("tools"), trim=True)
+        job = self._lm.chat_job(messages, self._options, tools=fields.get("tools"), trim=True)
         self.counts["trimmed"] += job.dropped > 0
-        return Asked(job, self._replies, self._prefix, dropped_turns=job.dropped)
+        return Request(job, partial(self._replies, job), self._prefix, {"dropped_turns": job.dropped})
 
-    def _continuation(self, text: str) -> Asked:
+    def _continuation(self, text: str) -> Request:
         self.counts["masks"] += any(mask in text for mask in self._masks)
         prompt, cut = (None, 0) if self._shortener is None else self._shortener.cut(text)
         if prompt is None:
-            return Asked(self._model.continue_job(text, self.params), self._texts, self._prefix)
-        self.counts["cut"] += 1
-        tokenizer = self._prompts.tokenizer
-        job = make_job(prompt, self.params, self._model.parts.config, reader=lambda: PlainReader(tokenizer))
-        return Asked(job, self._texts, self._prefix, cut_tokens=cut)
+            job = self._lm.continue_job(text, self.params)
+        else:
+            self.counts["cut"] += 1
+            job = make_job(prompt, self.params, self._lm.config, reader=partial(PlainReader, self._lm.tokenizer))
+        return Request(job, partial(self._texts, job), self._prefix, {"cut_tokens": cut})
 
-    def _blanks(self, text: str) -> Asked:
+    def _blanks(self, text: str) -> Request:
         try:
-            job = self._model.fill_job(text, self.params, order=self._order)
+            job = self._lm.fill_job(text, self.params, order=self._order)
         except RequestError as error:
             raise RequestError(str(error).replace("text 0 ", "the text ", 1)) from None
-        return Asked(job, self._filled_text, self._prefix)
+        return Request(job, partial(self._filled_text, job), self._prefix)
 
-    def _texts(self, job: Any) -> dict[str, Any]:
+    def _texts(self, job: AnswersJob | BeamsJob) -> Fields:
         return self._fields(job, [answer.text for answer in job.answers])
 
-    def _replies(self, job: Any) -> dict[str, Any]:
+    def _replies(self, job: ReplyJob) -> Fields:
         return self._fields(job, [job.reply(number)[0] for number in range(len(job.answers))])
 
-    def _fields(self, job: Any, texts: Sequence[Any]) -> dict[str, Any]:
-        answers: Sequence[Answer] = job.answers
-        columns: dict[str, list[Any]] = {"finish": [answer.finish for answer in answers]}
+    def _fields(self, job: AnswersJob | BeamsJob | ReplyJob, texts: Sequence[object]) -> Fields:
+        answers = job.answers
+        columns: dict[str, Sequence[object]] = {"finish": [answer.finish for answer in answers]}
         columns["answer_tokens"] = [len(answer.ids) for answer in answers]
         if self.params.num_beams > 1:
             columns["score"] = [_rounded(answer.score) for answer in answers]
@@ -198,12 +196,12 @@ class Asker:
         first = {name: values[0] for name, values in columns.items()}
         return {"answer": texts[0], **first, "prompt_tokens": job.prompt_tokens}
 
-    def _logprob(self, item: TokenLogprob) -> dict[str, Any]:
-        name = self._prompts.tokenizer.id_to_token
+    def _logprob(self, item: TokenLogprob) -> Fields:
+        name = self._lm.tokenizer.id_to_token
         top = [{"token": name(index), "id": index, "logprob": _rounded(value)} for index, value in item.top]
         return {"token": name(item.token), "id": item.token, "logprob": _rounded(item.logprob), "top": top}
 
-    def _filled_text(self, job: Any) -> dict[str, Any]:
+    def _filled_text(self, job: FillJob) -> Fields:
         filled, answers = job.filled(), job.answers
         return {
             "answer": filled.text,
@@ -215,7 +213,7 @@ class Asker:
 
 
 _DECIMALS = 4
-_PLACE = re.compile(r"\{([^{}]+)\}")
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 def _rounded(value: float | None) -> float | None:
@@ -224,7 +222,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _is_pair(item: object) -> bool:
-    """Whether this is a turn as ChatGLM-6B writes it: what was asked and what was answered."""
+    """Tell whether this is a turn as ChatGLM-6B writes it: a question and its answer."""
     return isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 

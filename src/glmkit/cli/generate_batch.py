@@ -2,18 +2,17 @@
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from glmkit import __version__
 from glmkit.batch.fingerprint import fingerprint
 from glmkit.batch.output import Output
-from glmkit.batch.requests import PROMPT_FIELDS, Asker
+from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.batch_progress import BatchProgress
@@ -22,7 +21,7 @@ from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
-from glmkit.generate.params import GenerationParams, Values
+from glmkit.generate.params import OPTIONS, GenerationParams, Values
 from glmkit.session import LM
 
 BATCH_EPILOG = """a file of prompts:
@@ -34,15 +33,10 @@ ROWS = 64  # answers or beams at once, where --batch_size does not say it
 
 # The names of the published scripts for fields of `GenerationParams`.
 _ORIGINAL = {"tgt_length": "max_new_tokens", "min_tgt_length": "min_new_tokens"}
-_ONLY_HERE: dict[str, Any] = {
-    "output": None, "task": "auto", "prompt_field": None, "template": None, "order": None, "src_length": None,
-    "truncation_side": "left", "batch_size": None, "on_error": "stop", "added_prefix": "", "overwrite": False,
-    "quiet": False,
-}  # fmt: skip
 
 
 def add_batch_arguments(parser: ArgumentParser) -> None:
-    """What `glm generate` takes besides for whole files. The options of decoding are added elsewhere."""
+    """Arguments of `glm generate` for whole files; the options of decoding are added elsewhere."""
     group = parser.add_argument_group("files of prompts")
     group.add_argument(
         "--input", metavar="FILE", type=str, default=None, help="answer every row of this .jsonl, .json, .csv or .tsv"
@@ -92,18 +86,20 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
-def wants_batch(args: Any) -> bool:
-    """Whether a whole file was asked for. Raises RequestError for its options without --input."""
+def wants_batch(args: Namespace) -> bool:
+    """Tell whether a whole file was asked for. Raises RequestError for its options without --input."""
     if args.input is not None:
         return True
-    for name, default in [*_ONLY_HERE.items(), *((name, None) for name in _ORIGINAL)]:
+    parser = ArgumentParser()
+    add_batch_arguments(parser)
+    for name, default in vars(parser.parse_args([])).items():
         if getattr(args, name) != default:
             hint = f"; use --{_ORIGINAL[name]}" if name in _ORIGINAL else ""
             raise RequestError(f"--{name} goes with --input FILE, which was not given{hint}")
     return False
 
 
-def run_batch(args: Any, options: Values) -> int:
+def run_batch(args: Namespace, options: Values) -> int:
     """Answer a file. options: fields of `GenerationParams` as `generation_options` reads them from the arguments.
 
     Raises DataError or RequestError, in one line, for what cannot be done; what was finished before stays.
@@ -118,19 +114,19 @@ def run_batch(args: Any, options: Values) -> int:
         if first is None:
             if not output.complete:
                 output.finish(done)
-            return _say(args, {"lines": done})
+            return _say(args, _Report(lines=done))
         return _run(args, options, output, done, first, records)
     finally:
         output.close()
 
 
-def _run(args: Any, options: Values, output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
+def _run(args: Namespace, options: Values, output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
     lm = open_model(args)
-    asker = Asker(
+    maker = RequestMaker(
         lm, options, task=args.task, prompt_field=args.prompt_field, template=args.template, order=args.order,
         src_length=args.src_length, truncation_side=args.truncation_side, prefix=args.added_prefix,
     )  # fmt: skip
-    window = _window(lm, asker, args)
+    window = _window(lm, maker, args)
     errors = 0
     total, begun = Path(args.input).stat().st_size, first.position if done else 0
     with (
@@ -154,19 +150,15 @@ def _run(args: Any, options: Values, output: Output, done: int, first: Record, o
                 raise
             raise type(error)(f"{error} ({kept})") from error
     output.finish(done + progress.lines)
-    facts = {
-        "lines": done + progress.lines,
-        "new_lines": progress.lines,
-        "errors": errors,
-        "answer_tokens": progress.tokens,
-        "seconds": round(progress.seconds, 3),
-        **asker.counts,
-    }
-    return _say(args, facts, progress.speed)
+    report = _Report(
+        lines=done + progress.lines, new_lines=progress.lines, errors=errors, answer_tokens=progress.tokens,
+        seconds=round(progress.seconds, 3), **maker.counts,
+    )  # fmt: skip
+    return _say(args, report, progress.speed)
 
 
-def _checked(args: Any) -> Path:
-    """The input. Raises RequestError or DataError for arguments that do not go together."""
+def _checked(args: Namespace) -> Path:
+    """Check the arguments and give the input. Raises RequestError or DataError for those that do not go together."""
     for name in ("text", "file"):
         if getattr(args, name, None) is not None:
             what = "TEXT" if name == "text" else "--file"
@@ -194,28 +186,28 @@ def _checked(args: Any) -> Path:
     return source
 
 
-def _with_original_names(args: Any, options: Values) -> dict[str, Any]:
+def _with_original_names(args: Namespace, options: Values) -> Values:
     """The options of decoding, with those that came under their original names."""
-    values, usual = dict(options), asdict(GenerationParams())
+    values = dict(options)
     for name, ours in _ORIGINAL.items():
-        value = getattr(args, name)
+        value, usual = getattr(args, name), OPTIONS[ours].default
         if value is None:
             continue
-        if values.get(ours, usual[ours]) not in (usual[ours], value):
+        if values.get(ours, usual) not in (usual, value):
             raise RequestError(f"--{name} is {value} and --{ours} {values[ours]}; they are the same, leave one out")
         values[ours] = value
     return values
 
 
-def _plan(args: Any, params: GenerationParams) -> dict[str, Any]:
-    """All that the lines depend on. How many are at work at once is not part of it, nor where the files lie."""
+def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
+    """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie."""
     files = {f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model)).items()}
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for name in ("adapter", "tokenizer", "config"):
         value = getattr(args, name)
         if value is not None and (name != "config" or Path(value).is_file()):
-            place = Path(value) if name == "config" else local_directory(value)
-            files |= {f"the {name}'s {file}": digest for file, digest in fingerprint(place).items()}
+            source = Path(value) if name == "config" else local_directory(value)
+            files |= {f"the {name}'s {file}": digest for file, digest in fingerprint(source).items()}
         else:
             named[name] = value
     names = (
@@ -226,15 +218,15 @@ def _plan(args: Any, params: GenerationParams) -> dict[str, Any]:
     return {"glmkit": __version__, **named, "options": asdict(params), "files": files}
 
 
-def _window(lm: LM, asker: Asker, args: Any) -> Window:
-    """As many rows at once as were asked for, each with its answers or beams."""
-    each = max(asker.params.n, asker.params.num_beams)
+def _window(lm: LM, maker: RequestMaker, args: Namespace) -> Window:
+    """Make room for as many rows at once as were asked for, each with its answers or beams."""
+    each = max(maker.params.n, maker.params.num_beams)
     lines = args.batch_size or max(1, ROWS // each)
     engine = lm.start_engine(EngineLimits(rows=lines * each))
-    return Window(engine, asker, lines=lines, stop_at_problem=args.on_error == "stop")
+    return Window(engine, maker, lines=lines, stop_at_problem=args.on_error == "stop")
 
 
-def _error(record: Record, problem: GLMKitError | None, args: Any) -> dict[str, Any]:
+def _error(record: Record, problem: GLMKitError | None, args: Namespace) -> dict[str, object]:
     """The fields of a row that cannot be answered. Raises DataError where they are not wanted or have no place."""
     name = f"{args.added_prefix}error"
     if args.on_error == "stop":
@@ -244,26 +236,38 @@ def _error(record: Record, problem: GLMKitError | None, args: Any) -> dict[str, 
     return {name: str(problem)}
 
 
-def _tokens(counts: int | list[int]) -> int:
-    return sum(counts) if isinstance(counts, list) else counts
+def _tokens(counts: object) -> int:
+    return sum(counts) if isinstance(counts, list) else counts if isinstance(counts, int) else 0
 
 
-def _say(args: Any, found: dict[str, Any], speed: str = "") -> int:
-    """The report, on stdout, as JSON with --json."""
-    counts = dict.fromkeys(("new_lines", "answer_tokens", "seconds", *_NOTES), 0)
-    facts: dict[str, Any] = {"output": args.output, **counts, **found}
-    lines, new = facts["lines"], facts["new_lines"]
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """Counts of a run; new_lines and all others but `lines` are of this run alone."""
+
+    new_lines: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0
+    errors: int = 0
+    cut: int = 0
+    trimmed: int = 0
+    masks: int = 0
+    lines: int
+
+
+def _say(args: Namespace, report: _Report, speed: str = "") -> int:
+    """Print the report on stdout, as JSON with --json."""
+    lines, new = report.lines, report.new_lines
     before = f", {lines - new:,} of them by an earlier run" if new < lines else ""
     if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json.dumps({"output": args.output, **asdict(report)}, ensure_ascii=False))
     elif not new:
         print(f"{args.output}: {f'all {lines:,} rows are answered already' if lines else 'the input has no rows'}")
     else:
         print(f"wrote {args.output}: {lines:,} rows{before}")
-        print(f"  {facts['answer_tokens']:,} tokens of answers, {facts['seconds']:.1f} s, {speed}")
+        print(f"  {report.answer_tokens:,} tokens of answers, {report.seconds:.1f} s, {speed}")
         for name, what in _NOTES.items():
-            if facts[name]:
-                print(f"  note: {facts[name]:,} {what}")
+            if count := getattr(report, name):
+                print(f"  note: {count:,} {what}")
     return 0
 
 

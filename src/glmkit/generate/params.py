@@ -32,7 +32,7 @@ def check_type(name: str, value: object, kind: type, what: str, param: str | Non
     """Raises RequestError naming the argument unless `value` is a `kind`; True and False are no numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         param = name if param is None and name.isidentifier() else param
-        raise RequestError(f"{name} is {reprlib.repr(value)}; give {what}", param=param)
+        raise RequestError(f"{name} is {reprlib.repr(value)}", step=f"give {what}", param=param)
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ class Option:
         if self.kind is str and isinstance(value, str):
             return self.checked((value,))
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-            self._refuse(f"is {reprlib.repr(value)}; give a list of {self.item}s")
+            self._refuse(f"is {reprlib.repr(value)}", f"give a list of {self.item}s")
         items = tuple(value)
         for item in items:
             self._check(f"one of {self.name}", item)
         if self.max_items is not None and len(items) > self.max_items:
-            self._refuse(f"has {len(items)} {self.item}s; give at most {self.max_items}")
+            self._refuse(f"has {len(items)} {self.item}s", f"give at most {self.max_items}")
         if "" in items:
-            self._refuse(f"has an empty {self.item}, which every answer contains; leave it out")
+            self._refuse(f"has an empty {self.item}, which every answer contains", "leave it out")
         return items
 
     def _check(self, name: str, value: object) -> None:
         if self.words:
             *others, last = [*(["true", "false"] if self.kind is bool else []), *map(repr, self.words)]
             if not (self.kind is bool and isinstance(value, bool)):
-                self._refuse(f"is {reprlib.repr(value)}; give {', '.join(others)} or {last}")
+                self._refuse(f"is {reprlib.repr(value)}", f"give {', '.join(others)} or {last}")
             return
         kind, what = _KINDS[self.kind]
         if self.item:
@@ -122,10 +122,10 @@ class Option:
         ):
             off = "" if self.off is None else f", {self.off:g} is off"
             what = f"{self.limits or 'a finite number'}{off}"
-            raise RequestError(f"{name} is {reprlib.repr(value)}; give {what}", param=self.name)
+            raise RequestError(f"{name} is {reprlib.repr(value)}", step=f"give {what}", param=self.name)
 
-    def _refuse(self, reason: str) -> NoReturn:
-        raise RequestError(f"{self.name} {reason}", param=self.name)
+    def _refuse(self, reason: str, step: str) -> NoReturn:
+        raise RequestError(f"{self.name} {reason}", step=step, param=self.name)
 
 
 def _option(default: _T, row: Option) -> _T:
@@ -234,19 +234,22 @@ class GenerationParams:
             object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
         if self.min_new_tokens > self.max_new_tokens:
             raise RequestError(
-                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}; lower it",
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}",
+                step="lower it",
                 param="min_new_tokens",
             )
         if self.num_return_sequences > self.num_beams:
             hint = "use n for several answers" if self.num_beams == 1 else "lower it"
             raise RequestError(
-                f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}; {hint}",
+                f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}",
+                step=hint,
                 param="num_return_sequences",
             )
         for option in OPTIONS.values() if self.num_beams > 1 else ():
             if option.one_beam and getattr(self, option.name) != option.default:
                 raise RequestError(
-                    f"{option.name} does not go with num_beams {self.num_beams}; {option.one_beam}, or take one beam",
+                    f"{option.name} does not go with num_beams {self.num_beams}",
+                    step=f"{option.one_beam}, or take one beam",
                     param=option.name,
                 )
 
@@ -362,7 +365,7 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     for name in options:
         if name not in known:
             hint = did_you_mean(name, known, cutoff=0.5)
-            raise RequestError(f"unknown option {reprlib.repr(name)}; {hint}", param=str(name))
+            raise RequestError(f"unknown option {reprlib.repr(name)}", step=hint, param=str(name))
 
 
 def read_params(options: Values, *, more: Iterable[str] = ()) -> GenerationParams:
