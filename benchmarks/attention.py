@@ -1,6 +1,6 @@
 """Prefix-LM attention: one call with a (T,T) mask, the split plan, and plain products, forward and backward.
 
-The numbers decide two constants: `transformer.SPLIT_FROM` and `attention.SHORT`. The last line is JSON.
+The numbers decide two constants: `language_model.SPLIT_FROM` and `attention.SHORT`. The last line is JSON.
 
     python benchmarks/attention.py [--threads N] [--rounds 7]
 """

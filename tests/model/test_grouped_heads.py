@@ -38,7 +38,7 @@ def _options(model: GLM) -> dict[str, Any]:
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 @pytest.mark.parametrize("split_from", [1, 10_000])
 def test_equals_repeated_heads(mix: dict[str, Any], split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
     model = tiny_model(seed=2, **mix)
     whole = expanded(model)
     assert model.model.layers[0].self_attn.k_proj.weight.numel() < whole.model.layers[0].self_attn.k_proj.weight.numel()
@@ -87,7 +87,7 @@ def test_plain_products_take_groups() -> None:
 
 @pytest.mark.parametrize("split_from", [1, 10_000])
 def test_bfloat16_training_stays_near_fp32(split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
     model = tiny_model(seed=4, init_std=0.1, num_kv_heads=2)
     ids, prefix = random_ids(3, 40), torch.tensor([20, 3, 39])
     gradients = []

@@ -52,7 +52,7 @@ def losses_alone(model: GLM) -> list[float]:
 def test_packed_losses_equal_one_by_one(
     mix: dict[str, str], gap: int, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", 1 if split else 10_000)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", 1 if split else 10_000)
     model = tiny_model(seed=1, **mix)
     ids, positions, segments = pack(gap)
     hidden = model.hidden(ids, position_ids=positions, segments=segments)
@@ -72,7 +72,7 @@ def test_gradients_of_split_and_dense_attention_agree(monkeypatch: pytest.Monkey
     ids, positions, segments = pack(2)
     grads = []
     for split_from in (1, 10_000):
-        monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+        monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
         model.zero_grad()
         hidden = model.hidden(ids, position_ids=positions, segments=segments)
         inside = torch.zeros(ids.shape, dtype=torch.bool)
@@ -93,7 +93,7 @@ def test_split_attention_equals_the_dense_mask(prefix: int, monkeypatch: pytest.
     prefix_B = torch.tensor([prefix, 7, 31])
     outputs = []
     for split_from in (1, 10_000):
-        monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+        monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
         outputs.append(model(ids, prefix_length=prefix_B))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_plain_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("short", [0, 256])
 def test_bfloat16_training_stays_near_fp32(short: int, split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SHORT", short)
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
     model = tiny_model(seed=8, init_std=0.1)
     ids, positions, segments = pack(2)
     inside = torch.zeros(ids.shape, dtype=torch.bool)

@@ -60,7 +60,7 @@ def test_logits_of_a_left_padded_row(reference: Reference) -> None:
 
 
 def test_split_attention_gives_the_same_logits(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", 1)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", 1)
     for case in ("single_sep", "gmask_sep", "batch_sep"):
         ids, options = reference.tensors(case)
         close(reference.model(ids, **options), reference.expected[f"{case}.logits"])

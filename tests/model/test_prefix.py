@@ -105,7 +105,7 @@ def test_split_plan_packed_rows_and_a_4d_mask_agree(mix: dict[str, Any], monkeyp
     prefix = torch.tensor([6, 20])
     packed, rows = [], []
     for split_from in (1, 10_000):
-        monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+        monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
         packed.append(model(ids, position_ids=places, segments=segments)[inside])
         rows.append(model(ids, position_ids=places, prefix_length=prefix))
     torch.testing.assert_close(*packed, rtol=1e-4, atol=1e-4)
@@ -123,7 +123,7 @@ def test_split_plan_packed_rows_and_a_4d_mask_agree(mix: dict[str, Any], monkeyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("split_from", [1, 10_000])
 def test_gradients_reach_it(dtype: torch.dtype, split_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmkit.model.transformer.SPLIT_FROM", split_from)
+    monkeypatch.setattr("glmkit.model.language_model.SPLIT_FROM", split_from)
     model = with_prefix(init_std=0.1)
     model.requires_grad_(False)
     assert isinstance(model.prefix, Fixed)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from glmkit.config import Quantization
-from glmkit.errors import ConfigError, RequestError
+from glmkit.errors import ConfigError
 from glmkit.model import GLM, KVCache, init_weights
 from glmkit.quant import QuantEmbedding, QuantLinear, layers, quantize_modules
 from support.tiny import random_ids, tiny_config, tiny_model
@@ -123,10 +123,12 @@ def test_a_bfloat16_model_stays_near_fp32() -> None:
         assert (found.float() - exact).norm() / exact.norm() < 0.03
 
 
-def test_a_quantised_head_has_no_float_matrix() -> None:
-    quantised, plain = pair(Quantization(8, embeddings=True))
-    with pytest.raises(RequestError, match=r"use model\.head\(hidden\)"):
-        _ = quantised.head_weight
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_quantised_head(tied: bool) -> None:
+    quantised, plain = pair(Quantization(8, embeddings=True), tie_embeddings=tied)
+    assert torch.equal(quantised.head_weight, plain.head_weight)
+    assert quantised.to(torch.bfloat16).head_weight.dtype == torch.bfloat16
+    quantised, plain = pair(Quantization(8, embeddings=True), tie_embeddings=tied)
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(quantised.head(hidden), plain.head(hidden), rtol=1e-5, atol=1e-5)
 

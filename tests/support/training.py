@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.config import GLMConfig
+from glmkit.model import GLM
 from glmkit.model.parameters import init_weights
-from glmkit.model.transformer import GLM
 from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks

@@ -31,18 +31,27 @@ _SCORES = 1 << 23
 KeyValue = tuple[Tensor, Tensor]
 
 
-class KeyValueStore(Protocol):
-    """Anything that keeps keys and values: `KVCache`, `PagedStep`."""
+class Cache(Protocol):
+    """Keys and values of earlier tokens. Contiguous: `KVCache`, for which the model makes the plan.
+
+    In a forward pass every layer writes once, before it attends, by its number in the whole model. Keys come rotated.
+    The number of heads is that of the tensors: a shard of a model has its own, fewer ones. A cache never changes what
+    is written, and a pass that fails may leave its tokens written but uncounted.
+    """
 
     def write(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values; returns what its plan attends to."""
+        """Store the new keys and values; (B,S,K,D) each, in the form that the plan of this pass attends to."""
 
 
 class AttentionPlan(Protocol):
-    """Anything that can attend: the seam where another backend plugs in."""
+    """A way to attend, shared by all layers of a forward pass: the seam where another backend plugs in."""
 
     def attend(self, q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, dropout: float) -> Tensor:
-        """Returns (B,T,N,D), the attended values."""
+        """(B,T,N,D): the values that each query's visible keys select, with what `Cache.write` gave back."""
+
+
+class PlannedCache(Cache, AttentionPlan, Protocol):
+    """A cache that knows what each token of the pass sees. Paged: `PagedStep`."""
 
 
 def _sdpa(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
@@ -66,13 +75,13 @@ def _sdpa(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, c
 
 
 def takes_products(q_BTND: Tensor) -> bool:
-    """Whether this is a training step on short rows in bfloat16 on a CPU."""
+    """Tell whether this is a training step on short rows in bfloat16 on a CPU."""
     on_cpu_in_bf16 = is_cpu(q_BTND.device) and q_BTND.dtype == torch.bfloat16
     return on_cpu_in_bf16 and q_BTND.requires_grad and q_BTND.shape[1] <= SHORT
 
 
 def products(q_BTND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """Attention as two plain products; `bias` is added to the scores and broadcasts to (B,N,T,S)."""
+    """Attend by two plain products; `bias` is added to the scores and broadcasts to (B,N,T,S)."""
     groups = q_BTND.shape[2] // k_BSKD.shape[2]
     with torch.autocast(q_BTND.device.type, enabled=False):
         q_BNTD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BTND, k_BSKD, v_BSKD))
@@ -224,12 +233,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=config.bias == "all")
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values here: those of the whole model, fewer in a shard of it."""
+        weight = self.k_proj.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0] // self.head_dim
+
     def forward(
         self,
         x_BTH: Tensor,
         plan: AttentionPlan,
         rotary: Rotary | None,
-        cache: KeyValueStore | None,
+        cache: Cache | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
         """(B,T,H). `prefix`: keys and values to put in front; with a cache they are in it already."""

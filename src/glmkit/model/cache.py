@@ -21,20 +21,28 @@ class KVCache:
     """
 
     def __init__(
-        self, config: GLMConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: GLMConfig,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_heads: int | None = None,
     ) -> None:
-        self._config, self._dtype, self._device = config, dtype, device
+        """kv_heads: of a shard of the model (`GLM.kv_heads`); None for all of `config`."""
+        self._layers, self._heads = config.num_layers, (kv_heads or config.kv_heads, config.head_dim)
+        self._dtype, self._device = dtype, device
         self.visible_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.length = 0
         self._allocate(0)
 
     def _allocate(self, prefix: int) -> None:
-        config, (batch, capacity) = self._config, self.visible_BS.shape
-        shape = (batch, prefix + capacity, config.kv_heads, config.head_dim)
+        batch, capacity = self.visible_BS.shape
+        shape = (batch, prefix + capacity, *self._heads)
         self.prefix = prefix
         self.keys, self.values = (
-            [torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(config.num_layers)]
-            for _ in range(2)
+            [torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(self._layers)] for _ in range(2)
         )
 
     @property

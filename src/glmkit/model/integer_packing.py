@@ -5,10 +5,23 @@ each (1 but for matrices that were quantised after tensor parallelism had cut th
 Sources: ChatGLM-6B's `quantization.py`; `THUDM/GLM-130B:quantization/layers.py`, `tools/convert_tp.py`.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from glmkit.errors import CheckpointError
+
+
+@runtime_checkable
+class IntegerMatrix(Protocol):
+    """A layer whose matrix stays in integers (`quant.QuantMatrix`), as the model uses it for its head."""
+
+    def floats(self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows as floats (R',C)."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., R) with the dequantised matrix."""
 
 
 def pack_int4(values_RC: Tensor) -> Tensor:

@@ -28,8 +28,11 @@ SHORT = 16
 class PagedCache:
     """The arena: blocks of keys and values for every layer, the first of them zero, then those of a tuned prefix."""
 
-    def __init__(self, config: GLMConfig, block: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.block, self.heads, self.width = block, config.kv_heads, config.head_dim
+    def __init__(
+        self, config: GLMConfig, block: int, *, dtype: torch.dtype, device: torch.device, kv_heads: int | None = None
+    ) -> None:
+        """block: tokens of a block. kv_heads: of a shard of the model (`GLM.kv_heads`); None for all of `config`."""
+        self.block, self.heads, self.width = block, kv_heads or config.kv_heads, config.head_dim
         shape = (1, 2, self.heads, block, self.width)
         self._layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.device = device
@@ -40,9 +43,9 @@ class PagedCache:
         self.head_offsets_2K = torch.arange(2 * self.heads, device=device) * block
 
     @staticmethod
-    def token_bytes(config: GLMConfig, dtype: torch.dtype) -> int:
+    def token_bytes(config: GLMConfig, dtype: torch.dtype, kv_heads: int | None = None) -> int:
         """Bytes of one token's keys and values in all layers."""
-        return 2 * config.num_layers * config.kv_heads * config.head_dim * dtype.itemsize
+        return 2 * config.num_layers * (kv_heads or config.kv_heads) * config.head_dim * dtype.itemsize
 
     @property
     def blocks(self) -> int:

@@ -134,7 +134,3 @@ class QuantEmbedding(QuantMatrix):
         flat = ids.flatten()
         rows = dequantize(self.weight[flat], self.weight_scale[flat], self.bits)
         return rows.view(*ids.shape, -1)
-
-    def as_head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., H), with the table as the output matrix."""
-        return self.product(hidden)

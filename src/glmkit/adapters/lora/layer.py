@@ -68,6 +68,13 @@ class LoraLinear(nn.Module):
         return self.lora_A.shape[0]
 
     @property
+    def weight(self) -> Tensor:
+        """The base's matrix, packed where it is quantised, for whoever asks for a linear layer's shape."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
     def update(self) -> LowRank:
         """The matrices without gradient history."""
         return LowRank(self.lora_A.detach(), self.lora_B.detach(), self.scale)

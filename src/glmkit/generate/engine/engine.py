@@ -61,7 +61,7 @@ class Engine:
 
         Raises RequestError when memory does not hold the budget.
         """
-        token_bytes = PagedCache.token_bytes(model.config, model.dtype)
+        token_bytes = PagedCache.token_bytes(model.config, model.dtype, model.kv_heads)
         free = available_memory(model.device)
         self.model = model
         self.limits = (limits or EngineLimits()).resolved(model.config, token_bytes, free)
@@ -164,7 +164,8 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Memory of the whole budget, in the type that the model has now."""
-        return PagedCache.token_bytes(self.model.config, self.model.dtype) * self.limits.blocks * self.limits.block
+        token = PagedCache.token_bytes(self.model.config, self.model.dtype, self.model.kv_heads)
+        return token * self.limits.blocks * self.limits.block
 
     @property
     def waiting(self) -> int:

@@ -30,7 +30,9 @@ class Runner:
     def reset(self) -> None:
         """Forget all keys and values; the tuned prefix is worked out again."""
         model = self._model
-        self.cache = PagedCache(model.config, self._block, dtype=model.dtype, device=model.device)
+        self.cache = PagedCache(
+            model.config, self._block, dtype=model.dtype, device=model.device, kv_heads=model.kv_heads
+        )
         self.cache.seed(model.tuned_prefix())
         self.first = self.cache.reserved
         if self._allocate:
