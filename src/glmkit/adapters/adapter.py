@@ -59,9 +59,7 @@ class Base:
     @property
     def float_tensor(self) -> Tensor:
         """A tensor that is float in every model, quantised or not: its dtype and device are the base's."""
-        weight = self.model.model.norm.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.model.model.norm_weight
 
 
 @dataclass(frozen=True)
