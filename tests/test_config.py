@@ -184,7 +184,7 @@ def test_a_missing_key_is_named(missing: str) -> None:
         ({"bits": 8, "embeddings": 1}, "quantization.embeddings is 1; it must be true or false"),
         ({"bits": 8, "column_blocks": 0}, "quantization.column_blocks is 0; it must be at least 1"),
         ({"bits": 8, "blocks": 1}, "config: quantization: unknown key 'blocks'; did you mean 'column_blocks'?"),
-        ({"embeddings": True}, "config: Quantization missing 1 required positional argument: 'bits'"),
+        ({"embeddings": True}, "config: quantization: Quantization needs the key 'bits'"),
     ],
 )
 def test_a_wrong_quantization_is_refused(values: dict[str, Any], message: str) -> None:

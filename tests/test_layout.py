@@ -204,6 +204,87 @@ def test_a_missing_docstring_is_found() -> None:
     assert undocumented(ast.parse("def f(): ...\nclass _C: ..."), PACKAGE / "x.py") == ["the module", "f"]
 
 
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+# Ways to take a sentence apart; the first line of a library's error, or its words between single spaces, may be shown.
+_TAKEN_APART = {
+    "startswith", "endswith", "partition", "rpartition", "replace", "find", "rfind", "index", "count", "removeprefix",
+    "removesuffix", "split", "rsplit", "match", "search", "fullmatch", "findall", "finditer", "sub", "translate",
+}  # fmt: skip
+
+
+def sentences(function: ast.AST) -> Callable[[ast.AST], bool]:
+    """A test for nodes that stand for the text of an exception: `str(error)`, its args, names and f-strings of it."""
+    nodes = list(ast.walk(function))
+    errors = {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    notes = [(node.arg, node.annotation) for node in nodes if isinstance(node, ast.arg) and node.annotation is not None]
+    errors |= {name for name, note in notes if re.search(r"(Error|Exception)\b", ast.unparse(note))}
+    texts: set[str] = set()
+
+    def is_text(node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in texts
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in errors:
+            return node.attr in ("args", "what", "step", "message")
+        if isinstance(node, ast.FormattedValue) and getattr(node.value, "id", None) in errors:
+            return True
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("str", "repr"):
+            return any(getattr(given, "id", None) in errors for given in node.args)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            return is_text(node.func.value)
+        parts = isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.Subscript | ast.BoolOp | ast.BinOp)
+        return parts and any(map(is_text, ast.iter_child_nodes(node)))
+
+    for node in nodes:
+        if isinstance(node, ast.Assign) and is_text(node.value):
+            texts |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return is_text
+
+
+def read_sentences(tree: ast.AST) -> list[str]:
+    """Places that look into the text of an exception instead of showing it."""
+    found: list[str] = []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for function in functions or [tree]:
+        is_text = sentences(function)
+        for node in ast.walk(function):
+            wrong = False
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq | ast.NotEq):
+                wrong = is_text(node.left) or any(map(is_text, node.comparators))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TAKEN_APART:
+                lines = not node.args or ast.unparse(node.args[0]) == repr("\n")
+                wrong = any(map(is_text, node.args)) or (is_text(node.func.value) and not lines)
+            if wrong:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_nothing_reads_the_sentence_of_an_error() -> None:
+    """What a program wants to know of an error travels beside the sentence: its class, `param`, `code`, `step`."""
+    assert found_in(lambda path: read_sentences(parsed(path))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if 'tokens' in str(error): pass",
+        "name = str(error).partition(';')[0]",
+        "if error.args[0].startswith('text 0'): pass",
+        "text = f'{error}'\n    code = re.search('limit', text)",
+        "found = PATTERN.match(str(error))",
+        "message = str(error).replace('max_new_tokens', 'max_tokens')",
+        "if error.what == 'no room': pass",
+    ],
+)
+def test_a_reader_of_sentences_is_found(source: str) -> None:
+    assert len(read_sentences(ast.parse(f"try:\n    f()\nexcept ValueError as error:\n    {source}"))) == 1
+
+
+def test_showing_an_error_is_no_reading() -> None:
+    shown = "x = f'{where}: {error}'\n    y = ' '.join(str(error).split())\n    z = str(error).split('\\n')[0]"
+    assert read_sentences(ast.parse(f"try:\n    f()\nexcept ValueError as error:\n    {shown}")) == []
+
+
 # --- light imports ----------------------------------------------------------------------------------------------------
 
 

@@ -282,7 +282,7 @@ def test_no_text_gives_no_answer(lm: LM, order: str) -> None:
 
 @pytest.mark.parametrize("max_tokens", [10**8, 10**13, 10**25])
 def test_more_tokens_than_memory_is_a_mistake(lm: LM, max_tokens: int) -> None:
-    message = r"1 x \d+ tokens do not fit this engine's cache of \d+; shorten the prompt, lower max_new_tokens"
+    message = r"1 x \d+ tokens do not fit this engine's cache of \d+; shorten the prompt, ask for fewer tokens"
     with pytest.raises(RequestError, match=message):
         lm.fill("a [MASK]", max_tokens=max_tokens)
     with pytest.raises(RequestError, match=message):

@@ -5,7 +5,7 @@ Every published model of the family is a point in this table; nothing here or in
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError, did_you_mean
@@ -265,18 +265,14 @@ class GLMConfig:
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> "GLMConfig":
         """Build from plain values. Raises ConfigError on an unknown key, naming the closest known one."""
         values = dict(values)
-        _refuse_unknown(values, cls, source)
+        _check_keys(values, cls, source)
         tables: dict[str, type[SpecialIds] | type[Quantization]] = {"special": SpecialIds, "quantization": Quantization}
-        try:
-            for name, table in tables.items():
-                given = values.get(name)
-                if isinstance(given, Mapping):
-                    _refuse_unknown(given, table, f"{source}: {name}")
-                    values[name] = table(**given)
-            return cls(**values)
-        except TypeError as error:
-            # Only missing keys are left: "GLMConfig.__init__() missing 1 required keyword-only argument: 'vocab_size'".
-            raise ConfigError(f"{source}: {str(error).replace('.__init__()', '')}") from error
+        for name, table in tables.items():
+            given = values.get(name)
+            if isinstance(given, Mapping):
+                _check_keys(given, table, f"{source}: {name}")
+                values[name] = table(**given)
+        return cls(**values)
 
 
 _LARGEST = 1 << 26  # far beyond any model; the number of weights of a layer still fits in 64 bits
@@ -320,11 +316,15 @@ def _refuse_huge(name: str, value: int) -> None:
         raise ConfigError(f"{name} is {value}; no model has more than {_LARGEST}")
 
 
-def _refuse_unknown(values: Mapping[str, Any], cls: type, source: str) -> None:
+def _check_keys(values: Mapping[str, Any], cls: type[Any], source: str) -> None:
+    """Raise ConfigError for a key that the class does not know, and for one that it needs."""
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}", step=did_you_mean(key, known), param=str(key))
+    for field in fields(cls):
+        if field.default is MISSING and field.name not in values:
+            raise ConfigError(f"{source}: {cls.__name__} needs the key {field.name!r}", param=field.name)
 
 
 @dataclass(frozen=True, kw_only=True)

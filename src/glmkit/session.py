@@ -186,12 +186,15 @@ class LM:
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
         if "max_new_tokens" in options:
-            raise RequestError("max_new_tokens is not an option of blanks; give max_tokens, the limit of each")
+            raise RequestError(
+                "max_new_tokens is not an option of blanks; give max_tokens, the limit of each", param="max_new_tokens"
+            )
         replace(OPTIONS["max_new_tokens"], name="max_tokens").checked(max_tokens)
         params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order"))
         _one_answer(params, "fill_job")
         jobs = [
-            self._blanks_job(text, params, order, number=number) for number, text in enumerate(_listed(texts, "fill"))
+            self._blanks_job(text, params, order, name=f"text {number}")
+            for number, text in enumerate(_listed(texts, "fill"))
         ]
         run_all(self.engine, jobs)
         return [job.filled() for job in jobs]
@@ -290,11 +293,11 @@ class LM:
         params: GenerationParams,
         order: str | None,
         *,
-        number: int = 0,
+        name: str = "the text",
         listener: Listener | None = None,
     ) -> FillJob:
         prompts = self._prompts
-        read, ids = prompts.blanks(text, number=number)
+        read, ids = prompts.blanks(text, name=name)
         return FillJob(
             read,
             ids,
@@ -306,7 +309,7 @@ class LM:
             block_positions=prompts.block_positions,
             reader=partial(PlainReader, prompts.tokenizer),
             listener=listener,
-            number=number,
+            name=name,
         )
 
 
@@ -321,16 +324,16 @@ def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False)
     """
     for name in ("n", "num_return_sequences"):
         if getattr(params, name) > 1:
-            raise RequestError(f"{name} is {getattr(params, name)}, but this gives one answer; use {other}")
+            raise RequestError(f"{name} is {getattr(params, name)}, but this gives one answer; use {other}", param=name)
     if params.logprobs is not None and not logprobs:
-        raise RequestError(f"logprobs is {params.logprobs}, but this gives text alone; use {other}")
+        raise RequestError(f"logprobs is {params.logprobs}, but this gives text alone; use {other}", param="logprobs")
     return params
 
 
 def _listed(texts: Iterable[Any], single: str) -> list[Any]:
     check_type("texts", texts, Iterable, "a list of texts")
     if isinstance(texts, str | bytes):
-        raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}")
+        raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}", param="texts")
     return list(texts)
 
 

@@ -76,7 +76,7 @@ def test_every_mask_of_the_model_is_a_blank(chatglm: ChatGLMTokenizer) -> None:
 )
 def test_mistakes(chatglm: ChatGLMTokenizer, text: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        BlankText(text, chatglm, chatglm.special, number=3)
+        BlankText(text, chatglm, chatglm.special, called="text 3")
     assert "\n" not in str(caught.value)
 
 

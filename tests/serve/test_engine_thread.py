@@ -13,15 +13,13 @@ from glmkit.errors import RequestError
 from glmkit.generate.outputs import Ended, Piece
 from glmkit.serve.client import Client, enter, leave
 from glmkit.serve.engine_thread import Worker
-from glmkit.serve.errors import (
-    ApiError,
+from glmkit.serve.error_responses import (
     ClientGone,
     DeadlineExceeded,
     Draining,
     EngineFailed,
     Overloaded,
     SlowReader,
-    as_api_error,
 )
 from glmkit.serve.metrics import Metrics
 from glmkit.serve.request import Running, Throughput
@@ -418,33 +416,3 @@ def test_retry_after_follows_the_rate_of_the_last_requests() -> None:
     now += 100
     assert throughput.seconds_for(1) == pytest.approx(106 / 4)
     assert throughput.seconds_for(1000) == 60.0
-
-
-@pytest.mark.parametrize(
-    ("error", "given", "status", "param"),
-    [
-        (RequestError("temperature is 9; give less"), (), 400, None),
-        (RequestError("temperature is 9; give less"), ("temperature",), 400, "temperature"),
-        (
-            RequestError("max_new_tokens is 0; give at least 1"),
-            ("max_completion_tokens",),
-            400,
-            "max_completion_tokens",
-        ),
-        (RequestError("max_new_tokens is 0; give at least 1"), (), 400, "max_tokens"),
-        (RequestError("one of stop_ids is -1"), ("stop_ids",), 400, "stop_ids"),
-        (ZeroDivisionError("a secret"), (), 500, None),
-        (ApiError(404, "no"), (), 404, None),
-    ],
-)
-def test_errors_become_statuses(error: Exception, given: tuple[str, ...], status: int, param: str | None) -> None:
-    sent = as_api_error(error, given)
-    assert (sent.status, sent.param) == (status, param)
-    assert set(sent.body()["error"]) == {"message", "type", "param", "code"}
-    assert "secret" not in str(sent.body())
-
-
-def test_memory_that_ran_out_is_no_mistake_of_the_client() -> None:
-    error = RequestError("the step failed")
-    error.__cause__ = RuntimeError("out of memory")
-    assert as_api_error(error).status == 500

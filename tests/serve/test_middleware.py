@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from glmkit.serve.body import read_object
-from glmkit.serve.errors import ApiError
+from glmkit.serve.error_responses import ApiError
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
 

@@ -9,7 +9,7 @@ import pytest
 
 from glmkit.errors import RequestError
 from glmkit.serve.engine_thread import Worker
-from glmkit.serve.errors import ApiError, Overloaded
+from glmkit.serve.error_responses import ApiError, Overloaded
 from glmkit.serve.request_jobs import Jobs
 from support.fake_engine import PATIENCE, CountJob, FakeEngine, Listener
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glmkit.errors import RequestError
-from glmkit.serve.errors import ApiError, ClientGone
+from glmkit.serve.error_responses import ApiError, ClientGone
 from glmkit.serve.schema.chat import ChunkChoice, Delta
 from glmkit.serve.sse import Event, EventStream, TextFrames, frame
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from glmkit.families.family import family_named
 from glmkit.families.glm4_text import CHAT_0414
-from glmkit.serve.errors import ApiError
+from glmkit.serve.error_responses import ApiError
 from glmkit.serve.messages import ReplyCalls, call_arguments, call_text, conversation, shown_tools, split_reply
 from glmkit.serve.schema.chat import CalledToolDelta, ChatMessage, Tool
 from glmkit.tokenizer.chat_template import ChatTemplate, Message

@@ -20,7 +20,7 @@ from glmkit.generate.engine.job import Branch
 from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.serve import status
 from glmkit.serve.app import create_app
-from glmkit.serve.errors import as_api_error
+from glmkit.serve.error_responses import as_api_error
 from glmkit.serve.server import bind, run
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State

@@ -171,10 +171,7 @@ class RequestMaker:
         return Request(job, partial(self._texts, job), self._prefix, {"cut_tokens": cut})
 
     def _blanks(self, text: str) -> Request:
-        try:
-            job = self._lm.fill_job(text, self.params, order=self._order)
-        except RequestError as error:
-            raise RequestError(str(error).replace("text 0 ", "the text ", 1)) from None
+        job = self._lm.fill_job(text, self.params, order=self._order)
         return Request(job, partial(self._filled_text, job), self._prefix)
 
     def _texts(self, job: AnswersJob | BeamsJob) -> Fields:

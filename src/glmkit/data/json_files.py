@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmkit.errors import DataError
 
-from .rows import BadRow, ReadOptions, Row, decode_utf8, text_of_row
+from .rows import BadRow, ReadOptions, Row, decode_utf8, text_of_row, unusable_json
 from .streams import LINE_LIMIT, read_lines, without_mark
 
 _BLOCK = 1 << 20  # bytes
@@ -50,7 +50,7 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> I
             hint = "; a file that holds one array should be named .json" if array else ""
             yield BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}{hint}")
         except (ValueError, RecursionError) as error:  # an endless number, nesting without end
-            yield BadRow(where, "broken_json", f"unusable JSON: {str(error).split(';')[0]}")
+            yield BadRow(where, "broken_json", unusable_json(error))
         else:
             yield text_of_row(row, options.text_field, where)
 
@@ -124,7 +124,7 @@ class _JsonText:
                     line = self.line + self._text.count("\n", self._at, error.pos)
                     raise DataError(f"{self._path}: line {line}: broken JSON: {error.msg}") from None
             except (ValueError, RecursionError) as error:
-                raise self.broken(str(error).split(";")[0]) from None
+                raise self.broken(unusable_json(error)) from None
             else:
                 if end < len(self._text) or self._ended:
                     self.line += self._text.count("\n", self._at, end)

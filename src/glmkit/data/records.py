@@ -11,9 +11,9 @@ from typing import Any
 from glmkit.errors import DataError
 
 from .json_files import holds_lines, json_values
-from .rows import describe
+from .rows import describe, unusable_json
 from .streams import COMPRESSIONS, open_stream, read_lines
-from .tables import csv_reader
+from .tables import CsvReader
 
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
@@ -105,7 +105,7 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
             hint = "; a file that holds one array should be named .json" if array else ""
             yield _unusable(text, where, place, f"broken JSON at column {error.colno}: {error.msg}{hint}")
         except (ValueError, RecursionError) as error:  # an endless number, nesting without end
-            yield _unusable(text, where, place, f"unusable JSON: {str(error).split(';')[0]}")
+            yield _unusable(text, where, place, unusable_json(error))
         else:
             if isinstance(value, dict):  # its own text, so that numbers and escapes stay as they were written
                 head = text[:-1].rstrip(" \t").encode()
@@ -117,16 +117,16 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
 def _table_records(
     stream: io.BufferedReader, path: Path, position: Callable[[], int], *, tabs: bool
 ) -> Iterator[Record]:
-    reader = csv_reader(stream, path, tabs=tabs)
+    reader = CsvReader(stream, path, tabs=tabs)
     header: list[str] | None = None
     while True:
-        where = f"{path}: line {reader.line_num + 1}"
+        where = reader.where
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if header is None or "field limit" in str(error):
+            if header is None:
                 raise DataError(f"{where}: broken CSV: {error}") from None
             yield _unusable("", where, position(), f"broken CSV: {error}")
             continue

@@ -99,6 +99,12 @@ def check_text(text: str, where: str) -> Row:
     return text
 
 
+def unusable_json(error: ValueError | RecursionError) -> str:
+    """The message for JSON that is well formed and that Python cannot hold: nesting or a number without end."""
+    deep = isinstance(error, RecursionError)
+    return f"unusable JSON: {'it is nested too deeply' if deep else 'a number has too many digits'}"
+
+
 def text_of_row(row: object, name: str, where: str) -> Row:
     """The text in field `name` of a row of JSON or of a dataset."""
     if not isinstance(row, Mapping):

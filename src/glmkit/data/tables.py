@@ -4,7 +4,6 @@ import csv
 import io
 import shutil
 import tempfile
-from _csv import Reader  # the type that csv.reader gives
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,35 +16,58 @@ from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 _BATCH_ROWS = 256
 
 
-def csv_reader(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Reader:
+class CsvReader(Iterator[list[str]]):
     """Fields of every row; bytes that are not UTF-8 travel as surrogates until it is known whether they matter.
 
     CSV follows RFC 4180: fields may be quoted and then hold line breaks. TSV has no quoting: a quote is a character.
+    Raises csv.Error for a row that is broken, and DataError for one beyond LINE_LIMIT, behind which nothing is known.
     """
-    csv.field_size_limit(LINE_LIMIT)
-    lines = (line.decode(errors="surrogateescape") for _, line in read_lines(stream, path))
-    if tabs:
-        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return csv.reader(lines, strict=True)
+
+    def __init__(self, stream: io.BufferedReader, path: Path, *, tabs: bool) -> None:
+        csv.field_size_limit(LINE_LIMIT)
+        self._path, self._characters = path, 0  # characters of the row that is being read
+        lines = self._lines(stream)
+        if tabs:
+            self._rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            self._rows = csv.reader(lines, strict=True)
+
+    @property
+    def where(self) -> str:
+        """The place of the next row, for messages."""
+        return f"{self._path}: line {self._rows.line_num + 1}"
+
+    def __next__(self) -> list[str]:
+        where, self._characters = self.where, 0
+        try:
+            return next(self._rows)
+        except csv.Error:
+            if self._characters <= LINE_LIMIT:
+                raise
+            what = f"a field is longer than {LINE_LIMIT:,} characters, the limit"
+            raise DataError(f"{where}: {what}; is a quote not closed?") from None
+
+    def _lines(self, stream: io.BufferedReader) -> Iterator[str]:
+        for _, line in read_lines(stream, self._path):
+            text = line.decode(errors="surrogateescape")
+            self._characters += len(text)
+            yield text
 
 
 def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tabs: bool) -> Iterator[Row]:
     """The text column of every row; the first row names the columns."""
-    reader = csv_reader(stream, path, tabs=tabs)
+    reader = CsvReader(stream, path, tabs=tabs)
     header = _header(reader, path)
     if header is None:
         return
     column = _column(header, path, options.text_field)
     while True:
-        where = f"{path}: line {reader.line_num + 1}"
+        where = reader.where
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if "field limit" in str(error):
-                what = f"a field is longer than {LINE_LIMIT:,} characters, the limit; is a quote not closed?"
-                raise DataError(f"{where}: {what}") from None
             yield BadRow(where, "broken_csv", f"broken CSV: {error}")
             continue
         if not fields:  # a blank line
@@ -64,9 +86,9 @@ def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tab
         yield text
 
 
-def _header(reader: Any, path: Path) -> list[str] | None:
+def _header(reader: CsvReader, path: Path) -> list[str] | None:
     try:
-        header: list[str] = next(reader)
+        header = next(reader)
     except StopIteration:
         return None
     except csv.Error as error:

@@ -19,8 +19,8 @@ class BlankText:
     with "[gMASK]"). ids: the text as the model reads it, a mask id for each blank.
     """
 
-    def __init__(self, text: str, tokenizer: Tokenizer, special: SpecialIds, *, number: int = 0) -> None:
-        """number: how errors call the text. Raises RequestError for no text, no blank, or a mask the model lacks."""
+    def __init__(self, text: str, tokenizer: Tokenizer, special: SpecialIds, *, called: str = "the text") -> None:
+        """called: how errors call the text. Raises RequestError for no text, no blank, or a mask the model lacks."""
         check_type("text", text, str, "a text (str)")
         names = {tokenizer.id_to_token(index): index for index in tokenizer.special.mask_ids()}
         theirs, ours = sorted(names.values()), sorted(special.mask_ids())
@@ -31,13 +31,11 @@ class BlankText:
         known = " or ".join(names)
         foreign = [name for name in _USUAL if name not in names and name in text]
         if foreign:
-            raise RequestError(
-                f"text {number} has {foreign[0]}, which this model does not know; its blanks are {known}"
-            )
+            raise RequestError(f"{called} has {foreign[0]}, which this model does not know; its blanks are {known}")
         self._tokenizer, self._text = tokenizer, text
         self._pattern = re.compile("|".join(map(re.escape, names)))
         if not self._pattern.search(text):
-            raise RequestError(f"text {number} has no blank; put {known} where something is missing, or use generate")
+            raise RequestError(f"{called} has no blank; put {known} where something is missing, or use generate")
         unread = [name for name, index in names.items() if tokenizer.encode(name, specials=True) != [index]]
         self.ids: list[int] = []
         pieces = re.split(f"({'|'.join(map(re.escape, unread))})", text) if unread else [text]

@@ -91,7 +91,7 @@ class Turn:
             if value is not None:
                 length.checked(value)
         if max_length is not None and "max_new_tokens" in given:
-            raise RequestError("both max_new_tokens and max_length were given; leave one out")
+            raise RequestError("both max_new_tokens and max_length were given; leave one out", param="max_length")
         positions = prompts.config.max_positions
         limits = {"max_new_tokens": given.get("max_new_tokens"), "max_length": max_length}
         # Before a long conversation is read: all but the longest reply.
@@ -241,7 +241,7 @@ def with_system(
     if tools is not None:
         tools = Message.from_dict({"role": "system", "content": "", "tools": tools}).tools
         if "observation" not in template.roles:
-            raise RequestError(f"{template.name} was not taught to use tools; leave them out")
+            raise RequestError(f"{template.name} was not taught to use tools; leave them out", param="tools")
     opened = bool(messages) and messages[0].role == "system"
     first = messages[0] if opened else Message("system", template.tools_intro if tools else "")
     first = replace(

@@ -59,7 +59,8 @@ class Prompt:
         opens = part_a == len(ids) - 1 and config.blank_order != "gmask_first"
         length = part_a if opens else len(ids)
         if length > config.max_positions:
-            raise RequestError(f"{name} has {length} tokens, the model takes {config.max_positions}; shorten it")
+            what = f"{name} has {length} tokens, the model takes {config.max_positions}; shorten it"
+            raise RequestError(what, code="context_length_exceeded")
         positions = PositionRows.of(ids, part_a, config, running=running, block_positions=block_positions)
         return cls(ids, part_a, positions, frozenset(stops), tuple(forbidden), max_positions, tuple(padding))
 
@@ -87,6 +88,7 @@ def max_answer_tokens(prompt: Prompt, params: GenerationParams) -> int:
     if room < 1:
         raise RequestError(
             f"the prompt has {len(prompt.ids)} tokens of {prompt.max_positions} that it and the answer may have; "
-            "shorten it"
+            "shorten it",
+            code="context_length_exceeded",
         )
     return min(int(params.max_new_tokens), room)

@@ -51,7 +51,7 @@ class Prompts:
         template = None if family is None else family.chat
         if template is None:
             title = self._parts.config.family if family is None else family.title
-            raise RequestError(f"{title} was not taught to chat; use fill or generate")
+            raise RequestError(f"{title} was not taught to chat", step="use fill or generate", code="not_a_chat_model")
         return template
 
     @property
@@ -125,14 +125,14 @@ class Prompts:
         own = self.template.stop_ids(self.chat_tokenizer)
         return tuple(dict.fromkeys([*own, *self._parts.generation.stop_ids]))
 
-    def blanks(self, text: str, *, number: int = 0) -> tuple[BlankText, list[int]]:
-        """A text with blanks, and its part A as the model reads it. number: how errors call the text.
+    def blanks(self, text: str, *, name: str = "the text") -> tuple[BlankText, list[int]]:
+        """A text with blanks, and its part A as the model reads it. name: how errors call the text.
 
         Raises RequestError for a model that fills none, and what `BlankText` raises.
         """
         if self._parts.config.mask == "causal":
             raise RequestError(f"{self._parts.config.family} reads left to right and fills no blanks; use generate")
-        read = BlankText(text, self.tokenizer, self.special, number=number)
+        read = BlankText(text, self.tokenizer, self.special, called=name)
         special, order = self.special, self._parts.config.blank_order
         # With spans of their own part A is always closed, else where no blank ends it, or never.
         closed = order == "gmask_first" or (order == "mask_first" and read.ids[-1] in special.mask_ids())

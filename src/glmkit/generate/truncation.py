@@ -66,9 +66,12 @@ def fit(
     if room < (1 if max_new_tokens is None else max_new_tokens):
         what, shorten = ("the last turn's", "shorten the message") if trim else ("the conversation's", "shorten it")
         least = wanted if trim or max_new_tokens is not None else 1
-        fewer = f", or lower max_new_tokens to {room}" if max_new_tokens is not None and room > 0 else ""
+        lower = max_new_tokens is not None and room > 0
         raise RequestError(
-            f"{what} prompt of {len(ids)} tokens and {least} for the reply exceed {limit}; {shorten}{fewer}"
+            f"{what} prompt of {len(ids)} tokens and {least} for the reply exceed {limit}; {shorten}"
+            + (f", or ask for at most {room} tokens" if lower else ""),
+            param="max_new_tokens" if lower else None,
+            code="context_length_exceeded",
         )
     if max_new_tokens is not None:
         room = max_new_tokens

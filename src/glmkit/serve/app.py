@@ -18,11 +18,10 @@ from glmkit.errors import GLMKitError
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.session import LM
 
-from . import chat, completions, infill, status
-from . import legacy as original
+from . import chat_endpoint, completions_endpoint, infill_endpoint, legacy_endpoint, status
 from .client import current
 from .engine_thread import Worker
-from .errors import ApiError, as_api_error
+from .error_responses import ApiError, as_api_error
 from .fallback import add_fallbacks
 from .metrics import Metrics
 from .middleware import Guard
@@ -31,7 +30,13 @@ from .page.mount import mount_page
 from .settings import ServeSettings
 from .state import State
 
-ROUTERS = (status.router, chat.router, completions.router, infill.router, original.router)
+ROUTERS = (
+    status.router,
+    chat_endpoint.router,
+    completions_endpoint.router,
+    infill_endpoint.router,
+    legacy_endpoint.router,
+)
 
 
 def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequence[APIRouter] = ROUTERS) -> FastAPI:

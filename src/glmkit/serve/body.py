@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Message
 
-from .errors import ApiError, ClientGone
+from .error_responses import ApiError, ClientGone
 from .schema.validation import path
 
 # Media types under which clients send JSON; the last two are what common tools say unless told otherwise.

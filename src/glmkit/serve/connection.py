@@ -9,7 +9,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from .errors import ApiError
+from .error_responses import ApiError
 from .middleware import ABORT, PAUSED
 
 

@@ -19,7 +19,7 @@ from glmkit.generate.engine.job import Job
 from glmkit.generate.outputs import Ended, Piece
 
 from .client import Client, current
-from .errors import ApiError, ClientGone, DeadlineExceeded, Draining, EngineFailed, Overloaded
+from .error_responses import ApiError, ClientGone, DeadlineExceeded, Draining, EngineFailed, Overloaded
 from .metrics import Metrics
 from .request import Event, Running, Snapshot, Steps, Throughput
 

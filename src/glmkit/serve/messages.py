@@ -9,7 +9,7 @@ from typing import Any
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import ChatTemplate, Message
 
-from .errors import ApiError
+from .error_responses import ApiError
 from .schema.chat import (
     AssistantMessage,
     CalledFunction,

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from glmkit.errors import GLMKitError
 
-from .errors import ApiError
+from .error_responses import ApiError
 from .request import Running, Snapshot
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

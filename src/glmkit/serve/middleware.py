@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .body import check_headers, read_body, read_object
 from .client import Client, enter, leave
 from .engine_thread import Worker
-from .errors import ApiError, ClientGone, as_api_error
+from .error_responses import ApiError, ClientGone, as_api_error
 from .metrics import Metrics
 from .settings import ServeSettings
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 from glmkit.generate.engine.job import Job
 from glmkit.generate.outputs import Ended, Piece
 
-from .errors import ApiError, SlowReader
+from .error_responses import ApiError, SlowReader
 
 # --- FOLDED serve/load
 # How busy the engine is: what its worker needs, a picture after each step, how soon a place is free.

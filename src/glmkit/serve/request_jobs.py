@@ -2,17 +2,15 @@
 
 import asyncio
 import contextlib
-import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from glmkit.errors import RequestError, TokenizerError
 from glmkit.generate.engine.job import Job
 from glmkit.generate.outputs import Listener
 
 from .client import current
-from .errors import ApiError, DeadlineExceeded, Overloaded, as_api_error
+from .error_responses import ApiError, DeadlineExceeded, Overloaded, refused
 from .request import Event, Running
 from .schema.common import Writing, clash
 from .state import State
@@ -20,9 +18,6 @@ from .state import State
 AT_ONCE = 8  # jobs of one request that are in the engine at the same time
 BEGIN = 10.0  # seconds that the first event may take before a stream begins without it
 _PAUSE = 0.25  # seconds until a full queue is asked again for the next job of a request that it has taken
-_TOO_LONG = re.compile(r"tokens.*(exceed|the model takes|may have|at most|fit|budget|cache|limit)")
-_BEAM_SCORES = "; beams come with scores, or take one beam"
-_FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_return_sequences": "n"}
 
 J = TypeVar("J", bound=Job)
 Batch = list[tuple[int, Event]]
@@ -168,36 +163,8 @@ class _Relay:
         self.target(event)
 
 
-@contextlib.contextmanager
-def refused(given: Collection[str], param: str) -> Iterator[None]:
-    """What the model or its parameters refuse inside becomes an ApiError; arguments as of `refusal`."""
-    try:
-        yield
-    except (RequestError, TokenizerError) as error:
-        raise refusal(error, given, param) from error
-
-
 def check_together(body: Writing) -> None:
     """Raises ApiError for fields that do not go together."""
     if (found := clash(body)) is not None:
         name, reason = found
         raise ApiError(400, f"{name}: {reason}", param=name)
-
-
-def refusal(error: RequestError | TokenizerError, given: Collection[str], param: str) -> ApiError:
-    """What is wrong with a request whose types are right; `param` names the field where the message does not."""
-    sent = as_api_error(error, given)
-    if sent.status != 400:
-        return sent
-    message = sent.message.replace("text 0 ", "text ", 1).replace(_BEAM_SCORES, "; take one beam")
-    for ours, theirs in _FIELDS.items():
-        newer = "max_completion_tokens" if ours == "max_new_tokens" and "max_completion_tokens" in given else theirs
-        message = message.replace(ours, newer)
-    if sent.param in given:
-        param = sent.param or param
-    elif re.search(r"more than this engine's \d+ rows", message):
-        param = next((name for name in ("num_beams", "best_of", "n") if name in given), param)
-    elif (length := re.search(r"or lower (max_\w+) to", message)) is not None:
-        param = length[1]
-    code = "context_length_exceeded" if _TOO_LONG.search(message) else sent.code
-    return ApiError(400, message, param=param, code=code)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ClientGone, as_api_error
+from .error_responses import ClientGone, as_api_error
 
 KEEP_ALIVE = 10.0  # seconds without an event after which a comment is sent
 _HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}

@@ -10,7 +10,7 @@ from typing import TypedDict
 from glmkit.session import LM
 
 from .engine_thread import Worker
-from .errors import model_not_found
+from .error_responses import model_not_found
 from .metrics import Metrics
 from .settings import ServeSettings
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from .errors import model_not_found
+from .error_responses import model_not_found
 from .state import State
 
 router = APIRouter()

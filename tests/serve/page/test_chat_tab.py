@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glmkit.serve.app import create_app
-from glmkit.serve.errors import ApiError, Draining, Overloaded
+from glmkit.serve.error_responses import ApiError, Draining, Overloaded
 from glmkit.serve.settings import ServeSettings
 from glmkit.session import LM
 from support.browser import DESK, PHONE, Chromium, until

@@ -86,13 +86,15 @@ class Engine:
         rows, tokens, limits = job.max_rows, job.max_row_tokens, self.limits
         if rows > limits.rows:
             raise RequestError(
-                f"{rows} answers or beams at once are more than this engine's {limits.rows} rows; ask for fewer"
+                f"{rows} answers or beams at once are more than this engine's {limits.rows} rows; ask for fewer",
+                param="max_rows",
             )
         # Rows may share all but their last block.
         if -(-tokens // limits.block) + rows - 1 > limits.blocks:
             raise RequestError(
                 f"{rows} x {tokens} tokens do not fit this engine's cache of {limits.tokens}; shorten the prompt, "
-                f"lower max_new_tokens, or give the engine more tokens"
+                f"ask for fewer tokens, or give the engine more",
+                code="context_length_exceeded",
             )
         ticket = Ticket(job)
         with self._lock:
@@ -324,7 +326,8 @@ class Engine:
     def _too_small(self, task: Task) -> RequestError:
         return RequestError(
             f"{task.max_rows} x {task.max_row_tokens} tokens do not fit this engine's cache of {self.limits.tokens}; "
-            f"ask for fewer answers, lower max_new_tokens, or give the engine more tokens"
+            f"ask for fewer or shorter answers, or give the engine more tokens",
+            code="context_length_exceeded",
         )
 
     def _recover(self) -> None:

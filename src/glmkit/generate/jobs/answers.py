@@ -41,7 +41,7 @@ class AnswersJob:
         Raises RequestError for beams, for stop texts without a reader, and for a prompt that leaves no room.
         """
         if params.num_beams > 1:
-            raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job")
+            raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job", param="num_beams")
         most = max_answer_tokens(prompt, params)
         self.prompt_tokens = len(prompt.ids)
         self.max_rows = int(params.n)

@@ -48,20 +48,20 @@ class SpansJob:
         block_positions: bool = True,
         reader: MakeReader | None = None,
         listener: Listener | None = None,
-        number: int = 0,
+        name: str = "the text",
     ) -> None:
         """ids: part A, with at least one mask token. params.max_new_tokens: the longest answer of one blank.
 
         forbidden: ids never produced, besides mask, start, class and padding ids, which never are. A span ends at
         end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`. reader:
-        makes what reads the text of one answer. number: how errors call the text.
+        makes what reads the text of one answer. name: how errors call the text.
         Raises RequestError for a text without blanks or longer than the model's positions, and for several answers,
         beams and stop texts.
         """
-        self._name = f"text {number}"
+        self._name = name
         _check_params(params)
         if order not in get_args(BlankOrder):
-            raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'")
+            raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'", param="order")
         masks = set(special.mask_ids())
         self._kinds = [token for token in ids if token in masks]
         if not self._kinds:
@@ -115,7 +115,8 @@ class SpansJob:
         """Begin a row. `_row`: its tokens so far, of part A and of finished spans."""
         if len(row) > self._config.max_positions:
             raise RequestError(
-                f"{self._name} has {len(row)} tokens, the model takes {self._config.max_positions}; shorten it"
+                f"{self._name} has {len(row)} tokens, the model takes {self._config.max_positions}; shorten it",
+                code="context_length_exceeded",
             )
         self._row, self._length, self._lookup = row, len(row), None
         self._positions = replace(self._positions, spans=())
@@ -195,7 +196,7 @@ def _check_params(params: GenerationParams) -> None:
     )
     for name, clash, hint in clashes:
         if clash:
-            raise RequestError(f"{name} does not go with blanks; {hint}")
+            raise RequestError(f"{name} does not go with blanks; {hint}", param=name)
 
 
 # --- FOLDED generate/jobs/fill_job

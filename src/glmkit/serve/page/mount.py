@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import ClientGone
+from ..error_responses import ClientGone
 from .chat_tab import chat_tab
 from .facts import Facts, Served
 from .handling import Caller

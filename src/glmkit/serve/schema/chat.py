@@ -200,6 +200,11 @@ class ChatRequest(Answering):
     verbosity: None = None
     web_search_options: None = None
 
+    @property
+    def longest(self) -> int | None:
+        """As in `Answering`, under either name."""
+        return self.max_tokens or self.max_completion_tokens
+
     def options(self) -> dict[str, Any]:
         """As in `Writing`, and the alternatives."""
         alternatives = {"logprobs": self.top_logprobs or 0} if self.logprobs else {}

@@ -169,6 +169,11 @@ class Answering(Writing):
         stop: str | list[str] | None
         num_beams: int | None
 
+    @property
+    def longest(self) -> int | None:
+        """The longest answer that was asked for, in tokens."""
+        return self.max_tokens
+
     def options(self) -> dict[str, Any]:
         """As in `Writing`; of beams, which are greedy, the `n` best are given."""
         values = super().options()
@@ -192,7 +197,11 @@ def clash(body: Writing) -> tuple[str, str] | None:
                 checks.append(
                     (option.api_name, beams > 1 and bool(value), "it does not go with num_beams; leave one out")
                 )
-        checks.append(("n", beams > 1 and (body.n or 1) > beams, f"it is {body.n}, more than num_beams; lower it"))
+        long = body.longest is not None and (body.min_tokens or 0) > body.longest
+        checks += [
+            ("n", beams > 1 and (body.n or 1) > beams, f"it is {body.n}, more than num_beams; lower it"),
+            ("min_tokens", long, f"it is {body.min_tokens}, more than the longest answer, {body.longest}; lower it"),
+        ]
     return next(((name, reason) for name, wrong, reason in checks if wrong), None)
 
 

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from glmkit.errors import did_you_mean
 
-from ..errors import ApiError
+from ..error_responses import ApiError
 from .common import Body
 
 # Where leaving it out is not all that can be done.

@@ -11,8 +11,9 @@ from glmkit.generate.conversation import ReplyJob
 from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
 from glmkit.tokenizer.protocol import Tokenizer
 
-from .chat import chat_template
-from .request_jobs import Jobs, refused
+from .chat_endpoint import chat_template
+from .error_responses import refused
+from .request_jobs import Jobs
 from .schema.legacy import OriginalReply, OriginalRequest
 from .schema.validation import JsonRoute
 from .state import State

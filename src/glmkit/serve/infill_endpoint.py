@@ -10,8 +10,8 @@ from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Ended
 from glmkit.generate.params import GenerationParams
 
-from .errors import ApiError
-from .request_jobs import Jobs, check_together, refused
+from .error_responses import ApiError, refused
+from .request_jobs import Jobs, check_together
 from .schema.common import Usage
 from .schema.infill import Blank, Infill, InfillChunk, InfillRequest
 from .schema.validation import JsonRoute

@@ -245,7 +245,7 @@ def test_an_answer_that_would_be_too_long(live: Live, name: str) -> None:
     prompt = live.prompt_tokens(QUESTION)
     said = error(live, **{"max_tokens": ..., name: 8193})
     assert (said["param"], said["code"]) == (name, "context_length_exceeded")
-    assert f"lower {name} to {8192 - prompt}" in said["message"]
+    assert f"ask for at most {8192 - prompt} tokens" in said["message"]
     assert "8192" in said["message"]
 
 

@@ -15,9 +15,9 @@ from glmkit.generate.outputs import Answer, Ended, Listener
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 
-from .errors import ApiError
+from .error_responses import ApiError, refused
 from .logprobs import LogprobWriter
-from .request_jobs import Jobs, check_together, refused
+from .request_jobs import Jobs, check_together
 from .schema.common import TextLogprobs, Usage
 from .schema.completion import Completion, CompletionChoice, CompletionRequest, Finish
 from .schema.validation import JsonRoute

@@ -1,22 +1,21 @@
 """Every error of the server in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from glmkit.errors import RequestError, TokenizerError
+from glmkit.generate.params import OPTIONS
 
-# What fields of `GenerationParams` are called in requests, the newer name first.
-_NAMES = {
+# Parameters that several fields of requests may stand for, or another one; the first that was given is named.
+_FIELDS = {
     "max_new_tokens": ("max_completion_tokens", "max_tokens"),
-    "min_new_tokens": ("min_tokens",),
     "num_return_sequences": ("n",),
-    "texts": ("prompt", "text"),
+    "max_rows": ("num_beams", "best_of", "n"),
 }
-_FIELD = re.compile(r"(?:one of )?([a-z][a-z_]*)\b")
 
 
 class ApiError(Exception):
@@ -102,18 +101,27 @@ def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"model {shown!r} is not served here; see /v1/models", param="model", code="model_not_found")
 
 
-def as_api_error(error: BaseException, given: Collection[str] = ()) -> ApiError:
+def as_api_error(error: BaseException, given: Collection[str] = (), default: str | None = None) -> ApiError:
     """Any error as one that can be sent; what a user did not cause says nothing of its inside.
 
-    given: fields of the request's body, by which the name of a parameter is told that other APIs call otherwise.
+    given: fields of the request's body, under whose names its parameters are shown. default: the field that is named
+    where the error has no parameter that was given.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError) and _is_ours(error):
         return ApiError(500, "this step of the engine failed; try again", type="server_error", code="engine_error")
     if isinstance(error, RequestError | TokenizerError):
-        return _from_request_error(str(error), given)
+        param = next((name for name in _fields(error.param) if name in given), default)
+        return ApiError(400, str(error), param=param, code=error.code)
     return ApiError(500, "the server made a mistake; its log says more", type="server_error", code="internal_error")
+
+
+def _fields(param: str | None) -> tuple[str, ...]:
+    """Names in requests of a parameter of the Python interface, the newer one first."""
+    if param is None:
+        return ()
+    return _FIELDS.get(param) or (OPTIONS[param].api_name if param in OPTIONS else param,)
 
 
 def _is_ours(error: RequestError) -> bool:
@@ -121,14 +129,10 @@ def _is_ours(error: RequestError) -> bool:
     return isinstance(error.__cause__, RuntimeError | MemoryError)
 
 
-def _from_request_error(message: str, given: Collection[str]) -> ApiError:
-    """400; `param` is the field that the message begins with."""
-    match = _FIELD.match(message)
-    name = match[1] if match else ""
-    if name in _NAMES:
-        names = _NAMES[name]
-        shown = next((other for other in names if other in given), name if name in given else names[-1])
-        message = message.replace(name, shown, 1)
-        name = shown
-    known = name in given or "_" in name
-    return ApiError(400, message, param=name if known else None)
+@contextmanager
+def refused(given: Collection[str], default: str) -> Iterator[None]:
+    """Raise what the model or its parameters refuse inside as an ApiError; arguments as of `as_api_error`."""
+    try:
+        yield
+    except (RequestError, TokenizerError) as error:
+        raise as_api_error(error, given, default) from error

@@ -14,7 +14,7 @@ from glmkit.session import LM
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.incremental import IncrementalDecoder
 
-from .errors import ApiError
+from .error_responses import ApiError
 from .logprobs import LogprobWriter
 from .messages import ReplyCalls, conversation, shown_tools
 from .request_jobs import Jobs, check_together
@@ -56,9 +56,8 @@ def chat_template(lm: LM) -> ChatTemplate:
     try:
         return lm.chat_template
     except RequestError as error:
-        reason = str(error).partition(";")[0]
-        message = f"{reason}; use /v1/completions to go on with a text, /v1/infill to fill in blanks"
-        raise ApiError(400, message, code="not_a_chat_model") from None
+        message = f"{error.what}; use /v1/completions to go on with a text, /v1/infill to fill in blanks"
+        raise ApiError(400, message, code=error.code) from None
 
 
 def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Listener], ReplyJob]:
@@ -80,8 +79,8 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Liste
     messages = conversation(template, body.messages)
     tools = shown_tools(template, body.tools) if body.tools and body.tool_choice != "none" else None
     options = body.options()
-    if (most := body.max_tokens or body.max_completion_tokens) is not None:
-        options["max_new_tokens"] = most
+    if body.longest is not None:
+        options["max_new_tokens"] = body.longest
     return lambda listener: lm.chat_job(messages, options, tools=tools, listener=listener)
 
 
