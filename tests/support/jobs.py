@@ -116,7 +116,7 @@ def fill(
     asked = GenerationParams(max_new_tokens=max_tokens, **params)
     places: dict[str, Any] = {"running": running, "block_positions": block_positions, "order": order}
     jobs = [
-        SpansJob(row, asked, config, special, forbidden=forbidden, number=number, **places)
+        SpansJob(row, asked, config, special, forbidden=forbidden, name=f"text {number}", **places)
         for number, row in enumerate(rows)
     ]
     run_jobs(runner, jobs)

@@ -295,8 +295,8 @@ def test_no_rows_and_too_many_tokens() -> None:
 @pytest.mark.parametrize(
     ("row", "options", "words"),
     [
-        ([2, 20, 0], {}, r"the text has no blank; put \[MASK\], \[sMASK\] or \[gMASK\] where something is missing"),
-        (row_with_blanks(200, [5], 1), {}, "the text has 200 tokens, the model takes 96; shorten it"),
+        ([2, 20, 0], {}, r"text 0 has no blank; put \[MASK\], \[sMASK\] or \[gMASK\] where something is missing"),
+        (row_with_blanks(200, [5], 1), {}, "text 0 has 200 tokens, the model takes 96; shorten it"),
         (ROWS[0], {"max_tokens": 0}, "max_new_tokens is 0; give at least 1"),
         (ROWS[0], {"order": "any"}, "order is 'any'; use 'shared' or 'inserted'"),
         (ROWS[0], {"n": 2}, "n does not go with blanks; ask again with another seed"),
@@ -311,6 +311,6 @@ def test_mistakes_are_named(row: list[int], options: dict[str, Any], words: str)
 
 def test_an_answer_that_makes_the_text_too_long() -> None:
     model, row = tiny_model(seed=3), row_with_blanks(95, [3, 50], 1)
-    with pytest.raises(RequestError, match="the text has 101 tokens, the model takes 96; shorten it"):
+    with pytest.raises(RequestError, match="text 0 has 101 tokens, the model takes 96; shorten it"):
         fill(model, [row], SPECIAL, max_tokens=7, order="inserted", min_new_tokens=7)
     assert fill(model, [row], SPECIAL, max_tokens=7, order="shared", min_new_tokens=7)
