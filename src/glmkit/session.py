@@ -36,7 +36,7 @@ from .generate.prompt_builder import Prompts
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .model.parameters import Fingerprint
-from .tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
+from .tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
 from .tokenizer.protocol import Tokenizer
 
 __all__ = ["LM", "Filled", "load"]
@@ -216,7 +216,7 @@ class LM:
 
     # --- conversations ------------------------------------------------------------------------------------------------
 
-    def chat(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, list[Any]]:
+    def chat(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, Turns]:
         """Answer one turn of a conversation: (response, history for the next call).
 
         Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
@@ -229,7 +229,7 @@ class LM:
 
     def stream_chat(
         self, query: str, history: History = (), **options: Unpack[ChatOptions]
-    ) -> Generator[tuple[str | Call, list[Any]]]:
+    ) -> Generator[tuple[str | Call, Turns]]:
         """`chat` while it is made: (response so far, history so far) for each token that shows something.
 
         The response is always the whole text, as in the published code; its end may still change. The last pair is what
@@ -344,7 +344,7 @@ def _pieces(events: Generator[Piece | Ended]) -> Generator[str]:
                 yield event.text
 
 
-def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, list[Any]]]:
+def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, Turns]]:
     with closing(steps):
         for step in steps:
             if step.response is not None:

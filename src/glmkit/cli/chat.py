@@ -13,23 +13,12 @@ from glmkit.errors import GLMKitError, RequestError
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", metavar="MODEL", help="model directory")
-    parser.add_argument("--system", metavar="TEXT", type=str, default=None, help="system message, for models with one")
-    parser.add_argument(
-        "--history", metavar="FILE", type=str, default=None, help="JSON file to go on from and to keep the history in"
-    )
-    parser.add_argument(
-        "--tools",
-        metavar="FILE",
-        type=str,
-        default=None,
-        help="JSON list of tools in the family's form, where it has one",
-    )
+    parser.add_argument("--system", metavar="TEXT", help="system message, for models with one")
+    parser.add_argument("--history", metavar="FILE", help="JSON file to go on from and to keep the history in")
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools in the family's form, where it has one")
     parser.add_argument("--no_stream", action="store_true", help="print each reply when it is complete")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help='one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too',
-    )
+    json_help = 'one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too'
+    parser.add_argument("--json", action="store_true", help=json_help)
     add_load_arguments(parser)
     add_generation_arguments(parser, "chat")
 
@@ -39,15 +28,11 @@ def run(args: Namespace) -> int:
     lm = open_model(args)
     template = lm.chat_template
     file = None if args.history is None else HistoryFile(args.history)
+    tools = None if args.tools is None else read_tools(args.tools)
     dialogue = Dialogue(
-        lm,
-        generation_options(args),
-        system=args.system,
-        tools=None if args.tools is None else read_tools(args.tools),
-        file=file,
-        as_json=args.json,
+        lm, generation_options(args), system=args.system, tools=tools, file=file, as_json=args.json,
         stream=not args.no_stream,
-    )
+    )  # fmt: skip
     lines = Lines(name=template.name, prompts=not args.json)
     if lines.shown:
         print(f"{template.name}: clear forgets, stop ends, Ctrl-C stops an answer, /help", file=sys.stderr)

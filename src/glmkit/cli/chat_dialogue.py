@@ -14,7 +14,9 @@ from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
 from glmkit.generate.params import GenerationParams, Option, Values, options_of
 from glmkit.session import LM
-from glmkit.tokenizer.chat_template import to_messages
+from glmkit.tokenizer.chat_template import Call, Message, Turns, to_messages
+
+Tools = list[dict[str, Any]]  # in the family's form
 
 
 class HistoryFile:
@@ -26,7 +28,7 @@ class HistoryFile:
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise RequestError(f"the history file {path} cannot be written there; give a file in an existing directory")
 
-    def read(self) -> list[Any]:
+    def read(self) -> Turns:
         """The history, empty when there is no file yet. Raises RequestError when it holds something else."""
         if not self.path.exists():
             return []
@@ -42,13 +44,13 @@ class HistoryFile:
             raise RequestError(f"{self.path} holds no history: {error}") from None
         return history
 
-    def write(self, history: list[Any]) -> None:
+    def write(self, history: Turns) -> None:
         """Replace the file."""
         with atomic_write(self.path) as file:
             file.write(json.dumps(history, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
-def read_tools(path: str) -> list[dict[str, Any]]:
+def read_tools(path: str) -> Tools:
     """A list of tools from a JSON file. Raises RequestError when it holds something else."""
     try:
         tools = json.loads(Path(path).read_bytes())
@@ -130,7 +132,7 @@ class Dialogue:
         settings: Values,
         *,
         system: str | None = None,
-        tools: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
         file: HistoryFile | None = None,
         as_json: bool = False,
         stream: bool = True,
@@ -140,14 +142,14 @@ class Dialogue:
         """
         self._lm, self._settings, self._system, self._tools = lm, dict(settings), system, tools
         self._file, self._json, self._stream = file, as_json, stream and not as_json
-        self._history: list[Any] = [] if file is None else file.read()
-        self._last: tuple[list[Any], str, str] | None = None  # history before it, query, role
+        self._history: Turns = [] if file is None else file.read()
+        self._last: tuple[Turns, str, str] | None = None  # history before it, query, role
         _check(self._settings)
-        if self._history:
-            lm.chat_template.check_roles(to_messages(self._history))
-        if system is not None:
-            lm.chat_template.check_roles(to_messages([{"role": "system", "content": system}]))
-        with_system([], lm.chat_template, None, tools)
+        template = lm.chat_template
+        for messages in (to_messages(self._history), [] if system is None else [Message("system", system)]):
+            if messages:
+                template.check_roles(messages)
+        with_system([], template, None, tools)
 
     def is_command(self, line: str) -> bool:
         """Tell an order to us from a message."""
@@ -182,11 +184,11 @@ class Dialogue:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", TrimmedHistoryWarning)
-                options: Any = {**self._settings, "system": self._system, "tools": self._tools}
+                options: Values = {**self._settings, "system": self._system, "tools": self._tools}
                 steps = self._lm.chat_steps(query, self._history, role=role, **options)
             for warning in caught:
                 print(f"glm chat: {warning.message}", file=sys.stderr, flush=True)
-            response: Any = ""
+            response: str | Call = ""
             for step in steps:
                 last, text = step, text + step.piece
                 response = step.response if step.response is not None else response
@@ -202,7 +204,7 @@ class Dialogue:
         if last is not None:
             self._keep(last.history)
 
-    def _print(self, query: str, response: Any, text: str, finish: str, last: ChatStep | None) -> None:
+    def _print(self, query: str, response: str | Call, text: str, finish: str, last: ChatStep | None) -> None:
         if self._json:
             tokens = 0 if last is None else last.tokens
             answer = {"query": query, "response": response, "finish": finish, "tokens": tokens}
@@ -217,7 +219,7 @@ class Dialogue:
         if finish == "interrupted":
             print("(stopped)", file=sys.stderr, flush=True)
 
-    def _keep(self, history: list[Any]) -> None:
+    def _keep(self, history: Turns) -> None:
         self._history = history
         if self._file is not None:
             self._file.write(history)
@@ -251,7 +253,7 @@ class Dialogue:
 
     def _set_system(self, text: str) -> None:
         if text:
-            self._lm.chat_template.check_roles(to_messages([{"role": "system", "content": text}]))
+            self._lm.chat_template.check_roles([Message("system", text)])
             self._system = text
         print(f"system: {self._system or ''}", file=sys.stderr)
 

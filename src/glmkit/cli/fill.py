@@ -21,7 +21,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--order",
         choices=["shared", "inserted"],
-        default=None,
         help="shared: all blanks after the text, as GLM; inserted: each answer before the next blank, as GLM-130B "
         "(default: as the model's family does)",
     )

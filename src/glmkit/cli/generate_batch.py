@@ -37,53 +37,31 @@ _ORIGINAL = {"tgt_length": "max_new_tokens", "min_tgt_length": "min_new_tokens"}
 
 def add_batch_arguments(parser: ArgumentParser) -> None:
     """Arguments of `glm generate` for whole files; the options of decoding are added elsewhere."""
-    group = parser.add_argument_group("files of prompts")
-    group.add_argument(
-        "--input", metavar="FILE", type=str, default=None, help="answer every row of this .jsonl, .json, .csv or .tsv"
-    )
-    group.add_argument("--output", metavar="FILE", type=str, default=None, help="file to write, one JSON object a line")
-    group.add_argument(
-        "--task", choices=["auto", "generate", "fill", "chat"], default="auto",
+    # fmt: off
+    add = parser.add_argument_group("files of prompts").add_argument
+    add("--input", metavar="FILE", help="answer every row of this .jsonl, .json, .csv or .tsv")
+    add("--output", metavar="FILE", help="file to write, one JSON object a line")
+    add("--task", choices=["auto", "generate", "fill", "chat"], default="auto",
         help="continue texts, fill their blanks, or answer in a conversation; auto: messages are answered, texts are "
-        "continued (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--prompt_field", metavar="NAME", type=str, default=None,
-        help=f"field with the text or the messages (default: the first there is of {', '.join(PROMPT_FIELDS)})",
-    )  # fmt: skip
-    group.add_argument(
-        "--template", metavar="TEXT", type=str, default=None, help="the prompt, with {NAME} for the text of a field"
-    )
-    group.add_argument(
-        "--order", choices=["shared", "inserted"], default=None, help="of blanks, with --task fill; see glm fill"
-    )
-    group.add_argument(
-        "--src_length", metavar="N", type=int, default=None,
-        help="cut longer prompts to so many tokens, those around the text included (default: no cut)",
-    )  # fmt: skip
-    group.add_argument(
-        "--truncation_side", choices=["left", "right"], default="left",
-        help="where --src_length cuts: left drops the beginning of a text, right its end (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument("--tgt_length", metavar="N", type=int, default=None, help="the same as --max_new_tokens")
-    group.add_argument("--min_tgt_length", metavar="N", type=int, default=None, help="the same as --min_new_tokens")
-    group.add_argument(
-        "--batch_size", metavar="N", type=int, default=None,
-        help=f"rows of the file at work at once (default: as many as give {ROWS} answers or beams)",
-    )  # fmt: skip
-    group.add_argument(
-        "--on_error", choices=["stop", "record"], default="stop",
-        help="at a row that cannot be answered, stop, or write it with its error and go on (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--added_prefix",
-        metavar="TEXT",
-        type=str,
-        default="",
-        help="in front of the names of the fields that are added",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace what another run has written there")
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+        "continued (default: %(default)s)")
+    add("--prompt_field", metavar="NAME",
+        help=f"field with the text or the messages (default: the first there is of {', '.join(PROMPT_FIELDS)})")
+    add("--template", metavar="TEXT", help="the prompt, with {NAME} for the text of a field")
+    add("--order", choices=["shared", "inserted"], help="of blanks, with --task fill; see glm fill")
+    add("--src_length", metavar="N", type=int,
+        help="cut longer prompts to so many tokens, those around the text included (default: no cut)")
+    add("--truncation_side", choices=["left", "right"], default="left",
+        help="where --src_length cuts: left drops the beginning of a text, right its end (default: %(default)s)")
+    add("--tgt_length", metavar="N", type=int, help="the same as --max_new_tokens")
+    add("--min_tgt_length", metavar="N", type=int, help="the same as --min_new_tokens")
+    add("--batch_size", metavar="N", type=int,
+        help=f"rows of the file at work at once (default: as many as give {ROWS} answers or beams)")
+    add("--on_error", choices=["stop", "record"], default="stop",
+        help="at a row that cannot be answered, stop, or write it with its error and go on (default: %(default)s)")
+    add("--added_prefix", metavar="TEXT", default="", help="in front of the names of the fields that are added")
+    add("--overwrite", action="store_true", help="replace what another run has written there")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    # fmt: on
 
 
 def wants_batch(args: Namespace) -> bool:

@@ -13,34 +13,23 @@ def add_text_arguments(parser: ArgumentParser) -> None:
     """MODEL, TEXT, --file and --json, and how to open the model."""
     parser.add_argument("model", metavar="MODEL", help="model directory")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the text; without it, --file or standard input")
-    parser.add_argument("--file", type=str, default=None, help="read the text from this UTF-8 file")
+    parser.add_argument("--file", help="read the text from this UTF-8 file")
     add_load_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_load_arguments(parser: ArgumentParser) -> None:
     """Arguments on opening MODEL: those of `glmkit.load`."""
-    parser.add_argument(
-        "--adapter", metavar="DIR", type=str, default=None, help="LoRA or P-Tuning v2 directory for the model"
-    )
-    parser.add_argument(
-        "--alpha", metavar="X", type=float, default=None, help="of a LoRA whose directory does not state it"
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="DIR", type=str, default=None, help="directory with the tokenizer's files"
-    )
-    parser.add_argument(
-        "--config", metavar="C", type=str, default=None, help="preset or config file, for models that ship none"
-    )
-    parser.add_argument("--family", metavar="F", type=str, default=None, help="where several share a layout")
+    add = parser.add_argument
+    add("--adapter", metavar="DIR", help="LoRA or P-Tuning v2 directory for the model")
+    add("--alpha", metavar="X", type=float, help="of a LoRA whose directory does not state it")
+    add("--tokenizer", metavar="DIR", help="directory with the tokenizer's files")
+    add("--config", metavar="C", help="preset or config file, for models that ship none")
+    add("--family", metavar="F", help="where several share a layout")
     devices = "auto, cpu, cuda, cuda:N, or another accelerator of PyTorch (untested)"
-    parser.add_argument("--device", type=str, default="auto", help=f"{devices} (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--quantize", choices=["int8", "int4"], default=None, help="quantise the layers' matrices on the way in"
-    )
+    add("--device", default="auto", help=f"{devices} (default: %(default)s)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
+    add("--quantize", choices=["int8", "int4"], help="quantise the layers' matrices on the way in")
 
 
 def open_model(args: Namespace) -> LM:

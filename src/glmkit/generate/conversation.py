@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, to_messages
+from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
 
 from .detokenize import ChatReader
 from .engine import Engine
@@ -45,7 +45,7 @@ class ChatStep:
     _so_far: "_SoFar" = field(repr=False)
 
     @cached_property
-    def history(self) -> list[Any]:
+    def history(self) -> Turns:
         """With the reply so far, in the family's published form; made when it is asked for."""
         return self._so_far.history()
 
@@ -58,7 +58,7 @@ class _SoFar:
     messages: list[Message]
     text: str | None = None  # None: the reply is among the messages
 
-    def history(self) -> list[Any]:
+    def history(self) -> Turns:
         messages = self.messages
         if self.text is not None:
             try:
@@ -132,7 +132,7 @@ class Turn:
         job = self.job(lambda event: heard.append(job.heard(event)))
         return self._steps(engine, job, heard)
 
-    def answer(self, engine: Engine) -> tuple[str | Call, list[Any]]:
+    def answer(self, engine: Engine) -> tuple[str | Call, Turns]:
         """The whole reply and the longer history."""
         job = self.job()
         engine.run(engine.submit(job))

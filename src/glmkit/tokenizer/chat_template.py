@@ -24,6 +24,7 @@ DATE_MARK, DATE = "[[训练时间]]", "2023年"
 # What a call of a tool reads as: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} without tools.
 Call = dict[str, Any]
 History = Iterable["Message | Mapping[str, Any] | Sequence[str]"]
+Turns = list[Any]  # a history in the published form of its family: pairs or dictionaries
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class ChatTemplate(ABC):
         """The conversation as people can read it. Encoding this text may give other ids than `build`."""
 
     @abstractmethod
-    def history(self, messages: Sequence[Message]) -> list[Any]:
+    def history(self, messages: Sequence[Message]) -> Turns:
         """Finished turns in the published form of this model's history; `to_messages` inverts it."""
 
     @abstractmethod
