@@ -20,6 +20,7 @@ from glmkit.generate.params import GenerationParams, Values
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.generate.truncation import Shortener, Side
 from glmkit.session import LM
+from glmkit.tokenizer.protocol import Tokenizer
 
 Task = Literal["auto", "generate", "fill", "chat"]
 Fields = dict[str, object]  # of a record, JSON-able
@@ -185,18 +186,16 @@ class RequestMaker:
         columns: dict[str, Sequence[object]] = {"finish": [answer.finish for answer in answers]}
         columns["answer_tokens"] = [len(answer.ids) for answer in answers]
         if self.params.num_beams > 1:
-            columns["score"] = [_rounded(answer.score) for answer in answers]
+            columns["score"] = [None if answer.score is None else _rounded(answer.score) for answer in answers]
         if self.params.logprobs is not None:
-            columns["logprobs"] = [[self._logprob(item) for item in answer.logprobs or ()] for answer in answers]
+            columns["logprobs"] = [
+                [logprob_fields(self._lm.tokenizer, item, _rounded) for item in answer.logprobs or ()]
+                for answer in answers
+            ]
         if max(self.params.n, self.params.num_return_sequences) > 1:
             return {"answers": [*texts], **columns, "prompt_tokens": job.prompt_tokens}
         first = {name: values[0] for name, values in columns.items()}
         return {"answer": texts[0], **first, "prompt_tokens": job.prompt_tokens}
-
-    def _logprob(self, item: TokenLogprob) -> Fields:
-        name = self._lm.tokenizer.id_to_token
-        top = [{"token": name(index), "id": index, "logprob": _rounded(value)} for index, value in item.top]
-        return {"token": name(item.token), "id": item.token, "logprob": _rounded(item.logprob), "top": top}
 
     def _filled_text(self, job: FillJob) -> Fields:
         filled, answers = job.filled(), job.answers
@@ -213,9 +212,16 @@ _DECIMALS = 4
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
-def _rounded(value: float | None) -> float | None:
-    """Without the digits that depend on which rows were computed side by side."""
-    return None if value is None else round(value, _DECIMALS)
+def logprob_fields(tokenizer: Tokenizer, item: TokenLogprob, shown: Callable[[float], float]) -> Fields:
+    """A token, its log-probability and its alternatives, JSON-able. shown: turns each number into the one to write."""
+    name = tokenizer.id_to_token
+    top = [{"token": name(index), "id": index, "logprob": shown(value)} for index, value in item.top]
+    return {"token": name(item.token), "id": item.token, "logprob": shown(item.logprob), "top": top}
+
+
+def _rounded(value: float) -> float:
+    """Drop the digits that depend on which rows were computed side by side."""
+    return round(value, _DECIMALS)
 
 
 def _is_pair(item: object) -> bool:

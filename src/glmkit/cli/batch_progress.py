@@ -1,8 +1,7 @@
-"""How far a run over a file is, on stderr: a bar for people, a plain line now and then elsewhere."""
+"""Progress of a run over a file on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,7 +23,7 @@ class BatchProgress:
             console=self._console, transient=True, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._name, self._total = name, max(total, 1)
-        self._task: Any = self._bar.add_task(name, total=self._total, completed=begun, speed="")
+        self._task = self._bar.add_task(name, total=self._total, completed=begun, speed="")
         self._started = self._said = self._shown = time.monotonic()
         self.lines = self.tokens = 0  # of this run
 

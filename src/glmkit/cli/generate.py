@@ -3,12 +3,13 @@
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.parser import Help
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
-from glmkit.generate.outputs import Answer, TokenLogprob
+from glmkit.generate.outputs import Answer
 from glmkit.generate.params import Values
 from glmkit.session import LM
 
@@ -77,11 +78,5 @@ def _as_json(lm: LM, answer: Answer) -> dict[str, object]:
     if answer.score is not None:
         found["score"] = answer.score
     if answer.logprobs is not None:
-        found["logprobs"] = [_logprob(lm, item) for item in answer.logprobs]
+        found["logprobs"] = [logprob_fields(lm.tokenizer, item, float) for item in answer.logprobs]
     return found
-
-
-def _logprob(lm: LM, item: TokenLogprob) -> dict[str, object]:
-    name = lm.tokenizer.id_to_token
-    top = [{"token": name(index), "id": index, "logprob": value} for index, value in item.top]
-    return {"token": name(item.token), "id": item.token, "logprob": item.logprob, "top": top}

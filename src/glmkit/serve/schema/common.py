@@ -1,7 +1,7 @@
-"""The kinds of values in requests: JSON has numbers, texts and lists, and none is turned into another.
+"""Types that requests and responses share: strict JSON values, options of decoding, counts and log-probabilities.
 
-Unknown fields, numbers as text, booleans as numbers, NaN and infinities are refused. A whole number may be written
-1.0, for JSON has one kind of number.
+JSON has numbers, texts and lists, and none is turned into another: unknown fields, numbers as text, booleans as
+numbers, NaN and infinities are refused. A whole number may be written 1.0, for JSON has one kind of number.
 """
 
 import math
@@ -30,12 +30,12 @@ class Reply(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def whole(value: Any) -> Any:
+def whole(value: object) -> object:
     """A whole number written as 1.0 as one; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Raises ValueError for what JSON cannot hold, wherever it is: NaN, infinities, lone surrogates."""
     if isinstance(value, str):
         try:
@@ -54,16 +54,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def by_kind(kinds: Mapping[type, str]) -> Callable[[Any], str | None]:
+def by_kind(kinds: Mapping[type, str]) -> Callable[[object], str | None]:
     """A discriminator that tells values apart by their JSON type; None where none fits."""
 
-    def kind(value: Any) -> str | None:
+    def kind(value: object) -> str | None:
         return next((tag for type_, tag in kinds.items() if isinstance(value, type_)), None)
 
     return kind
 
 
-def _off(value: Any) -> Any:
+def _off(value: object) -> object:
     if value is not False:  # 0 is equal to it, too
         raise PydanticCustomError("literal_error", "give false", {"expected": "false"})
     return value
@@ -115,8 +115,8 @@ def _type_of(option: Option) -> Any:
     if option.kind is float:
         low, above = (option.low, option.above) if option.api_low is None else (option.api_low, None)
         return Annotated[float, Field(ge=low, gt=above, le=high)]
-    widest = (option.low, LARGEST) if option.low is not None else (-(2**63), 2**63 - 1)
-    return Annotated[int, Field(ge=widest[0], le=widest[1] if high is None else high), WHOLE]
+    low, most = (-(2**63), 2**63 - 1) if option.low is None else (option.low, LARGEST)
+    return Annotated[int, Field(ge=low, le=most if high is None else high), WHOLE]
 
 
 def _described(option: Option) -> Any:
@@ -150,9 +150,8 @@ class Writing(Body):
 
         `top_p` 0 leaves the likeliest token alone, as the smallest mass above 0 does.
         """
-        face: Face = "api" if isinstance(self, Answering) else "infill"
-        values = {option.name: getattr(self, option.api_name) for option in options_of(face)}
-        given = {name: value for name, value in values.items() if value is not None}
+        rows = options_of("api" if isinstance(self, Answering) else "infill")
+        given = {row.name: value for row in rows if (value := getattr(self, row.api_name)) is not None}
         if "top_p" in given:
             given["top_p"] = max(given["top_p"], 1e-9)
         return {"seed": random.getrandbits(48), **given}
@@ -193,10 +192,8 @@ def clash(body: Writing) -> tuple[str, str] | None:
             value = getattr(body, option.api_name)
             if option.search:
                 checks.append((option.api_name, beams == 1 and value is not None, "it needs num_beams of 2 or more"))
-            elif option.name != "n" and option.one_beam:
-                checks.append(
-                    (option.api_name, beams > 1 and bool(value), "it does not go with num_beams; leave one out")
-                )
+            elif option.one_beam and option.name != "n":
+                checks.append((option.api_name, beams > 1 and bool(value), "num_beams is there, too; leave one out"))
         long = body.longest is not None and (body.min_tokens or 0) > body.longest
         checks += [
             ("n", beams > 1 and (body.n or 1) > beams, f"it is {body.n}, more than num_beams; lower it"),
@@ -205,12 +202,11 @@ def clash(body: Writing) -> tuple[str, str] | None:
     return next(((name, reason) for name, wrong, reason in checks if wrong), None)
 
 
-# --- FOLDED serve/protocol/usage
-# Counts of tokens, and their log-probabilities.
+# --- counts of tokens, and their log-probabilities --------------------------------------------------------------------
 
 
 class PromptDetails(Reply):
-    """What the prompt's tokens were."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int = Field(ge=0, description="Read for an earlier request, and not again.")
 
@@ -225,7 +221,7 @@ class Usage(Reply):
 
     @classmethod
     def of(cls, prompt: int, written: int, cached: int) -> "Usage":
-        """From the counts of all prompts and answers of a request."""
+        """Add up the counts of all prompts and answers of a request."""
         details = PromptDetails(cached_tokens=min(cached, prompt))
         return cls(
             prompt_tokens=prompt,
@@ -236,7 +232,7 @@ class Usage(Reply):
 
 
 class Alternative(Reply):
-    """A token that could stand in a place."""
+    """A token that could stand at a position."""
 
     token: str
     bytes: list[int] | None = Field(description="Of its UTF-8 text, which may be less than a character.")
