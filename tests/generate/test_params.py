@@ -122,7 +122,7 @@ def test_a_new_option_is_on_every_face_with_its_row_alone(monkeypatch: pytest.Mo
     for face in faces:
         parser = OneLineParser(prog="glm x")
         add_generation_arguments(parser, face)
-        assert "share of surprise, from 0 to 1 (default: 1.0)" in " ".join(parser.format_help().split())
+        assert "share of surprise; from 0 to 1 (default: 1.0)" in " ".join(parser.format_help().split())
         assert generation_options(parser.parse_args(["--typical_p", "0.5"]))["typical_p"] == 0.5
     assert re.search(r"/typical_p +share of surprise", help_text())
 

@@ -17,7 +17,7 @@ def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
         shown = "none" if default in (None, ()) else str(default).lower() if isinstance(default, bool) else default
         if face == "chat" and option.chat_default:
             default, shown = None, option.chat_default
-        limits = f", {option.limits}" if option.high is not None else ""
+        limits = f"; {option.limits}" if option.high is not None else ""
         text = f"{option.help}{limits}{'; may be given again' if option.item else ''} (default: {shown})"
         if option.words:
             choices = [*(["true", "false"] if option.kind is bool else []), *option.words]

@@ -187,7 +187,7 @@ class GenerationParams:
         (), Option("token id that never comes", item="id", low=0, faces=("generate", "fill", "chat"))
     )
     seed: int = _option(0, Option(
-        "seed of the sampling noise; the same one gives the same answer, whoever else asks",
+        "seed of the sampling noise; the same one gives the same answer, in any batch",
         chat_default="a new one each time",
     ))  # fmt: skip
     logprobs: int | None = _option(None, Option(
