@@ -245,9 +245,9 @@ def test_every_verb_explains_itself(name: str, capsys: pytest.CaptureFixture[str
 def test_every_option_has_help(name: str) -> None:
     import importlib
 
-    from jsonargparse import ArgumentParser as Parser
+    from glmkit.cli.parser import OneLineParser
 
-    parser = Parser(prog=name)
+    parser = OneLineParser(prog=name)
     importlib.import_module(VERBS[name].module).add_arguments(parser)
     unexplained = [action.dest for action in parser._actions if not action.help]
     assert unexplained == []

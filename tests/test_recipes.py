@@ -11,10 +11,10 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "pretrain"
 
 # Computed from the published shapes: L (12 h^2 + 13 h) + V h + 2 (P + 1) h + 2 h; GLM-130B from its own blocks.
 PARAMETERS = {
-    "base": 109_338_624,
-    "large": 334_688_256,
-    "10b": 9_880_682_496,
-    "10b-chinese": 9_879_633_920,
+    "glm-base": 109_338_624,
+    "glm-large": 334_688_256,
+    "glm-10b": 9_880_682_496,
+    "glm-10b-chinese": 9_879_633_920,
     "glm-130b": 128_697_794_560,
     "bert-like": 109_338_624,
     "gpt-like": 109_338_624,
@@ -53,10 +53,10 @@ def test_every_key_has_a_comment_or_says_it_itself(name):
 
 # Updates where the rate is known: end of warm-up, middle of the decay, its end. spec/pretraining.md §1.10.
 RATES = {
-    "base": {3000: 2e-4, 6000: 4e-4, 63_000: 4e-4 * 0.525, 120_000: 2e-5, 150_000: 2e-5},
-    "large": {8000: 2e-4, 160_000: 1e-5},
-    "10b": {3500: 5e-5, 7000: 1e-4, 91_000: 1e-4 * 0.55, 175_000: 1e-5},
-    "10b-chinese": {6000: 1e-4, 150_000: 1e-5},
+    "glm-base": {3000: 2e-4, 6000: 4e-4, 63_000: 4e-4 * 0.525, 120_000: 2e-5, 150_000: 2e-5},
+    "glm-large": {8000: 2e-4, 160_000: 1e-5},
+    "glm-10b": {3500: 5e-5, 7000: 1e-4, 91_000: 1e-4 * 0.55, 175_000: 1e-5},
+    "glm-10b-chinese": {6000: 1e-4, 150_000: 1e-5},
 }
 
 
@@ -70,7 +70,7 @@ def test_learning_rates(name):
 
 
 def test_published_hyper_parameters():
-    base, ten = plan("base").config, plan("10b").config
+    base, ten = plan("glm-base").config, plan("glm-10b").config
     assert (base.optimizer.adam_beta1, base.optimizer.adam_beta2, base.optimizer.adam_eps) == (0.9, 0.98, 1e-6)
     assert (ten.optimizer.adam_beta1, ten.optimizer.adam_beta2, ten.optimizer.weight_decay) == (0.9, 0.95, 0.1)
     assert (base.objective.bert_prob, base.objective.gpt_prob) == (1.0, 0.0)
@@ -78,7 +78,7 @@ def test_published_hyper_parameters():
     assert (objective.bert_prob, objective.gap_sentence_prob, objective.gpt_min_ratio) == (0.5, 0.3, 0.25)
     assert objective.gpt_prob == pytest.approx(0.2)
     assert (objective.block_mask_prob, objective.short_seq_prob) == (0.1, 0.02)
-    assert plan("base").tokens_per_step == 1024 * 512
+    assert plan("glm-base").tokens_per_step == 1024 * 512
 
 
 def test_glm_130b_counts_in_samples():

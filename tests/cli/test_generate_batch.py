@@ -343,12 +343,13 @@ def test_progress_is_told_on_stderr(
 ) -> None:
     write_rows([{"text": text} for text in TEXTS])
     command = ["generate", str(base), "--input", "in.jsonl", "--output", "out.jsonl", *SHORT, "--overwrite"]
-    monkeypatch.setattr("glmkit.cli.batch_progress.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("glmkit.progress.SECONDS_BETWEEN_LINES", 0)
     assert main(command) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(TEXTS)
-    assert lines[-1].startswith("answering: 100 %, 6 lines, ")
-    assert lines[-1].endswith("tokens/s")
+    size = f"{Path('in.jsonl').stat().st_size} B"
+    assert lines[-1].startswith(f"answering {size} of {size}  6 lines, ")
+    assert "tokens/s" in lines[-1]
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main([*command, "--json"]) == 0
     shown = capsys.readouterr()
@@ -400,7 +401,7 @@ def test_ctrl_c_says_how_to_go_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("glmkit.cli.batch_progress.BatchProgress.add", interrupted)
+        patch.setattr("glmkit.cli.generate_batch.BatchProgress.add", interrupted)
         Path("out.jsonl").unlink()
         assert run(base, *SHORT) == 130
     assert "3 rows are done and kept in out.jsonl.partial; the same command goes on" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from glmkit.data.rows import ReadOptions
 from glmkit.data.store import TokenStore
 from glmkit.errors import DataError, TokenizerError
 from glmkit.files import sha256_file
+from glmkit.progress import Progress, Unit
 from support.shared import shared_dir
 
 MANY = [f"{text} {i}" for i in range(10) for text in TEXTS]
@@ -151,22 +152,22 @@ def test_options_that_make_no_sense_are_refused(corpus: Path, tmp_path: Path) ->
 
 
 def test_progress_counts_up_to_the_bytes_on_disk(corpus: Path, tmp_path: Path) -> None:
-    stages: list[tuple[str, int | None]] = []
-    seen: list[tuple[int, int]] = []
+    stages: list[tuple[str, float | None]] = []
+    seen: list[tuple[float, str]] = []
 
-    class Watch:
-        def stage(self, name: str, total_bytes: int | None) -> None:
-            stages.append((name, total_bytes))
+    class Watch(Progress):
+        def start(self, label: str, total: float | None, done: float = 0, *, unit: Unit = "") -> None:
+            stages.append((label, total))
             seen.clear()
 
-        def update(self, bytes_read: int, documents: int) -> None:
-            seen.append((bytes_read, documents))
+        def update(self, done: float, info: str = "", *, label: str | None = None) -> None:
+            seen.append((done, info))
 
     prepare([corpus], tmp_path / "out", vocab_size=300, progress=Watch())
     size = corpus.stat().st_size
     assert stages == [("reading for the tokenizer", size), ("training the tokenizer", None), ("encoding", size)]
-    assert seen[-1] == (size, len(MANY))
-    assert seen == sorted(seen)
+    assert seen[-1] == (size, f"{len(MANY)} documents")
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_hashes_seen_before_are_found_among_many(monkeypatch: pytest.MonkeyPatch) -> None:

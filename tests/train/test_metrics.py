@@ -1,10 +1,8 @@
-"""What a run writes beside checkpoints: plot, TensorBoard, progress; the lock and the random states."""
+"""What a run writes beside checkpoints: metrics, TensorBoard; the lock and the random states."""
 
-import io
 import os
 import random
 import signal
-import struct
 
 import numpy as np
 import pytest
@@ -14,8 +12,6 @@ from glmkit.errors import CheckpointError, TrainingError
 from glmkit.train import random_state as rng
 from glmkit.train.checkpoints import RunLock
 from glmkit.train.metrics import MetricsLog, read_metrics
-from glmkit.train.plot import plot_losses, smooth
-from glmkit.train.progress import ProgressLine, duration
 from glmkit.train.stop import StopRequest
 from support.training import toy_trainer
 
@@ -35,25 +31,6 @@ def test_times_are_kept_apart(tmp_path):
     assert trainer.state.tokens == sum(line["tokens"] for line in train)
 
 
-def test_plot_is_a_png(tmp_path):
-    lines = [{"kind": "train", "step": i, "loss": 5 / i} for i in range(1, 50)]
-    lines += [{"kind": "validation", "step": i, "loss": 1.0, "losses": {"bert": 5 / i, "gpt": 6 / i}} for i in (10, 40)]
-    plot_losses(lines, tmp_path / "loss.png", title="run")
-    data = (tmp_path / "loss.png").read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", data[16:24]) == (960, 540)
-    plot_losses([], tmp_path / "empty.png")
-
-
-def test_smoothing():
-    assert smooth([3.0] * 10) == pytest.approx([3.0] * 10)
-    values = [0.0] * 100 + [1.0] * 100
-    curve = smooth(values, share=0.02)  # a mean over about 4 values
-    assert curve[99] == 0.0
-    assert curve[100] == pytest.approx(0.25)
-    assert curve[120] > 0.99
-
-
 def test_tensorboard(tmp_path):
     log = MetricsLog(tmp_path, tensorboard=True)
     for step in (1, 2):
@@ -67,55 +44,6 @@ def test_tensorboard(tmp_path):
     events.Reload()
     assert {"train/loss", "train/losses/bert", "speed/tokens_per_second"} <= set(events.Tags()["scalars"])
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
-
-
-def test_plain_progress_lines():
-    now, stream = [0.0], io.StringIO()
-    line = ProgressLine(100, stream=stream, seconds_between_lines=10, clock=lambda: now[0])
-    line.start(0)
-    for step in range(1, 101):
-        now[0] += 1
-        line.update(step, 3.25, 1e-3, 1234.5, 1.0)
-    line.stop()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 1/100  loss 3.2500  lr 1.00e-03  1,234 tokens/s  1:39 left"
-    assert [text.split()[1] for text in lines] == [f"{n}/100" for n in (*range(1, 100, 10), 100)]
-
-
-def test_quiet_is_quiet():
-    stream = io.StringIO()
-    line = ProgressLine(10, stream=stream, quiet=True)
-    line.start(0)
-    line.update(1, 1.0, 1.0, 1.0, 1.0)
-    line.say("something")
-    line.stop()
-    assert stream.getvalue() == ""
-
-
-def test_warnings_are_shown_though_quiet_but_by_one_rank_only():
-    stream = io.StringIO()
-    ProgressLine(10, stream=stream, quiet=True).warn("the curve will differ")
-    ProgressLine(10, stream=stream, silent=True).warn("from another rank")
-    assert stream.getvalue() == "the curve will differ\n"
-
-
-def test_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    line = ProgressLine(10, stream=stream)
-    line.start(4)
-    line.update(5, 2.5, 1e-3, 100.0, 1.0)
-    line.say("evaluated")
-    line.stop()
-    assert "evaluated" in stream.getvalue()
-    assert "5/10" in stream.getvalue()
-
-
-def test_duration():
-    assert [duration(s) for s in (-1, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
 
 
 def test_random_states_come_back():

@@ -17,7 +17,6 @@ from glmkit.errors import CheckpointError
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
-from glmkit.train.progress import ProgressLine
 from glmkit.train.recipe import read_recipe
 from glmkit.train.state import compare_records
 from support.store import toy_store
@@ -136,7 +135,7 @@ def test_z_loss_pulls_but_is_not_reported(recipe, store, tmp_path):
         config = read_recipe(
             recipe, {**overrides, "training.z_loss": z, "training.max_steps": "2", "evaluation.every": "0"}
         )
-        pretrain(config, progress=lambda n: ProgressLine(n, quiet=True))
+        pretrain(config, quiet=True)
         return read_metrics(tmp_path / z)
 
     plain, pulled = first_two("0"), first_two("0.1")
@@ -272,7 +271,7 @@ def test_a_full_disk_in_a_checkpoint_is_one_line(recipe, store, tmp_path):
 def test_the_model_says_how_it_was_trained(recipe, store, tmp_path, overrides, expected):
     fixed = {"data.path": str(store), "output.directory": str(tmp_path / "run"), "output.plot": "false"}
     short = {"training.max_steps": "1", "evaluation.every": "0"}
-    pretrain(read_recipe(recipe, {**fixed, **short, **overrides}), progress=lambda n: ProgressLine(n, quiet=True))
+    pretrain(read_recipe(recipe, {**fixed, **short, **overrides}), quiet=True)
     lm = glmkit.load(tmp_path / "run" / "model", device="cpu")
     assert lm.parts.generation == GenerationSettings(generation_mask_id=lm.special.gmask, **expected)
     assert lm.fill("The dog [MASK].", max_tokens=2).blanks

@@ -1,20 +1,15 @@
 """`glm convert SRC DST --to FORMAT`: a checkpoint in another layout, cut over other ranks, in another dtype."""
 
-import argparse
 import json
 import shlex
 import sys
-import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
-
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
 
 from glmkit.checkpoint.conversion.conversion import DTYPES, ConvertReport, convert
 from glmkit.checkpoint.conversion.transfer import Step
+from glmkit.progress import Progress
 
 EPILOG = """formats, as far as the model's family has them:
   glmkit        glmkit's own directory: config.json and model*.safetensors
@@ -24,14 +19,13 @@ EPILOG = """formats, as far as the model's family has them:
 A conversion that was killed goes on where it stopped when the same command is run again (DST.partial holds it).
 example: glm convert glm-130b-sat glm-130b-4way --to sat --tensor-parallel 4
 """
-SECONDS_BETWEEN_LINES = 30.0
 NAMES_SHOWN = 4
 STAGES = {"check": "checking what is there", "write": "writing", "verify": "verifying"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("source", metavar="SRC", help="directory of a checkpoint, in any layout")
     parser.add_argument("destination", metavar="DST", help="directory to make; it appears only when it is complete")
@@ -61,28 +55,24 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Convert and say what was done."""
-    options: dict[str, Any] = {
-        name: getattr(args, name)
-        for name in (
-            "to",
-            "tensor_parallel",
-            "dtype",
-            "weights",
-            "shard_size",
-            "requantize",
-            "config",
-            "family",
-            "restart",
+    with Progress(quiet=args.quiet) as progress:
+        report = convert(
+            args.source,
+            args.destination,
+            to=args.to,
+            tensor_parallel=args.tensor_parallel,
+            dtype=args.dtype,
+            weights=args.weights,
+            shard_size=args.shard_size,
+            requantize=args.requantize,
+            config=args.config,
+            family=args.family,
+            restart=args.restart,
+            verify=not args.no_verify,
+            progress=_shown(progress),
         )
-    }
-    options["verify"] = not args.no_verify
-    if args.quiet:
-        report = convert(args.source, args.destination, **options)
-    else:
-        with Terminal() as terminal:
-            report = convert(args.source, args.destination, **options, progress=terminal)
     if args.json:
         json.dump(facts(report), sys.stdout, ensure_ascii=False, indent=2)
         print()
@@ -91,44 +81,22 @@ def run(args: Any) -> int:
     return 0
 
 
-class Terminal:
-    """A bar with bytes, speed and time left on stderr; a plain line every half minute where that is no terminal."""
+def _shown(display: Progress) -> Callable[[Step], None]:
+    """The steps of a conversion on `display`, a stage a bar."""
+    stage = ""
 
-    def __init__(self) -> None:
-        self._console = Console(file=sys.stderr)
-        self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=16), DownloadColumn(), TransferSpeedColumn(),
-            TimeRemainingColumn(), console=self._console, transient=True, disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._stage = ""
-        self._task: Any = None
-        self._said = self._shown = time.monotonic()
-
-    def __enter__(self) -> "Terminal":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, step: Step) -> None:
-        now = time.monotonic()
+    def show(step: Step) -> None:
+        nonlocal stage
         label = f"{STAGES[step.stage]} {step.file}".rstrip()
-        if not self._console.is_terminal:
-            if now - self._said >= SECONDS_BETWEEN_LINES:
-                self._said = now
-                print(f"{label}: {step.done:,} of {step.total:,} bytes", file=sys.stderr, flush=True)
-            return
-        if step.stage != self._stage:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._stage, self._task = step.stage, self._bar.add_task(label, total=step.total, completed=step.done)
-        if now - self._shown >= 0.1 or step.done == step.total:
-            self._shown = now
-            self._bar.update(self._task, description=label, completed=step.done)
+        if step.stage != stage:
+            stage = step.stage
+            display.start(label, step.total, step.done, unit="bytes")
+        display.update(step.done, label=label)
+
+    return show
 
 
-def facts(report: ConvertReport) -> dict[str, Any]:
+def facts(report: ConvertReport) -> dict[str, object]:
     """The report as JSON-able values, errors with their RMS."""
     values = asdict(report)
     values["requantized"] = [

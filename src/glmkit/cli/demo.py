@@ -1,9 +1,8 @@
 """`glm demo`: pretrain a small GLM on the running Python's standard library and fill held-out blanks."""
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print report.json on stdout as well")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Everything people read goes to stderr but the last lines, which name what was made."""
     options = DemoOptions(
         output=Path(args.output),

@@ -1,13 +1,10 @@
 """`glm doctor DIR`: what a model directory is, what is wrong with it, what it needs, and what to run next."""
 
 import json
-import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +16,7 @@ from glmkit.diagnosis.forecast import Use
 from glmkit.diagnosis.report import Report
 from glmkit.errors import RequestError, size_text
 from glmkit.families.family import family_named
+from glmkit.progress import Progress
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("ok", "green"),
@@ -46,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Print the report. Nothing is written, no code of the directory is run."""
     directory = Path(args.directory)
     if not directory.exists():
@@ -56,11 +54,15 @@ def run(args: Any) -> int:
     read_given(args.config)  # wrong arguments are no finding about the directory
     if args.family:
         family_named(args.family)
-    with _bar(shown=args.deep) as progress:
-        task = progress.add_task("reading", total=None)
+    with Progress(quiet=not args.deep) as progress:
+        begun = False
 
         def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            nonlocal begun
+            if not begun:
+                progress.start("reading", total, unit="bytes")
+                begun = True
+            progress.update(done)
 
         report = examine(directory, config=args.config, family=args.family, deep=args.deep, progress=advance)
     if args.json:
@@ -68,12 +70,6 @@ def run(args: Any) -> int:
     else:
         print_report(open_console(), report)
     return 0 if report.usable else 1
-
-
-def _bar(*, shown: bool) -> Progress:
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not shown)
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -90,7 +86,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print(Text.assemble(("next  ", "dim"), (report.next_command, "bold")), soft_wrap=True)
 
 
-def _fact(key: str, value: Any) -> str:
+def _fact(key: str, value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,} ({size_text(value)})" if key.endswith("bytes") else f"{value:,}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

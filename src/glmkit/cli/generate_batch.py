@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,13 +16,13 @@ from glmkit.batch.output import Output
 from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import local_directory
-from glmkit.cli.batch_progress import BatchProgress
 from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.generate.params import OPTIONS, GenerationParams, Values
+from glmkit.progress import Progress
 from glmkit.session import LM
 
 BATCH_EPILOG = """a file of prompts:
@@ -109,7 +110,7 @@ def _run(args: Namespace, options: Values, output: Output, done: int, first: Rec
     total, begun = Path(args.input).stat().st_size, first.position if done else 0
     with (
         closing(window.results(chain([first], others))) as results,
-        BatchProgress("answering", total, begun, quiet=args.quiet) as progress,
+        BatchProgress(total, begun, quiet=args.quiet) as progress,
     ):
         try:
             for result in results:
@@ -133,6 +134,33 @@ def _run(args: Namespace, options: Values, output: Output, done: int, first: Rec
         seconds=round(progress.seconds, 3), **maker.counts,
     )  # fmt: skip
     return _say(args, report, progress.speed)
+
+
+class BatchProgress(Progress):
+    """Counts the lines and the answer tokens of this run and shows them beside the share of the input."""
+
+    def __init__(self, total: int, begun: int, *, quiet: bool) -> None:
+        """total: bytes of the input; begun: those that an earlier run has answered."""
+        super().__init__(quiet=quiet)
+        self.lines = self.tokens = 0
+        self._since = time.monotonic()
+        self.start("answering", max(total, 1), begun, unit="bytes")
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning of this run."""
+        return max(time.monotonic() - self._since, 1e-9)
+
+    @property
+    def speed(self) -> str:
+        """ "3.2 lines/s, 120 tokens/s"."""
+        return f"{self.lines / self.seconds:,.1f} lines/s, {self.tokens / self.seconds:,.0f} tokens/s"
+
+    def add(self, tokens: int, position: int) -> None:
+        """One more line, with so many tokens of answers; the input is done up to `position` (bytes)."""
+        self.lines += 1
+        self.tokens += tokens
+        self.update(position, f"{self.lines:,} lines, {self.speed}")
 
 
 def _checked(args: Namespace) -> Path:

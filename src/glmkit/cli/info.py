@@ -2,9 +2,8 @@
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Print shape, parameter counts and bytes. No weight is read."""
     if args.source is not None and args.preset is not None:
         raise ConfigError(f"{args.source} and --preset {args.preset} are both given; leave one out")
@@ -51,7 +50,7 @@ def run(args: Any) -> int:
     return 0
 
 
-def _config(args: Any) -> tuple[str, GLMConfig]:
+def _config(args: Namespace) -> tuple[str, GLMConfig]:
     if args.source is not None:
         directory = Path(args.source)
         if directory.is_dir():
@@ -72,10 +71,10 @@ def _no_preset(name: str) -> str:
     raise AssertionError(f"{name} is a preset")
 
 
-def _facts(config: GLMConfig) -> dict[str, Any]:
+def _facts(config: GLMConfig) -> dict[str, object]:
     """Stable keys: the fields of the config under short names, what is implied made plain."""
     family = all_families().get(config.family)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "family": config.family,
         "title": family.title if family is not None else config.family,
         "layers": config.num_layers,
@@ -106,7 +105,7 @@ def _facts(config: GLMConfig) -> dict[str, Any]:
     return facts
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,40 +1,53 @@
-"""The parser of every verb: jsonargparse, with wrong options as one line that names the closest spelling."""
+"""The parser of every verb: argparse, with a wrong option as one line that names the closest spelling."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from glmkit.errors import RequestError, closest
 
 
-class Help(DefaultHelpFormatter):
-    """Type and default beside every option whose own text does not say its default."""
+class Help(argparse.HelpFormatter):
+    """The default beside every option whose own text does not say one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        return text if "(default: " in text else super()._get_help_string(action)
+        nothing = action.default in (None, [], argparse.SUPPRESS) or action.default is False
+        return text if nothing or "default" in text else f"{text} (default: %(default)s)"
 
 
-class OneLineParser(ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Raises RequestError, one line, where argparse would print its usage and exit; reads --a-b and --a_b alike."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Help, **options})
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # argparse's overloads are for a namespace of the caller's own class
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """The values of `args`. Raises RequestError."""
-        return super().parse_args(self._options_first([self._spelling(word) for word in args or []]), *rest, **options)
+        words = self._options_first([self._spelling(word) for word in args or []])
+        values, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+            close = closest(option, self._known()) if option else None
+            self._refuse(f"unrecognized arguments: {' '.join(unknown)}", f"did you mean {close}?" if close else None)
+        return values
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turn a parser's complaint into one line."""
-        line = " ".join(str(message).split())
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", line, re.IGNORECASE)
-        close = closest(unknown[1], self._known()) if unknown else None
-        hint = f"did you mean {close}?" if close else f"see {self.prog} --help"
-        raise RequestError(f"{line}; {hint}") from ex
+    def error(self, message: str) -> NoReturn:
+        """Turn a complaint of argparse into one line."""
+        self._refuse(message)
+
+    def _refuse(self, message: str, hint: str | None = None) -> NoReturn:
+        raise RequestError(f"{' '.join(message.split())}; {hint or f'see {self.prog} --help'}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """The same refusal of a wrong choice under every version of Python, with the closest spelling."""
+        if action.choices is not None and value not in action.choices:
+            close = closest(value, map(str, action.choices))
+            hint = f", did you mean {close!r}?" if close else ""
+            known = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice {value!r} (choose from {known}){hint}")
 
     def _options_first(self, words: list[str]) -> list[str]:
         """Options with their values, `--`, the rest: so a text may follow options or begin with a dash."""

@@ -1,19 +1,16 @@
 """`glm prepare INPUT... --output DIR`: text to a tokenizer and a memory-mapped token store."""
 
-import argparse
 import json
 import os
 import sys
-from typing import Any
-
-from jsonargparse import ArgumentParser
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from glmkit.data.build_store import Prepared, prepare
-from glmkit.data.progress import NoProgress, TerminalProgress
 from glmkit.data.rows import ReadOptions
 from glmkit.data.sources import FORMATS
 from glmkit.data.streams import LINE_LIMIT
 from glmkit.errors import DataError
+from glmkit.progress import Progress
 from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
 
@@ -25,7 +22,7 @@ example: glm prepare books/ 'news/*.jsonl.gz' --text-field content --vocab-size 
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory, glob or dataset of the hub")
     parser.add_argument("--output", required=True, metavar="DIR", help="the store to write; appears only when complete")
@@ -80,7 +77,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the manifest and the remarks as JSON")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     if args.split_lines and args.split_blank_lines:
         raise DataError("--split-lines and --split-blank-lines exclude each other; choose one")
     read = ReadOptions(
@@ -99,22 +96,21 @@ def run(args: Any) -> int:
                 option = name.replace("_", "-")
                 raise DataError(f"--{option} has no effect on a given tokenizer; leave out it or --tokenizer")
     tokenizer = TrainedTokenizer.load(args.tokenizer) if args.tokenizer is not None else None
-    options: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "vocab_size": args.vocab_size,
-        "tokenizer_type": args.tokenizer_type or "bpe",
-        "sample_bytes": DEFAULT_SAMPLE_BYTES if args.tokenizer_sample_bytes is None else args.tokenizer_sample_bytes,
-        "validation_share": args.validation_share,
-        "drop_duplicates": args.drop_duplicates,
-        "read": read,
-        "replace": args.overwrite,
-        "workers": args.workers if args.workers is not None else _processors(),
-    }
-    if args.quiet:
-        result = prepare(args.inputs, args.output, progress=NoProgress(), **options)
-    else:
-        with TerminalProgress() as progress:
-            result = prepare(args.inputs, args.output, progress=progress, **options)
+    with Progress(quiet=args.quiet) as progress:
+        result = prepare(
+            args.inputs,
+            args.output,
+            tokenizer=tokenizer,
+            vocab_size=args.vocab_size,
+            tokenizer_type=args.tokenizer_type or "bpe",
+            sample_bytes=DEFAULT_SAMPLE_BYTES if args.tokenizer_sample_bytes is None else args.tokenizer_sample_bytes,
+            validation_share=args.validation_share,
+            drop_duplicates=args.drop_duplicates,
+            read=read,
+            replace=args.overwrite,
+            workers=args.workers if args.workers is not None else _processors(),
+            progress=progress,
+        )
     if args.json:
         facts = {"directory": str(result.directory), "notes": result.notes, "manifest": result.manifest}
         json.dump(facts, sys.stdout, ensure_ascii=False, indent=2)

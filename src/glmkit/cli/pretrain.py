@@ -1,17 +1,16 @@
-"""`glm pretrain RECIPE.yaml`: train a model from a recipe, or show what the recipe comes to."""
+"""`glm pretrain RECIPE`: train a model from a recipe, or show what the recipe comes to."""
 
-import argparse
-import functools
 import json
 import os
 import sys
+from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser
+from torch import nn
 
+from glmkit.cli.parser import OneLineParser
 from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
@@ -22,22 +21,20 @@ from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.forecast import RunPlan, plan_run
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData
-from glmkit.train.progress import ProgressLine
-from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe
+from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe, recipe_files
 from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: OneLineParser) -> None:
     """Options of the verb: its own, the well-known short names, and every key of a recipe."""
-    parser.allow_abbrev = False
     parser.usage = (
         "glm pretrain RECIPE [--data DIR] [--output DIR] [--resume auto|never|PATH] [--dry-run] [--nproc N]\n"
         "                    [--SECTION.KEY VALUE ...]"
     )
-    parser.add_argument("recipe", help="YAML file such as recipes/pretrain/tiny.yaml")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
     parser.add_argument(
         "--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)"
     )
@@ -50,46 +47,49 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result or the dry run as JSON")
     short = parser.add_argument_group("well-known names for keys of the recipe")
     for name, dotted in ALIASES.items():
-        short.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="X", help=f"{dotted}")
+        short.add_argument(f"--{name}", default=SUPPRESS, metavar="X", help=dotted)
     for name, (dotted, value) in SWITCHES.items():
-        short.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=f"{dotted} {value}")
+        short.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=f"{dotted} {value}")
     keys = parser.add_argument_group("every key of a recipe, with its default")
     for leaf in flags():
         default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
         about = f"{leaf.help}; {default}" if leaf.help else default
         keys.add_argument(
             f"--{leaf.name}",
-            dest=_flat(leaf.name),
-            default=argparse.SUPPRESS,
+            default=SUPPRESS,
             metavar="X",
-            help=f"{about} ({leaf.kind})",
+            help=f"{about} ({leaf.kind})".replace("%", "%%"),
         )
 
 
-def run(args: Any) -> int:
+@dataclass(frozen=True)
+class _Options:
+    """The verb's own options, as the processes of a run need them."""
+
+    resume: str
+    ignore_memory_forecast: bool
+    quiet: bool
+    as_json: bool
+
+
+def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
-    values = args.as_dict()
     if args.nproc < 1:
         raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
-    config = read_recipe(values["recipe"], _overrides(values))
+    config = read_recipe(args.recipe, _overrides(vars(args)))
     if args.dry_run:
-        return _dry_run(config, args)
+        return _dry_run(config, args.nproc, as_json=args.json)
     if config.data.path is None or config.output.directory is None:
         missing = "--data DIR (written by `glm prepare`)" if config.data.path is None else "--output DIR"
         raise ConfigError(f"pretraining needs {missing}")
-    options = {
-        "resume": args.resume,
-        "ignore_memory_forecast": args.ignore_memory_forecast,
-        "quiet": args.quiet,
-        "as_json": args.json,
-    }
+    options = _Options(args.resume, args.ignore_memory_forecast, args.quiet, args.json)
     if args.nproc != 1 and "RANK" not in os.environ:
         plan_run(config, PretrainingData.open(config.data.path).tokenizer, args.nproc)  # mistakes are told once, here
         return launch(_run_rank, (config, options), args.nproc)
     return _train(config, options)
 
 
-def _run_rank(config: TrainConfig, options: Mapping[str, Any]) -> int:
+def _run_rank(config: TrainConfig, options: _Options) -> int:
     """One process of several: errors become one line here, as there is no caller to do it."""
     try:
         return _train(config, options)
@@ -98,15 +98,15 @@ def _run_rank(config: TrainConfig, options: Mapping[str, Any]) -> int:
         return 2
 
 
-def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
+def _train(config: TrainConfig, options: _Options) -> int:
     with joined(config.training.device) as ranks:
         outcome = pretrain(
             config,
             ranks=ranks,
-            resume=options["resume"],
-            ignore_memory_forecast=options["ignore_memory_forecast"],
+            resume=options.resume,
+            ignore_memory_forecast=options.ignore_memory_forecast,
             previews=_previews,
-            progress=functools.partial(ProgressLine, quiet=options["quiet"]),
+            quiet=options.quiet,
         )
         if not ranks.is_main:
             return 0
@@ -120,44 +120,45 @@ def _train(config: TrainConfig, options: Mapping[str, Any]) -> int:
         "directory": str(outcome.directory),
         "model": None if outcome.model is None else str(outcome.model),
     }
-    if options["as_json"]:
+    if options.as_json:
         print(json.dumps(summary))
-    elif outcome.model is not None:
+        return 0
+    if outcome.model is not None:
         print(f"finished at step {result.step}, loss {losses[-1]:.4f}; model: {outcome.model}")
     else:
         print(f"stopped at step {result.step} ({result.reason}); continue with --resume auto")
-    if result.dropped and not options["as_json"]:
+    if result.dropped:
         print(f"note: others replaced {result.dropped:,} texts in which nothing could be blanked (`glm show`)")
     return 0
 
 
-def _dry_run(config: TrainConfig, args: Any) -> int:
+def _dry_run(config: TrainConfig, nproc: int, *, as_json: bool) -> int:
     tokenizer = None if config.data.path is None else PretrainingData.open(config.data.path).tokenizer
     device = choose_device(config.training.device, param="training.device", error=ConfigError)
-    plan = plan_run(config, tokenizer, world_size=args.nproc, device=device)
+    plan = plan_run(config, tokenizer, world_size=nproc, device=device)
     summary = {**plan.summary(), "device": device.type}
-    print(json.dumps(summary, indent=2) if args.json else "\n".join(_plan_lines(plan, summary)))
+    print(json.dumps(summary, indent=2) if as_json else "\n".join(_plan_lines(plan, summary)))
     return 0
 
 
-def _plan_lines(plan: RunPlan, summary: Mapping[str, Any]) -> list[str]:
-    s, unit = summary, summary["schedule_unit"]
+def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
     return [
         f"parameters        {s['parameters']:,}",
         f"shape             {s['layers']} layers x {s['hidden_size']} wide, {s['vocabulary_rows']:,} vocabulary rows",
         f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} parts",
         f"tokens per step   {s['tokens_per_step']:,} (at most)",
         f"tokens            {s['tokens']:,} (at most)",
-        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {unit}",
-        f"modes             {', '.join(s['modes'])}",
+        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} "
+        f"{s['schedule_unit']}",
+        f"modes             {', '.join(plan.config.objective.modes())}",
         f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
         *(f"  {line}" for line in plan.memory.lines()),
     ]
 
 
-def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+def _overrides(values: Mapping[str, object]) -> dict[str, object]:
     """Dotted key -> value for everything the command line sets; a dotted flag wins over a short name."""
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for name, dotted in ALIASES.items():
         if name in values:
             given[dotted] = values[name]
@@ -166,7 +167,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
             if dotted in given:
                 raise ConfigError(f"--{name} and another switch both set {dotted}; give one")
             given[dotted] = value
-    given |= {leaf.name: values[_flat(leaf.name)] for leaf in flags() if _flat(leaf.name) in values}
+    given |= {leaf.name: values[leaf.name] for leaf in flags() if leaf.name in values}
     for name, dotted in (("data_directory", "data.path"), ("output_directory", "output.directory")):
         if values.get(name) is not None:
             given[dotted] = values[name]
@@ -185,19 +186,14 @@ def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generati
     except RequestError as error:  # told now, not at the first evaluation
         raise ConfigError(f"evaluation.previews: {error}") from error
 
-    def preview(_: Any) -> Sequence[Mapping[str, Any]]:
+    def preview(_: nn.Module) -> Sequence[Mapping[str, object]]:
         filled = lm.fill_many(list(texts), max_tokens=_PREVIEW_TOKENS)
         return [{"prompt": t, "text": f.text, "blanks": f.blanks} for t, f in zip(texts, filled, strict=True)]
 
     return preview
 
 
-def _flat(dotted: str) -> str:
-    # Without dots: jsonargparse would nest the value of --output.plot below --output.
-    return "set_" + dotted.replace(".", "__")
-
-
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

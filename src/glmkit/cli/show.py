@@ -2,11 +2,11 @@
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ _PRESET = "glm_large_chinese"  # all three modes
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a YAML recipe"
+        "source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a recipe (file or name)"
     )
     parser.add_argument("--data", metavar="DIR", default=None, help="prepared data for a recipe that names none")
     parser.add_argument("--index", type=int, default=0, help="first batch, counted from 0 (default: %(default)s)")
@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print samples whole, as JSON")
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Print samples of the batches that training would see. Nothing is written."""
     if args.index < 0 or args.count < 1 or args.columns < 0:
         raise ConfigError(f"--index {args.index}, --count {args.count}, --columns {args.columns}: too small")
@@ -77,7 +77,7 @@ def run(args: Any) -> int:
     return 0
 
 
-def _config(args: Any) -> TrainConfig:
+def _config(args: Namespace) -> TrainConfig:
     if Path(args.source).is_dir():
         if args.data is not None:
             raise ConfigError(f"--data goes with a recipe; {args.source} is a directory already")

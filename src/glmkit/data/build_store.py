@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from glmkit.errors import DataError, TokenizerError
 from glmkit.files import atomic_directory
+from glmkit.progress import Progress
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, TextSample, TokenizerKind, train_tokenizer
 
 from .encoding import encode_all
-from .progress import NoProgress, Progress
 from .rows import ReadOptions, ReadReport
 from .sources import Sources
 from .store import SPLITS, StoreWriter
@@ -81,13 +81,13 @@ def prepare(
     _refuse_overlap(sources, target)
     if replace and target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
         raise DataError(f"{target} is not empty and no token store; nothing else is replaced, choose another name")
-    progress = progress or NoProgress()
+    progress = progress or Progress(quiet=True)
     splitter = _Splitter(validation_share)
     with atomic_directory(target, replace=replace) as folder:
         training: dict[str, Any] | None = None
         if tokenizer is None:
             sample = _sample(sources, splitter, sample_bytes, progress)
-            progress.stage("training the tokenizer", None)
+            progress.start("training the tokenizer", None)
             tokenizer = train_tokenizer(sample, vocab_size=vocab_size, kind=tokenizer_type)
             training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_used, "sample_bytes": sample_bytes}
         try:
@@ -159,20 +159,23 @@ class _Splitter:
 
 
 class _Meter:
-    """Counts bytes read and tells the progress now and then."""
+    """Counts bytes and documents and shows them now and then."""
 
     def __init__(self, progress: Progress, name: str, total: int | None) -> None:
         self._progress, self._bytes, self._documents = progress, 0, 0
-        progress.stage(name, total)
+        progress.start(name, total, unit="bytes")
 
     def count(self, size: int) -> None:
         self._bytes += size
-        self._progress.update(self._bytes, self._documents)
+        self._show()
 
     def document(self) -> None:
         self._documents += 1
         if self._documents % 64 == 0:
-            self._progress.update(self._bytes, self._documents)
+            self._show()
+
+    def _show(self) -> None:
+        self._progress.update(self._bytes, f"{self._documents:,} documents")
 
 
 def _sample(sources: Sources, splitter: _Splitter, limit: int, progress: Progress) -> TextSample:

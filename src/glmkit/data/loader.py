@@ -3,26 +3,28 @@
 import signal
 from collections.abc import Iterator
 from itertools import count
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from glmkit.errors import ConfigError, GLMKitError
 
-from .packing import Batch
+T = TypeVar("T")
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 
-class BatchSequence(Protocol):
-    """Whatever makes batch number `index` from nothing else."""
+class BatchSequence(Protocol[B_co]):
+    """Batches by number, each made from nothing else."""
 
-    def batch(self, index: int) -> Batch: ...
+    def batch(self, index: int) -> B_co: ...
 
 
-class _ByIndex(Dataset[Batch | GLMKitError]):
-    def __init__(self, batches: BatchSequence) -> None:
+class _ByIndex(Dataset[B | GLMKitError]):
+    def __init__(self, batches: BatchSequence[B]) -> None:
         self.batches = batches
 
-    def __getitem__(self, index: int) -> Batch | GLMKitError:
+    def __getitem__(self, index: int) -> B | GLMKitError:
         try:
             return self.batches.batch(index)
         except GLMKitError as error:  # as a value: raised in a worker it would arrive as a page of traceback
@@ -53,11 +55,11 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _unchanged(item: Any) -> Any:
+def _unchanged(item: T) -> T:
     return item
 
 
-class BatchLoader:
+class BatchLoader(Generic[B]):
     """Iterates the batches with start <= index < stop (no end without stop) and index % world_size == rank, in order.
 
     A batch depends on its index alone, so num_workers, rank and world_size never change what is in it, and a run
@@ -67,7 +69,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        batches: BatchSequence,
+        batches: BatchSequence[B],
         *,
         start: int = 0,
         stop: int | None = None,
@@ -85,7 +87,7 @@ class BatchLoader:
                 "and prefetch_factor must be at least 1"
             )
         first = start + (rank - start) % world_size
-        self._loader: DataLoader[Batch | GLMKitError] = DataLoader(
+        self._loader: DataLoader[B | GLMKitError] = DataLoader(
             _ByIndex(batches),
             batch_size=None,
             sampler=_Indices(first, stop, world_size),
@@ -96,7 +98,7 @@ class BatchLoader:
             prefetch_factor=prefetch_factor if num_workers else None,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         for item in self._loader:
             if isinstance(item, GLMKitError):
                 raise item

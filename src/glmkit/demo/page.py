@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from glmkit.demo.curve import loss_curve
+from glmkit.train.plot import loss_curve
 
 KIND_NAMES = {"single_token": "one token", "multi_token": "2 to 6 tokens", "identifier": "one identifier"}
 BASELINE_NAMES = {

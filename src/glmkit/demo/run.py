@@ -7,35 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from glmkit.data.packing import Batch
 from glmkit.data.store import write_store
-from glmkit.demo.clockline import ClockLine
 from glmkit.demo.corpus import collect, split
 from glmkit.demo.exam import Exam
 from glmkit.demo.examples import examples, print_examples, rates_table
 from glmkit.demo.measure import measure
-from glmkit.demo.recipe import SEQUENCE, VOCABULARY, ClockSchedule, recipe
 from glmkit.demo.report import Report, machine_facts
-from glmkit.devices import cpu_has_bfloat16
+from glmkit.demo.training import SEQUENCE, VOCABULARY, train
 from glmkit.errors import RequestError
-from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
-from glmkit.train.pretraining import pretrain
-from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
-from glmkit.train.recipe_config import TrainConfig
-from glmkit.train.state import StepRecord
-from glmkit.train.trainer import Trainer
-from glmkit.train.validation import ValidationLoss
 
 _SHORTEST_MINUTES = 0.2
 _RESERVE = 0.14  # share of the run kept for filling blanks and the report
-_VALIDATIONS = 8  # points of the validation curve
-_MOST_STEPS = 10_000_000  # the clock ends the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +77,9 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
         texts = {name: [module.text for module in modules] for name, modules in splits.items()}
         write_store(store, tokenizer, texts, facts={"source": "the Python standard library"}, replace=True)
     with clock.phase("pretraining", console):
-        course = _pretrain(store, options, clock, console)
+        seconds = options.minutes * 60 * (1 - _RESERVE) - clock.elapsed()
+        shutil.rmtree(options.output / "run", ignore_errors=True)
+        course = train(store, options.output / "run", seconds, seed=options.seed, stream=console.file)
     with clock.phase("filling held-out blanks", console):
         lm = load(_model_directory(options.output))
         exam = Exam(tokenizer, parts, count=options.blanks, window=SEQUENCE - 1, seed=options.seed)
@@ -117,61 +106,6 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
     print_examples(shown, console)
     console.print(rates_table(measured))
     return report
-
-
-@dataclass
-class _Course:
-    """How the training went."""
-
-    config: TrainConfig
-    training: list[tuple[float, float]] = field(default_factory=list)  # (tokens, loss)
-    validation: list[tuple[float, float]] = field(default_factory=list)
-    tokens: int = 0
-    steps: int = 0
-    seconds: float = 0.0  # of the steps alone
-
-    def facts(self) -> dict[str, str | int | float]:
-        config = self.config
-        return {
-            "objective": f"[MASK] spans of {config.objective.average_block_length} tokens on average, "
-            f"{config.objective.bert_ratio:.0%} of a text",
-            "text length": config.data.sequence_length,
-            "rows per step": config.training.micro_batch_size,
-            "steps": self.steps,
-            "tokens seen": self.tokens,
-            "optimizer": config.optimizer.name,
-            "precision": config.training.precision,
-            "seed": config.training.seed,
-        }
-
-
-def _pretrain(store: Path, options: DemoOptions, clock: _Clock, console: Console) -> _Course:
-    """Train until its share of the time is over; the rate follows the clock, so that it always ends low."""
-    seconds = options.minutes * 60 * (1 - _RESERVE) - clock.elapsed()
-    precision = "bf16" if cpu_has_bfloat16() else "fp32"
-    config = recipe(store, options.output / "run", seed=options.seed, steps=_MOST_STEPS, precision=precision)
-    validation = ValidationLoss(PretrainingData.open(store).validation(config), blank_infilling_loss(), Ranks())
-    course = _Course(config)
-    schedule = ClockSchedule(config.optimizer.learning_rate, seconds)
-    line = ClockLine(seconds, console)
-
-    def on_step(record: StepRecord, trainer: Trainer[Batch]) -> None:
-        course.tokens, course.steps = trainer.state.tokens, record.step
-        course.seconds += record.seconds
-        course.training.append((course.tokens, record.loss))
-        share = line.update(record)
-        if share >= (len(course.validation) + 1) / _VALIDATIONS or share >= 1:
-            trainer.model.eval()
-            with torch.no_grad():
-                course.validation.append((course.tokens, validation(trainer.model)["loss"]))
-            trainer.model.train()
-        if share >= 1:
-            trainer.stop.ask("time is up")
-
-    shutil.rmtree(options.output / "run", ignore_errors=True)
-    pretrain(config, on_step=on_step, learning_rate=lambda *_: schedule.rate(line.elapsed()), progress=line.quiet)
-    line.stop()
-    return course
 
 
 def _model_directory(output: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What pretraining reads: a prepared store as training and validation batches, and the loss of a batch."""
+"""A prepared store as training and validation batches of blank infilling, and the loss of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class PretrainingData:
         objective = self.objective(config.objective, data.sequence_length)
         return TrainingBatches(texts, objective, rows, seed=config.training.seed)
 
-    def validation(self, config: TrainConfig) -> dict[str, FixedBatches]:
+    def validation(self, config: TrainConfig) -> dict[str, FixedBatches[Batch]]:
         """Batches of the validation split for every mode of the mixture. Raises ConfigError for an empty split."""
         data = config.data
         documents = self.store.split("validation") if "validation" in self.store.manifest["splits"] else None

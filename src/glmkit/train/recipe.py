@@ -1,14 +1,14 @@
-"""Reading a recipe and laying `--section.key value` and the well-known short names over it."""
+"""Recipes: found by path or name, read, and overlaid with `--section.key value` and the well-known short names."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import yaml
 
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, closest
 from glmkit.objective.options import PRESETS
 
 from .recipe_config import TrainConfig
@@ -55,13 +55,34 @@ _EITHER = [
 ]
 
 
-def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The TrainConfig of a YAML file with `overrides` (dotted key -> text or value) laid over it.
+def recipe_files() -> dict[str, Path]:
+    """The recipes that come with glmkit, by name: beside the modules once installed, at the top of a source tree."""
+    packaged = Path(__file__).resolve().parents[1] / "recipes"
+    directory = packaged if packaged.is_dir() else packaged.parents[2] / "recipes"
+    return {path.stem: path for path in sorted(directory.glob("*/*.yaml"))}
 
-    Raises ConfigError for YAML that does not parse, unknown keys and wrong values; OSError for an unreadable file.
+
+def find_recipe(source: str | Path) -> Path:
+    """The file that `source` names, a path or one of `recipe_files`. Raises ConfigError."""
+    path, known = Path(source), recipe_files()
+    if path.is_file():
+        return path
+    if str(source) in known:
+        return known[str(source)]
+    near = closest(path.stem, known)
+    step = f"{f'did you mean {near!r}? ' if near else ''}known are {', '.join(known)}"
+    raise ConfigError(f"{source} is neither a file nor the name of a recipe", step=step)
+
+
+def read_recipe(source: str | Path, overrides: Mapping[str, object] | None = None) -> TrainConfig:
+    """The TrainConfig of a YAML file (or of a recipe by name) with `overrides` (dotted key -> text or value) over it.
+
+    Raises ConfigError for an unknown recipe, YAML that does not parse, unknown keys and wrong values; OSError for an
+    unreadable file.
     """
+    path = find_recipe(source)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -74,9 +95,9 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{path}: {error}") from error
 
 
-def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
     """`values` (sections) with dotted `overrides`; text is read as YAML, so `null`, `true` and `[a, b]` work."""
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    merged: dict[str, object] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     for dotted, value in overrides.items():
         section, _, key = dotted.partition(".")
         target = merged.setdefault(section, {})
@@ -90,7 +111,9 @@ def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
                 other = pair[1 - pair.index(dotted)]
                 if other not in overrides:
                     other_section, _, other_key = other.partition(".")
-                    merged.get(other_section, {}).pop(other_key, None)
+                    section_values = merged.get(other_section)
+                    if isinstance(section_values, dict):
+                        section_values.pop(other_key, None)
     return merged
 
 
@@ -108,7 +131,7 @@ def flags() -> list[Leaf]:
     return [*model, objective, *(leaf for leaf in leaves(TrainConfig) if not leaf.name.startswith("model."))]
 
 
-def _parse(dotted: str, value: Any) -> Any:
+def _parse(dotted: str, value: object) -> object:
     if not isinstance(value, str):
         return value
     kind = {leaf.name: leaf.kind for leaf in flags()}.get(dotted, "")

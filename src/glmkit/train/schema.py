@@ -22,11 +22,11 @@ class Leaf:
 
     name: str  # dotted
     kind: str  # readable type
-    default: Any  # MISSING where a value must be given
+    default: object  # MISSING where a value must be given
     help: str
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
     """An instance of the dataclass `cls` from plain values, recursively.
 
     Raises ConfigError naming `where`.key for an unknown key (with the closest spelling), a missing one, or a value of
@@ -43,7 +43,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     return cls(**given)
 
 
-def convert(value: Any, hint: Any, *, where: str) -> Any:
+def convert(value: object, hint: Any, *, where: str) -> Any:
     """`value` as the annotated type `hint`; ConfigError names `where`, the value and what is expected."""
     if is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else build(hint, value, where=where)
@@ -71,14 +71,14 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
     return _scalar(value, hint, where)
 
 
-def _choice(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+def _choice(value: object, choices: tuple[object, ...], where: str) -> object:
     if value in choices:
         return value
     hint = did_you_mean(value, map(str, choices))
     raise ConfigError(f"{where} is {value!r}; {hint}")
 
 
-def _scalar(value: Any, kind: Any, where: str) -> Any:
+def _scalar(value: object, kind: object, where: str) -> object:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str):
@@ -97,7 +97,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {value!r}; expected {readable(kind)}")
 
 
-def refuse_unknown(given: Iterable[Any], known: list[str], where: str) -> None:
+def refuse_unknown(given: Iterable[object], known: list[str], where: str) -> None:
     """ConfigError for the first key that is not in `known`, naming the closest one."""
     for key in given:
         if key not in known:
@@ -119,7 +119,7 @@ def leaves(cls: type, prefix: str = "") -> list[Leaf]:
     return result
 
 
-def readable(hint: Any) -> str:
+def readable(hint: object) -> str:
     """A type annotation in words for people."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -138,6 +138,6 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _hint(f: Field[Any]) -> str:
+def _hint(f: Field[object]) -> str:
     text = f.metadata.get("help", "")
     return f" ({text})" if text else ""

@@ -70,13 +70,21 @@ class StepRecord:
             line |= {"loss_scale": self.loss_scale, "skipped": self.skipped}
         return line
 
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def words(self) -> str:
+        """Loss, rate and speed for the progress display."""
+        return f"loss {self.loss:.4f}  lr {self.lr:.2e}  {self.tokens_per_second:,.0f} tokens/s"
+
     def throughput(self) -> dict[str, Any]:
         """The line for throughput.jsonl."""
         return {
             "step": self.step,
             "seconds": round(self.seconds, 6),
             "data_seconds": round(self.data_seconds, 6),
-            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds > 0 else None,
+            "tokens_per_second": round(self.tokens_per_second, 1) if self.seconds > 0 else None,
             "memory": self.memory,
         }
 

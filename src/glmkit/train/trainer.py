@@ -19,13 +19,13 @@ from glmkit.devices import is_cpu, peak_memory
 from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.apply import without_sync
 from glmkit.parallel.mesh import Ranks
+from glmkit.progress import Progress
 
 from . import random_state as rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
 from .metrics import MetricsLog
 from .nonfinite import Entry, check_targets, explain_nonfinite
 from .optim import Optimizers, clip_gradients
-from .progress import ProgressLine
 from .schedule import BatchPlan
 from .state import StepRecord, TrainState
 from .stop import StopRequest, shielded_children
@@ -121,7 +121,7 @@ class Trainer(Generic[B]):
         read_model: Callable[[Path], None] | None = None,
         record: Mapping[str, Any] | None = None,
         log: MetricsLog | None = None,
-        progress: ProgressLine | None = None,
+        progress: Progress | None = None,
         evaluators: Mapping[str, Evaluator] | None = None,
         previewer: Previewer | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
@@ -142,7 +142,7 @@ class Trainer(Generic[B]):
         self.device = self.ranks.device
         self.store, self.write_model, self.read_model = store, write_model, read_model
         self.record, self.log = dict(record or {}), log
-        self.progress = progress or ProgressLine(options.total_steps, quiet=True, silent=not self.ranks.is_main)
+        self.progress = progress or Progress(quiet=True, silent=not self.ranks.is_main)
         self.evaluators, self.previewer = dict(evaluators or {}), previewer
         self.on_step, self.on_checkpoint = on_step, on_checkpoint
         self.state = TrainState()
@@ -163,7 +163,7 @@ class Trainer(Generic[B]):
         source, iterator = self._start_data()
         reason = "finished"
         self.model.train()
-        self.progress.start(state.step)
+        self.progress.start("step", options.total_steps, state.step)
         try:
             with self.stop:
                 if state.step and self._due(options.evaluate_every) and state.evaluated != state.step:
@@ -313,8 +313,7 @@ class Trainer(Generic[B]):
         if self.log is not None:
             self.log.metrics(record.metrics())
             self.log.throughput(record.throughput())
-        speed = record.tokens / record.seconds if record.seconds > 0 else 0.0
-        self.progress.update(record.step, record.loss, record.lr, speed, record.seconds)
+        self.progress.update(record.step, record.words())
         if self.on_step is not None:
             self.on_step(record)
 

@@ -2,31 +2,33 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
-from glmkit.data.packing import Batch
 from glmkit.parallel.mesh import Ranks
 
-from .trainer import LossFn
+from .trainer import LossFn, StepBatch
+
+B = TypeVar("B", bound=StepBatch)
+B_co = TypeVar("B_co", bound=StepBatch, covariant=True)
 
 
-class FixedBatches(Protocol):
+class FixedBatches(Protocol[B_co]):
     """A fixed number of batches by index."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, index: int) -> Batch: ...
+    def batch(self, index: int) -> B_co: ...
 
 
-class ValidationLoss:
+class ValidationLoss(Generic[B]):
     """An evaluator: mean cross-entropy per mode, and over the targets of all modes together."""
 
-    def __init__(self, batches: Mapping[str, FixedBatches], loss_fn: LossFn[Batch], ranks: Ranks) -> None:
+    def __init__(self, batches: Mapping[str, FixedBatches[B]], loss_fn: LossFn[B], ranks: Ranks) -> None:
         self.batches, self.loss_fn, self.ranks = dict(batches), loss_fn, ranks
 
-    def __call__(self, model: nn.Module) -> dict[str, Any]:
+    def __call__(self, model: nn.Module) -> dict[str, object]:
         """`loss`, `losses` by mode, `targets` by mode: the numbers of targets behind the losses; `dropped` by mode:
         texts left out because nothing in them could be blanked.
 

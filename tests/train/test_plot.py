@@ -1,12 +1,13 @@
-"""The loss curve's numbers."""
+"""The pictures of the loss: a PNG, and the numbers of the inline SVG."""
 
 import math
 import re
+import struct
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from glmkit.demo.curve import HEIGHT, WIDTH, _smoothed, loss_curve
+from glmkit.train.plot import HEIGHT, WIDTH, loss_curve, plot_losses, smooth
 
 
 def points(svg: str, name: str) -> list[tuple[float, float]]:
@@ -29,10 +30,9 @@ def test_points_are_at_the_scale_of_the_ticks():
 
 
 def test_smoothing_is_a_moving_average_without_bias():
-    assert _smoothed([(0.0, 1.0), (10.0, 3.0)], 1.0) == [(0.0, 1.0), (10.0, pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75))]
-    assert _smoothed([(float(x), 2.0) for x in range(9)], 0.5)[-1] == (8.0, pytest.approx(2.0))
-    noisy = [(float(x), 3.0 + (-1) ** x) for x in range(200)]
-    assert all(abs(y - 3.0) < 0.2 for _, y in _smoothed(noisy, 0.1)[20:])
+    assert smooth([1.0, 3.0], 1.0) == [1.0, pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75)]
+    assert smooth([2.0] * 9, 0.5)[-1] == pytest.approx(2.0)
+    assert all(abs(y - 3.0) < 0.2 for y in smooth([3.0 + (-1) ** x for x in range(200)], 0.1)[20:])
 
 
 def test_many_points_are_thinned_to_the_last_one():
@@ -56,3 +56,22 @@ def test_one_point_and_none():
     assert points(loss_curve([(5.0, 2.0)], [], x_label="step"), "train")
     assert "circle" in loss_curve([], [(5.0, 2.0)], x_label="step")
     assert loss_curve([], [(1.0, math.inf)], x_label="step") == "<p>No losses were recorded.</p>"
+
+
+def test_plot_is_a_png(tmp_path):
+    lines = [{"kind": "train", "step": i, "loss": 5 / i} for i in range(1, 50)]
+    lines += [{"kind": "validation", "step": i, "loss": 1.0, "losses": {"bert": 5 / i, "gpt": 6 / i}} for i in (10, 40)]
+    plot_losses(lines, tmp_path / "loss.png", title="run")
+    data = (tmp_path / "loss.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (960, 540)
+    plot_losses([], tmp_path / "empty.png")
+
+
+def test_smoothing():
+    assert smooth([3.0] * 10) == pytest.approx([3.0] * 10)
+    values = [0.0] * 100 + [1.0] * 100
+    curve = smooth(values, share=0.02)  # a mean over about 4 values
+    assert curve[99] == 0.0
+    assert curve[100] == pytest.approx(0.25)
+    assert curve[120] > 0.99
