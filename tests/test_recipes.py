@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from glmkit.errors import ConfigError
 from glmkit.train.forecast import plan_run
-from glmkit.train.recipe import read_recipe
+from glmkit.train.recipe import find_recipe, read_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "pretrain"
 
@@ -30,6 +31,24 @@ def plan(name, **overrides):
 
 def test_every_recipe_is_listed():
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PARAMETERS, "tiny"}
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, "tiny"])
+def test_recipes_are_found_by_name(name):
+    assert find_recipe(name).samefile(RECIPES / f"{name}.yaml")
+
+
+def test_a_path_comes_before_a_name_and_an_unknown_one_lists_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glm-large").mkdir()
+    (tmp_path / "glm-base").write_text("training: {max_steps: 1}")
+    assert find_recipe("glm-base") == Path("glm-base")
+    assert find_recipe("glm-large").parent == RECIPES
+    with pytest.raises(ConfigError) as error:
+        find_recipe("glm-bas")
+    assert "glm-bas is neither a file nor the name of a recipe; did you mean 'glm-base'? known are" in str(error.value)
+    with pytest.raises(ConfigError, match=r"no/tiny.yaml is neither a file .* did you mean 'tiny'\?"):
+        find_recipe("no/tiny.yaml")
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

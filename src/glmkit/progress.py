@@ -57,13 +57,13 @@ class Progress:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task(label, total=total, completed=done, info=self._amount(done))
+            self._task = self._bar.add_task(label, total=total, completed=int(done), info=self._amount(done))
             self._bar.start()
         if self._eager or self._bar is not None:
             self._said = -float("inf")
 
     def update(self, done: float, info: str = "", *, label: str | None = None) -> None:
-        """`done` units are behind; `info` is a few words about it. Most calls show nothing: ten a second on a terminal."""
+        """`done` units are behind; `info`: a few words about it. Most calls draw nothing."""
         now, pause = self._clock(), self._pause if self._bar is None else 0.1
         last = done == self._total and (self._eager or self._bar is not None)
         if self.quiet or not (last or now - self._said >= pause):

@@ -142,14 +142,14 @@ def _dry_run(config: TrainConfig, nproc: int, *, as_json: bool) -> int:
 
 
 def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
+    unit = s["schedule_unit"]
     return [
         f"parameters        {s['parameters']:,}",
         f"shape             {s['layers']} layers x {s['hidden_size']} wide, {s['vocabulary_rows']:,} vocabulary rows",
         f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} parts",
         f"tokens per step   {s['tokens_per_step']:,} (at most)",
         f"tokens            {s['tokens']:,} (at most)",
-        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} "
-        f"{s['schedule_unit']}",
+        f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {unit}",
         f"modes             {', '.join(plan.config.objective.modes())}",
         f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
         *(f"  {line}" for line in plan.memory.lines()),

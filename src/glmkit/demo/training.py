@@ -134,7 +134,8 @@ def train(store: Path, output: Path, seconds: float, *, seed: int, stream: IO[st
         if share >= (len(course.validation) + 1) / _VALIDATIONS or share >= 1:
             trainer.model.eval()
             with torch.no_grad():
-                course.validation.append((course.tokens, validation(trainer.model)["loss"]))
+                loss = validation(trainer.model)["loss"]
+            course.validation.append((course.tokens, math.nan if loss is None else loss))
             trainer.model.train()
         if share >= 1:
             trainer.stop.ask("time is up")

@@ -29,15 +29,15 @@ class MetricsLog:
             self._files[name] = open(directory / name, "ab")  # noqa: SIM115  (open for the whole run)
         self._board = _open_board(directory / "tensorboard", step) if tensorboard else None
 
-    def metrics(self, values: Mapping[str, Any]) -> None:
+    def metrics(self, values: Mapping[str, object]) -> None:
         self._write("metrics.jsonl", values)
         self._to_board(values)
 
-    def throughput(self, values: Mapping[str, Any]) -> None:
+    def throughput(self, values: Mapping[str, object]) -> None:
         self._write("throughput.jsonl", values)
         self._to_board({"kind": "speed", **values})
 
-    def preview(self, values: Mapping[str, Any]) -> None:
+    def preview(self, values: Mapping[str, object]) -> None:
         self._write("previews.jsonl", values)
         if self._board is not None:
             self._board.add_text("preview", str(values.get("text", values)), values["step"])
@@ -53,12 +53,12 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
-    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+    def _write(self, name: str, values: Mapping[str, object]) -> None:
         file = self._files[name]
         file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
         file.flush()
 
-    def _to_board(self, values: Mapping[str, Any]) -> None:
+    def _to_board(self, values: Mapping[str, object]) -> None:
         if self._board is None:
             return
         kind, step = values.get("kind", "train"), values["step"]

@@ -61,10 +61,10 @@ def _validation(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int,
 
 
 def loss_curve(training: Points, validation: Points, *, x_label: str, smoothing: float = 0.02) -> str:
-    """An <svg>, coloured by the page's style sheet, of the training loss (raw and smoothed) and the validation losses over (x, loss) points.
+    """An <svg> of the training loss (raw and smoothed) and the validation losses over (x, loss) points.
 
-    `smoothing` is the share of the training points averaged over. Points that are not finite are left out; without
-    any, the result is a sentence.
+    The page's style sheet colours it. `smoothing` is the share of the training points averaged over. Points that are
+    not finite are left out; without any, the result is a sentence.
     """
     raw = [(x, y) for x, y in training if math.isfinite(x) and math.isfinite(y)]
     checks = [(x, y) for x, y in validation if math.isfinite(x) and math.isfinite(y)]

@@ -126,6 +126,4 @@ def pretrain(
     ):
         progress.warn(f"memory: {warning}")
     task = Pretraining(config, data, plan.model_config, previews)
-    return run_task(
-        task, ranks=ranks, progress=progress, resume=resume, on_step=on_step, learning_rate=learning_rate
-    )
+    return run_task(task, ranks=ranks, progress=progress, resume=resume, on_step=on_step, learning_rate=learning_rate)

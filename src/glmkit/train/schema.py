@@ -26,7 +26,7 @@ class Leaf:
     help: str
 
 
-def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
+def build(cls: type[T], values: object, *, where: str) -> T:
     """An instance of the dataclass `cls` from plain values, recursively.
 
     Raises ConfigError naming `where`.key for an unknown key (with the closest spelling), a missing one, or a value of
@@ -130,8 +130,8 @@ def readable(hint: object) -> str:
         return "list of " + readable(arguments[0])
     if is_dataclass(hint) and isinstance(hint, type):
         return "{" + ", ".join(f.name for f in fields(hint)) + "}"
-    names = {int: "whole number", float: "number", bool: "true|false", str: "text"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    names: dict[object, str] = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+    return names.get(hint, str(getattr(hint, "__name__", hint)))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class StepBatch(Protocol):
     @property
     def num_dropped(self) -> int: ...  # texts that could not be used and were replaced
 
-    def to(self, device: torch.device) -> Any: ...  # one like it
+    def to(self, device: torch.device) -> Self: ...
 
 
 class Sums(Protocol):
@@ -65,13 +65,13 @@ class Sums(Protocol):
 B = TypeVar("B", bound=StepBatch)
 LossFn = Callable[[nn.Module, B], Sums]
 BatchSource = Callable[[int], Iterable[B]]  # index of the next micro-batch -> this rank's share from there on
-Evaluator = Callable[[nn.Module], Mapping[str, Any]]
-Previewer = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
+Evaluator = Callable[[nn.Module], Mapping[str, object]]
+Previewer = Callable[[nn.Module], Sequence[Mapping[str, object]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
-    """How to run, as opposed to what."""
+    """Length, precision and rhythm of a run."""
 
     total_steps: int
     clip_grad: float = 1.0  # 0 = off
@@ -82,7 +82,7 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `reason` is "finished", a signal's name, or what `stop.ask` was given."""
+    """The end of a run: `reason` is "finished", a signal's name, or what `stop.ask` was given."""
 
     step: int
     reason: str
@@ -119,7 +119,7 @@ class Trainer(Generic[B]):
         store: CheckpointStore | None = None,
         write_model: Callable[[Path], None] | None = None,
         read_model: Callable[[Path], None] | None = None,
-        record: Mapping[str, Any] | None = None,
+        record: Mapping[str, object] | None = None,
         log: MetricsLog | None = None,
         progress: Progress | None = None,
         evaluators: Mapping[str, Evaluator] | None = None,
@@ -186,7 +186,7 @@ class Trainer(Generic[B]):
                 close()
         return TrainResult(state.step, reason, list(state.recent_losses), state.dropped)
 
-    def resume(self, checkpoint: Path) -> dict[str, Any]:
+    def resume(self, checkpoint: Path) -> dict[str, object]:
         """Put weights, optimizer, random states and data position back; what `record` was when it was written.
 
         Raises CheckpointError for a damaged checkpoint or one of another model or optimizer.
@@ -296,7 +296,7 @@ class Trainer(Generic[B]):
         values = torch.stack(reported).tolist()  # the one wait for the device
         return {batch.index: value for batch, value in zip(batches, values, strict=True)}
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.options.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float16
@@ -364,7 +364,7 @@ def _by_mode(entries: Sequence[Entry], losses: Mapping[int, float]) -> dict[str,
     return {mode: loss / targets for mode, (loss, targets) in sorted(sums.items())}
 
 
-def _words(result: Mapping[str, Any]) -> str:
+def _words(result: Mapping[str, object]) -> str:
     numbers = {name: value for name, value in result.items() if isinstance(value, float)}
     for inner in result.values():
         if isinstance(inner, Mapping):

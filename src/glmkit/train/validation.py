@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
@@ -22,13 +22,22 @@ class FixedBatches(Protocol[B_co]):
     def batch(self, index: int) -> B_co: ...
 
 
+class ModeLosses(TypedDict):
+    """Mean cross-entropy in nats per target, of all modes and of each; the counts behind it, by mode."""
+
+    loss: float | None
+    losses: dict[str, float]
+    targets: dict[str, int]
+    dropped: dict[str, int]
+
+
 class ValidationLoss(Generic[B]):
     """An evaluator: mean cross-entropy per mode, and over the targets of all modes together."""
 
     def __init__(self, batches: Mapping[str, FixedBatches[B]], loss_fn: LossFn[B], ranks: Ranks) -> None:
         self.batches, self.loss_fn, self.ranks = dict(batches), loss_fn, ranks
 
-    def __call__(self, model: nn.Module) -> dict[str, object]:
+    def __call__(self, model: nn.Module) -> ModeLosses:
         """`loss`, `losses` by mode, `targets` by mode: the numbers of targets behind the losses; `dropped` by mode:
         texts left out because nothing in them could be blanked.
 
