@@ -61,7 +61,7 @@ def test_mistakes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         return err
 
     assert "choose one of glmkit, huggingface, megatron, paddle" in refused("--to", "gguf")
-    assert "arguments are required: to" in refused()
+    assert "arguments are required: --to" in refused()
     assert "never cut over ranks" in refused("--to", "glmkit", "--tensor-parallel", "2")
     assert "float64" in refused("--to", "paddle", "--dtype", "float64")
     assert "did you mean --tensor-parallel" in refused("--to", "paddle", "--tensor-paralel", "2")
