@@ -22,7 +22,7 @@ def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
         if option.words:
             choices = [*(["true", "false"] if option.kind is bool else []), *option.words]
             parser.add_argument(name, choices=choices, default=str(shown), help=text)
-        elif option.item:  # jsonargparse checks a list with the type of its items, so the items are read later
+        elif option.item:  # read later: a wrong item is named with its option
             parser.add_argument(name, action="append", metavar=option.item.upper(), default=None, help=text)
         else:
             metavar = "X" if option.kind is float else "N"

@@ -47,7 +47,7 @@ class OneLineParser(argparse.ArgumentParser):
             close = closest(value, map(str, action.choices))
             hint = f", did you mean {close!r}?" if close else ""
             known = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"invalid choice {value!r} (choose from {known}){hint}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {known}){hint}")
 
     def _options_first(self, words: list[str]) -> list[str]:
         """Options with their values, `--`, the rest: so a text may follow options or begin with a dash."""
