@@ -103,11 +103,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda d: shutil.copy(d / "model-00001-of-00003.safetensors", d / SHARD),
         (f"{SHARD} lacks", "download both again"),
     ),
-    "index of another type": (lambda d: (d / INDEX).write_text("[1]"), (INDEX, "weight_map")),
+    "index of another type": (lambda d: (d / INDEX).write_text("[1]"), (INDEX, "not an object")),
     "index that is no json": (lambda d: (d / INDEX).write_text('{"weight_map": {'), (INDEX, "JSON")),
     "index that points outside": (
         lambda d: write_json(d / INDEX, {"weight_map": {"a": "../../etc/passwd"}}),
-        ("no file name",),
+        ("no file beside the index",),
     ),
     "config that is no json": (lambda d: (d / "config.json").write_text("{"), ("config.json",)),
     "config that is a list": (lambda d: (d / "config.json").write_text("[]"), ("config.json",)),

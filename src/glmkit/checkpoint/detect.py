@@ -1,8 +1,9 @@
-"""What lies in a model directory: which files hold the weights, in how many ranks, and which config is beside them.
+"""Detection of what lies in a model directory: files of weights, rank by rank, and the config beside them.
 
-Only names of files and small text files are looked at here; `open.py` opens the weights.
+Only names of files and small text files (config, index, tag) are looked at here; `open.py` opens the weights.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Container
 from glmkit.families.common.native_layout import FORMAT_KEY
 
-from .files.sharded_file import read_index
+from .files.content import check_pointer
+from .files.pickle.cursor import shorten
 from .native import read_json
 
 CONFIG_FILES = ("config.json", "model_config.json")
@@ -23,6 +25,7 @@ ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json"
 _INDEXED = ("model.safetensors", "pytorch_model.bin")
 _TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TEXT_LIMIT = 1 << 20
+_MAX_INDEX = 4 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Detected:
 
     @property
     def own(self) -> bool:
-        """Whether glmkit wrote it."""
+        """True for a directory that glmkit wrote."""
         return self.config is not None and FORMAT_KEY in self.config
 
 
@@ -149,17 +152,11 @@ def _mp_ranks(directory: Path) -> _Parts | None:
 def _tagged(directory: Path) -> Path | None:
     """The folder that the tag file names, or the only one with rank files."""
     folders = sorted({path.parent for path in directory.glob("*/mp_rank_*_model_states.pt")})
-    for name in TAG_FILES:
-        path = directory / name
-        if not path.is_file():
-            continue
-        tag = path.read_text(encoding="utf-8", errors="replace").strip()[:200]
-        if not tag or Path(tag).name != tag:
-            raise CheckpointError(f"{path} holds {tag!r}, which is not the name of a folder beside it")
-        # Megatron writes the bare number here and pads the folder's name.
-        for folder in (directory / tag, *(directory / f"iter_{tag:0>7}",)):
-            if list(folder.glob("mp_rank_*_model_states.pt")):
-                return folder
+    if (found := read_tag(directory)) is not None:
+        tag, path = found
+        for name in tag_folders(tag):
+            if list((directory / name).glob("mp_rank_*_model_states.pt")):
+                return directory / name
         known = ", ".join(folder.name for folder in folders) or "no folder with rank files"
         raise CheckpointError(
             f"{path} names {tag!r}, but {directory} has {known}", step="correct the file or download again"
@@ -173,6 +170,26 @@ def _tagged(directory: Path) -> Path | None:
     return folders[0] if folders else None
 
 
+def read_tag(directory: Path) -> tuple[str, Path] | None:
+    """(name of the folder in use, the tag file that says so), None without such a file.
+
+    Raises CheckpointError when it holds something else than the name of a folder.
+    """
+    path = next((directory / name for name in TAG_FILES if (directory / name).is_file()), None)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        tag = file.read(200).decode("utf-8", "replace").strip()
+    if not tag or Path(tag).name != tag:
+        raise CheckpointError(f"{path} holds {tag!r}, which is not the name of a folder beside it")
+    return tag, path
+
+
+def tag_folders(tag: str) -> tuple[str, str]:
+    """Names that the folder of a tag may have: Megatron writes the bare number and pads the folder's name."""
+    return tag, f"iter_{tag:0>7}"
+
+
 def _in_row(paths: list[Path], pattern: str) -> list[Path]:
     """Rank files in the order of their numbers. Raises CheckpointError when one is missing."""
     numbered = {int(match[1]): path for path in paths if (match := re.fullmatch(pattern, path.name))}
@@ -183,6 +200,28 @@ def _in_row(paths: list[Path], pattern: str) -> list[Path]:
             f"every rank is needed"
         )
     return [numbered[number] for number in sorted(numbered)]
+
+
+def read_index(index: Path) -> tuple[dict[str, str], object]:
+    """(file of each tensor, metadata) of an index. Raises CheckpointError when it is damaged or leads elsewhere."""
+    try:
+        if index.is_file():
+            with index.open("rb") as file:
+                check_pointer(index, file.read(1024))
+            if index.stat().st_size > _MAX_INDEX:
+                raise CheckpointError(f"{index}: refused, it has more than {_MAX_INDEX} bytes; is it an index?")
+        values = read_json(index)
+    except RecursionError:
+        raise CheckpointError(f"{index} is nested too deeply for an index", step="download it again") from None
+    places = values.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map with tensors in it", step="download it again")
+    for name, place in places.items():
+        if not isinstance(place, str) or place != Path(place).name or place in ("", ".", "..") or "\\" in place:
+            raise CheckpointError(
+                f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
+            )
+    return places, values.get("metadata", {})
 
 
 def tokenizer_texts(directory: Path) -> str:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from glmkit.devices import is_cpu
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, names_text
 from glmkit.model.integer_packing import quantize_rows
 
+from .files.tensors import all_finite
 from .weights import Weights
 
 _BLOCK = 1 << 20  # numbers looked at or converted at a time: they stay in the processor's cache
-_SHOWN = 4
 _WORKERS = 4
 _T = TypeVar("_T")
 
@@ -39,27 +39,16 @@ def in_parallel(work: Callable[[str], _T], names: Iterable[str]) -> list[_T]:
 
 def check_finite(name: str, block: Tensor, bad: dict[str, None]) -> None:
     """Remember `name` when the block holds NaN or an infinite value."""
-    if block.dtype.is_floating_point and name not in bad and block.numel() and _suspicious(block):
-        low, high = torch.aminmax(block)
-        if not (bool(low.isfinite()) and bool(high.isfinite())):
-            bad[name] = None
-
-
-def _suspicious(block: Tensor) -> bool:
-    """Cheaper than looking at extremes where PyTorch has a faster pass; may be wrong in the careful direction only."""
-    if block.dtype == torch.float16:
-        flat = block.reshape(-1)
-        return not bool(torch.dot(flat, flat).isfinite())
-    return block.dtype == torch.bfloat16 or not bool(block.sum().isfinite())
+    if name not in bad and not all_finite(block):
+        bad[name] = None
 
 
 def refuse_bad(bad: Mapping[str, str], where: str) -> None:
     """Raise CheckpointError when any tensor was remembered: our names -> names in the file."""
     names = [ours if ours == theirs else f"{theirs} ({ours})" for ours, theirs in bad.items()]
     if names:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise CheckpointError(
-            f"{where}: NaN or infinite values in {', '.join(names[:_SHOWN])}{more}; the file is damaged, get it again"
+            f"{where}: NaN or infinite values in {names_text(names, 4)}", step="the file is damaged, get it again"
         )
 
 

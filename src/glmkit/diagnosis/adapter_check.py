@@ -9,6 +9,7 @@ import torch
 from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.adapter_files import RECORD, AdapterFiles
 from glmkit.adapters.directory import apply_adapter, open_adapter
+from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
@@ -112,7 +113,7 @@ def _findings(files: AdapterFiles, base: str | None) -> list[Finding]:
     if idle := kind.no_effect(files):
         what = f"{idle}: the adapter changes nothing"
         findings.append(Finding("warning", what, where, "it was never trained, or was saved from the wrong object"))
-    broken = [name for name, tensor in files.tensors.items() if not bool(tensor.isfinite().all())]
+    broken = [name for name, tensor in files.tensors.items() if not all_finite(tensor)]
     if broken:
         what = f"numbers that are not finite in {names_text(broken)}"
         findings.append(Finding("error", what, where, "take an earlier checkpoint of the training"))

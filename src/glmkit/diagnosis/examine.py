@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmkit.checkpoint.configure import ConfigLike
+from glmkit.checkpoint.configure import ConfigLike, read_given
 from glmkit.checkpoint.detect import detect
 from glmkit.checkpoint.files.tensors import TensorFile
-from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, match, open_files
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
@@ -17,9 +17,8 @@ from glmkit.families.family import preset, preset_names
 from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
 from .check_ranks import check_ranks
-from .check_values import check_numbers
 from .config_alone import config_file_alone, refuse_impossible
-from .contents import check_company, check_contents, check_sibling, read_settings
+from .contents import check_company, check_contents, check_numbers, check_sibling, read_settings
 from .finding import Finding, has_errors, printable
 from .forecast import check_fit, forecast, quantize_to_fit
 from .headers import Headers, attempt, open_headers
@@ -79,8 +78,9 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
     report.findings += [*check_sibling(listing.directory), *check_company(listing)]
     place, wrong_place = find_weights(listing)
     report.findings += wrong_place
-    used, _ = attempt(lambda: {path.name for rank in detect(listing.directory).ranks for path in rank}, place.directory)
-    if used is not None:  # several copies lie here, one of them is read
+    detected, _ = attempt(lambda: detect(listing.directory), place.directory)
+    if detected is not None:  # several copies may lie here, one of them is read
+        used = {path.name for rank in detected.ranks for path in rank}
         listing, place = (folder.reading(used) for folder in (listing, place))
     bad: set[str] = set()
     for folder in [listing] if place.directory == listing.directory else [listing, place]:
@@ -159,23 +159,31 @@ def _model(
     report.facts |= _file_facts(list(headers.files.values()))
     where = listing.directory
 
-    def open_it() -> Checkpoint | None:
+    identified: Identified | None = None
+
+    def walk() -> Checkpoint | None:
+        nonlocal identified
         refuse_impossible(read_settings(listing)[0], str(where))
         try:
-            return open_checkpoint(where, config=orders.config, family=orders.family)
+            identified = identify(open_files(detect(where)), read_given(orders.config), orders.family)
+            return check(match(identified))
         except CheckpointError:
             if incomplete:  # it would only say, less precisely, what was found already
                 return None
             raise
 
-    opened, finding = attempt(open_it, where)
+    opened, finding = attempt(walk, where)
     if opened is not None:
         _describe(report, opened, listing, place, orders)
         return
     if finding is not None and not already_said(finding, report.findings):
         report.findings.append(with_step(finding, place))
     report.findings += suggest_config(listing, place, headers)
-    alone = config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])
+    alone = (
+        config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])
+        if identified is None
+        else (identified.family, identified.config)
+    )
     if alone is not None:
         family, config = alone
         report.facts |= {"family": family.name, "title": family.title}

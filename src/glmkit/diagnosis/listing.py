@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmkit.adapters.adapter import all_kinds
+from glmkit.checkpoint.detect import TAG_FILES
 
 Kind = Literal[
     "weights", "index", "config", "code", "training", "leftover", "adapter", "tag", "other", "strange", "unread"
@@ -22,7 +23,6 @@ _TRAINING = re.compile(
     r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
 )
 _LEFTOVER = re.compile(r".*\.(partial|incomplete|part|crdownload|aria2|tmp|download|lock)|\..+\.tmp-\d+|\..+\.old-\d+")
-_TAG = {"latest", "latest_checkpointed_iteration.txt"}
 _CONFIG = {"config.json", "model_config.json", "generation_config.json", "generation.json", "tokenizer_config.json"}
 
 RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt|.*\.tp(\d+)\.(?:pdparams|safetensors)")
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the name is not that of one shard or rank among several."""
+        """False for the name of one shard or rank among several."""
         return self.rank is None and re.search(r"-\d{5}-of-\d{5}\.", self.name) is None
 
     @property
@@ -78,7 +78,7 @@ class Listing:
 
 
 def list_directory(directory: Path) -> Listing:
-    """What lies in `directory`, one level deep. Raises OSError when it cannot be listed."""
+    """List `directory`, one level deep. Raises OSError when it cannot be listed."""
     entries: list[Entry] = []
     folders: list[str] = []
     with os.scandir(directory) as found:
@@ -95,7 +95,7 @@ def list_directory(directory: Path) -> Listing:
 
 
 def _belongs(entry: Entry, names: Collection[str]) -> bool:
-    """Whether a file is read, or is the index of shards that are. A whole file takes precedence over its index."""
+    """True for a file that is read, or the index of shards that are. A whole file takes precedence over its index."""
     if entry.kind == "weights":
         return entry.name in names
     whole = Path(entry.name.removesuffix(".index.json"))
@@ -122,7 +122,7 @@ def _kind(name: str) -> Kind:
         return "leftover"
     if any(name in kind.setting_files for kind in all_kinds().values()):
         return "adapter"
-    if name in _TAG:
+    if name in TAG_FILES:
         return "tag"
     if name in _CONFIG:
         return "config"

@@ -1,9 +1,9 @@
-"""Where in a directory the weights are: beside the config, in the folder that `latest` names, or one level too deep."""
+"""Search for a directory's weights: beside the config, in the folder that `latest` names, or one level too deep."""
 
 import re
 from pathlib import Path
 
-from glmkit.checkpoint.detect import TAG_FILES
+from glmkit.checkpoint.detect import read_tag, tag_folders
 from glmkit.errors import names_text
 
 from .finding import Finding
@@ -23,13 +23,14 @@ def find_weights(listing: Listing) -> tuple[Listing, list[Finding]]:
     where = str(listing.directory)
     if listing.of("weights", "index"):
         return listing, []
-    tag, source = read_tag(listing)
+    found, _ = attempt(lambda: read_tag(listing.directory), where)
     folders = [name for name in listing.folders[:_MOST_FOLDERS] if _has_ranks(listing.directory / name)]
-    if tag is None:
+    if found is None:
         if len(folders) == 1:
             return _inside(listing, folders[0])
         return listing, []
-    for name in (tag, f"iter_{tag:0>7}"):  # Megatron pads the folder's name, not the tag
+    tag, source = found[0], found[1].name
+    for name in tag_folders(tag):
         if name in listing.folders:
             inside, findings = _inside(listing, name)
             others = [other for other in folders if other != name]
@@ -42,26 +43,13 @@ def find_weights(listing: Listing) -> tuple[Listing, list[Finding]]:
     return listing, [Finding("error", what, where, f"download {tag}, or {step}")]
 
 
-def read_tag(listing: Listing) -> tuple[str | None, str]:
-    """(name in a tag file, that file's name); (None, "") without one."""
-    for name in TAG_FILES:
-        entry = listing.named(name)
-        if entry is None or entry.problem:
-            continue
-        text, _ = attempt(lambda path=entry.path: path.read_bytes()[:256].decode("utf-8", "replace"), entry.path)  # type: ignore[misc]
-        tag = (text or "").strip()
-        if tag and Path(tag).name == tag:
-            return tag, name
-    return None, ""
-
-
 def _inside(listing: Listing, name: str) -> tuple[Listing, list[Finding]]:
     inside, finding = attempt(lambda: list_directory(listing.directory / name), listing.directory / name)
     return (listing if inside is None else inside), ([] if finding is None else [finding])
 
 
 def _has_ranks(path: Path) -> bool:
-    """Whether Megatron's or SAT's rank files lie there: theirs alone lie one level below the config."""
+    """True where Megatron's or SAT's rank files lie: theirs alone lie one level below the config."""
     inside, _ = attempt(lambda: list_directory(path), path)
     return inside is not None and any(entry.name.startswith("mp_rank_") for entry in inside.of("weights"))
 
@@ -102,5 +90,6 @@ def _has_weights(path: Path) -> bool:
     inside, _ = attempt(lambda: list_directory(path), path)
     if inside is None:
         return False
-    marks = inside.of("index", "adapter") or any(inside.named(name) for name in TAG_FILES)
-    return bool(marks) or any(_MODEL_NAME.match(entry.name) for entry in inside.of("weights"))
+    return bool(inside.of("index", "adapter", "tag")) or any(
+        _MODEL_NAME.match(entry.name) for entry in inside.of("weights")
+    )

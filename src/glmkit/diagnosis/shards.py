@@ -1,11 +1,10 @@
 """An index and its shards: what is missing, left over, or not where the index says."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-from glmkit.errors import CheckpointError, names_text
+from glmkit.checkpoint.detect import read_index
+from glmkit.errors import names_text
 
 from .finding import Finding
 from .headers import Headers, attempt
@@ -31,26 +30,8 @@ def check_shards(listing: Listing, headers: Headers) -> list[Finding]:
     return findings
 
 
-def read_index(path: Path) -> tuple[dict[str, str], int | None]:
-    """(tensor -> file, total_size) of an index file. Raises CheckpointError when it is not one."""
-    again = "download it again"
-    try:
-        values: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid JSON ({error})", step=again) from None
-    mapping = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(mapping, dict) or not mapping:
-        raise CheckpointError(f"{path} has no weight_map", step=again)
-    for tensor, name in mapping.items():
-        if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise CheckpointError(f"{path} puts {tensor} into {name!r}, which is no file name", step=again)
-    metadata = values.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return mapping, int(total) if isinstance(total, (int, float)) and not isinstance(total, bool) else None
-
-
 def _check_index(
-    entry: Entry, mapping: dict[str, str], total: int | None, listing: Listing, headers: Headers
+    entry: Entry, mapping: dict[str, str], metadata: object, listing: Listing, headers: Headers
 ) -> list[Finding]:
     findings: list[Finding] = []
     shards = sorted(set(mapping.values()))
@@ -80,17 +61,18 @@ def _check_index(
             step = "download index and shards of one release"
             findings.append(Finding("warning", what, str(listing.directory / shard), step))
     if not findings and all(shard in headers.files for shard in shards):
-        findings.append(_total(entry, mapping, total, headers))
+        findings.append(_total(entry, mapping, metadata, headers))
     return findings
 
 
-def _total(entry: Entry, mapping: dict[str, str], total: int | None, headers: Headers) -> Finding:
+def _total(entry: Entry, mapping: dict[str, str], metadata: object, headers: Headers) -> Finding:
     found = sum(headers.files[shard].info(tensor).nbytes for tensor, shard in mapping.items())
     count = len(set(mapping.values()))
-    if total is None or total == found:
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(total, int | float) or isinstance(total, bool) or int(total) == found:
         what = f"{entry.name}: {len(mapping)} tensors in {count} shards, all there"
         return Finding("ok", what, str(entry.path))
-    what = f"{entry.name} promises {total:,} bytes of tensors, the shards hold {found:,}"
+    what = f"{entry.name} promises {int(total):,} bytes of tensors, the shards hold {found:,}"
     step = "harmless if all tensors have the shapes of the config; else download index and shards of one release"
     return Finding("warning", what, str(entry.path), step)
 

@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 
+from glmkit.checkpoint.detect import read_tag
 from glmkit.checkpoint.native import GENERATION_FILE
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.published_tensors import published_tensors
@@ -35,7 +36,7 @@ SPARE_BYTES = 64 << 20  # room for the small files
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did. Sizes in bytes, times in seconds."""
+    """Report of a conversion. Sizes in bytes, times in seconds."""
 
     source: str
     destination: str
@@ -246,12 +247,8 @@ def _requantized(
 
 def _tag(checkpoint: Checkpoint, layout: Layout) -> str:
     """The folder of rank files: as in the source where that has one too."""
-    if layout.container == "ranks":
-        for name in layout.tag_files:
-            path = checkpoint.directory / name
-            if path.is_file():
-                return path.read_text(encoding="utf-8").strip()
-    return layout.tag
+    found = read_tag(checkpoint.directory) if layout.container == "ranks" else None
+    return layout.tag if found is None else found[0]
 
 
 def _fingerprint(checkpoint: Checkpoint) -> dict[str, list[int]]:

@@ -1,6 +1,5 @@
 """Several tensor files read as one."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from glmkit.checkpoint.native import read_json
+from glmkit.checkpoint.detect import read_index
 from glmkit.errors import CheckpointError
 
-from .content import check_pointer
 from .open_file import open_tensor_file
 from .pickle.cursor import shorten
 from .tensors import TensorFile, TensorInfo
 
 METADATA = "metadata"
-MAX_INDEX = 4 * 2**20  # bytes
 
 
 class ShardedFile:
@@ -122,28 +119,6 @@ def open_index(path: str | os.PathLike[str]) -> ShardedFile:
                 step="download index and shards of one version",
             )
     return file
-
-
-def read_index(index: Path) -> tuple[dict[str, str], Any]:
-    """(file of each tensor, metadata) of an index. Raises CheckpointError when it is damaged or leads elsewhere."""
-    try:
-        if index.is_file():
-            with index.open("rb") as file:
-                check_pointer(index, file.read(1024))
-            if index.stat().st_size > MAX_INDEX:
-                raise CheckpointError(f"{index}: refused, it has more than {MAX_INDEX} bytes; is it an index?")
-        values = read_json(index)
-    except RecursionError:
-        raise CheckpointError(f"{index} is nested too deeply for an index", step="download it again") from None
-    places = values.get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index} has no weight_map with tensors in it", step="download it again")
-    for name, place in places.items():
-        if not isinstance(place, str) or place != Path(place).name or place in ("", ".", "..") or "\\" in place:
-            raise CheckpointError(
-                f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
-            )
-    return places, values.get(METADATA, {})
 
 
 def _listed(names: list[str]) -> str:
