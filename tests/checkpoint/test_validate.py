@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glmkit.checkpoint.open import open_checkpoint
-from glmkit.checkpoint.published_weights import Source, same_bytes
+from glmkit.checkpoint.sources import Source, same_bytes
 from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.loading import load_parts
 from support.checkpoints import MemoryFile

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.published_tensors import fused_tensors, published_tensors
-from glmkit.checkpoint.published_weights import PublishedWeights, Source
+from glmkit.checkpoint.published_weights import PublishedWeights
+from glmkit.checkpoint.sources import Source
 from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.common.layout import Layout

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.detect import read_index
 from glmkit.checkpoint.files.open_file import open_tensor_file
-from glmkit.checkpoint.files.sharded_file import open_index
 from glmkit.checkpoint.native import read_json
+from glmkit.checkpoint.sources import name_sources
 from glmkit.errors import CheckpointError
 
 Origin = Literal["torch", "paddle"]
@@ -56,16 +57,20 @@ def read_files(
 
     choose: the names to take of those in the file. Raises CheckpointError when there are none, and for bad files.
     """
-    file = open_index(weights) if weights.suffix == ".json" else open_tensor_file(weights)
+    folder, index = weights.parent, read_index(weights)[0] if weights.suffix == ".json" else None
+    paths = [weights] if index is None else [folder / name for name in dict.fromkeys(index.values())]
+    files = [open_tensor_file(path) for path in paths]
     try:
-        names = choose(list(file.keys()))
-        # `clone`: the tensors must not live on pages of the file, which is closed.
-        tensors = {name: file.read(name).clone(memory_format=torch.contiguous_format) for name in names}
+        sources = name_sources(folder, files, index, [])
+        # `clone`: the tensors must not live on pages of the files, which are closed.
+        tensors = {
+            name: sources[name].read().clone(memory_format=torch.contiguous_format) for name in choose(list(sources))
+        }
     finally:
-        file.close()
+        for file in files:
+            file.close()
     if not tensors:
         raise CheckpointError(f"{weights} holds no tensors", step="copy or train the adapter again")
-    folder = weights.parent
     return AdapterFiles(kind, origin, weights, tensors, _optional(folder / settings), _optional(folder / RECORD) or {})
 
 

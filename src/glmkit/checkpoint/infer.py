@@ -14,7 +14,7 @@ from glmkit.families.common.layout import Layout, Published, Rule, template_matc
 from glmkit.families.family import Family
 
 from .configure import generation_of, no_config
-from .published_weights import Source
+from .sources import Source
 
 
 def infer_config(

@@ -25,7 +25,8 @@ from .files.open_file import open_tensor_file
 from .files.tensors import TensorFile, TensorInfo
 from .infer import infer_config
 from .published_tensors import Fused, check_ranks, fused_tensors
-from .published_weights import PublishedWeights, Source, same_bytes
+from .published_weights import PublishedWeights
+from .sources import Source, name_sources, same_bytes
 from .validate import canonical_names, check_copies, check_derived, check_tensors, stored_quantization, unexplained
 from .weights import expected_tensors
 
@@ -111,42 +112,10 @@ def open_files(found: Detected) -> Opened:
     files = tuple(tuple(open_tensor_file(path) for path in paths) for paths in found.ranks)
     notes = [*found.notes]
     ranks = tuple(name_sources(found.directory, rank, found.index, notes) for rank in files)
+    for paths, names in zip(found.ranks, ranks, strict=True):
+        if not names:
+            raise CheckpointError(f"{paths[0]} holds no tensors")
     return Opened(found, files, ranks, (*notes, *_bookkeeping(files, found.directory)))
-
-
-def name_sources(
-    directory: Path, files: Sequence[TensorFile], index: Mapping[str, str] | None, notes: list[str]
-) -> dict[str, Source]:
-    """Tensor names of one rank over all its files. Raises CheckpointError where files and index contradict each other.
-
-    index: from name to file, where there is one. notes: gets a line on each harmless disagreement.
-    """
-    result: dict[str, Source] = {}
-    for file in files:
-        for name in file.keys():  # noqa: SIM118 - a TensorFile is no mapping
-            listed = None if index is None else index.get(name)
-            again = Source(file, name)
-            if name in result:
-                both = f"{name} is in {result[name].file.path.name} and in {file.path.name}"
-                if listed is None or not same_bytes(again, result[name]):
-                    differing = "" if listed is None else ", with other numbers"
-                    raise CheckpointError(f"{directory}: {both}{differing}", step="download both again")
-                notes.append(f"{both}, the same in both")
-            if name not in result or listed == file.path.name:
-                result[name] = again
-    if index is not None:
-        for name, listed in index.items():
-            if name not in result or result[name].file.path.name != listed:
-                where = f"it is in {result[name].file.path.name}" if name in result else "it is in no shard"
-                raise CheckpointError(
-                    f"{directory}: the index says that {name} is in {listed}, but {where}", step="download both again"
-                )
-        unlisted = [name for name in result if name not in index]
-        if unlisted:
-            notes.append(f"not listed in the index: {names_text(unlisted, 3)}")
-    if not result:
-        raise CheckpointError(f"{files[0].path} holds no tensors")
-    return result
 
 
 def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list[str]:

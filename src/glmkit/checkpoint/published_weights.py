@@ -11,28 +11,9 @@ from torch import Tensor
 
 from glmkit.families.common.layout import Layout
 
-from .files.tensors import TensorFile, TensorInfo, equal_bits
+from .files.tensors import TensorInfo
 from .published_tensors import Fused
-
-
-@dataclass(frozen=True)
-class Source:
-    """One stored tensor of one rank: the file and the name it has there."""
-
-    file: TensorFile
-    name: str
-
-    def info(self) -> TensorInfo:
-        """dtype and shape."""
-        return self.file.info(self.name)
-
-    def read(self) -> Tensor:
-        """A view of the file's mapping."""
-        return self.file.read(self.name)
-
-    def release(self) -> None:
-        """Let go of its pages."""
-        self.file.release(self.name)
+from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -128,16 +109,3 @@ class PublishedWeights:
 
 def _joined(blocks: list[Tensor], dim: int | None) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim or 0)
-
-
-def same_bytes(copy: Source, original: Source | None, step: int = 1 << 20) -> bool:
-    """Compare two stored tensors block by block, `step` numbers at a time; their pages are let go of."""
-    if original is None or copy.info() != original.info():
-        return False
-    if copy == original:
-        return True
-    first, second = copy.read().reshape(-1), original.read().reshape(-1)
-    equal = all(equal_bits(first[i : i + step], second[i : i + step]) for i in range(0, first.numel(), step))
-    copy.release()
-    original.release()
-    return equal

@@ -11,7 +11,7 @@ from glmkit.families.common.layout import Layout, template_match
 from .choose_layout import is_unlearned
 from .files.tensors import TensorInfo, equal_bits
 from .published_tensors import Fused, derived_value
-from .published_weights import Source
+from .sources import Source
 from .weights import COLUMN_CUT
 
 _SHOWN = 4
