@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -16,7 +16,7 @@ from glmkit.families.family import preset, preset_names
 
 from .detect import CONFIG_FILES
 
-ConfigLike = str | Path | GLMConfig | Mapping[str, Any]
+ConfigLike = str | Path | GLMConfig | Mapping[str, object]
 _SIZES = {"vocab_size", "hidden_size", "num_layers", "num_heads"}
 _OURS = frozenset(field.name for field in fields(GLMConfig))
 # Any of these makes a file a published config rather than fields of ours.
@@ -32,7 +32,7 @@ class Given:
     """Meaning of `config=`: a preset, fields of ours (maybe only some), or a published config."""
 
     kind: Literal["preset", "fields", "published", "exact"]
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     config: GLMConfig | None
     source: str
 
@@ -41,7 +41,7 @@ class Given:
         """The family it names."""
         if self.config is not None:
             return self.config.family
-        return self.values.get("family") if self.kind == "fields" else None
+        return str(self.values["family"]) if self.kind == "fields" and "family" in self.values else None
 
 
 def read_given(config: ConfigLike | None) -> Given | None:
@@ -73,7 +73,7 @@ def read_given(config: ConfigLike | None) -> Given | None:
     return _sorted_out(values, str(path))
 
 
-def _sorted_out(values: Mapping[str, Any], source: str) -> Given:
+def _sorted_out(values: Mapping[str, object], source: str) -> Given:
     if FORMAT_KEY in values:
         return Given("exact", values, OWN.read_config(values).config, source)
     return Given("published" if _THEIRS & set(values) else "fields", values, None, source)
@@ -81,7 +81,7 @@ def _sorted_out(values: Mapping[str, Any], source: str) -> Given:
 
 def configure(
     layout: Layout,
-    beside: Mapping[str, Any] | None,
+    beside: Mapping[str, object] | None,
     given: Given | None,
     infer: Callable[[object], Published],
 ) -> Published:
@@ -100,8 +100,7 @@ def configure(
         return Published(given.config)
     if given.kind == "preset":
         assert given.config is not None
-        axes = {key: value for key, value in layout.axes.items() if key != "family"}
-        return Published(replace(given.config, **axes), generation_of(given.config))
+        return Published(layout.decided(given.config), generation_of(given.config))
     if beside is not None:
         base = layout.read_config(beside)
     elif layout.container != "ranks" and set(given.values) >= _SIZES:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError
@@ -35,7 +34,7 @@ class Detected:
     directory: Path
     container: Container
     ranks: list[list[Path]]
-    config: dict[str, Any] | None
+    config: dict[str, object] | None
     config_path: Path | None
     index: Mapping[str, str] | None = None
     notes: list[str] = field(default_factory=list)

@@ -4,7 +4,6 @@ Legend: O outputs, I inputs of a linear layer.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -34,13 +33,12 @@ def infer_config(
     if matching:
         config = family.presets[matching[0]]
         if width is None or width == config.head_dim:
-            axes = {key: value for key, value in layout.axes.items() if key != "family"}
-            config = GLMConfig.from_dict({**config.to_dict(), **axes})
+            config = layout.decided(config)
             return Published(config, generation_of(config), [f"no config file: the sizes are those of {matching[0]}"])
     needed = {"vocab_size", "hidden_size", "num_layers", "inner_size"}
     if width is None or not needed <= set(sizes) or sizes["hidden_size"] % width:
         raise no_config(where, matching)
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         **layout.axes,
         **{name: sizes[name] for name in ("vocab_size", "hidden_size", "num_layers")},
         "ffn_size": sizes["inner_size"],
@@ -95,7 +93,9 @@ def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | 
             whole = len(pieces) == 1 or all(torch.equal(pieces[0], piece) for piece in pieces[1:])
             count = len(pieces[0]) if whole else sum(len(piece) for piece in pieces)
             streams = 2 if layout.axes.get("positions") == "rope_2d" else 1
-            width = 2 * streams * count / layout.axes.get("rope_fraction", 1.0)
+            fraction = layout.axes.get("rope_fraction", 1.0)
+            assert isinstance(fraction, float)
+            width = 2 * streams * count / fraction
             if not width.is_integer():
                 raise CheckpointError(f"{name} has {count} frequencies, which fit no head width", step="give config=")
             return int(width)

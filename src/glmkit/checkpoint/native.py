@@ -57,12 +57,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(rights)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Readable UTF-8 JSON with a final newline."""
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file. Raises CheckpointError naming the file when it is missing or is not one."""
     with about(path):
         try:
@@ -101,7 +101,7 @@ def read_generation(
     """
     path = Path(directory) / GENERATION_FILE
     found = read_json(path) if path.exists() else {}
-    values = {item.name: found[item.name] for item in fields(GenerationSettings) if item.name in found}
+    values: dict[str, Any] = {item.name: found[item.name] for item in fields(GenerationSettings) if item.name in found}
     for key, value in values.items():
         if key == "stop_ids":
             fine, what = isinstance(value, list) and all(type(index) is int for index in value), "a list of ids"

@@ -18,7 +18,7 @@ from .common.config_keys import Keys, paddle_degree
 from .common.layout import Alias, Derived, Extras, Layout, Published, Rule
 from .family import Family
 
-_AXES: dict[str, Any] = {
+_AXES: dict[str, object] = {
     "family": "chatglm",
     "positions": "rope_2d",
     "norm": "layer",
@@ -30,8 +30,8 @@ _AXES: dict[str, Any] = {
     "blank_order": "gmask_first",
     "tie_embeddings": True,
 }
-_REMOTE: dict[str, Any] = {"rope_frequencies": "float16", "deepnorm_alpha": math.sqrt(2 * 28)}
-_PADDLE: dict[str, Any] = {"rope_frequencies": "float32", "deepnorm_alpha": None}
+_REMOTE: dict[str, object] = {"rope_frequencies": "float16", "deepnorm_alpha": math.sqrt(2 * 28)}
+_PADDLE: dict[str, object] = {"rope_frequencies": "float32", "deepnorm_alpha": None}
 _AUTO_MAP = {
     "AutoConfig": "configuration_chatglm.ChatGLMConfig",
     "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
@@ -62,7 +62,7 @@ def _rules(base: str) -> tuple[Rule, ...]:
     )
 
 
-def _read(values: Mapping[str, Any], **axes: Any) -> Published:
+def _read(values: Mapping[str, object], **axes: Any) -> Published:
     keys = Keys(values)
     keys.require("position_encoding_2d", True)
     keys.require("activation", "gelu")
@@ -72,8 +72,8 @@ def _read(values: Mapping[str, Any], **axes: Any) -> Published:
     # The first release had no such keys; in both vocabularies the masks stand at the same distance before <sop>.
     mask, gmask = keys.whole("mask_token_id", default=sop - 4), keys.whole("gmask_token_id", default=sop - 3)
     pad = keys.whole("pad_token_id", default=3 if sop < 150000 else 20003)
-    config = GLMConfig(
-        **{
+    config = GLMConfig.from_dict(
+        {
             **_AXES,
             "vocab_size": keys.whole("vocab_size"),
             "hidden_size": keys.whole("hidden_size"),
@@ -90,15 +90,15 @@ def _read(values: Mapping[str, Any], **axes: Any) -> Published:
     return Published(config, GenerationSettings(stop_ids=tuple(stops), pad_id=pad, add_cls=False), keys.notes())
 
 
-def _read_huggingface(values: Mapping[str, Any]) -> Published:
+def _read_huggingface(values: Mapping[str, object]) -> Published:
     return _read(values, **_REMOTE)
 
 
-def _read_paddle(values: Mapping[str, Any]) -> Published:
+def _read_paddle(values: Mapping[str, object]) -> Published:
     return _read(values, **_PADDLE)
 
 
-def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     special = config.special
     if special is None:
         raise ConfigError("this layout's config needs the special ids", step="give them in the config")
@@ -119,7 +119,7 @@ def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     }
 
 
-def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, object]:
     values = {
         "_name_or_path": "THUDM/chatglm-6b",
         "architectures": ["ChatGLMModel"],
@@ -135,7 +135,7 @@ def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     return values
 
 
-def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return {
         "architectures": ["ChatGLMForCausalLM"],
         **_write(config, extras),
@@ -183,16 +183,18 @@ LAYOUTS = (
 
 
 def _preset(vocabulary: int, special: SpecialIds) -> GLMConfig:
-    return GLMConfig(
-        **_AXES,
-        **_REMOTE,
-        vocab_size=vocabulary,
-        hidden_size=4096,
-        num_layers=28,
-        num_heads=32,
-        ffn_size=16384,
-        max_positions=2048,
-        special=special,
+    return GLMConfig.from_dict(
+        {
+            **_AXES,
+            **_REMOTE,
+            "vocab_size": vocabulary,
+            "hidden_size": 4096,
+            "num_layers": 28,
+            "num_heads": 32,
+            "ffn_size": 16384,
+            "max_positions": 2048,
+            "special": special,
+        }
     )
 
 

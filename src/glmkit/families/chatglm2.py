@@ -5,7 +5,6 @@ by the shorter context of ChatGLM3-6B. Where nothing tells, it is taken for Chat
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 
@@ -19,15 +18,15 @@ _SPECIAL = SpecialIds(pad=0, eos=2, cls=None, mask=64789, smask=64791, gmask=647
 _ROLES = ("<|user|>", "<|assistant|>", "<|observation|>")
 
 
-def _name(values: Mapping[str, Any]) -> str:
+def _name(values: Mapping[str, object]) -> str:
     return str(values.get("_name_or_path") or "").lower()
 
 
-def _claims_2(values: Mapping[str, Any], texts: str) -> int:
+def _claims_2(values: Mapping[str, object], texts: str) -> int:
     return 10 if "chatglm2" in _name(values) else 2
 
 
-def _claims_3(values: Mapping[str, Any], texts: str) -> int:
+def _claims_3(values: Mapping[str, object], texts: str) -> int:
     if "chatglm3" in _name(values):
         return 10
     if any(role in texts for role in _ROLES):
@@ -35,23 +34,23 @@ def _claims_3(values: Mapping[str, Any], texts: str) -> int:
     return 3 if values.get("seq_length") == 8192 else 1
 
 
-def _read_2(values: Mapping[str, Any]) -> Published:
+def _read_2(values: Mapping[str, object]) -> Published:
     return read(values, "chatglm2", _SPECIAL, _VOCABULARY)
 
 
-def _read_3(values: Mapping[str, Any]) -> Published:
+def _read_3(values: Mapping[str, object]) -> Published:
     return read(values, "chatglm3", _SPECIAL, _VOCABULARY)
 
 
-def _write_2(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_2(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return write_remote(config, extras, "THUDM/chatglm2-6b")
 
 
-def _write_3(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_3(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return write_remote(config, extras, "THUDM/chatglm3-6b")
 
 
-def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return {
         "architectures": ["ChatGLMv2ForCausalLM"],
         "model_type": "chatglm_v2",
@@ -91,19 +90,21 @@ def _layouts(family: str) -> tuple[Layout, ...]:
 
 
 def _preset(family: str, positions: int, base: float = 10000.0) -> GLMConfig:
-    return GLMConfig(
-        **AXES,
-        family=family,
-        vocab_size=_VOCABULARY,
-        hidden_size=4096,
-        num_layers=28,
-        num_heads=32,
-        num_kv_heads=2,
-        head_size=128,
-        ffn_size=13696,
-        max_positions=positions,
-        rope_base=base,
-        special=_SPECIAL,
+    return GLMConfig.from_dict(
+        {
+            **AXES,
+            "family": family,
+            "vocab_size": _VOCABULARY,
+            "hidden_size": 4096,
+            "num_layers": 28,
+            "num_heads": 32,
+            "num_kv_heads": 2,
+            "head_size": 128,
+            "ffn_size": 13696,
+            "max_positions": positions,
+            "rope_base": base,
+            "special": _SPECIAL,
+        }
     )
 
 

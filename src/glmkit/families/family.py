@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from glmkit import families
 from glmkit.config import GLMConfig
@@ -21,7 +20,7 @@ def _no_tokenizer(directory: Path, config: GLMConfig | None) -> Tokenizer | None
     return None
 
 
-def _default_claim(values: Mapping[str, Any], texts: str) -> int:
+def _default_claim(values: Mapping[str, object], texts: str) -> int:
     return 1
 
 
@@ -39,7 +38,7 @@ class Family:
     title: str
     presets: Mapping[str, GLMConfig] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
-    claims: Callable[[Mapping[str, Any], str], int] = _default_claim
+    claims: Callable[[Mapping[str, object], str], int] = _default_claim
     tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = _no_tokenizer
     tokenizer_files: tuple[str, ...] = ()
     chat: ChatTemplate | None = None

@@ -7,7 +7,6 @@ on the hub takes the erf form, the other two the tanh form.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
@@ -32,7 +31,7 @@ def _shape(layers: int, width: int, heads: int, positions: int, vocabulary: int)
     )
 
 
-_AXES: dict[str, Any] = {
+_AXES: dict[str, object] = {
     "family": "glm",
     "positions": "learned_2d",
     "norm": "layer",
@@ -74,13 +73,13 @@ def _rules(base: str) -> tuple[Rule, ...]:
     )
 
 
-def _read(values: Mapping[str, Any], gelu: str) -> Published:
+def _read(values: Mapping[str, object], gelu: str) -> Published:
     keys = Keys(values)
     keys.require("relative_encoding", False)
     keys.require("block_position_encoding", True)
     keys.require("spell_length")
-    config = GLMConfig(
-        **{
+    config = GLMConfig.from_dict(
+        {
             **_AXES,
             "gelu": gelu,
             "num_layers": keys.whole("num_layers", "num_hidden_layers"),
@@ -98,15 +97,15 @@ def _read(values: Mapping[str, Any], gelu: str) -> Published:
     return Published(config, keys.generation(), keys.notes())
 
 
-def _read_huggingface(values: Mapping[str, Any]) -> Published:
+def _read_huggingface(values: Mapping[str, object]) -> Published:
     return _read(values, "erf")
 
 
-def _read_tanh(values: Mapping[str, Any]) -> Published:
+def _read_tanh(values: Mapping[str, object]) -> Published:
     return _read(values, "tanh")
 
 
-def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     if config.ffn_size not in (None, 4 * config.hidden_size):
         raise ConfigError(f"ffn_size is {config.ffn_size}; this layout's MLP is always {4 * config.hidden_size} wide")
     return {
@@ -135,12 +134,12 @@ def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     }
 
 
-def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_huggingface(config: GLMConfig, extras: Extras) -> dict[str, object]:
     dtype = extras.dtype or "float16"
     return {**_write(config, extras), "auto_map": _AUTO_MAP, "torch_dtype": dtype}
 
 
-def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, object]:
     values = {**_write(config, extras), "architectures": ["GLMForConditionalGeneration"], "paddlenlp_version": None}
     values |= paddle_degree(extras.ranks)
     return {key: value for key, value in values.items() if key != "checkpoint_activations"}

@@ -5,7 +5,6 @@ Sources: `THUDM/GLM-130B:configs/model_glm_130b.sh`, paper Table 11; tensor name
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 
@@ -28,7 +27,7 @@ _SPECIAL = SpecialIds(
     dblock=150007,
     unk=20000,
 )
-_AXES: dict[str, Any] = {
+_AXES: dict[str, object] = {
     "family": "glm-130b",
     "positions": "rope",
     "norm": "layer",
@@ -40,7 +39,7 @@ _AXES: dict[str, Any] = {
     "blank_order": "mask_first",
     "tie_embeddings": True,
 }
-_PRETRAINING: dict[str, Any] = {
+_PRETRAINING: dict[str, object] = {
     "init": "xavier",
     "init_std": 0.0052,
     "embedding_gradient_scale": 0.1,
@@ -67,15 +66,15 @@ _RULES = (
 )
 
 
-def _read(values: Mapping[str, Any]) -> Published:
+def _read(values: Mapping[str, object]) -> Published:
     keys = Keys(values, "model_config.json")
     keys.require("layernorm_order", "post")
     keys.require("position_encoding_2d", False)
     vocabulary = keys.whole("vocab_size")
     bits = keys.whole("quantization_bit_width", default=0)
     special, notes = _special(keys, vocabulary)
-    config = GLMConfig(
-        **{
+    config = GLMConfig.from_dict(
+        {
             **_AXES,
             **_PRETRAINING,
             "rope_frequencies": "float16",
@@ -95,24 +94,22 @@ def _read(values: Mapping[str, Any]) -> Published:
 
 
 def _special(keys: Keys, vocabulary: int) -> tuple[SpecialIds | None, list[str]]:
-    names = ("mask", "gmask", "sop", "smask", "eop", "eos", "pad")
-    given = {name: keys.take(f"{name}_token_id") for name in names}
-    if vocabulary == _VOCABULARY and given["sop"] is None:
+    names = ("mask", "gmask", "smask", "sop", "eop")
+    mask, gmask, smask, sop, eop = (keys.optional(f"{name}_token_id") for name in names)
+    if vocabulary == _VOCABULARY and sop is None:
         return _SPECIAL, []
-    if None in (given["mask"], given["gmask"], given["sop"]):
+    if mask is None or gmask is None or sop is None:
         return None, []
     notes = []
-    if given["eop"] is None:  # in this vocabulary the two always stand side by side
-        given["eop"] = min(given["sop"] + 1, vocabulary - 1)
-        notes.append(f"model_config.json: eop_token_id is absent, {given['eop']} is taken")
-    eos = given["eos"] if given["eos"] is not None else given["eop"]
-    pad = given["pad"] if given["pad"] is not None else 0
-    ids = {name: given[name] for name in ("mask", "gmask", "smask", "sop", "eop")}
-    return SpecialIds(**ids, cls=None, eos=eos, pad=pad), notes
+    if eop is None:  # in this vocabulary the two always stand side by side
+        eop = min(sop + 1, vocabulary - 1)
+        notes.append(f"model_config.json: eop_token_id is absent, {eop} is taken")
+    eos, pad = keys.whole("eos_token_id", default=eop), keys.whole("pad_token_id", default=0)
+    return SpecialIds(pad=pad, eos=eos, cls=None, mask=mask, smask=smask, gmask=gmask, sop=sop, eop=eop), notes
 
 
-def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
-    values: dict[str, Any] = {
+def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
+    values: dict[str, object] = {
         "model_class": "GLM130B",
         "layernorm_order": "post",
         "tokenizer_type": "icetk-glm-130B",
@@ -153,16 +150,18 @@ FAMILY = Family(
     name="glm-130b",
     title="GLM-130B",
     presets={
-        "glm-130b": GLMConfig(
-            **_AXES,
-            **_PRETRAINING,
-            num_layers=70,
-            hidden_size=12288,
-            num_heads=96,
-            ffn_size=32768,
-            vocab_size=_VOCABULARY,
-            max_positions=2048,
-            special=_SPECIAL,
+        "glm-130b": GLMConfig.from_dict(
+            {
+                **_AXES,
+                **_PRETRAINING,
+                "num_layers": 70,
+                "hidden_size": 12288,
+                "num_heads": 96,
+                "ffn_size": 32768,
+                "vocab_size": _VOCABULARY,
+                "max_positions": 2048,
+                "special": _SPECIAL,
+            }
         ),
     },
     layouts=(LAYOUT,),

@@ -6,7 +6,6 @@ interleaved rotation needs no permutation of rows. No GLM-4-0414 size could be v
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
@@ -22,7 +21,7 @@ _EPS = 1.5625e-07
 _SPECIAL = SpecialIds(pad=151329, eos=151329, cls=None, mask=151330, smask=151332, gmask=151331, sop=151333, eop=151334)
 
 
-def _claims(values: Mapping[str, Any], texts: str) -> int:
+def _claims(values: Mapping[str, object], texts: str) -> int:
     """The remote layout shares its names with ChatGLM2; epsilon, stop ids and vocabulary tell them apart."""
     name = str(values.get("_name_or_path") or "").lower()
     if "chatglm" in name:
@@ -36,11 +35,11 @@ def _claims(values: Mapping[str, Any], texts: str) -> int:
     return 4 * sum(map(bool, signs))
 
 
-def _read_remote(values: Mapping[str, Any]) -> Published:
+def _read_remote(values: Mapping[str, object]) -> Published:
     return read(values, "glm-4", _SPECIAL, _VOCABULARY)
 
 
-def _write_remote(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_remote(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return write_remote(config, replace(extras, dtype=extras.dtype or "bfloat16"), "THUDM/glm-4-9b")
 
 
@@ -59,7 +58,7 @@ def _transformers_rules(sandwich: bool) -> tuple[Rule, ...]:
     )
 
 
-def _read_transformers(values: Mapping[str, Any], family: str, residual: str) -> Published:
+def _read_transformers(values: Mapping[str, object], family: str, residual: str) -> Published:
     keys = Keys(values)
     keys.require("hidden_act", "silu")
     # transformers 5 keeps these in rope_parameters, earlier versions beside the other keys.
@@ -72,8 +71,8 @@ def _read_transformers(values: Mapping[str, Any], family: str, residual: str) ->
     for name in ("rope_theta", "partial_rotary_factor"):
         keys.take(name)
     vocabulary, heads = keys.whole("vocab_size"), keys.whole("num_attention_heads")
-    config = GLMConfig(
-        **{
+    config = GLMConfig.from_dict(
+        {
             **AXES,
             "family": family,
             "residual": residual,
@@ -97,15 +96,15 @@ def _read_transformers(values: Mapping[str, Any], family: str, residual: str) ->
     return Published(config, keys.generation(add_cls=False), keys.notes())
 
 
-def _read_hf(values: Mapping[str, Any]) -> Published:
+def _read_hf(values: Mapping[str, object]) -> Published:
     return _read_transformers(values, "glm-4", "pre")
 
 
-def _read_0414(values: Mapping[str, Any]) -> Published:
+def _read_0414(values: Mapping[str, object]) -> Published:
     return _read_transformers(values, "glm-4-0414", "sandwich")
 
 
-def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str) -> dict[str, Any]:
+def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str) -> dict[str, object]:
     generation = extras.generation
     return {
         "architectures": [name],
@@ -139,29 +138,31 @@ def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str)
     }
 
 
-def _write_hf(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_hf(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return _write_transformers(config, extras, "glm", "GlmForCausalLM")
 
 
-def _write_0414(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write_0414(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return _write_transformers(config, extras, "glm4", "Glm4ForCausalLM")
 
 
 def _preset(positions: int, base: float, groups: int) -> GLMConfig:
-    return GLMConfig(
-        **AXES,
-        family="glm-4",
-        vocab_size=_VOCABULARY,
-        hidden_size=4096,
-        num_layers=40,
-        num_heads=32,
-        num_kv_heads=groups,
-        head_size=128,
-        ffn_size=13696,
-        max_positions=positions,
-        rope_base=base,
-        norm_eps=_EPS,
-        special=_SPECIAL,
+    return GLMConfig.from_dict(
+        {
+            **AXES,
+            "family": "glm-4",
+            "vocab_size": _VOCABULARY,
+            "hidden_size": 4096,
+            "num_layers": 40,
+            "num_heads": 32,
+            "num_kv_heads": groups,
+            "head_size": 128,
+            "ffn_size": 13696,
+            "max_positions": positions,
+            "rope_base": base,
+            "norm_eps": _EPS,
+            "special": _SPECIAL,
+        }
     )
 
 

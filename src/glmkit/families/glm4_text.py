@@ -73,7 +73,7 @@ def self_description(own_name: str) -> str:
     )
 
 
-def tool_sections(tools: Sequence[Mapping[str, Any]], model: str) -> str:
+def tool_sections(tools: Sequence[Mapping[str, object]], model: str) -> str:
     """A section for each tool: {"type": "function", "function": {...}} or the type of a built-in one.
 
     Raises RequestError for a tool of another type.
@@ -81,12 +81,12 @@ def tool_sections(tools: Sequence[Mapping[str, Any]], model: str) -> str:
     return "".join(f"\n\n{_section(tool, model)}" for tool in tools)
 
 
-def functions(tools: Sequence[Mapping[str, Any]]) -> str:
+def functions(tools: Sequence[Mapping[str, object]]) -> str:
     """Sections of functions, given with or without {"function": ...} around them. Raises RequestError."""
     return "\n".join(_function(tool.get("function") or tool) for tool in tools)
 
 
-def _section(tool: Mapping[str, Any], model: str) -> str:
+def _section(tool: Mapping[str, object], model: str) -> str:
     kind = tool.get("type")
     if kind == "function":
         return _function(tool.get("function"))

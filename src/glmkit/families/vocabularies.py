@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, TokenizerError
@@ -77,7 +77,7 @@ _Read = list[tuple[Family, Tokenizer]]
 
 
 def _readable(
-    folder: Path, families: list[Family], values: Mapping[str, Any], given: GLMConfig | None
+    folder: Path, families: list[Family], values: Mapping[str, object], given: GLMConfig | None
 ) -> tuple[_Read, list[TokenizerError]]:
     """The families that read the vocabulary there, and why others with files of these names do not."""
     found: _Read = []
@@ -93,7 +93,7 @@ def _readable(
     return found, errors
 
 
-def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, Any]) -> _Read:
+def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, object]) -> _Read:
     """Those of several families that a config, or other files beside the vocabulary, speak of."""
     if FORMAT_KEY in values:
         return [read for read in found if read[0].name == values.get("family")] or found
@@ -115,7 +115,7 @@ def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, An
     return sure or found
 
 
-def _config(folder: Path) -> tuple[str, Mapping[str, Any]]:
+def _config(folder: Path) -> tuple[str, Mapping[str, object]]:
     """The name and the content of the config beside the vocabulary; empty when there is none, or none to read."""
     for name in _CONFIGS:
         try:
@@ -127,7 +127,7 @@ def _config(folder: Path) -> tuple[str, Mapping[str, Any]]:
     return "", {}
 
 
-def _settings(family: Family, values: Mapping[str, Any]) -> GLMConfig | None:
+def _settings(family: Family, values: Mapping[str, object]) -> GLMConfig | None:
     """The config as this family's layouts read it, None when none of them does."""
     for layout in (OWN, *family.layouts) if values else ():
         try:

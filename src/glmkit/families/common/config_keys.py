@@ -1,7 +1,6 @@
 """Reading a published config.json: every key is used, known to be without effect, refused, or reported."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from glmkit.config import GenerationSettings, SpecialIds
 from glmkit.errors import ConfigError
@@ -25,11 +24,11 @@ _BOILERPLATE = frozenset(_BOILERPLATE_TEXT.split())
 class Keys:
     """The keys of one published config. `source` names it in messages."""
 
-    def __init__(self, values: Mapping[str, Any], source: str = "config.json") -> None:
+    def __init__(self, values: Mapping[str, object], source: str = "config.json") -> None:
         self.values, self.source = values, source
         self._used: set[str] = set()
 
-    def take(self, *names: str, default: Any = None) -> Any:
+    def take(self, *names: str, default: object = None) -> object:
         """The first of `names` that is there and not null, else `default`."""
         self._used.update(names)
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
@@ -44,6 +43,10 @@ class Keys:
             raise ConfigError(f"{self.source}: {names[0]} {found}; it must be a whole number")
         return value
 
+    def optional(self, name: str) -> int | None:
+        """A whole number, None when it is missing or null. Raises ConfigError when it is something else."""
+        return None if self.take(name) is None else self.whole(name)
+
     def number(self, *names: str, default: float) -> float:
         """A number. Raises ConfigError when it is something else."""
         value = self.take(*names, default=default)
@@ -51,7 +54,7 @@ class Keys:
             raise ConfigError(f"{self.source}: {names[0]} is {value!r}; it must be a number")
         return float(value)
 
-    def require(self, name: str, *allowed: Any) -> None:
+    def require(self, name: str, *allowed: object) -> None:
         """Refuse a value that would change what the network computes in a way that glmkit does not do."""
         value = self.take(name)
         if value is not None and value not in allowed:
@@ -61,20 +64,21 @@ class Keys:
     def ids(self, name: str) -> list[int]:
         """One id or a list of them, as a list; empty when absent."""
         value = self.take(name)
-        given: Sequence[Any] = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+        given = value if isinstance(value, list) else [] if value is None else [value]
+        ids = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+        if len(ids) < len(given):
             raise ConfigError(f"{self.source}: {name} is {value!r}; it must be a token id or a list of them")
-        return list(given)
+        return ids
 
     def notes(self) -> list[str]:
-        """What nobody asked for and is not known to be harmless."""
+        """Report the keys that nobody asked for and that are not known to be harmless."""
         rest = sorted(set(self.values) - self._used - _BOILERPLATE)
         return [f"{self.source}: not used: {', '.join(rest)}"] if rest else []
 
     def generation(self, *, add_cls: bool | None = None) -> GenerationSettings:
         """Stop ids and the padding id, where the config names them."""
-        pad = None if self.take("pad_token_id") is None else self.whole("pad_token_id")
-        return GenerationSettings(stop_ids=tuple(self.ids("eos_token_id")), pad_id=pad, add_cls=add_cls)
+        stops, pad = tuple(self.ids("eos_token_id")), self.optional("pad_token_id")
+        return GenerationSettings(stop_ids=stops, pad_id=pad, add_cls=add_cls)
 
 
 def paddle_degree(ranks: int) -> dict[str, int]:

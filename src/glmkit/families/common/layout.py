@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from glmkit.config import GenerationSettings, GLMConfig
 
@@ -47,7 +47,7 @@ class Rule:
     parallel_order: Order | None = None
 
     def order_for(self, ranks: int) -> Order:
-        """How parts are fused on one of `ranks` ranks."""
+        """Order in which parts are fused on one of `ranks` ranks."""
         return self.parallel_order if ranks > 1 and self.parallel_order is not None else self.order
 
     @property
@@ -130,13 +130,17 @@ class Layout:
     parallel: bool = False  # whether it was ever published in several ranks
     quantized: bool = False  # whether INT8 and INT4 were ever published in it
     scale_blocks: bool = False  # scales keep their second dimension (rows, blocks)
-    axes: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, object] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     config_file: str = "config.json"
     tag_files: tuple[str, ...] = ()
     tag: str = ""  # the folder's name where nothing else is asked for
-    read_config: Callable[[Mapping[str, Any]], Published]
-    write_config: Callable[[GLMConfig, Extras], dict[str, Any]]
+    read_config: Callable[[Mapping[str, object]], Published]
+    write_config: Callable[[GLMConfig, Extras], dict[str, object]]
+
+    def decided(self, config: GLMConfig) -> GLMConfig:
+        """The config of the same family with the axes that this layout's own reference decides."""
+        return GLMConfig.from_dict({**config.to_dict(), **self.axes, "family": config.family})
 
     def spellings(self, name: str) -> Iterator[str]:
         """The names by which the rules may know a found name: as it is, without wrappers, with the base."""
@@ -153,7 +157,7 @@ class Layout:
             yield name
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a found name is of a tensor that carries nothing learned."""
+        """True for the name of a tensor that carries nothing learned."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
     def resolve(self, stem: str) -> tuple[Rule, int | None] | None:

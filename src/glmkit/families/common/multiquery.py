@@ -12,7 +12,7 @@ from glmkit.config import GLMConfig, Quantization, SpecialIds
 from .config_keys import Keys, special_within
 from .layout import Alias, Derived, Extras, Layout, Published, Rule
 
-AXES: dict[str, Any] = {
+AXES: dict[str, object] = {
     "positions": "rope",
     "rope_fraction": 0.5,
     "rope_pairs": "interleaved",
@@ -61,7 +61,7 @@ def layout(base: str, **fields: Any) -> Layout:
     return Layout(rules=rules(base), derived=derived(base), aliases=head(base), base=base, **fields)
 
 
-def read(values: Mapping[str, Any], family: str, special: SpecialIds, full_vocabulary: int) -> Published:
+def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vocabulary: int) -> Published:
     """Read a published config of this network."""
     keys = Keys(values)
     for name, allowed in {
@@ -79,8 +79,8 @@ def read(values: Mapping[str, Any], family: str, special: SpecialIds, full_vocab
     shared = keys.take("multi_query_attention", default=True)
     groups = keys.whole("multi_query_group_num", default=1)
     bits = keys.whole("quantization_bit", default=0)
-    config = GLMConfig(
-        **{
+    config = GLMConfig.from_dict(
+        {
             **AXES,
             "family": family,
             "vocab_size": vocabulary,
@@ -104,9 +104,9 @@ def read(values: Mapping[str, Any], family: str, special: SpecialIds, full_vocab
     return Published(config, keys.generation(add_cls=False), keys.notes())
 
 
-def write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     """The keys that the remote code and PaddleNLP have in common."""
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "num_attention_heads": config.num_heads,
         "hidden_size": config.hidden_size,
         "ffn_hidden_size": config.inner_size,
@@ -136,7 +136,7 @@ def write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
     return values
 
 
-def write_remote(config: GLMConfig, extras: Extras, name: str) -> dict[str, Any]:
+def write_remote(config: GLMConfig, extras: Extras, name: str) -> dict[str, object]:
     """config.json as the remote code reads it; `name` is what the published file calls itself."""
     values = {
         "_name_or_path": name,

@@ -1,7 +1,6 @@
 """The layout that glmkit itself writes: our names, unfused, the same for every family."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
@@ -12,7 +11,7 @@ FORMAT = 1
 FORMAT_KEY = "glmkit_format"
 
 
-def _read(values: Mapping[str, Any]) -> Published:
+def _read(values: Mapping[str, object]) -> Published:
     version = values.get(FORMAT_KEY)
     if version != FORMAT:
         raise ConfigError(
@@ -21,7 +20,7 @@ def _read(values: Mapping[str, Any]) -> Published:
     return Published(GLMConfig.from_dict({k: v for k, v in values.items() if k != FORMAT_KEY}, source="config.json"))
 
 
-def _write(config: GLMConfig, extras: Extras) -> dict[str, Any]:
+def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return {FORMAT_KEY: FORMAT, **config.to_dict()}
 
 

@@ -6,7 +6,6 @@ Sources: `chat` and `process_response` of `THUDM/chatglm3-6b:modeling_chatglm.py
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import (
@@ -72,7 +71,7 @@ class RoleTemplate(ChatTemplate):
         written = "".join(map(self.message_text, self.expand(messages)))
         return self.opening + written + (_NEXT if add_generation_prompt else "")
 
-    def history(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def history(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Dictionaries; those of the assistant always have metadata."""
         own = {"assistant": {"metadata": ""}}
         return [{**own.get(message.role, {}), **message.to_dict()} for message in messages]
