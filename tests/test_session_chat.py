@@ -10,7 +10,7 @@ import pytest
 from families.recorded import recorded
 from glmkit.config import GenerationSettings
 from glmkit.errors import RequestError, TokenizerError, TrimmedHistoryWarning
-from glmkit.families.chatglm3_text import ROLE_TOKENS
+from glmkit.families.chatglm2_text import ROLE_TOKENS
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.families.family import family_named
 from glmkit.session import LM

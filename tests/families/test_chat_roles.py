@@ -7,14 +7,14 @@ import pytest
 
 from families.recorded import recorded
 from glmkit.errors import GLMKitError, RequestError
-from glmkit.families import chatglm3_text, glm4_text
+from glmkit.families import chatglm2_text, glm4_text
 from glmkit.families.common.role_chat import RoleTemplate
 from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 
 FOLDERS: dict[str, Any] = {
-    "chatglm3-6b": (chatglm3_text.CHAT, "chatglm2-chatglm3", chatglm3_text.load_tokenizer),
+    "chatglm3-6b": (chatglm2_text.CHAT_3, "chatglm2-chatglm3", chatglm2_text.load_tokenizer_3),
     "glm-4-9b": (glm4_text.CHAT, "glm4", glm4_text.load_tokenizer),
 }
 PLAIN = [Message("user", "q")]
@@ -161,7 +161,7 @@ def test_role_tokens_in_a_text_stay_text(model: Recorded) -> None:
 # --- without recorded data --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("template", [chatglm3_text.CHAT, glm4_text.CHAT, glm4_text.CHAT_0414], ids=lambda t: t.name)
+@pytest.mark.parametrize("template", [chatglm2_text.CHAT_3, glm4_text.CHAT, glm4_text.CHAT_0414], ids=lambda t: t.name)
 def test_unknown_roles_are_named(template: RoleTemplate) -> None:
     with pytest.raises(RequestError, match="no role 'tool'; its roles are system, user, assistant, observation"):
         template.text([Message("user", "q"), Message("tool", "x")])
@@ -180,7 +180,7 @@ def test_unknown_roles_are_named(template: RoleTemplate) -> None:
 )
 def test_calls_in_python(code: str, parameters: dict[str, Any]) -> None:
     text = f"track\n ```python\n{code}\n```"
-    response, _ = chatglm3_text.CHAT.process_response(text, TOOLS)
+    response, _ = chatglm2_text.CHAT_3.process_response(text, TOOLS)
     assert response == {"name": "track", "parameters": parameters}
 
 
@@ -198,12 +198,12 @@ def test_calls_in_python(code: str, parameters: dict[str, Any]) -> None:
 )
 def test_calls_that_are_none(code: str, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
-        chatglm3_text.CHAT.process_response(f"track\n ```python\n{code}\n```", TOOLS)
+        chatglm2_text.CHAT_3.process_response(f"track\n ```python\n{code}\n```", TOOLS)
 
 
 def test_tools_stand_where_the_model_reads_them() -> None:
     with pytest.raises(RequestError, match="tools stand in a 'user' message"):
-        chatglm3_text.CHAT.text([Message("user", "q", tools=[{"name": "f"}])])
+        chatglm2_text.CHAT_3.text([Message("user", "q", tools=[{"name": "f"}])])
     with pytest.raises(RequestError, match="type 'magic'; GLM-4-9B knows function, python, simple_browser, cogview"):
         glm4_text.CHAT.text([Message("system", "", tools=[{"type": "magic"}])])
     with pytest.raises(RequestError, match="an object with a name"):

@@ -16,9 +16,9 @@ from support.shared import shared_dir
 
 FOLDERS = {
     "chatglm-6b": (chatglm_chat.CHAT, "chatglm-6b", chatglm_text.load_tokenizer),
-    "chatglm2-6b": (chatglm2_text.CHAT, "chatglm2-chatglm3", chatglm2_text.load_tokenizer),
+    "chatglm2-6b": (chatglm2_text.CHAT_2, "chatglm2-chatglm3", chatglm2_text.load_tokenizer_2),
 }
-first, second = chatglm_chat.CHAT, chatglm2_text.CHAT
+first, second = chatglm_chat.CHAT, chatglm2_text.CHAT_2
 
 
 class Recorded:

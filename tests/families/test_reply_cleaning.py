@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 
-from glmkit.families import chatglm2_text, chatglm3_text, glm4_text
+from glmkit.families import chatglm2_text, glm4_text
 from glmkit.families.common import round_chat as chatglm_chat
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import DATE_MARK, ChatTemplate, ReplyStream
@@ -16,8 +16,8 @@ from support.shared import shared_dir
 
 TEMPLATES: dict[str, ChatTemplate] = {
     "chatglm": chatglm_chat.CHAT,
-    "chatglm2": chatglm2_text.CHAT,
-    "chatglm3": chatglm3_text.CHAT,
+    "chatglm2": chatglm2_text.CHAT_2,
+    "chatglm3": chatglm2_text.CHAT_3,
     "glm-4": glm4_text.CHAT,
     "glm-4-0414": glm4_text.CHAT_0414,
 }

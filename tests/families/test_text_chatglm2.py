@@ -16,7 +16,7 @@ from families.recorded import (
     recorded,
 )
 from glmkit.errors import TokenizerError
-from glmkit.families.chatglm2_text import load_tokenizer
+from glmkit.families.chatglm2_text import load_tokenizer_2 as load_tokenizer
 from glmkit.families.common.command_tokenizer import CommandTokenizer
 from support.shared import shared_dir
 

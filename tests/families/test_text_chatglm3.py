@@ -18,8 +18,8 @@ from families.recorded import (
     recorded,
     streamed,
 )
-from glmkit.families.chatglm2_text import load_tokenizer as load_chatglm2
-from glmkit.families.chatglm3_text import load_tokenizer
+from glmkit.families.chatglm2_text import load_tokenizer_2 as load_chatglm2
+from glmkit.families.chatglm2_text import load_tokenizer_3 as load_tokenizer
 from glmkit.families.common.command_tokenizer import CommandTokenizer
 from support.shared import shared_dir
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from glmkit.config import GLMConfig, SpecialIds
 
-from . import chatglm2_text, chatglm3_text
+from . import chatglm2_text
 from .common.layout import Extras, Layout, Published
 from .common.multiquery import AXES, layout, read, write, write_remote
 from .family import Family
@@ -115,9 +115,9 @@ FAMILIES = (
         presets={"chatglm2-6b": _preset("chatglm2", 32768)},
         layouts=_layouts("chatglm2"),
         claims=_claims_2,
-        tokenizer=chatglm2_text.load_tokenizer,
+        tokenizer=chatglm2_text.load_tokenizer_2,
         tokenizer_files=chatglm2_text.TOKENIZER_FILES,
-        chat=chatglm2_text.CHAT,
+        chat=chatglm2_text.CHAT_2,
     ),
     Family(
         name="chatglm3",
@@ -128,8 +128,8 @@ FAMILIES = (
         },
         layouts=_layouts("chatglm3"),
         claims=_claims_3,
-        tokenizer=chatglm3_text.load_tokenizer,
-        tokenizer_files=chatglm3_text.TOKENIZER_FILES,
-        chat=chatglm3_text.CHAT,
+        tokenizer=chatglm2_text.load_tokenizer_3,
+        tokenizer_files=chatglm2_text.TOKENIZER_FILES,
+        chat=chatglm2_text.CHAT_3,
     ),
 )

@@ -1,28 +1,82 @@
-"""Tokenizer and conversations of ChatGLM2-6B.
+"""Tokenizers and conversations of ChatGLM2-6B and ChatGLM3-6B: one vocabulary, behind it role tokens in ChatGLM3's.
 
-Sources: `THUDM/chatglm2-6b:tokenization_chatglm.py` and `THUDM/chatglm2-6b:modeling_chatglm.py`.
+Sources: `tokenization_chatglm.py` and `modeling_chatglm.py` of `THUDM/chatglm2-6b` and of `THUDM/chatglm3-6b`,
+`THUDM/ChatGLM3:PROMPT.md`.
 """
 
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from glmkit.config import GLMConfig
-from glmkit.tokenizer.chat_template import ChatDefaults
+from glmkit.errors import RequestError
+from glmkit.tokenizer.chat_template import ChatDefaults, Message
 
 from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
+from .common.role_chat import RoleTemplate
 from .common.round_chat import RoundTemplate
 
-__all__ = ["CHAT", "TOKENIZER_FILES", "load_tokenizer"]
+__all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "load_tokenizer_2", "load_tokenizer_3"]
+
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
-def load_tokenizer(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
-    """The tokenizer of a published directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
+def load_tokenizer_2(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
+    """ChatGLM2's tokenizer in a directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
     return load_commands(directory, config, COMMANDS)
 
 
-CHAT = RoundTemplate(
+def load_tokenizer_3(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
+    """ChatGLM3's tokenizer in a directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
+    return load_commands(directory, config, (*COMMANDS, *ROLE_TOKENS), markers=ROLE_TOKENS, named=True)
+
+
+CHAT_2 = RoundTemplate(
     name="ChatGLM2-6B",
     defaults=ChatDefaults(max_length=8192, temperature=0.8, top_p=0.8),
     end="eos",
     first=1,
     gap="\n\n",
 )
+
+
+class ToolCallTemplate(RoleTemplate):
+    """Tools stand as JSON in the system message; a call is a python expression `tool_call(name=value, ...)`."""
+
+    name = "ChatGLM3-6B"
+    opening = "[gMASK]sop"
+    # `THUDM/ChatGLM3:tools_using_demo/`
+    tools_intro = "Answer the following questions as best as you can. You have access to the following tools:"
+    opened_turns = True
+
+    def expand(self, messages: Sequence[Message]) -> list[Message]:
+        written = []
+        for message in messages:
+            if message.tools is not None:
+                if message.role != "system":
+                    raise RequestError(f"tools stand in a {message.role!r} message; {self.name} reads them in 'system'")
+                tools = json.dumps(list(message.tools), indent=4, ensure_ascii=False)
+                message = replace(message, content=f"{message.content}\n{tools}", tools=None)
+            written.append(message)
+        return written
+
+    def read_call(self, content: str) -> object:
+        """The keyword arguments of the call between the first and the last line. Nothing is executed."""
+        code = "\n".join(content.split("\n")[1:-1]).strip()
+        try:
+            call = ast.parse(code, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise ValueError("there is no python expression between its first and its last line") from None
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
+            raise ValueError("it is no tool_call(...)")
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("it has arguments without names")
+        try:
+            return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            raise ValueError("an argument is no plain value") from None
+
+
+CHAT_3 = ToolCallTemplate()
