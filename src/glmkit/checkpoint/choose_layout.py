@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Container, Layout, template_match
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
-from glmkit.families.family import Family, all_families, family_named
+from glmkit.families.family import Family, all_families, family_named, tokenizer_texts
 
 from .configure import Given
-from .detect import Detected, tokenizer_texts
+from .detect import Detected
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
-from glmkit.families.family import preset, preset_names
-
-from .detect import CONFIG_FILES
+from glmkit.families.family import CONFIG_FILES, preset, preset_names
 
 ConfigLike = str | Path | GLMConfig | Mapping[str, object]
 _SIZES = {"vocab_size", "hidden_size", "num_layers", "num_heads"}

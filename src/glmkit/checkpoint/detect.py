@@ -13,17 +13,15 @@ from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Container
 from glmkit.families.common.native_layout import FORMAT_KEY
+from glmkit.families.family import CONFIG_FILES
 
 from .files.content import check_pointer
 from .files.pickle.cursor import shorten
 from .native import read_json
 
-CONFIG_FILES = ("config.json", "model_config.json")
 TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
 ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin")
 _INDEXED = ("model.safetensors", "pytorch_model.bin")
-_TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TEXT_LIMIT = 1 << 20
 _MAX_INDEX = 4 << 20  # bytes
 
 
@@ -221,16 +219,6 @@ def read_index(index: Path) -> tuple[dict[str, str], object]:
                 f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
             )
     return places, values.get("metadata", {})
-
-
-def tokenizer_texts(directory: Path) -> str:
-    """The text of small tokenizer files, to recognise a family by; code is read, never run."""
-    texts = []
-    for pattern in _TEXT_FILES:
-        for path in sorted(directory.glob(pattern)):
-            if path.is_file() and path.stat().st_size <= _TEXT_LIMIT:
-                texts.append(path.read_text(encoding="utf-8", errors="replace"))
-    return "\n".join(texts)
 
 
 def read_generation_config(

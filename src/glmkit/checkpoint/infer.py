@@ -50,7 +50,7 @@ def infer_config(
 
 
 def tensor_sizes(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> dict[str, int]:
-    """What the shapes say of vocab_size, hidden_size, num_layers, inner_size and max_positions."""
+    """Read vocab_size, hidden_size, num_layers, inner_size and max_positions off the shapes."""
     sizes: dict[str, int] = {}
     for name, source in ranks[0].items():
         stem, _, parameter = name.rpartition(".")
@@ -84,7 +84,7 @@ def _fits(config: GLMConfig, sizes: Mapping[str, int]) -> bool:
 
 
 def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | None:
-    """From the length of a stored rotary buffer, which a tool may have cut over the ranks."""
+    """Head width by the length of a stored rotary buffer, which a tool may have cut over the ranks."""
     for name in ranks[0]:
         for derived in layout.derived:
             if not any(template_match(derived.theirs, spelling) is not None for spelling in layout.spellings(name)):

@@ -1,7 +1,7 @@
-"""Executes the rules of a layout on tensors: what each published tensor is made of, and writing it piece by piece.
+"""The rules of a layout carried out: what each published tensor is made of, and writing it piece by piece.
 
 Legend: O outputs (rows), I inputs (columns), N heads, P parts of a fused tensor, D head width.
-Reading is in `reading.py`; both share `Fused`, one published tensor as a list of ours.
+Reading is in `published_weights.py`; both share `Fused`, one published tensor as a list of ours.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,11 +51,11 @@ class Fused:
         return 1 if self.rule.cut == "columns" and len(self.shapes[0]) == 2 else None
 
     def turned(self, layout: Layout) -> bool:
-        """Whether the published matrix is (in, out)."""
+        """True when the published matrix is (in, out)."""
         return layout.transposed and self.rule.kind == "linear" and self.parameter == "weight"
 
     def flat(self, layout: Layout) -> bool:
-        """Whether our (O, blocks) is a published (O): scales, except in our own layout."""
+        """True when our (O, blocks) is a published (O): scales, except in our own layout."""
         return self.parameter == "weight_scale" and not layout.scale_blocks
 
     def part_shape(self, index: int, ranks: int) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class Fused:
 def fused_tensors(
     layout: Layout, config: GLMConfig, expected: Mapping[str, TensorInfo], *, copies: bool = True
 ) -> list[Fused]:
-    """What a layout's file holds of a model with these tensors, in published order.
+    """List what a layout's file holds of a model with these tensors, in published order.
 
     copies: the second copy of a tied head too.
 
@@ -290,7 +290,7 @@ def _pieces(
 
 
 def _own_columns(tensor: Fused, layout: Layout, block: Tensor, rank: int, ranks: int) -> Tensor:
-    """What a rank keeps of our whole rows: its columns, of a scale its block."""
+    """Take a rank's part of our whole rows: its columns, of a scale its block."""
     if tensor.cut_dim == 1 and tensor.parameter == "weight_scale":
         block = block[:, rank * block.shape[1] // ranks].unsqueeze(1)
     elif tensor.cut_dim == 1:

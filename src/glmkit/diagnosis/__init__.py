@@ -1,1 +1,1 @@
-"""What a model directory holds, what is wrong with it, what it needs: findings for people and for scripts."""
+"""Diagnosis of a model directory: what it holds, lacks and needs, as findings for people and for scripts."""

@@ -1,4 +1,4 @@
-"""What to do next: the step behind an error, and the command for a directory that can be used."""
+"""Advice on what to do next: the step behind an error, and the command for a directory that can be used."""
 
 import re
 import shlex

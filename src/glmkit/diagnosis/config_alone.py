@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from glmkit.checkpoint.configure import ConfigLike
-from glmkit.checkpoint.detect import CONFIG_FILES, tokenizer_texts
 from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
-from glmkit.families.family import Family, all_families
+from glmkit.families.family import CONFIG_FILES, Family, all_families, tokenizer_texts
 
 from .contents import read_settings
 from .listing import list_directory
@@ -21,7 +20,7 @@ MOST_LAYERS = 1000
 
 
 def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GLMConfig:
-    """What the weights and the config file together say; without weights, what the file alone says.
+    """The config by the weights and the config file together; without weights, by the file alone.
 
     config: a preset's name or a file, for a directory that has none.
     Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config file does not help either.
@@ -89,7 +88,7 @@ def _published(
 
 
 def _knows(layout: Layout, tensors: Collection[str]) -> bool:
-    """Whether most of these are names of the layout: several families would read the config of another."""
+    """True when most of these are names of the layout: several families would read the config of another."""
     return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
 
 

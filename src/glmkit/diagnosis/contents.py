@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.detect import CONFIG_FILES
 from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.errors import names_text, size_text
-from glmkit.families.family import all_families
+from glmkit.families.family import CONFIG_FILES, all_families
 
 from .finding import Finding, Level
 from .headers import Headers, attempt, tensor_names
@@ -64,7 +63,7 @@ def _trouble(entry: Entry) -> str | None:
 
 
 def _matters(entry: Entry) -> bool:
-    """Whether weights, config or tokenizer would be read from the file."""
+    """True when weights, config or tokenizer would be read from the file."""
     if entry.kind in ("weights", "index", "adapter"):
         return True
     tokenizers = {name for family in all_families().values() for name in family.tokenizer_files}
@@ -92,7 +91,7 @@ def _start(path: Path) -> bytes | None:
 
 
 def check_company(listing: Listing) -> list[Finding]:
-    """What lies beside a model and does not belong to it, or should not be there."""
+    """Find what lies beside a model and does not belong to it, or should not be there."""
     findings: list[Finding] = []
     where = str(listing.directory)
     strange = listing.of("strange")

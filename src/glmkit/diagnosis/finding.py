@@ -48,5 +48,5 @@ def printable(value: Any) -> Any:
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
-    """Whether one of them keeps the directory from use."""
+    """True when one of them keeps the directory from use."""
     return any(finding.level == "error" for finding in findings)

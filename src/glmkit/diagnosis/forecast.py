@@ -1,4 +1,4 @@
-"""How much memory each use of a model needs, against what this machine has free."""
+"""Memory that each use of a model needs, against what this machine has free."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
 
 
 def _any_type(counted: Sizes) -> list[tuple[str, int | None, str]]:
-    """What only floating-point weights can be loaded as, or trained in."""
+    """Uses that only floating-point weights have: other types, and training of everything."""
     return [
         (_HALF, counted.bfloat16, ""),
         ("load in float32", counted.float32, ""),

@@ -27,7 +27,7 @@ class Headers:
 
     @property
     def complete(self) -> bool:
-        """Whether every file could be opened."""
+        """True when every file could be opened."""
         return not self.findings
 
     def close(self) -> None:

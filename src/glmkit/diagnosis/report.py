@@ -1,4 +1,4 @@
-"""All that is found out about one directory."""
+"""The report on one directory."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from .forecast import Use
 
 @dataclass
 class Report:
-    """Everything that is known about a directory. `facts` have stable names; None where a fact is not known."""
+    """Facts, findings and advice about a directory. `facts` have stable names; None where a fact is not known."""
 
     directory: str
     kind: str = "nothing"  # or model, adapter
@@ -22,7 +22,7 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether the directory can be loaded."""
+        """True when the directory can be loaded."""
         return self.kind != "nothing" and not has_errors(self.findings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a config amounts to: parameters counted on the built model, bytes of its weights, its cache."""
+"""Sizes of a config: parameters counted on the built model, bytes of its weights, its cache."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace

@@ -1,13 +1,12 @@
-"""What names and shapes alone say about weights whose config is missing or does not fit."""
+"""Suggestions by names and shapes alone, for weights whose config is missing or does not fit."""
 
 from collections import Counter
 from collections.abc import Iterable
 
-from glmkit.checkpoint.detect import CONFIG_FILES
 from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.errors import names_text
 from glmkit.families.common.layout import Layout
-from glmkit.families.family import all_families
+from glmkit.families.family import CONFIG_FILES, all_families
 
 from .finding import Finding
 from .headers import Headers, tensor_names
@@ -64,7 +63,7 @@ def _shape(layout: Layout, keys: Iterable[tuple[str, tuple[int, ...]]], ranks: i
 
 
 def suggest_config(listing: Listing, place: Listing, headers: Headers) -> list[Finding]:
-    """For weights without a config file: which preset fits. Nothing when there is one."""
+    """Name the presets that fit weights without a config file. Nothing when there is one."""
     if any(listing.named(name) is not None for name in CONFIG_FILES):
         return []
     if not headers.files:
@@ -83,7 +82,7 @@ def suggest_config(listing: Listing, place: Listing, headers: Headers) -> list[F
 
 
 def check_rows(place: Listing, headers: Headers, vocab_size: int | None) -> list[Finding]:
-    """Whether the ranks together have the rows of the word table that the config asks for: the last may be missing.
+    """Check that the ranks together have the rows of the word table that the config asks for: the last may be missing.
 
     Without a config, whether they have all the queries of the model's width.
     """

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glmkit.checkpoint.detect import tokenizer_texts
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import GLMKitError, names_text
 from glmkit.families.common.layout import Layout
-from glmkit.families.family import Family, all_families
+from glmkit.families.family import Family, all_families, tokenizer_texts
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 

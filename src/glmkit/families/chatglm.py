@@ -8,7 +8,7 @@ And the remote code's DeepNorm factor is sqrt(2 * 28) whatever num_layers is, Pa
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 from glmkit.errors import ConfigError
@@ -62,7 +62,7 @@ def _rules(base: str) -> tuple[Rule, ...]:
     )
 
 
-def _read(values: Mapping[str, object], **axes: Any) -> Published:
+def _read(values: Mapping[str, object], axes: Mapping[str, object]) -> Published:
     keys = Keys(values)
     keys.require("position_encoding_2d", True)
     keys.require("activation", "gelu")
@@ -88,14 +88,6 @@ def _read(values: Mapping[str, object], **axes: Any) -> Published:
         }
     )
     return Published(config, GenerationSettings(stop_ids=tuple(stops), pad_id=pad, add_cls=False), keys.notes())
-
-
-def _read_huggingface(values: Mapping[str, object]) -> Published:
-    return _read(values, **_REMOTE)
-
-
-def _read_paddle(values: Mapping[str, object]) -> Published:
-    return _read(values, **_PADDLE)
 
 
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
@@ -163,7 +155,7 @@ LAYOUTS = (
         quantized=True,
         axes={**_AXES, **_REMOTE},
         model_types=("chatglm",),
-        read_config=_read_huggingface,
+        read_config=partial(_read, axes=_REMOTE),
         write_config=_write_huggingface,
     ),
     Layout(
@@ -176,7 +168,7 @@ LAYOUTS = (
         parallel=True,
         axes={**_AXES, **_PADDLE},
         model_types=("chatglm",),
-        read_config=_read_paddle,
+        read_config=partial(_read, axes=_PADDLE),
         write_config=_write_paddle,
     ),
 )

@@ -5,11 +5,12 @@ by the shorter context of ChatGLM3-6B. Where nothing tells, it is taken for Chat
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from glmkit.config import GLMConfig, SpecialIds
 
 from . import chatglm2_text
-from .common.layout import Extras, Layout, Published
+from .common.layout import Extras, Layout
 from .common.multiquery import AXES, layout, read, write, write_remote
 from .family import Family
 
@@ -34,22 +35,6 @@ def _claims_3(values: Mapping[str, object], texts: str) -> int:
     return 3 if values.get("seq_length") == 8192 else 1
 
 
-def _read_2(values: Mapping[str, object]) -> Published:
-    return read(values, "chatglm2", _SPECIAL, _VOCABULARY)
-
-
-def _read_3(values: Mapping[str, object]) -> Published:
-    return read(values, "chatglm3", _SPECIAL, _VOCABULARY)
-
-
-def _write_2(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return write_remote(config, extras, "THUDM/chatglm2-6b")
-
-
-def _write_3(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return write_remote(config, extras, "THUDM/chatglm3-6b")
-
-
 def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return {
         "architectures": ["ChatGLMv2ForCausalLM"],
@@ -63,7 +48,7 @@ def _write_paddle(config: GLMConfig, extras: Extras) -> dict[str, object]:
 
 
 def _layouts(family: str) -> tuple[Layout, ...]:
-    second = family == "chatglm2"
+    read_config = partial(read, family=family, special=_SPECIAL, full_vocabulary=_VOCABULARY)
     axes = {**AXES, "family": family}
     return (
         layout(
@@ -73,8 +58,8 @@ def _layouts(family: str) -> tuple[Layout, ...]:
             quantized=True,
             axes=axes,
             model_types=("chatglm",),
-            read_config=_read_2 if second else _read_3,
-            write_config=_write_2 if second else _write_3,
+            read_config=read_config,
+            write_config=partial(write_remote, name=f"THUDM/{family}-6b"),
         ),
         layout(
             "chatglm_v2.",
@@ -83,7 +68,7 @@ def _layouts(family: str) -> tuple[Layout, ...]:
             transposed=True,
             axes=axes,
             model_types=("chatglm_v2",),
-            read_config=_read_2 if second else _read_3,
+            read_config=read_config,
             write_config=_write_paddle,
         ),
     )

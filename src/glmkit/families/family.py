@@ -1,4 +1,4 @@
-"""What a family is, and finding the families: one file each, no registry to edit."""
+"""The description of a family, and the search for families: one file each, no registry to edit."""
 
 import importlib
 import pkgutil
@@ -14,6 +14,10 @@ from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .common.layout import Layout
+
+CONFIG_FILES = ("config.json", "model_config.json")  # published beside the weights
+_TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEXT_LIMIT = 1 << 20  # bytes
 
 
 def _no_tokenizer(directory: Path, config: GLMConfig | None) -> Tokenizer | None:
@@ -42,6 +46,13 @@ class Family:
     tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = _no_tokenizer
     tokenizer_files: tuple[str, ...] = ()
     chat: ChatTemplate | None = None
+
+
+def tokenizer_texts(directory: Path) -> str:
+    """The text of small tokenizer files, to recognise a family by (see `Family.claims`); code is read, never run."""
+    paths = [path for pattern in _TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
+    small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
 
 
 @cache

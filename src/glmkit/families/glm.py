@@ -7,6 +7,7 @@ on the hub takes the erf form, the other two the tanh form.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
@@ -97,14 +98,6 @@ def _read(values: Mapping[str, object], gelu: str) -> Published:
     return Published(config, keys.generation(), keys.notes())
 
 
-def _read_huggingface(values: Mapping[str, object]) -> Published:
-    return _read(values, "erf")
-
-
-def _read_tanh(values: Mapping[str, object]) -> Published:
-    return _read(values, "tanh")
-
-
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     if config.ffn_size not in (None, 4 * config.hidden_size):
         raise ConfigError(f"ffn_size is {config.ffn_size}; this layout's MLP is always {4 * config.hidden_size} wide")
@@ -153,7 +146,7 @@ LAYOUTS = (
         base="glm.",
         axes={**_AXES, "gelu": "erf"},
         model_types=("glm",),
-        read_config=_read_huggingface,
+        read_config=partial(_read, gelu="erf"),
         write_config=_write_huggingface,
     ),
     Layout(
@@ -166,7 +159,7 @@ LAYOUTS = (
         model_types=("glm",),
         tag_files=("latest_checkpointed_iteration.txt", "latest"),
         tag="release",
-        read_config=_read_tanh,
+        read_config=partial(_read, gelu="tanh"),
         write_config=_write,
     ),
     Layout(
@@ -178,7 +171,7 @@ LAYOUTS = (
         parallel=True,
         axes={**_AXES, "gelu": "tanh"},
         model_types=("glm",),
-        read_config=_read_tanh,
+        read_config=partial(_read, gelu="tanh"),
         write_config=_write_paddle,
     ),
 )

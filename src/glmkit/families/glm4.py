@@ -6,6 +6,7 @@ interleaved rotation needs no permutation of rows. No GLM-4-0414 size could be v
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
@@ -33,10 +34,6 @@ def _claims(values: Mapping[str, object], texts: str) -> int:
         "glm-4" in name or "glm4" in name,
     )
     return 4 * sum(map(bool, signs))
-
-
-def _read_remote(values: Mapping[str, object]) -> Published:
-    return read(values, "glm-4", _SPECIAL, _VOCABULARY)
 
 
 def _write_remote(config: GLMConfig, extras: Extras) -> dict[str, object]:
@@ -96,14 +93,6 @@ def _read_transformers(values: Mapping[str, object], family: str, residual: str)
     return Published(config, keys.generation(add_cls=False), keys.notes())
 
 
-def _read_hf(values: Mapping[str, object]) -> Published:
-    return _read_transformers(values, "glm-4", "pre")
-
-
-def _read_0414(values: Mapping[str, object]) -> Published:
-    return _read_transformers(values, "glm-4-0414", "sandwich")
-
-
 def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str) -> dict[str, object]:
     generation = extras.generation
     return {
@@ -136,14 +125,6 @@ def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str)
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
-
-
-def _write_hf(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return _write_transformers(config, extras, "glm", "GlmForCausalLM")
-
-
-def _write_0414(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return _write_transformers(config, extras, "glm4", "Glm4ForCausalLM")
 
 
 def _preset(positions: int, base: float, groups: int) -> GLMConfig:
@@ -183,7 +164,7 @@ FAMILIES = (
                 quantized=True,
                 axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
                 model_types=("chatglm",),
-                read_config=_read_remote,
+                read_config=partial(read, family="glm-4", special=_SPECIAL, full_vocabulary=_VOCABULARY),
                 write_config=_write_remote,
             ),
             Layout(
@@ -194,8 +175,8 @@ FAMILIES = (
                 base="model.",
                 axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
                 model_types=("glm",),
-                read_config=_read_hf,
-                write_config=_write_hf,
+                read_config=partial(_read_transformers, family="glm-4", residual="pre"),
+                write_config=partial(_write_transformers, kind="glm", name="GlmForCausalLM"),
             ),
         ),
         claims=_claims,
@@ -215,8 +196,8 @@ FAMILIES = (
                 base="model.",
                 axes={**AXES, "family": "glm-4-0414", "residual": "sandwich", "norm_eps": _EPS},
                 model_types=("glm4",),
-                read_config=_read_0414,
-                write_config=_write_0414,
+                read_config=partial(_read_transformers, family="glm-4-0414", residual="sandwich"),
+                write_config=partial(_write_transformers, kind="glm4", name="Glm4ForCausalLM"),
             ),
         ),
         tokenizer=load_tokenizer,

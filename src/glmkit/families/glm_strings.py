@@ -130,7 +130,7 @@ def special_ids(kind: Kind, model: TextModel, commands: list[Command], inputs: S
 
 
 def reading(kind: Kind, model: TextModel, commands: list[Command], style: Style) -> Reading:
-    """How text is read: its special strings, the white space that they swallow, and what is done before."""
+    """Rules of reading text: its special strings, the white space that they swallow, and what is done before."""
     found = _markers(kind, model, commands, style)
     if style == "native":
         return Reading(found, drop_white=True)
@@ -141,7 +141,7 @@ def reading(kind: Kind, model: TextModel, commands: list[Command], style: Style)
 
 
 def _lowered(names: re.Pattern[str], text: str) -> str:
-    """What the shipped BERT class does first: all but special strings in lower case, letter by letter (no final sigma).
+    """First step of the shipped BERT class: all but special strings in lower case, letter by letter (no final sigma).
 
     So an upper-case "<|STARTOFPIECE|>" becomes a special string here.
     """
@@ -169,7 +169,7 @@ def _markers(kind: Kind, model: TextModel, commands: list[Command], style: Style
 
 
 def decoding(kind: Kind, model: TextModel, commands: list[Command], style: Style) -> Decoding:
-    """How ids are written."""
+    """Rules of writing ids as text."""
     names = {command.id: command.text for command in commands}  # of several names of one id the last
     if style == "native":
         hidden = frozenset(names)

@@ -206,7 +206,7 @@ def _named(folder: Path, name: str) -> list[Path]:
 
 
 def _masks(kind: Kind, model: TextModel, config: GLMConfig | None) -> Masks | None:
-    """What the config's special ids say about the task masks; None when they say nothing."""
+    """Read the task masks off the config's special ids; None when they say nothing."""
     special = None if config is None else config.special
     if special is None:
         return None

@@ -15,14 +15,11 @@ from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 from .common.native_layout import FORMAT_KEY, OWN
-from .family import Family, all_families, family_named, preset
+from .family import CONFIG_FILES, Family, all_families, family_named, preset, tokenizer_texts
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm
 
-_CONFIGS = ("config.json", "model_config.json")
-_TEXTS = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TEXT_LIMIT = 1 << 20
 _SURE = 4  # of `Family.claims`: by a name or by tokens of its own
 
 
@@ -104,7 +101,7 @@ def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, ob
         if any(kind in layout.model_types if kind else layout.config_file == config_name for layout in read[0].layouts)
     ]
     found = of_config or found
-    texts = _texts(folder)
+    texts = tokenizer_texts(folder)
     # Published files name the repository they are from: "THUDM/chatglm2-6b".
     repositories = re.compile(r"[\w.-]+/([\w.-]+)").findall(f"{texts} {values.get('_name_or_path')}".lower())
     sure = [
@@ -117,7 +114,7 @@ def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, ob
 
 def _config(folder: Path) -> tuple[str, Mapping[str, object]]:
     """The name and the content of the config beside the vocabulary; empty when there is none, or none to read."""
-    for name in _CONFIGS:
+    for name in CONFIG_FILES:
         try:
             values = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -135,9 +132,3 @@ def _settings(family: Family, values: Mapping[str, object]) -> GLMConfig | None:
         except ConfigError:
             continue
     return None
-
-
-def _texts(folder: Path) -> str:
-    paths = [path for pattern in _TEXTS for path in sorted(folder.glob(pattern)) if path.is_file()]
-    small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)

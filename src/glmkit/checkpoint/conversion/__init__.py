@@ -1,1 +1,1 @@
-"""From one published layout to another, tensor by tensor."""
+"""Conversion of one published layout to another, tensor by tensor."""

@@ -1,4 +1,4 @@
-"""What a conversion has finished, kept beside its files, so that a killed one goes on where it stopped."""
+"""Record of what a conversion has finished, kept beside its files: a killed one goes on where it stopped."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class Journal:
         self._save()
 
     def finished(self, name: str, tick: Callable[[int], None] = ignore) -> bool:
-        """Whether a file was finished and still has the same bytes; it is read, and `tick` gets the bytes read."""
+        """True for a file that was finished and still has the same bytes; it is read, and `tick` gets the bytes read."""
         record = self._files.get(name)
         path = self.directory / name
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:

@@ -45,7 +45,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Outputs:
-    """All files of tensors, and the small files beside them by name."""
+    """Files of tensors, and the small files beside them by name."""
 
     files: list[OutputFile]
     small: dict[str, bytes] = field(default_factory=dict)

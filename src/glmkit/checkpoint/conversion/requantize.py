@@ -21,7 +21,7 @@ BLOCK_ELEMENTS = 4 << 20  # dequantised at a time: 16 MiB of float32
 
 @dataclass
 class AddedError:
-    """How far requantised weights are from the dequantised ones they replace, over all matrices of one kind."""
+    """Distance of requantised weights from the dequantised ones they replace, over all matrices of one kind."""
 
     kind: str  # "o_proj" or "down_proj"
     matrices: int = 0
@@ -80,7 +80,7 @@ class Requantized:
         return self._weights.names()
 
     def info(self, name: str) -> TensorInfo:
-        """As the source, but scales are (O, blocks)."""
+        """dtype and shape as in the source, but scales are (O, blocks)."""
         info = self._weights.info(name)
         if _kind(name) and name.endswith("_scale"):
             return TensorInfo(info.dtype, (info.shape[0], self._blocks))

@@ -21,7 +21,7 @@ Stage = Literal["check", "write", "verify"]
 
 @dataclass(frozen=True)
 class Step:
-    """How far a conversion is: bytes of the stage, and the file in work ("" while verifying).
+    """Progress of a conversion: bytes of the stage, and the file in work ("" while verifying).
 
     Stages: "check" reads what an earlier run finished, "write", "verify".
     """

@@ -57,7 +57,7 @@ def _compare_one(name: str, source: Weights, found: Weights, where: str, tick: C
 
 
 def config_changes(before: GLMConfig, after: GLMConfig, layout: str) -> list[str]:
-    """What the written layout makes of the config otherwise than the source's, one line each."""
+    """Differences between the source's config and what the written layout makes of it, one line each."""
     wanted, found = _spelled_out(before), _spelled_out(after)
     return [
         f"{key} is {json.dumps(wanted[key])} in the source and {json.dumps(found[key])} in the {layout} layout"

@@ -1,4 +1,4 @@
-"""What kind of file this is, by its first bytes and never by its name."""
+"""Kinds of files, told by their first bytes and never by their names."""
 
 import re
 from pathlib import Path

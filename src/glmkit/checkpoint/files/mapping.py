@@ -28,7 +28,7 @@ _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if _KNOWN else 0)
 
 
 class FileMap:
-    """All bytes of a file, private to this process: pages come from the file, writes stay here.
+    """A private map of a whole file: pages come from the file, writes stay in this process.
 
     Raises CheckpointError when the file is absent, not regular, empty, or cannot be mapped.
     """

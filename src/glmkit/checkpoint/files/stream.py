@@ -46,7 +46,7 @@ def ignore(count: int) -> None:
 
 
 class Writer(Protocol):
-    """What every file format offers: entries to one file; `tick` gets the bytes of each piece handed over.
+    """The writer of a file format: entries to one file; `tick` gets the bytes of each piece handed over.
 
     Raises OSError as the file system raises it, CheckpointError where a tensor cannot be stored.
     """

@@ -1,1 +1,1 @@
-"""What several families share: tables of layouts, tokenizer machinery, chat rules."""
+"""Parts that several families share: tables of layouts, tokenizer machinery, chat rules."""

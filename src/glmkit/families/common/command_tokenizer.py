@@ -103,7 +103,7 @@ class CommandStream:
         return "".join(out)
 
     def finish(self) -> str:
-        """What was held back, at the end of the ids."""
+        """Give out what was held back, at the end of the ids."""
         return self._run.finish()
 
     def _name(self, index: int) -> str:

@@ -35,7 +35,7 @@ class IceVocabulary:
 
 
 def has_images(config: GLMConfig | None) -> bool | None:
-    """Whether a config's ids begin with image codes; None when there is no config."""
+    """True when a config's ids begin with image codes; None when there is no config."""
     if config is None:
         return None
     special = config.special

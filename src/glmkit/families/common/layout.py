@@ -1,4 +1,4 @@
-"""How a published layout names, fuses, turns and cuts the tensors of our model: data, no torch.
+"""Tables of how a published layout names, fuses, turns and cuts the tensors of our model: data, no torch.
 
 One table serves both ways. A published matrix is a list of our matrices ("parts"). Under tensor parallelism one rule
 covers every published layout: cut every part over the ranks, then fuse the parts of a rank in the rule's `order`.

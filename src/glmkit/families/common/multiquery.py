@@ -1,4 +1,4 @@
-"""What ChatGLM2, ChatGLM3 and GLM-4-9B share: one network, published by remote code with one set of names.
+"""The common part of ChatGLM2, ChatGLM3 and GLM-4-9B: one network, published by remote code with one set of names.
 
 Sources: the remote code beside the weights (`modeling_chatglm.py`, `configuration_chatglm.py`) of each, and
 `PaddlePaddle/PaddleNLP:paddlenlp/transformers/chatglm_v2/modeling.py`.
@@ -46,19 +46,10 @@ def rules(base: str) -> tuple[Rule, ...]:
     )
 
 
-def derived(base: str) -> tuple[Derived, ...]:
-    """The stored rotary frequencies, whose base never has the rope_ratio in it."""
-    return (Derived(f"{base}rotary_pos_emb.inv_freq"),)
-
-
-def head(base: str) -> tuple[Alias, ...]:
-    """The output layer."""
-    return (Alias(f"{base}output_layer", stored=False),)
-
-
 def layout(base: str, **fields: Any) -> Layout:
-    """A layout whose names begin with `base`; fields: the rest of `Layout`."""
-    return Layout(rules=rules(base), derived=derived(base), aliases=head(base), base=base, **fields)
+    """A layout whose names begin with `base`; fields: the rest of `Layout`. `inv_freq` never has the rope_ratio in it."""
+    derived, head = Derived(f"{base}rotary_pos_emb.inv_freq"), Alias(f"{base}output_layer", stored=False)
+    return Layout(rules=rules(base), derived=(derived,), aliases=(head,), base=base, **fields)
 
 
 def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vocabulary: int) -> Published:

@@ -91,14 +91,14 @@ class RoleTemplate(ChatTemplate):
         return result, longer
 
     def shown(self, text: str) -> str:
-        """As in `ChatTemplate`; a call of a tool is shown as it is written."""
+        """The text as in `ChatTemplate`; a call of a tool is shown as it is written."""
         metadata, content = _parts(text.split(_NEXT)[-1])
         if metadata.strip():
             return f"{metadata.strip()}\n{content}"
         return content.strip().replace(DATE_MARK, DATE)
 
     def settled(self, text: str, *, final: bool = False) -> str:
-        """As in `ChatTemplate`: the messages without calls, joined by line breaks."""
+        """The text as in `ChatTemplate`: the messages without calls, joined by line breaks."""
         if not final:
             text = without_part_of(without_part_of(text, _NEXT), DATE_MARK)
         pieces = text.split(_NEXT)

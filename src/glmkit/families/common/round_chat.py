@@ -56,7 +56,7 @@ class RoundTemplate(ChatTemplate):
         return tokenizer.encode(text, specials=True)
 
     def build_turn(self, tokenizer: InputTokenizer, messages: Sequence[Message]) -> list[int] | None:
-        """As in `ChatTemplate`. The dummy space in front is dropped, for the text goes on from the reply before."""
+        """Ids as in `ChatTemplate`. The dummy space in front is dropped, for the text goes on from the reply before."""
         pairs, query = self._turns(messages)
         if query is None:
             raise RequestError("the conversation ends with the assistant's message", step="add one of the user's")
