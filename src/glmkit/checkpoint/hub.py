@@ -57,7 +57,7 @@ def local_directory(source: str | os.PathLike[str]) -> Path:
 
 
 def _second_copies(names: Callable[[], Iterable[str]]) -> list[str]:
-    """Patterns of what not to download because the same weights are there as safetensors; nothing where the hub cannot be asked."""
+    """Patterns of second copies of weights that are there as safetensors; none where the hub cannot be asked."""
     try:
         return ["pytorch_model*.bin*"] if any(name.endswith(".safetensors") for name in names()) else []
     except Exception:  # offline: the cache decides

@@ -1,7 +1,6 @@
 """Files of model-parallel ranks: gaps in the numbering, and what the files themselves say about their number."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from glmkit.errors import names_text
 
@@ -13,7 +12,7 @@ from .listing import Entry, Listing
 _WORLD_KEYS = ("mp_world_size", "tensor_parallel_degree")
 
 
-def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, Any]) -> list[Finding]:
+def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, object]) -> list[Finding]:
     """Findings about the rank files of one directory. `settings` are the plain values of its config file.
 
     Looked at: gaps, the recorded number of ranks, tensors that one rank has and another lacks.
@@ -44,9 +43,9 @@ def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, Any])
     return findings
 
 
-def _promised(ranks: Mapping[int, Entry], headers: Headers, settings: Mapping[str, Any]) -> dict[str, int]:
+def _promised(ranks: Mapping[int, Entry], headers: Headers, settings: Mapping[str, object]) -> dict[str, int]:
     found: dict[str, int] = {}
-    sources: list[tuple[str, Mapping[str, Any]]] = [("the config file", settings)]
+    sources: list[tuple[str, Mapping[str, object]]] = [("the config file", settings)]
     for entry in ranks.values():
         if entry.name in headers.files:
             sources.append((entry.name, headers.files[entry.name].extras))

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.native import read_config, read_json
@@ -37,7 +36,7 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GL
         return found[1]
 
 
-def refuse_impossible(values: Mapping[str, Any], where: str) -> None:
+def refuse_impossible(values: Mapping[str, object], where: str) -> None:
     """Raise CheckpointError for more layers than any machine could list: opening would build them one by one."""
     for key in ("num_layers", "num_hidden_layers"):
         found = values.get(key)
@@ -64,13 +63,13 @@ def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[F
     return _published(values, texts, tensors)
 
 
-def _values(directory: Path) -> dict[str, Any]:
+def _values(directory: Path) -> dict[str, object]:
     values, _ = read_settings(list_directory(directory))
     return values
 
 
 def _published(
-    values: Mapping[str, Any], texts: str, tensors: Collection[str]
+    values: Mapping[str, object], texts: str, tensors: Collection[str]
 ) -> tuple[Family, GLMConfig | None] | None:
     kind = values.get("model_type")
     known = [
@@ -92,7 +91,7 @@ def _knows(layout: Layout, tensors: Collection[str]) -> bool:
     return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
 
 
-def _read(layout: Layout, values: Mapping[str, Any]) -> GLMConfig | None:
+def _read(layout: Layout, values: Mapping[str, object]) -> GLMConfig | None:
     try:
         return layout.read_config(values).config
     except ConfigError:

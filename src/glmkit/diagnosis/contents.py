@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +135,7 @@ def check_sibling(directory: Path, exists: Callable[[Path], bool] = Path.exists)
     return findings
 
 
-def read_settings(listing: Listing) -> tuple[dict[str, Any], str]:
+def read_settings(listing: Listing) -> tuple[dict[str, object], str]:
     """(values, file name) of the first config file that is a JSON object; ({}, "") without one."""
     for name in CONFIG_FILES:
         entry = listing.named(name)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glmkit.checkpoint.configure import ConfigLike, read_given
 from glmkit.checkpoint.detect import detect
@@ -111,7 +110,7 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
         headers.close()
 
 
-def _rows_asked(settings: Mapping[str, Any], config: ConfigLike | None) -> int | None:
+def _rows_asked(settings: Mapping[str, object], config: ConfigLike | None) -> int | None:
     """Rows of the word table that the config asks for, where that is easy to see."""
     if isinstance(config, GLMConfig):
         return config.vocab_size
@@ -191,7 +190,7 @@ def _model(
         report.facts |= shape or {}
 
 
-def _file_facts(files: Sequence[TensorFile]) -> dict[str, Any]:
+def _file_facts(files: Sequence[TensorFile]) -> dict[str, object]:
     return {
         "files": len(files),
         "file_bytes": sum(Path(file.path).stat().st_size for file in files),
@@ -200,7 +199,7 @@ def _file_facts(files: Sequence[TensorFile]) -> dict[str, Any]:
     }
 
 
-def _shape_facts(config: GLMConfig) -> dict[str, Any]:
+def _shape_facts(config: GLMConfig) -> dict[str, object]:
     name, differing = closest_preset(config)
     return {
         "closest_preset": name or None,

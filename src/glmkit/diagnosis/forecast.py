@@ -1,7 +1,6 @@
 """Memory that each use of a model needs, against what this machine has free."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from glmkit.config import GLMConfig
 from glmkit.errors import size_text
@@ -30,7 +29,7 @@ class Use:
     fits_gpu: bool | None
     remark: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
         return asdict(self)
 

@@ -1,7 +1,6 @@
 """The report on one directory."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from .finding import Finding, has_errors
 from .forecast import Use
@@ -13,7 +12,7 @@ class Report:
 
     directory: str
     kind: str = "nothing"  # or model, adapter
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     forecast: list[Use] = field(default_factory=list)
     free_ram: int | None = None
@@ -25,7 +24,7 @@ class Report:
         """True when the directory can be loaded."""
         return self.kind != "nothing" and not has_errors(self.findings)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able values under stable keys."""
         return {
             "directory": self.directory,

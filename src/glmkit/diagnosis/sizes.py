@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -32,7 +32,7 @@ class Sizes:
     int4: int | None
     cache_per_token: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able values; the weights' bytes under `bytes`."""
         values = asdict(self)
         sizes = {name: values.pop(name) for name in ("float32", "bfloat16", "int8", "int4")}

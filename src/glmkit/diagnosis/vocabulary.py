@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import GLMKitError, names_text
@@ -102,7 +101,7 @@ def _numbers(path: Path) -> set[int]:
 _SURE = 4  # of a family's claims: by a name or tokens of its own, or several sizes; not by one size alone
 
 
-def check_kin(family: Family, layout: Layout, settings: Mapping[str, Any], directory: Path) -> list[Finding]:
+def check_kin(family: Family, layout: Layout, settings: Mapping[str, object], directory: Path) -> list[Finding]:
     """Families whose weights have the same names: does the config mean another one than the tokenizer files?"""
     kin = [other for other in all_families().values() if any(own.rules == layout.rules for own in other.layouts)]
     if len(kin) < 2:
@@ -147,7 +146,7 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
 
 
 def has_text(directory: Path, config: GLMConfig, family: Family) -> bool:
-    """Whether texts can be given to the model in a directory."""
+    """True when texts can be given to the model in a directory."""
     return check_tokenizer(directory, config, family)[0] is not None
 
 

@@ -6,7 +6,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from glmkit.checkpoint.files.stream import Written, ignore
 from glmkit.errors import CheckpointError
@@ -26,33 +25,33 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._plan: dict[str, Any] = {}
+        self._plan: dict[str, object] = {}
         self._files: dict[str, dict[str, int]] = {}
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = self._hold()
 
-    def begin(self, plan: Mapping[str, Any], *, restart: bool = False) -> None:
+    def begin(self, plan: Mapping[str, object], *, restart: bool = False) -> None:
         """Take up `plan` (JSON-able). What was finished for the same plan counts; with `restart` all of it goes.
 
         Raises CheckpointError, naming the difference, when the directory belongs to another plan.
         """
         wanted = json.loads(json.dumps(plan))
         found = self._read()
-        if found is not None and found.get("plan") != wanted and not restart:
+        if found is not None and found[0] != wanted and not restart:
             raise CheckpointError(
                 f"{self.directory} holds the beginning of another conversion "
-                f"({_difference(found.get('plan'), wanted)}); --restart begins again, or remove it"
+                f"({_difference(found[0], wanted)}); --restart begins again, or remove it"
             )
         if found is None or restart:
             self._empty()
-            found = {"files": {}}
-        self._plan, self._files = wanted, dict(found["files"])
+            found = None, {}
+        self._plan, self._files = wanted, found[1]
         for path in self.directory.rglob(".*.tmp-*"):  # half files of a killed run
             path.unlink()
         self._save()
 
     def finished(self, name: str, tick: Callable[[int], None] = ignore) -> bool:
-        """True for a file that was finished and still has the same bytes; it is read, and `tick` gets the bytes read."""
+        """True for a file that was finished and still has the same bytes; `tick` gets the bytes read."""
         record = self._files.get(name)
         path = self.directory / name
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:
@@ -110,7 +109,8 @@ class Journal:
             ) from None
         return descriptor
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> tuple[object, dict[str, dict[str, int]]] | None:
+        """(plan, finished files) of an earlier run, None when there was none."""
         path = self.directory / JOURNAL_FILE
         if not path.exists():
             left = [entry.name for entry in self.directory.iterdir() if entry.name != LOCK_FILE]
@@ -122,7 +122,7 @@ class Journal:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("files"), dict):
-                return found
+                return found.get("plan"), found["files"]
         except ValueError:
             pass
         raise CheckpointError(f"{path} is damaged", step=f"remove {self.directory} and convert again")
@@ -147,7 +147,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _difference(found: object, wanted: Mapping[str, Any]) -> str:
+def _difference(found: object, wanted: Mapping[str, object]) -> str:
     """The first thing in which two plans differ, in words."""
     if not isinstance(found, dict):
         return "its plan cannot be read"

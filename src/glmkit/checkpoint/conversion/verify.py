@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from math import sqrt
-from typing import Any
 
 from glmkit.checkpoint.files.stream import ignore
 from glmkit.checkpoint.files.tensors import equal_bits
@@ -66,7 +65,7 @@ def config_changes(before: GLMConfig, after: GLMConfig, layout: str) -> list[str
     ] + _special_changes(before.special, after.special, layout)
 
 
-def _spelled_out(config: GLMConfig) -> dict[str, Any]:
+def _spelled_out(config: GLMConfig) -> dict[str, object]:
     """The fields with what None stands for."""
     alpha = config.deepnorm_alpha
     return {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ def checked_view(
 class MappedTensors:
     """A `TensorFile` over one map. Entries must lie inside the file: whoever makes them has checked that."""
 
-    def __init__(self, file: FileMap, entries: Mapping[str, Entry], extras: Mapping[str, Any]) -> None:
+    def __init__(self, file: FileMap, entries: Mapping[str, Entry], extras: Mapping[str, object]) -> None:
         self._file = file
         self._entries = dict(entries)
         self._extras = dict(extras)
@@ -175,7 +175,7 @@ class MappedTensors:
         return self._file.path
 
     @property
-    def extras(self) -> Mapping[str, Any]:
+    def extras(self) -> Mapping[str, object]:
         return self._extras
 
     @property

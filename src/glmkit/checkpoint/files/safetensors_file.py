@@ -95,7 +95,7 @@ def _truncated(file: FileMap, expected: int) -> CheckpointError:
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a name stands in it twice")

@@ -16,7 +16,7 @@ STATE_KEYS = ("module", "state_dict", "model", "model_state_dict")
 
 def split_state(
     path: Path, content: object, entry: Callable[[object], Entry | None]
-) -> tuple[dict[str, Entry], dict[str, Any]]:
+) -> tuple[dict[str, Entry], dict[str, object]]:
     """(tensors by name, everything else as plain values) of what a file holds.
 
     entry: where a value's numbers are, None for what is no tensor. The tensors are those of a flat dict, or those

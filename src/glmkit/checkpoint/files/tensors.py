@@ -66,7 +66,7 @@ class TensorFile(Protocol):
         """The file, or the index of the shards."""
 
     @property
-    def extras(self) -> Mapping[str, Any]:
+    def extras(self) -> Mapping[str, object]:
         """Top-level entries that are no tensors (iteration, args, ...), as plain values or `Omitted`."""
 
     @property

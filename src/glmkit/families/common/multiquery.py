@@ -47,7 +47,7 @@ def rules(base: str) -> tuple[Rule, ...]:
 
 
 def layout(base: str, **fields: Any) -> Layout:
-    """A layout whose names begin with `base`; fields: the rest of `Layout`. `inv_freq` never has the rope_ratio in it."""
+    """A layout whose names begin with `base`, `fields` being the rest of it. `inv_freq` has no rope_ratio in it."""
     derived, head = Derived(f"{base}rotary_pos_emb.inv_freq"), Alias(f"{base}output_layer", stored=False)
     return Layout(rules=rules(base), derived=(derived,), aliases=(head,), base=base, **fields)
 

@@ -101,7 +101,7 @@ class _TooMuchError(Exception):
     pass
 
 
-def plain_entries(entries: Mapping[str, object]) -> dict[str, Any]:
+def plain_entries(entries: Mapping[str, object]) -> dict[str, object]:
     """`entries` with everything inert replaced by `Omitted`, and as a whole those that are too large or too deep.
 
     Shared parts are copied, so that no small pickle can be a value that takes forever to print.
@@ -126,7 +126,7 @@ def plain_entries(entries: Mapping[str, object]) -> dict[str, Any]:
             return value.name
         return Omitted(kind_of(value)) if isinstance(value, Inert | Blob) else value
 
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for name, value in entries.items():
         try:
             result[name] = convert(value, 0, max(0, left - MAX_ENTRY_VALUES))
