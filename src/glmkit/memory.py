@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .checkpoint.files.tensors import TensorFile
+from .checkpoint.files.mapping import TensorFile
 from .checkpoint.weights import expected_tensors
 from .config import GLMConfig, Quantization
 from .devices import CPU, available_memory
@@ -53,4 +53,4 @@ def crowd_out_cache(files: Iterable[TensorFile], made: int) -> None:
     free = available_memory()
     if free is not None and sum(file.nbytes for file in files) + made > free // 2:
         for file in files:
-            file.keep_cached = False
+            file.forget_released()

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.files.paddle_file import open_paddle_file
 from glmkit.checkpoint.files.safetensors_file import open_safetensors_file
-from glmkit.checkpoint.files.tensors import Omitted, TensorFile
+from glmkit.checkpoint.files.tensors import Omitted
 from glmkit.checkpoint.files.torch_file import open_torch_file
 from glmkit.errors import CheckpointError
 from support.hostile import mapping, number, resident, tensor, whole, write_legacy

@@ -3,7 +3,7 @@
 Legend: O outputs, I inputs of a linear layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ def infer_config(
     of heads that the user gives, or from a stored rotary buffer. Raises CheckpointError asking for config= where the
     tensors do not say enough.
     """
-    sizes = tensor_sizes(layout, ranks)
+    sizes = tensor_sizes(layout, ((name, source.info().shape) for name, source in ranks[0].items()), len(ranks))
     matching = [name for name, config in family.presets.items() if _fits(config, sizes)]
     if layout.container != "ranks":
         raise no_config(where, matching)
@@ -49,16 +49,16 @@ def infer_config(
     return Published(GLMConfig.from_dict(values), GenerationSettings(), [note])
 
 
-def tensor_sizes(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> dict[str, int]:
-    """Read vocab_size, hidden_size, num_layers, inner_size and max_positions off the shapes."""
+def tensor_sizes(layout: Layout, shapes: Iterable[tuple[str, tuple[int, ...]]], ranks: int) -> dict[str, int]:
+    """Read vocab_size, hidden_size, num_layers, inner_size and max_positions off names and shapes of one of `ranks`."""
     sizes: dict[str, int] = {}
-    for name, source in ranks[0].items():
+    for name, shape in shapes:
         stem, _, parameter = name.rpartition(".")
         found = layout.resolve(stem)
-        if found is None or parameter != "weight":
+        if found is None or parameter != "weight" or not shape:
             continue
         rule, layer = found
-        rows = _rows(layout, rule, source.info().shape, len(ranks))
+        rows = _rows(layout, rule, shape, ranks)
         if layer is not None:
             sizes["num_layers"] = max(sizes.get("num_layers", 0), layer + 1)
         first = rule.ours[0]

@@ -21,8 +21,9 @@ from glmkit.families.family import Family
 from .choose_layout import choose
 from .configure import ConfigLike, Given, configure, read_given
 from .detect import Detected, detect, read_generation_config
+from .files.mapping import TensorFile
 from .files.open_file import open_tensor_file
-from .files.tensors import TensorFile, TensorInfo
+from .files.tensors import TensorInfo
 from .infer import infer_config
 from .published_tensors import Fused, check_ranks, fused_tensors
 from .published_weights import PublishedWeights

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from glmkit.errors import CheckpointError, names_text
 
-from .files.tensors import TensorFile, TensorInfo, equal_bits
+from .files.mapping import TensorFile
+from .files.tensors import TensorInfo, equal_bits
 
 
 @dataclass(frozen=True)

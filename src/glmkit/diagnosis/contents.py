@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glmkit.checkpoint.files.content import POINTER, WEB_PAGE
 from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.errors import names_text, size_text
 from glmkit.families.family import CONFIG_FILES, all_families
@@ -15,8 +16,6 @@ from .finding import Finding, Level
 from .headers import Headers, attempt, tensor_names
 from .listing import Entry, Kind, Listing
 
-_POINTER = b"version https://git-lfs.github.com/spec"
-_PAGE = (b"<!doctype html", b"<html", b"<?xml")
 _MUST_HOLD = (".model", ".json", ".txt", ".vocab", ".bin", ".pt", ".pth", ".safetensors", ".pdparams", ".ckpt")
 _MOST_FILES = 2000  # of a directory that are looked into
 _CHUNK = 1 << 22  # numbers looked at together: a few MiB of anonymous memory, whatever the tensor
@@ -56,9 +55,9 @@ def _trouble(entry: Entry) -> str | None:
         return "unreadable"
     if entry.size == 0:
         return "empty"
-    if start.startswith(_POINTER):
+    if start.startswith(POINTER):
         return "pointer"
-    return "page" if start.lstrip().lower().startswith(_PAGE) else None
+    return "page" if start.lstrip().lower().startswith(WEB_PAGE) else None
 
 
 def _matters(entry: Entry) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glmkit.checkpoint.configure import ConfigLike, read_given
 from glmkit.checkpoint.detect import detect
-from glmkit.checkpoint.files.tensors import TensorFile
+from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, match, open_files
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.checkpoint.files.open_file import open_tensor_file
-from glmkit.checkpoint.files.tensors import TensorFile
 from glmkit.errors import ConfigError, GLMKitError, names_text
 
 from .finding import Finding, Kind

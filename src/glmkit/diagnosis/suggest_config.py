@@ -1,9 +1,10 @@
 """Suggestions by names and shapes alone, for weights whose config is missing or does not fit."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from glmkit.checkpoint.files.tensors import TensorFile
+from glmkit.checkpoint.files.mapping import TensorFile
+from glmkit.checkpoint.infer import tensor_sizes
 from glmkit.errors import names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import CONFIG_FILES, all_families
@@ -12,7 +13,6 @@ from .finding import Finding
 from .headers import Headers, tensor_names
 from .listing import Listing
 
-_TABLE = ("model.embed_tokens",)
 _FUSED = ("q_proj", "k_proj", "v_proj")
 
 
@@ -34,51 +34,35 @@ def named_shapes(headers: Headers) -> list[tuple[str, tuple[int, ...]]]:
 def guess_presets(place: Listing, headers: Headers) -> list[str]:
     """Presets whose width, number of layers and vocabulary the tensors have, by the rules of any layout."""
     ranks = max(1, sum(entry.rank is not None for entry in place.of("weights")))
-    keys = named_shapes(headers)
-    found: dict[str, None] = {}
+    known = [
+        (preset.num_layers, preset.hidden_size, preset.vocab_size, name)
+        for family in all_families().values()
+        for name, preset in family.presets.items()
+    ]
+    found = [sizes for _, sizes in _sizes(named_shapes(headers), ranks)]
+    return [name for *shape, name in known if tuple(shape) in found]
+
+
+def _sizes(keys: Sequence[tuple[str, tuple[int, ...]]], ranks: int) -> Iterator[tuple[Layout, tuple[int, int, int]]]:
+    """Each layout whose rules know the names, and (layers, width, vocabulary rows) by its rules."""
     for family in all_families().values():
         for layout in family.layouts:
-            shape = _shape(layout, keys, ranks)
-            if shape is None:
-                continue
-            for name, preset in family.presets.items():
-                if (preset.num_layers, preset.hidden_size, preset.vocab_size) == shape:
-                    found[name] = None
-    return list(found)
-
-
-def _shape(layout: Layout, keys: Iterable[tuple[str, tuple[int, ...]]], ranks: int) -> tuple[int, int, int] | None:
-    """(layers, width, vocabulary rows) if this layout's rules know the names."""
-    layers, table = 0, None
-    for name, shape in keys:
-        resolved = layout.resolve(name.rpartition(".")[0])
-        if resolved is None:
-            continue
-        rule, layer = resolved
-        if layer is not None:
-            layers = max(layers, layer + 1)
-        if rule.ours == _TABLE and len(shape) == 2:
-            table = shape
-    return None if table is None or not layers else (layers, table[1], table[0] * ranks)
+            sizes = tensor_sizes(layout, keys, ranks)
+            if sizes.keys() >= {"num_layers", "hidden_size", "vocab_size"}:
+                yield layout, (sizes["num_layers"], sizes["hidden_size"], sizes["vocab_size"])
 
 
 def suggest_config(listing: Listing, place: Listing, headers: Headers) -> list[Finding]:
     """Name the presets that fit weights without a config file. Nothing when there is one."""
-    if any(listing.named(name) is not None for name in CONFIG_FILES):
+    if any(listing.named(name) is not None for name in CONFIG_FILES) or not headers.files:
         return []
-    if not headers.files:
-        return []
-    fitting = guess_presets(place, headers)
-    where = str(listing.directory)
-    if fitting:
+    if fitting := guess_presets(place, headers):
         what = f"no config file; width, layers and vocabulary are those of {names_text(fitting)}"
-        return [Finding("note", what, where, f"try --config {fitting[0]}")]
-    what = "no config file, and the shapes are of no published size"
-    return [
-        Finding(
-            "note", what, where, "write the sizes into a config.json beside the weights, or pass one: --config FILE"
-        )
-    ]
+        step = f"try --config {fitting[0]}"
+    else:
+        what = "no config file, and the shapes are of no published size"
+        step = "write the sizes into a config.json beside the weights, or pass one: --config FILE"
+    return [Finding("note", what, str(listing.directory), step)]
 
 
 def check_rows(place: Listing, headers: Headers, vocab_size: int | None) -> list[Finding]:
@@ -90,22 +74,16 @@ def check_rows(place: Listing, headers: Headers, vocab_size: int | None) -> list
     if not ranks or len(headers.files) < ranks:
         return []
     keys = named_shapes(headers)
-    step = "copy or download the files of the other ranks"
-    for family in all_families().values():
-        for layout in family.layouts:
-            shape = _shape(layout, keys, ranks)
-            if shape is None:
-                continue
-            rows = shape[2] // ranks
-            if vocab_size and shape[2] != vocab_size and vocab_size % rows == 0 and vocab_size // rows > ranks:
-                share = f"a rank holds {rows} of {vocab_size} rows of the word table"
-                what = f"{share}, so there were {vocab_size // rows} ranks; here are {ranks}"
-                return [Finding("error", what, str(place.directory), step)]
-            queries = _query_rows(layout, keys)
-            if queries and shape[1] % queries == 0 and shape[1] // queries > ranks:
-                share = f"a rank holds {queries} of {shape[1]} channels of the queries"
-                what = f"{share}, so there were {shape[1] // queries} ranks; here are {ranks}"
-                return [Finding("error", what, str(place.directory), step)]
+    for layout, (_, width, vocabulary) in _sizes(keys, ranks):
+        rows, queries = vocabulary // ranks, _query_rows(layout, keys)
+        if vocab_size and vocabulary != vocab_size and vocab_size % rows == 0 and vocab_size // rows > ranks:
+            share, there_were = f"{rows} of {vocab_size} rows of the word table", vocab_size // rows
+        elif queries and width % queries == 0 and width // queries > ranks:
+            share, there_were = f"{queries} of {width} channels of the queries", width // queries
+        else:
+            continue
+        what = f"a rank holds {share}, so there were {there_were} ranks; here are {ranks}"
+        return [Finding("error", what, str(place.directory), "copy or download the files of the other ranks")]
     return []
 
 

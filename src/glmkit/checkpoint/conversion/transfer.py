@@ -40,32 +40,29 @@ def write_files(outputs: Outputs, stored: Weights, journal: Journal, progress: P
 
     Raises CheckpointError for a value that is not finite, by name, and when the disk is full; finished files stay.
     """
-    done = 0
-    resumed = []
+    meter, resumed = _Meter(progress, outputs.nbytes), []
     for file in outputs.files:
-        tick = partial(_tick, progress, file, done, outputs.nbytes)
-        if journal.finished(file.name, _Counter(partial(tick, "check"))):
+        before = meter.done
+        if journal.finished(file.name, partial(meter.tick, "check", file.name)):
             resumed.append(file.name)
         else:
-            _write_file(file, stored, journal, _Counter(partial(tick, "write")))
-        done += file.nbytes
+            meter.done = before
+            _write_file(file, stored, journal, partial(meter.tick, "write", file.name))
+        meter.done = before + file.nbytes
     return resumed
 
 
-def _tick(progress: Progress, file: OutputFile, before: int, total: int, stage: Stage, count: int) -> None:
-    progress(Step(stage, file.name, min(before + count, total), total))
+@dataclass
+class _Meter:
+    """Adds up bytes and tells `progress` the sum."""
 
+    progress: Progress
+    total: int
+    done: int = 0
 
-class _Counter:
-    """Adds up bytes and passes the sum on."""
-
-    def __init__(self, listener: Callable[[int], None]) -> None:
-        self._listener = listener
-        self._count = 0
-
-    def __call__(self, count: int) -> None:
-        self._count += count
-        self._listener(self._count)
+    def tick(self, stage: Stage, name: str, count: int) -> None:
+        self.done += count
+        self.progress(Step(stage, name, min(self.done, self.total), self.total))
 
 
 def _write_file(file: OutputFile, stored: Weights, journal: Journal, tick: Callable[[int], None]) -> None:

@@ -14,7 +14,8 @@ KINDS = {
     "safetensors": "safetensors file",
 }
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
+WEB_PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")
 # First bytes -> what such a file is and what to do with it.
 _OTHERS = (
     (b"\x1f\x8b", "is compressed by gzip; unpack it first"),
@@ -51,7 +52,7 @@ def content_kind(file: FileMap) -> str:
             )
         raise CheckpointError(f"{file.path} is a tar archive", step="unpack it first")
     text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")):
+    if text.startswith(WEB_PAGE):
         raise CheckpointError(
             f"{file.path} is a web page, not the weights (a failed download?)", step="download it again"
         )
@@ -73,7 +74,7 @@ def content_kind(file: FileMap) -> str:
 
 def check_pointer(path: Path, head: bytes) -> None:
     """Raise CheckpointError when a file that begins with `head` is what git-lfs leaves in the place of a file."""
-    if head.startswith(_POINTER):
+    if head.startswith(POINTER):
         found = re.search(rb"\nsize (\d{1,20})\n", head)
         size = f" for {int(found[1])} bytes" if found else ""
         raise CheckpointError(

@@ -162,51 +162,58 @@ def checked_view(
     return info
 
 
-class MappedTensors:
-    """A `TensorFile` over one map. Entries must lie inside the file: whoever makes them has checked that."""
+class TensorFile:
+    """Named tensors of one file, read lazily from a private memory map, whatever the format of the file.
+
+    extras: top-level entries that are no tensors (iteration, args, ...), as plain values or `Omitted`. Entries must lie
+    inside the file: whoever makes them has checked that. Reading never runs anything that the file asks for. Names come
+    in file order. A name that is not in the file raises KeyError in `info`, `read` and `release`.
+    """
 
     def __init__(self, file: FileMap, entries: Mapping[str, Entry], extras: Mapping[str, object]) -> None:
-        self._file = file
-        self._entries = dict(entries)
-        self._extras = dict(extras)
-
-    @property
-    def path(self) -> Path:
-        return self._file.path
-
-    @property
-    def extras(self) -> Mapping[str, object]:
-        return self._extras
+        self.path, self.extras = file.path, dict(extras)
+        self._file, self._entries = file, dict(entries)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors, each stored densely."""
         return sum(entry.info.nbytes for entry in self._entries.values())
 
-    @property
-    def keep_cached(self) -> bool:
-        return self._file.keep_cached
+    def forget_released(self) -> None:
+        """Let `release` drop bytes from the system's file cache too, where the next reader would find them.
 
-    @keep_cached.setter
-    def keep_cached(self, keep: bool) -> None:
-        self._file.keep_cached = keep
+        The memory is then free for what is made of them at once: twice as fast when both do not fit.
+        """
+        self._file.keep_cached = False
 
     def keys(self) -> list[str]:
+        """Names of the tensors."""
         return list(self._entries)
 
     def info(self, name: str) -> TensorInfo:
+        """Type and shape, without reading the tensor."""
         return self._entries[name].info
 
     def read(self, name: str) -> Tensor:
-        entry = self._entries[name]
+        """The tensor on the CPU: a view of the map, which may be strided and may share memory with another tensor.
+
+        Writing into it never reaches the file. It is a copy only where the format cannot be mapped (unaligned
+        elements, text-encoded or sliced arrays). It stays valid after `close`.
+        """
         try:
-            return entry.read(self._file)
+            return self._entries[name].read(self._file)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.path}: {name} is damaged ({error})", step="download the file again"
             ) from error
 
     def release(self, name: str) -> None:
+        """Give the tensor's resident pages back; they are read from the file again when touched.
+
+        What was written into a view of the tensor is lost, so this is for tensors that were only read.
+        """
         self._file.release(*self._entries[name].extent)
 
     def close(self) -> None:
+        """Drop the map as soon as no tensor uses it; later reads raise CheckpointError."""
         self._file.close()

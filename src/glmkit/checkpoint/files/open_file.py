@@ -6,10 +6,9 @@ from pathlib import Path
 from glmkit.errors import about
 
 from .content import content_kind
-from .mapping import FileMap
+from .mapping import FileMap, TensorFile
 from .paddle_file import open_paddle_file
 from .safetensors_file import open_safetensors_file
-from .tensors import TensorFile
 from .torch_file import open_torch_file
 
 _READERS = {

@@ -19,30 +19,20 @@ from torch import Tensor
 from glmkit.errors import CheckpointError
 
 from .content import check_content
-from .mapping import Entry, FileMap, MappedTensors, checked_sizes
+from .mapping import Entry, FileMap, TensorFile, checked_sizes
 from .pickle import opcodes as op
 from .pickle import read_pickle
-from .pickle.numpy_arrays import Array, array_entry
+from .pickle.numpy_arrays import TYPES, Array, array_entry
 from .state_dicts import split_state
 from .stream import Entry as Output
 from .stream import Written, entry_bytes, ignore, open_sink
-from .tensors import TensorFile, TensorInfo
+from .tensors import TensorInfo
 
 SLICES = "UnpackBigParamInfor@@"
 NAME_TABLE = "StructuredToParameterName@@"
 ALIGNMENT = 64
-KINDS = {
-    torch.float64: "f8",
-    torch.float32: "f4",
-    torch.float16: "f2",
-    torch.bfloat16: "u2",
-    torch.int64: "i8",
-    torch.int32: "i4",
-    torch.int16: "i2",
-    torch.int8: "i1",
-    torch.uint8: "u1",
-    torch.bool: "b1",
-}
+# Codes of what is written: Paddle has no bfloat16, and no use for numpy's other unsigned and complex types.
+KINDS = {dtype: code for code, dtype in TYPES.items() if code[0] in "bif" or code == "u1"} | {torch.bfloat16: "u2"}
 
 
 def open_paddle_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -57,7 +47,7 @@ def open_paddle_file(path: str | os.PathLike[str]) -> TensorFile:
     tensors, extras = split_state(file.path, content, _entry)
     if SLICES in extras:
         tensors = _join_slices(file.path, tensors, extras.pop(SLICES))
-    return MappedTensors(file, tensors, extras)
+    return TensorFile(file, tensors, extras)
 
 
 def _entry(value: object) -> Entry | None:

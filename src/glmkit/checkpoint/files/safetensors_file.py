@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from glmkit.errors import CheckpointError
 
 from .content import check_content
-from .mapping import FileMap, MappedTensors, Strided, checked_sizes, dense_stride
+from .mapping import FileMap, Strided, TensorFile, checked_sizes, dense_stride
 from .pickle.cursor import shorten
 from .stream import Entry, Written, entry_bytes, ignore, open_sink
-from .tensors import TensorFile, TensorInfo
+from .tensors import TensorInfo
 
 MAX_HEADER = 8 * 2**20  # bytes
 MAX_DETAILS = 2**20  # bytes
@@ -76,7 +76,7 @@ def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = shorten(f"{error}", 160)
         raise CheckpointError(f"{file.path}: damaged safetensors header ({reason})", step="download it again") from None
-    return MappedTensors(file, entries, {METADATA: header[METADATA]} if METADATA in header else {})
+    return TensorFile(file, entries, {METADATA: header[METADATA]} if METADATA in header else {})
 
 
 def _complaint(path: Path) -> SafetensorError | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from glmkit.errors import CheckpointError
 
 from .content import check_content
-from .mapping import Entry, FileMap, MappedTensors, Strided, dense_stride
+from .mapping import Entry, FileMap, Strided, TensorFile, dense_stride
 from .pickle import opcodes as op
 from .pickle import read_pickle
 from .pickle.cursor import PickleError, shorten
@@ -22,7 +22,6 @@ from .pickle.values import kind_of
 from .state_dicts import split_state
 from .stream import Entry as Output
 from .stream import Written, entry_bytes, ignore, open_sink
-from .tensors import TensorFile
 from .zip_file import Member, TruncatedZipError, ZipWriter, read_zip_index
 
 MAX_PICKLE = 64 * 2**20  # bytes of data.pkl, which holds no numbers
@@ -47,7 +46,7 @@ def open_torch_file(path: str | os.PathLike[str]) -> TensorFile:
             return None
         return Strided(value.info, offsets[value.storage.key] + value.start, value.stride)
 
-    return MappedTensors(file, *split_state(file.path, content, entry))
+    return TensorFile(file, *split_state(file.path, content, entry))
 
 
 def _read_zip(file: FileMap) -> tuple[object, dict[str, int]]:

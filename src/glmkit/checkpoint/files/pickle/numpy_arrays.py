@@ -18,7 +18,7 @@ from ..tensors import TensorInfo
 from .cursor import Bytes, PickleError, shorten
 from .values import MAX_INLINE, Blob, Call, Global, Inert, kind_of
 
-_TYPES: dict[str, torch.dtype] = {
+TYPES: dict[str, torch.dtype] = {
     "b1": torch.bool,
     "i1": torch.int8,
     "u1": torch.uint8,
@@ -46,8 +46,8 @@ class ArrayType(Inert):
         if not isinstance(code, str):
             raise PickleError(f"a numpy type is made of {kind_of(code)}", step="download the file again")
         order, code = (code[0], code[1:]) if code[:1] in "<>=|" else ("|", code)
-        if code not in _TYPES:
-            known = ", ".join(_TYPES)
+        if code not in TYPES:
+            known = ", ".join(TYPES)
             reason = "arrays of objects" if code[:1] == "O" else f"numpy type {shorten(code, 20)!r}"
             raise PickleError(f"refused: {reason} cannot be read safely; known types are {known}")
         self.code = code
@@ -67,7 +67,7 @@ class ArrayType(Inert):
 
     @property
     def dtype(self) -> torch.dtype:
-        return _TYPES[self.code]
+        return TYPES[self.code]
 
     def describe(self) -> str:
         return f"numpy type {self.code}"
