@@ -1,7 +1,7 @@
 """Opening with `config=`, inferring sizes, quantisation seen from the tensors, notes, and what stays untouched."""
 
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,39 @@ import pytest
 import torch
 import yaml
 
-from glmkit.checkpoint.open import open_checkpoint
-from glmkit.checkpoint.weights import DictWeights
-from glmkit.config import Quantization
+from glmkit.checkpoint.detect import detect
+from glmkit.checkpoint.open import check, identify, match, open_checkpoint, open_files
+from glmkit.checkpoint.weights import DictWeights, _one_layer
+from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.family import preset
+from glmkit.model import GLM
 from support.checkpoints import random_weights, small_config, written
 from support.directories import huggingface_directory, layout_named, rank_directory, save_tensors
+
+
+def test_the_stages_of_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value holds the one before and nothing is done twice: one model without memory says what to expect."""
+    rank_directory(tmp_path, "glm/megatron", 2)
+    built: list[GLMConfig] = []
+
+    def build(config: GLMConfig) -> GLM:
+        built.append(config)
+        return GLM(config)
+
+    monkeypatch.setattr("glmkit.checkpoint.weights.GLM", build)
+    _one_layer.cache_clear()
+    opened = open_files(detect(tmp_path))
+    assert [sorted(rank) for rank in opened.ranks] == [sorted(file.keys()) for (file,) in opened.files]
+    identified = identify(opened)
+    assert (identified.opened, identified.layout.name, identified.config.num_layers) == (opened, "megatron", 3)
+    matched = match(identified)
+    assert (matched.identified, matched.extra, len(matched.sources)) == (identified, [], 2)
+    checkpoint = check(matched)
+    assert set(checkpoint.weights.names()) == set(matched.expected)
+    assert len(built) == 1
+    with pytest.raises(FrozenInstanceError):
+        matched.bare = True  # type: ignore[misc]
 
 
 def test_fields_override_the_config_beside_the_weights(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError, ConfigError, GLMKitError
+from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
-from glmkit.families.family import CONFIG_FILES, Family, all_families, tokenizer_texts
+from glmkit.families.family import CONFIG_FILES, Family, all_families, first_config, tokenizer_texts
 
 from .contents import read_settings
 from .listing import list_directory
@@ -24,7 +24,7 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GL
     config: a preset's name or a file, for a directory that has none.
     Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config file does not help either.
     """
-    refuse_impossible(_values(directory), str(directory))
+    refuse_impossible(read_settings(list_directory(directory))[0], str(directory))
     try:
         return open_checkpoint(directory, config=config).config
     except GLMKitError as error:
@@ -63,11 +63,6 @@ def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[F
     return _published(values, texts, tensors)
 
 
-def _values(directory: Path) -> dict[str, object]:
-    values, _ = read_settings(list_directory(directory))
-    return values
-
-
 def _published(
     values: Mapping[str, object], texts: str, tensors: Collection[str]
 ) -> tuple[Family, GLMConfig | None] | None:
@@ -80,7 +75,7 @@ def _published(
     ]
     known.sort(key=lambda pair: -pair[0].claims(values, texts))  # stable: equal claims keep their order
     for family, layout in known:
-        config = _read(layout, values)
+        config = first_config((layout,), values)
         if config is not None:
             return family, config
     return (known[0][0], None) if known else None
@@ -89,10 +84,3 @@ def _published(
 def _knows(layout: Layout, tensors: Collection[str]) -> bool:
     """True when most of these are names of the layout: several families would read the config of another."""
     return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
-
-
-def _read(layout: Layout, values: Mapping[str, object]) -> GLMConfig | None:
-    try:
-        return layout.read_config(values).config
-    except ConfigError:
-        return None

@@ -39,16 +39,21 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
 
     A use fits when its bytes and what `glmkit.memory` keeps in reserve are free, as the loader asks.
     """
-    half = counted.bfloat16
     prefix = PREFIX_LENGTH * 2 * config.num_layers * config.kv_heads * config.head_dim
     rows: list[tuple[str, int | None, str]] = []
     if stored is not None:
         rows.append((_STORED, stored, "memory-mapped: pages are read when used"))
-    base, name = half, "bfloat16 base"
+    base, name = counted.bfloat16, "bfloat16 base"
     if config.quantization is not None:  # the integers stay what they are: no other type, no training of all
-        base, name = stored or half, f"INT{config.quantization.bits} base"
+        base, name = stored or counted.bfloat16, f"INT{config.quantization.bits} base"
     else:
-        rows += _any_type(counted)
+        rows += [
+            (_HALF, counted.bfloat16, ""),
+            ("load in float32", counted.float32, ""),
+            (_IN["int8"], counted.int8, "linears of the blocks; scales per row"),
+            (_IN["int4"], counted.int4, "linears of the blocks; scales per row"),
+            ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
+        ]
     rows += [
         (
             "fine-tune with LoRA",
@@ -59,17 +64,6 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
     ]
     return [
         Use(name, size, _fits(size, ram), _fits(size, gpu), remark) for name, size, remark in rows if size is not None
-    ]
-
-
-def _any_type(counted: Sizes) -> list[tuple[str, int | None, str]]:
-    """Uses that only floating-point weights have: other types, and training of everything."""
-    return [
-        (_HALF, counted.bfloat16, ""),
-        ("load in float32", counted.float32, ""),
-        (_IN["int8"], counted.int8, "linears of the blocks; scales per row"),
-        (_IN["int4"], counted.int4, "linears of the blocks; scales per row"),
-        ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
     ]
 
 

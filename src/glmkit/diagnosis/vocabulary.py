@@ -130,14 +130,14 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
             return None, [] if finding is None else [finding]
         return trained, compare_ids(directory, config, trained)
     tokenizer, finding = attempt(lambda: family.tokenizer(directory, config), directory)
-    if finding is not None:
-        other = _other_family(directory, config, family)
-        hint = [_belongs_to(directory, other)] if other else []
-        return None, [finding, *hint]
     if tokenizer is None:
-        other = _other_family(directory, config, family)
-        if other:
-            return None, [_belongs_to(directory, other)]
+        owners = [
+            other.title for other in all_families().values() if other is not family and _quietly(other, directory)
+        ]
+        what = f"the tokenizer files here are those of {', '.join(owners[:1])}"
+        hint = [Finding("error", what, str(directory), _ONE_RELEASE)] if owners else []
+        if finding is not None or owners:
+            return None, [*([] if finding is None else [finding]), *hint]
         wanted = " or ".join(family.tokenizer_files) or "a tokenizer trained by glmkit"
         what = f"no tokenizer files of {family.title} ({wanted})"
         step = "the weights load without them; for text, put them here, or give their folder with --tokenizer"
@@ -193,23 +193,11 @@ def compare_ids(directory: Path, config: GLMConfig, tokenizer: Tokenizer) -> lis
     return findings
 
 
-def _other_family(directory: Path, config: GLMConfig, family: Family) -> str:
-    """The title of another family whose tokenizer these files are, "" when of none."""
-    for other in all_families().values():
-        if other is family:
-            continue
-        tokenizer = _quietly(other, directory)
-        if tokenizer is not None:
-            return other.title
-    return ""
-
-
 def _quietly(family: Family, directory: Path) -> Tokenizer | None:
     try:
-        tokenizer: Tokenizer | None = family.tokenizer(directory, None)
+        return family.tokenizer(directory, None)
     except (GLMKitError, OSError, ValueError, RuntimeError):
         return None
-    return tokenizer
 
 
 def titles_of_tokenizer(listing: Listing) -> list[str]:
@@ -225,8 +213,3 @@ def vocabulary_alone(listing: Listing, titles: Iterable[str]) -> Finding:
     what = f"a tokenizer ({names_text(titles)}), but no weights"
     step = f"use it with a model: --tokenizer {shlex.quote(str(listing.directory))}"
     return Finding("error", what, str(listing.directory), step)
-
-
-def _belongs_to(directory: Path, title: str) -> Finding:
-    what = f"the tokenizer files here are those of {title}"
-    return Finding("error", what, str(directory), _ONE_RELEASE)

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,16 @@ def tokenizer_texts(directory: Path) -> str:
     paths = [path for pattern in _TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
     small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
+
+
+def first_config(layouts: Iterable[Layout], values: Mapping[str, object]) -> GLMConfig | None:
+    """The config as the first of these layouts reads it that can, None when none can."""
+    for layout in layouts:
+        try:
+            return layout.read_config(values).config
+        except ConfigError:
+            continue
+    return None
 
 
 @cache

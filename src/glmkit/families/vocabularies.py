@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import cast, get_args
 
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError, TokenizerError
+from glmkit.errors import TokenizerError
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 from .common.native_layout import FORMAT_KEY, OWN
-from .family import CONFIG_FILES, Family, all_families, family_named, preset, tokenizer_texts
+from .family import CONFIG_FILES, Family, all_families, family_named, first_config, preset, tokenizer_texts
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm
@@ -81,7 +81,9 @@ def _readable(
     errors: list[TokenizerError] = []
     for family in families:
         try:
-            tokenizer = family.tokenizer(folder, given or _settings(family, values))
+            tokenizer = family.tokenizer(
+                folder, given or first_config((OWN, *family.layouts) if values else (), values)
+            )
         except TokenizerError as error:
             errors.append(error)
         else:
@@ -122,13 +124,3 @@ def _config(folder: Path) -> tuple[str, Mapping[str, object]]:
         if isinstance(values, dict):
             return name, values
     return "", {}
-
-
-def _settings(family: Family, values: Mapping[str, object]) -> GLMConfig | None:
-    """The config as this family's layouts read it, None when none of them does."""
-    for layout in (OWN, *family.layouts) if values else ():
-        try:
-            return layout.read_config(values).config
-        except ConfigError:
-            continue
-    return None
