@@ -132,7 +132,9 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
     tokenizer, finding = attempt(lambda: family.tokenizer(directory, config), directory)
     if tokenizer is None:
         owners = [
-            other.title for other in all_families().values() if other is not family and _quietly(other, directory)
+            other.title
+            for other in all_families().values()
+            if other is not family and _quietly(other, directory) is not None
         ]
         what = f"the tokenizer files here are those of {', '.join(owners[:1])}"
         hint = [Finding("error", what, str(directory), _ONE_RELEASE)] if owners else []
