@@ -28,7 +28,7 @@ def load_benchmark():
 kill_resume = load_benchmark()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_three_kills(tmp_path):
     outcome = kill_resume.run(tmp_path, kills=3, steps=60, seed=4)
     assert outcome.passed, outcome
@@ -36,7 +36,6 @@ def test_three_kills(tmp_path):
     assert len(read_metrics(tmp_path / "broken")) == 60 + 6
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0(tmp_path):
     store = toy_store(tmp_path / "store")
     recipe = kill_resume.write_recipe(tmp_path / "recipe.yaml", steps=100_000)
