@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_wheel_has_everything_and_finds_its_recipes(tree: Path, tmp_path: Path) -> None:
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(tmp_path))
     run(tree, "-m", "pip", "wheel", *options, ".")
@@ -53,7 +53,7 @@ def test_the_wheel_has_everything_and_finds_its_recipes(tree: Path, tmp_path: Pa
     assert "parameters        109,338,624" in dry
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_source_distribution_has_the_recipes(tree: Path, tmp_path: Path) -> None:
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     run(tree, "-c", code)
