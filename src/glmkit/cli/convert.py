@@ -114,7 +114,7 @@ def _size(count: float) -> str:
 
 
 def summary(report: ConvertReport, destination: str) -> str:
-    """What was done, for people."""
+    """The report as text for people."""
     dtypes = ", ".join(f"{name} {_size(count)}" for name, count in report.dtypes.items())
     ranks = f", {report.ranks} ranks" if report.ranks > 1 else ""
     files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"

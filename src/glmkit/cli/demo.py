@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from glmkit.demo.run import DemoOptions, run_demo
+from glmkit.demo.end_to_end import DemoOptions, run_demo
 
 
 def add_arguments(parser: ArgumentParser) -> None:

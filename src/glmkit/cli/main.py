@@ -15,7 +15,7 @@ from glmkit.errors import GLMKitError, did_you_mean
 
 
 class Verb(NamedTuple):
-    """Where a verb lives: a module with `add_arguments(parser)` and `run(args) -> exit status`."""
+    """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`."""
 
     module: str
     help: str

@@ -1,7 +1,6 @@
-"""Drawing samples on a terminal: text, columns of numbers, the mask."""
+"""Samples of a batch as plain values (the --json form of `glm show`), and drawn on a terminal."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from rich.cells import cell_len
@@ -12,8 +11,10 @@ from glmkit.data.packing import Batch
 from glmkit.model.masks import Segments, dense_from_segments
 from glmkit.tokenizer.protocol import Tokenizer
 
-# --- FOLDED cli/show_view
-# One sample of a batch as plain values: what `glm show` prints and its --json form.
+_COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
+_SHADES = " ░▒▓█"
+_PICTURE = 20  # rows and columns of a mask picture at most
+_VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SampleView:
     def num_targets(self) -> int:
         return sum(self.loss_mask)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
         return asdict(self) | {"num_targets": self.num_targets}
 
@@ -115,12 +116,6 @@ def _answers(targets: list[int], loss: list[int], blank: list[int], tokenizer: T
         if predicted and number:
             answers[number].append(target)
     return [tokenizer.decode(answer) for answer in answers.values()]
-
-
-_COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
-_SHADES = " ░▒▓█"
-_PICTURE = 20  # rows and columns of a mask picture at most
-_VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
 
 
 def _colour(blank: int) -> str:
@@ -207,7 +202,7 @@ def print_mask(console: Console, batch: Batch, row: int) -> None:
 
 
 def print_loss(console: Console, batch: Batch) -> None:
-    """What the batch lost: texts dropped, tokens cut, padding."""
+    """Print the losses of the batch: texts dropped, tokens cut, padding."""
     rows, length = batch.input_ids.shape
     console.print(
         Text(

@@ -1,1 +1,1 @@
-"""From text to batches: sources, the token store, samples, packing, the loader."""
+"""The way from text to batches: sources, the token store, samples, packing, the loader."""

@@ -1,11 +1,10 @@
-"""From text to a token store: train a tokenizer unless one is given, split, encode, write."""
+"""Building a token store from text: train a tokenizer unless one is given, split, encode, write."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, TextSample, Tokenize
 from .encoding import encode_all
 from .rows import ReadOptions, ReadReport
 from .sources import Sources
-from .store import SPLITS, StoreWriter
+from .store import SPLITS, Manifest, StoreWriter
 
 _RECENT = 1 << 18  # hashes that gather before they are sorted
 _BATCH_CHARACTERS = 1 << 20
@@ -30,10 +29,10 @@ _TOKENIZER_STAGE, _ENCODE_STAGE = "reading for the tokenizer", "encoding"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did: the store's directory and manifest, and remarks that the user should see."""
+    """The result of `prepare`: the store's directory and manifest, and remarks that the user should see."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     notes: tuple[str, ...]
 
 
@@ -84,7 +83,7 @@ def prepare(
     progress = progress or Progress(quiet=True)
     splitter = _Splitter(validation_share)
     with atomic_directory(target, replace=replace) as folder:
-        training: dict[str, Any] | None = None
+        training: dict[str, int] | None = None
         if tokenizer is None:
             sample = _sample(sources, splitter, sample_bytes, progress)
             progress.start("training the tokenizer", None)
@@ -109,7 +108,7 @@ def prepare(
             # Name the place the user knows, not the temporary one.
             shown = str(error.filename or target).replace(str(folder), str(target))
             raise OSError(error.errno, error.strerror or str(error), shown) from error
-    return Prepared(target, manifest, tuple(_notes(sources, manifest, vocab_size)))
+    return Prepared(target, manifest, tuple(_notes(sources, manifest, second, training, vocab_size)))
 
 
 class SeenHashes:
@@ -150,7 +149,7 @@ class _Splitter:
     """Decides by the hash of a text. `place` returns the split and 64 other bits of the hash."""
 
     def __init__(self, validation_share: float) -> None:
-        self._below = int(validation_share * (1 << 64))
+        self.share, self._below = validation_share, int(validation_share * (1 << 64))
 
     def place(self, text: str) -> tuple[str, int]:
         digest = hashlib.sha256(text.encode()).digest()
@@ -193,7 +192,7 @@ class _Pass:
     """The second reading: documents in batches of one split each, duplicates counted on the way."""
 
     def __init__(self, sources: Sources, splitter: _Splitter, drop_duplicates: bool) -> None:
-        self._sources, self._splitter, self._drop = sources, splitter, drop_duplicates
+        self._sources, self.splitter, self.drops = sources, splitter, drop_duplicates
         self.report = ReadReport()
         self.duplicates = 0
 
@@ -204,10 +203,10 @@ class _Pass:
         meter = _Meter(progress, _ENCODE_STAGE, self._sources.total_bytes)
         for text in self._sources.documents(self.report, meter.count):
             meter.document()
-            split, digest = self._splitter.place(text)
+            split, digest = self.splitter.place(text)
             if seen.add(digest):
                 self.duplicates += 1
-                if self._drop:
+                if self.drops:
                     continue
             waiting[split].append(text)
             sizes[split] += len(text)
@@ -242,7 +241,7 @@ def _refuse_overlap(sources: Sources, target: Path) -> None:
                 raise DataError(f"{target}: the output overlaps with the input {path}; choose a place outside of it")
 
 
-def _input_facts(sources: Sources) -> dict[str, Any]:
+def _input_facts(sources: Sources) -> dict[str, object]:
     return {
         "arguments": [
             {"name": entry.name, "files": len(entry.files), "bytes": entry.size, "documents": entry.documents}
@@ -252,33 +251,32 @@ def _input_facts(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _notes(sources: Sources, manifest: dict[str, Any], vocab_size: int | None) -> list[str]:
+def _notes(
+    sources: Sources, manifest: Manifest, done: _Pass, training: Mapping[str, int] | None, vocab_size: int | None
+) -> list[str]:
     """One sentence for everything that is not as a user would take for granted."""
-    notes = list(sources.notes)
-    read, splits = manifest["read"], manifest["splits"]
-    for reason, entry in read["bad_rows"].items():
-        notes.append(f"skipped {entry['count']:,} bad rows ({reason}); the first: {entry['first']}")
-    if read["empty"]:
-        notes.append(f"left out {read['empty']:,} empty documents")
-    if read["crlf"]:
-        notes.append(f"changed CR LF line ends to LF in {read['crlf']:,} documents (--keep-crlf keeps them)")
-    if read["cut_files"]:
+    notes, read, splits = list(sources.notes), done.report, manifest["splits"]
+    for reason, entry in read.bad_rows.items():
+        notes.append(f"skipped {entry.count:,} bad rows ({reason}); the first: {entry.first}")
+    if read.empty:
+        notes.append(f"left out {read.empty:,} empty documents")
+    if read.crlf:
+        notes.append(f"changed CR LF line ends to LF in {read.crlf:,} documents (--keep-crlf keeps them)")
+    if read.cut_files:
         limit = sources.options.max_document_bytes
-        notes.append(f"cut {read['cut_files']:,} text files at line ends into documents of {limit:,} bytes or one line")
-    if read["reached_max_documents"]:
-        notes.append(f"stopped after {read['documents']:,} documents, as asked")
-    duplicates = manifest["duplicates"]
-    if duplicates["documents"]:
-        what = "dropped" if duplicates["dropped"] else "kept (--drop-duplicates drops them)"
-        notes.append(f"{duplicates['documents']:,} documents are exact duplicates of earlier ones: {what}")
-    training = manifest["tokenizer_training"]
+        notes.append(f"cut {read.cut_files:,} text files at line ends into documents of {limit:,} bytes or one line")
+    if read.reached_max_documents:
+        notes.append(f"stopped after {read.documents:,} documents, as asked")
+    if done.duplicates:
+        what = "dropped" if done.drops else "kept (--drop-duplicates drops them)"
+        notes.append(f"{done.duplicates:,} documents are exact duplicates of earlier ones: {what}")
     if training is not None and training["bytes_used"] < training["bytes_seen"]:
         notes.append(
             f"trained the tokenizer on {training['bytes_used']:,} of {training['bytes_seen']:,} bytes, chosen by hash"
         )
     if training is not None and vocab_size is None and manifest["tokenizer"]["vocab_size"] < 32_000:
         notes.append(f"the text gives no more than {manifest['tokenizer']['vocab_size']:,} tokens of vocabulary")
-    share = manifest["options"]["validation_share"]
+    share = done.splitter.share
     if share and not splits["validation"]["documents"]:
         notes.append(
             f"validation is empty: {splits['train']['documents']:,} documents at a share of {share}; "

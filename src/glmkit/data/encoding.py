@@ -7,7 +7,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +14,15 @@ import numpy.typing as npt
 from glmkit.errors import DataError
 from glmkit.tokenizer.protocol import Tokenizer
 
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+Ids = npt.NDArray[np.unsignedinteger]  # of tokens, as narrow as they are stored
+DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Some documents: `tokens` (n,) back to back, eos after each; `lengths` (d,) int64; UTF-8 bytes of their text."""
 
-    tokens: npt.NDArray[Any]
+    tokens: Ids
     lengths: npt.NDArray[np.int64]
     text_bytes: int
 

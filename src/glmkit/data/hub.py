@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from glmkit.errors import DataError
 
@@ -12,7 +11,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this could be `name`, `org/name` or either with `:config`."""
+    """True if this could be `name`, `org/name` or either with `:config`."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -22,7 +21,7 @@ def hub_rows(name: str, options: ReadOptions) -> Iterator[Row]:
         yield text_of_row(row, options.text_field, f"{name} ({options.hub_split}): row {number}")
 
 
-def _stream(name: str, split: str) -> Iterator[Any]:
+def _stream(name: str, split: str) -> Iterator[object]:
     try:
         import datasets
     except ImportError:

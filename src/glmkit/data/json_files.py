@@ -28,7 +28,7 @@ def json_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, li
 
 
 def holds_lines(stream: io.BufferedReader) -> bool:
-    """Whether a JSON file has one object a line, by its beginning; nothing is taken from the stream."""
+    """True if a JSON file has one object a line, by its beginning; nothing is taken from the stream."""
     head = stream.peek(_PEEK).removeprefix(codecs.BOM_UTF8).lstrip()
     line, end, _ = head.partition(b"\n")
     return not line.startswith(b"[") and (not end or not line.startswith(b"{") or line.rstrip().endswith(b"}"))
@@ -39,20 +39,24 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> I
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        text = decode_utf8(line, where)
-        if isinstance(text, BadRow):
-            yield text
-            continue
-        try:
-            row = json.loads(text.rstrip("\r\n"))
-        except json.JSONDecodeError as error:
-            array = number == 1 and text.lstrip().startswith("[")
-            hint = "; a file that holds one array should be named .json" if array else ""
-            yield BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}{hint}")
-        except (ValueError, RecursionError) as error:  # an endless number, nesting without end
-            yield BadRow(where, "broken_json", unusable_json(error))
-        else:
-            yield text_of_row(row, options.text_field, where)
+        row = json_line(line, number, where)
+        yield row if isinstance(row, BadRow) else text_of_row(row, options.text_field, where)
+
+
+def json_line(line: bytes, number: int, where: str) -> object | BadRow:
+    """The value of line `number` of a file, or what is wrong with it."""
+    text = decode_utf8(line, where)
+    if isinstance(text, BadRow):
+        return text
+    try:
+        value: object = json.loads(text.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        array = number == 1 and text.lstrip().startswith("[")
+        hint = "; a file that holds one array should be named .json" if array else ""
+        return BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}{hint}")
+    except (ValueError, RecursionError) as error:  # an endless number, nesting without end
+        return BadRow(where, "broken_json", unusable_json(error))
+    return value
 
 
 def json_values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""From samples to rows of tensors: one sample a row, or several with their bounds so that none sees another.
+"""Samples as rows of tensors: one sample a row, or several with their bounds so that none sees another.
 
 Legend: B rows, T tokens of a row.
 """

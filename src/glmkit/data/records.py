@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glmkit.errors import DataError
 
-from .json_files import holds_lines, json_values
-from .rows import describe, unusable_json
+from .json_files import holds_lines, json_line, json_values
+from .rows import BadRow, describe
 from .streams import COMPRESSIONS, open_stream, read_lines
 from .tables import CsvReader
 
@@ -28,18 +27,18 @@ class Record:
 
     where: str
     head: bytes
-    fields: Mapping[str, Any] | None
+    fields: Mapping[str, object] | None
     problem: str = ""
     position: int = 0
 
-    def line(self, added: Mapping[str, Any]) -> bytes:
+    def line(self, added: Mapping[str, object]) -> bytes:
         """The row with more fields behind its own: one line of JSON with its end."""
         more = dump(added)[1:]
         between = b"" if self.head == b"{" or more == b"}" else b", "
         return self.head + between + more + b"\n"
 
     def begins(self, line: bytes) -> bool:
-        """Whether `line` may have come from `line()` of this row: complete, and with these fields at its front."""
+        """True if `line` may have come from `line()` of this row: complete, and with these fields at its front."""
         after = line[len(self.head) : len(self.head) + 1]
         return line.startswith(self.head) and (after in b",}" or self.head == b"{") and line.endswith(b"}\n")
 
@@ -50,7 +49,7 @@ def dump(value: object) -> bytes:
 
 
 def record_format(path: Path) -> str:
-    """How a file is read, by its suffix. Raises DataError for one that is not known."""
+    """The format of a file, by its suffix. Raises DataError for one that is not known."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -61,8 +60,8 @@ def record_format(path: Path) -> str:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """All rows in order: objects one a line (.jsonl; blank lines are none), an array of objects or objects one after
-    the other (.json), lines of a table under a header (.csv, .tsv; the values are texts). Memory holds one row.
+    """Read every row in order: objects one a line (.jsonl; blank lines are none), objects in an array or one after the
+    other (.json), lines of a table under a header (.csv, .tsv; the values are texts). Memory holds one row.
 
     Rows that cannot be used come as such. Raises DataError where nothing after it can be told apart any more, and for
     a damaged file; OSError from the file system.
@@ -93,25 +92,14 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
             continue
         place = position() if position else at
         where = f"{path}: line {number}"
-        try:
-            text = data.decode().strip(" \t\r\n")
-            value = json.loads(text)
-        except UnicodeDecodeError as error:
-            byte = data[error.start]
-            yield _unusable(data.decode(errors="backslashreplace").rstrip("\r\n"), where, place,
-                            f"invalid UTF-8 at byte {error.start} (0x{byte:02x})")  # fmt: skip
-        except json.JSONDecodeError as error:
-            array = number == 1 and text.startswith("[")
-            hint = "; a file that holds one array should be named .json" if array else ""
-            yield _unusable(text, where, place, f"broken JSON at column {error.colno}: {error.msg}{hint}")
-        except (ValueError, RecursionError) as error:  # an endless number, nesting without end
-            yield _unusable(text, where, place, unusable_json(error))
+        value = json_line(data, number, where)
+        text = data.decode(errors="backslashreplace").strip(" \t\r\n")
+        if isinstance(value, BadRow):
+            yield _unusable(text, where, place, value.message)
+        elif isinstance(value, dict):  # its own text, so that numbers and escapes stay as they were written
+            yield Record(where, text[:-1].rstrip(" \t").encode(), value, position=place)
         else:
-            if isinstance(value, dict):  # its own text, so that numbers and escapes stay as they were written
-                head = text[:-1].rstrip(" \t").encode()
-                yield Record(where, head, value, position=place)
-            else:
-                yield _of_value(value, where, place)
+            yield _of_value(value, where, place)
 
 
 def _table_records(

@@ -1,9 +1,9 @@
-"""What all readers of input share: options, the report of what was read and left out, and the check of one text."""
+"""The common part of all readers of input: options, the report of what was read and left out, the check of one text."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from glmkit.errors import DataError
 
@@ -16,7 +16,7 @@ BadRowPolicy = Literal["error", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How input becomes documents. Impossible values raise DataError."""
+    """Options of the way from input to documents. Impossible values raise DataError."""
 
     text_field: str = "text"  # the field or column that holds the text, in everything but text files
     format: Format = "auto"  # auto: by the file's suffix
@@ -59,7 +59,7 @@ class SkippedRows:
 
 @dataclass
 class ReadReport:
-    """What came out of the input, and everything that did not."""
+    """Counts of the documents that came out of the input, and of everything that did not."""
 
     documents: int = 0
     text_bytes: int = 0  # UTF-8
@@ -73,7 +73,7 @@ class ReadReport:
         entry = self.bad_rows.setdefault(row.reason, SkippedRows(0, f"{row.where}: {row.message}"))
         entry.count += 1
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -121,8 +121,8 @@ def text_of_row(row: object, name: str, where: str) -> Row:
     return checked
 
 
-def candidates(row: Mapping[Any, Any]) -> str:
-    """Which fields of this row hold text, longest first, as a hint."""
+def candidates(row: Mapping[object, object]) -> str:
+    """The fields of this row that hold text, longest first, as a hint."""
     texts = [(len(value), str(key)) for key, value in row.items() if isinstance(value, str)]
     names = [key for _, key in sorted(texts, key=lambda item: (-item[0], item[1]))][:6]
     return f"fields with text: {', '.join(names)}; choose with --text-field" if names else "no field holds text"

@@ -1,10 +1,10 @@
-"""From stored documents to texts of a given length: random ones for training, every token once for evaluation.
+"""Texts of a given length from stored documents: random ones for training, every token once for evaluation.
 
 Source of the assembly rules: `THUDM/GLM:data_utils/datasets.py`, class BlockDataset.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from glmkit.errors import ConfigError, DataError
 from glmkit.objective.counter_rng import Rng
 from glmkit.objective.sample import TextSample
 
+from .encoding import Ids
+
 # Refused documents in a row before `accept` is called hopeless.
 _MOST_REFUSALS = 10_000
 
@@ -22,7 +24,7 @@ class Documents(Protocol):
     """Tokenized documents back to back: document d is tokens[offsets[d] : offsets[d + 1]] and ends with eos."""
 
     @property
-    def tokens(self) -> NDArray[Any]: ...  # (N,) unsigned integers, memory-mapped
+    def tokens(self) -> Ids: ...  # (N,) unsigned integers, memory-mapped
 
     @property
     def offsets(self) -> NDArray[np.int64]: ...  # (D + 1,); a split may begin above 0
@@ -66,17 +68,17 @@ class TextSampler:
 
     def _open(self) -> None:
         # Plain views: slicing a memmap object costs more than the copy of a text.
-        self._tokens: NDArray[Any] = np.asarray(self.documents.tokens)
+        self._tokens: Ids = np.asarray(self.documents.tokens)
         self._offsets: NDArray[np.int64] = np.asarray(self.documents.offsets)
         if len(self._offsets) < 2 or self._offsets[-1] <= self._offsets[0]:
             raise DataError("the split holds no tokens; prepare more text or change the split's share")
         self._first = int(self._offsets[0])
         self._size = int(self._offsets[-1]) - self._first
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_tokens", "_offsets")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._open()
 
@@ -103,7 +105,7 @@ class TextSampler:
                 break
         return self._text(parts)
 
-    def _document(self, rng: Rng) -> NDArray[Any]:
+    def _document(self, rng: Rng) -> Ids:
         for _ in range(_MOST_REFUSALS):
             place = self._first + rng.randrange(self._size)
             index = int(self._offsets.searchsorted(place, side="right"))
@@ -112,8 +114,8 @@ class TextSampler:
                 return document
         raise DataError(f"{_MOST_REFUSALS} documents in a row were refused by the document filter; check its language")
 
-    def _start(self, document: NDArray[Any], length: int, rng: Rng) -> int:
-        """Where a stretch of a long document begins."""
+    def _start(self, document: Ids, length: int, rng: Rng) -> int:
+        """The first token of a stretch of a long document."""
         cls = int(self.add_cls)
         start = rng.randrange(len(document) + cls - length)
         if rng.random() <= self.non_sentence_start:
@@ -128,14 +130,14 @@ class TextSampler:
         marks = self.sentence_end[document[start - 1 : start + reach - 1]].nonzero()[0]
         return start + int(marks[0]) if len(marks) else min(start + reach, len(document) - 1)
 
-    def _cut(self, document: NDArray[Any], room: int) -> NDArray[Any]:
+    def _cut(self, document: Ids, room: int) -> Ids:
         """Go back to the last sentence end, unless less than half of the room would stay."""
         cls = int(self.add_cls)
         half = max(0, (room + cls) // 2 - cls - 1)
         marks = self.sentence_end[document[half:]].nonzero()[0]
         return document[: half + int(marks[-1]) + 1] if len(marks) else document
 
-    def _text(self, parts: list[NDArray[Any]]) -> TextSample:
+    def _text(self, parts: list[Ids]) -> TextSample:
         cls = int(self.add_cls)
         size = sum(map(len, parts)) + cls * len(parts)
         tokens, loss_mask = np.empty(size, np.int64), np.ones(size, np.bool_)
@@ -160,7 +162,7 @@ class TextPieces:
     def __init__(
         self, documents: Documents, special: SpecialIds, *, length: int, add_cls: bool = True, shortest: int = 8
     ) -> None:
-        self._tokens: NDArray[Any] = np.asarray(documents.tokens)
+        self._tokens: Ids = np.asarray(documents.tokens)
         self._offsets: NDArray[np.int64] = np.asarray(documents.offsets)
         self._cls = [special.require("cls")] if add_cls else []
         self._room = length - len(self._cls)

@@ -1,4 +1,4 @@
-"""From what the user names (files, directories, globs, datasets of the hub) to a stream of documents."""
+"""A stream of documents from the names that a user gives: files, directories, globs, datasets of the hub."""
 
 import glob
 import os
@@ -89,7 +89,7 @@ class Sources:
         return None if any(entry.is_hub for entry in self.inputs) else sum(entry.size for entry in self.inputs)
 
     def documents(self, report: ReadReport, count: Callable[[int], None] = lambda size: None) -> Iterator[str]:
-        """All documents in the order of the inputs, none empty. `count` is called with the bytes read from disk.
+        """Read the documents in the order of the inputs, none empty. `count` is called with the bytes read from disk.
 
         Raises: DataError for unreadable files, and for the first bad row unless `on_bad_row` is "skip".
         """
@@ -228,7 +228,7 @@ class Sources:
 
 
 def _looks_like_a_path(path: Path) -> bool:
-    """Whether a name that does not exist and could be a dataset's is more likely a slip in a path."""
+    """True if a name that does not exist and could be a dataset's is more likely a slip in a path."""
     has_suffix = _known_format(path) is not None or path.suffix.lower() in COMPRESSIONS
     return has_suffix or path.is_symlink() or (path.parent != Path() and path.parent.is_dir())
 

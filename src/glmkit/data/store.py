@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from glmkit.files import atomic_directory, atomic_write, sha256_file
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
-from .encoding import DTYPES, Encoded, encode, token_dtype
+from .encoding import DTYPES, Encoded, Ids, encode, token_dtype
 
 FORMAT_NAME = "glmkit-token-store"
 FORMAT_VERSION = 1
@@ -30,8 +30,42 @@ MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation")
 
 _OFFSETS = np.dtype("<i8")
+S = TypeVar("S", bound=np.generic)
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+class FileFacts(TypedDict):
+    """One file of the store."""
+
+    bytes: int
+    sha256: str
+
+
+class SplitFacts(TypedDict):
+    """One split: counts, UTF-8 bytes of its text, and its files by name."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    files: dict[str, FileFacts]
+
+
+class TokenizerFacts(TypedDict):
+    """The tokenizer that the store was written with."""
+
+    fingerprint: str
+    kind: str
+    vocab_size: int
+
+
+class Manifest(TypedDict):
+    """manifest.json, as far as a store needs it; the writer's facts about its work stand beside these."""
+
+    format: str
+    version: int
+    dtype: str
+    eos: int
+    tokenizer: TokenizerFacts
+    splits: dict[str, SplitFacts]
 
 
 class TokenStore:
@@ -63,7 +97,7 @@ class TokenStore:
         for name, needed in ((tokens_file(split), tokens * dtype.itemsize), (offsets_file(split), 8 * documents + 8)):
             size, digest = files.get(name, (needed, ""))
             _check_file(self.directory / name, (size, needed), digest if verify else None)
-        self.tokens: Tokens = _map(self.directory / tokens_file(split), dtype, tokens)
+        self.tokens: Ids = _map(self.directory / tokens_file(split), dtype, tokens)
         self.offsets: npt.NDArray[np.int64] = _map(self.directory / offsets_file(split), _OFFSETS, documents + 1)
         if self.offsets[0] != 0 or self.offsets[-1] != tokens:
             raise DataError(
@@ -103,13 +137,13 @@ class TokenStore:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
-    def document(self, index: int) -> Tokens:
+    def document(self, index: int) -> Ids:
         """Tokens of one document, eos included: a view of the mapped file. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, str]]:
         return TokenStore, (self.directory, self.name)
 
 
@@ -123,11 +157,11 @@ def offsets_file(split: str) -> str:
     return f"{split}.offsets.bin"
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """The manifest of a store. Raises DataError when it is missing, damaged or of an unknown version."""
     path = Path(directory) / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest: Manifest = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file, so this is no token store; make one with: glm prepare") from None
     except ValueError as error:
@@ -177,9 +211,9 @@ class StoreWriter:
         """(documents, tokens) so far."""
         return self._splits[split].documents, self._splits[split].num_tokens
 
-    def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(self, facts: Mapping[str, object]) -> Manifest:
         """Close the files, write the tokenizer and the manifest (with `facts` in it); returns the manifest."""
-        manifest: dict[str, Any] = {
+        manifest: Manifest = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
             "dtype": self.dtype,
@@ -190,12 +224,12 @@ class StoreWriter:
                 "vocab_size": self._tokenizer.vocab_size,
             },
             "splits": {name: split.close() for name, split in self._splits.items()},
-            **facts,
         }
         self._tokenizer.save(self.directory)
+        text = json.dumps({**manifest, **facts}, ensure_ascii=False, indent=2) + "\n"
         with atomic_write(self.directory / MANIFEST_FILE) as file:
-            file.write((json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
-        return manifest
+            file.write(text.encode("utf-8", "backslashreplace"))
+        return read_manifest(self.directory)
 
 
 def write_store(
@@ -203,9 +237,9 @@ def write_store(
     tokenizer: Tokenizer,
     splits: Mapping[str, Iterable[str]],
     *,
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
     replace: bool = False,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write a whole store from texts that are already split; nothing is left behind on an error. Returns the manifest.
 
     Raises: FileExistsError when `directory` exists, is not empty and `replace` is off.
@@ -218,7 +252,7 @@ def write_store(
 
 
 class _SplitWriter:
-    def __init__(self, directory: Path, name: str, dtype: np.dtype[Any]) -> None:
+    def __init__(self, directory: Path, name: str, dtype: np.dtype[np.generic]) -> None:
         self.documents = self.num_tokens = self.text_bytes = 0
         self._dtype = dtype
         self._tokens = _HashedFile(directory / tokens_file(name))
@@ -233,7 +267,7 @@ class _SplitWriter:
         self.documents += len(encoded.lengths)
         self.text_bytes += encoded.text_bytes
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> SplitFacts:
         files = {file.path.name: file.close() for file in (self._tokens, self._offsets)}
         return {
             "documents": self.documents,
@@ -252,7 +286,7 @@ class _HashedFile:
         self._size = 0
         self._file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed in close()
 
-    def write(self, array: npt.NDArray[Any]) -> None:
+    def write(self, array: npt.NDArray[np.generic]) -> None:
         data = array.tobytes()
         self._hash.update(data)
         self._size += len(data)
@@ -261,7 +295,7 @@ class _HashedFile:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> FileFacts:
         try:
             self._file.close()
         except OSError as error:
@@ -282,7 +316,7 @@ def _check_file(path: Path, sizes: tuple[int, int], digest: str | None) -> None:
         raise DataError(f"{path}: the content does not match the SHA-256 in the manifest; prepare the store again")
 
 
-def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+def _map(path: Path, dtype: np.dtype[S], count: int) -> npt.NDArray[S]:
     if count == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,))

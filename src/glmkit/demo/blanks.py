@@ -29,9 +29,6 @@ from glmkit.errors import DataError, TokenizerError
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
-# --- FOLDED demo/names
-# Where the identifiers of Python source are.
-
 
 def identifiers(text: str) -> list[tuple[int, int]] | None:
     """Character spans [start, end) of every identifier in code, in order; None where `text` is not Python we can read.
@@ -51,10 +48,6 @@ def identifiers(text: str) -> list[tuple[int, int]] | None:
     except (tokenize.TokenError, SyntaxError):  # IndentationError is a SyntaxError
         return None
     return spans
-
-
-# --- FOLDED demo/pieces
-# What each token spells, in bytes, and where each token of a text is.
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that hashing by it loses 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What D texts share. `sets`: shingle hashes; `sizes` (D,) and `shared` (D,D): their number, alone and in pairs."""
+    """The common shingles of D texts. `sets`: shingle hashes; `sizes` (D,), `shared` (D,D): numbers, also in pairs."""
 
     sets: tuple[NDArray[np.uint64], ...]
     sizes: NDArray[np.float64]

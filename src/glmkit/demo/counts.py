@@ -60,7 +60,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `NeighbourCounts.tune` chose. Discounts are in counts, `right_weight` is an exponent."""
+    """The choice of `NeighbourCounts.tune`. Discounts are in counts, `right_weight` is an exponent."""
 
     left_discount: float = 0.6
     triple_discount: float = 0.4
@@ -127,7 +127,7 @@ class NeighbourCounts:
         return self._left_right(np.asarray(left, np.int64), np.asarray(right, np.int64), self.tuning)
 
     def left_chain(self, left: Ids, lengths: Ids) -> list[list[int]]:
-        """For blanks of several tokens, lengths (B,) given: each token predicted from the one before it."""
+        """Predict blanks of several tokens, lengths (B,) given: each token predicted from the one before it."""
         current = np.asarray(left, np.int64)
         columns = []
         for _ in range(int(np.max(lengths, initial=0))):

@@ -1,4 +1,4 @@
-"""Filled blanks as people read them: in their lines, with what was made of them and what was there."""
+"""Filled blanks in their lines, with the answer and the truth: as values, and on a terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -104,10 +104,6 @@ def _lines_on(text: str, place: int) -> int:
         if place < 0:
             return len(text)
     return place
-
-
-# --- FOLDED demo/terminal
-# The demo's result on a terminal.
 
 
 def print_examples(examples: Sequence[Example], console: Console) -> None:

@@ -37,7 +37,7 @@ class Measured:
     rivals: dict[str, list[int]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For report.json: rates as {rate, low, high, n}, ratios as {ratio, low, high}."""
+        """Values for report.json: rates as {rate, low, high, n}, ratios as {ratio, low, high}."""
         return {
             "exact_match": _dicts(self.exact_match),
             "exact_match_by_document": _dicts(self.by_document),

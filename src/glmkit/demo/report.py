@@ -1,4 +1,4 @@
-"""What one run of the demo found: report.json for scripts, report.html for people."""
+"""The findings of one run of the demo: report.json for scripts, report.html for people."""
 
 import json
 import math
@@ -88,12 +88,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-# --- FOLDED demo/machine
-# What machine a figure was measured on, without anything private: no host name, user or path.
-
-
 def machine_facts() -> dict[str, str | int]:
-    """Processor, cores this process may use, memory, system and versions; keys are labels for people."""
+    """Processor, cores this process may use, memory, system and versions; keys are labels for people.
+
+    Nothing private is among them: no host name, user or path.
+    """
     facts: dict[str, str | int] = {"processor": _processor(), "cores": usable_cores()}
     memory = _memory_gib()
     if memory is not None:

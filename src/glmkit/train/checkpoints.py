@@ -102,7 +102,7 @@ class CheckpointStore:
         *,
         write_model: Callable[[Path], None],
         optimizer: Mapping[str, Tensor],
-        state: Mapping[str, Any],
+        state: Mapping[str, object],
     ) -> Path:
         """Write one checkpoint, visible only when whole and on disk, then remove those that need not be kept."""
         target = self.path(step)

@@ -70,7 +70,7 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: to
 
 
 def kept_bytes(shape: GLMConfig, rows: int, length: int, precision: str, device: torch.device) -> int:
-    """What a forward pass keeps for the backward pass, weights left out, for rows of one sample, half of it part A."""
+    """Bytes that a forward pass keeps for the backward pass, without weights; rows of one sample, half of it part A."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # an address may be used again once a tensor is gone
 

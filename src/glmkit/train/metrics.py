@@ -1,5 +1,5 @@
-"""What a run reports: metrics.jsonl (numbers that depend on seed and data only), throughput.jsonl (times, memory),
-previews.jsonl, and TensorBoard events.
+"""The files that a run writes as it goes: metrics.jsonl (numbers that depend on seed and data only), throughput.jsonl
+(times, memory), previews.jsonl, and TensorBoard events.
 
 The split keeps metrics.jsonl byte for byte equal between an uninterrupted run and a resumed one.
 """

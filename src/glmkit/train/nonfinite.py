@@ -1,10 +1,9 @@
-"""Why a run stops: one line that names the step, the batch, the numbers and what to try."""
+"""The message of a run that stops: one line that names the step, the batch, the numbers and what to try."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glmkit.errors import TrainingError
 
@@ -13,7 +12,7 @@ from .state import TrainState
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """What a rank tells the others about one of its micro-batches."""
+    """The facts about one micro-batch that a rank tells the others."""
 
     index: int
     mode: str
@@ -44,7 +43,8 @@ def explain_nonfinite(
     grad_norm: float,
     rate: float,
     state: TrainState,
-    options: Any,
+    precision: str,
+    clip_grad: float,
     newest: Path | None,
 ) -> str:
     """The message for a step whose loss or gradient is not a finite number."""
@@ -60,9 +60,9 @@ def explain_nonfinite(
     recent = " ".join(f"{loss:.4g}" for loss in state.recent_losses) or "none"
     saved = f"the newest checkpoint is {newest.name}" if newest is not None else "there is no checkpoint yet"
     advice = "lower the learning rate or lengthen the warm-up"
-    if options.precision == "fp16":
+    if precision == "fp16":
         advice = "use precision bf16, or " + advice
-    elif options.clip_grad == 0:
+    elif clip_grad == 0:
         advice = "set clip_grad 1.0, or " + advice
     return (
         f"{what}; learning rate {rate:.3g}, last losses {recent}; nothing was saved from this step and {saved}; "

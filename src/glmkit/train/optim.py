@@ -1,7 +1,6 @@
 """Optimizers: AdamW with decay groups, or Muon for the hidden matrices and AdamW for the rest."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ class Optimizers:
         self._names = dict(names)
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trained parameters, in the model's order."""
+        """The trained parameters, in the model's order."""
         return list(self._names)
 
     def set_rate(self, rate: float) -> None:
@@ -154,5 +153,6 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     else:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    full: Any = getattr(norm, "full_tensor", None)  # sharded parameters give a sharded norm
-    return norm if full is None else full()
+    full = getattr(norm, "full_tensor", None)  # sharded parameters give a sharded norm
+    whole: Tensor = full() if callable(full) else norm
+    return whole

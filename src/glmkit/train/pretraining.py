@@ -86,7 +86,7 @@ class Pretraining(Task[GLM, Batch]):
         self.data.tokenizer.save(directory)
 
     def _generation(self) -> GenerationSettings:
-        """What filling has to do as training did."""
+        """The rules of this training that filling has to follow."""
         special, objective = self.data.tokenizer.special, self.config.objective
         return GenerationSettings(
             generation_mask_id=special.gmask if objective.task_mask else special.mask,

@@ -21,11 +21,11 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     torch.manual_seed(seed + rank)  # also seeds every GPU
 
 
-def capture(device: torch.device) -> dict[str, Any]:
-    """All states as JSON-able values."""
+def capture(device: torch.device) -> dict[str, object]:
+    """The states as JSON-able values."""
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
+    state: dict[str, object] = {
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": _pack(torch.get_rng_state()),
@@ -52,7 +52,7 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Whatever runs inside (evaluation, previews) leaves the random states as they were."""
+    """Leave the random states as they were, whatever runs inside (evaluation, previews)."""
     state = capture(device)
     try:
         yield

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from glmkit.checkpoint.native import read_config
-from glmkit.config import GLMConfig
+from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
 from glmkit.families.family import preset
 from glmkit.objective.options import ObjectiveConfig
@@ -21,9 +21,9 @@ class ModelSection:
 
     preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
     vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
-    def config(self, vocab_size: int | None = None, special: Any = None) -> GLMConfig:
+    def config(self, vocab_size: int | None = None, special: SpecialIds | None = None) -> GLMConfig:
         """The model's configuration; `vocab_size` and `special` are the tokenizer's, None without one.
 
         Raises ConfigError when the tokenizer has more ids than the model has rows, or when neither says how many.
@@ -48,7 +48,7 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """Which prepared data, and how texts become rows."""
+    """The prepared data, and the way from texts to rows."""
 
     path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
     sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")

@@ -15,7 +15,7 @@ SectionReader = Callable[[Mapping[str, object]], object]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection:
-    """How long, how much at once, in which precision, where."""
+    """Length of the run, size of a step, precision, device."""
 
     max_steps: int | None = option(None, "optimizer steps")
     max_samples: int | None = option(None, "rows to train on, instead of max_steps")
@@ -63,7 +63,7 @@ class ScheduleSection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSection:
-    """How often to save, and what to keep."""
+    """The rhythm of checkpoints, and the ones to keep."""
 
     every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal")
     keep_last: int = option(3, "newest checkpoints kept")
@@ -72,7 +72,7 @@ class CheckpointSection:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
-    """How often to look at the validation split, and the preview texts."""
+    """The rhythm of evaluations, and the preview texts."""
 
     every: int = option(1000, "steps between evaluations on the validation split; 0 = never")
     batches: int = option(100, "micro-batches per mode")
@@ -81,7 +81,7 @@ class EvaluationSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSection:
-    """Where the run's files go, and which pictures are made."""
+    """The place of the run's files, and the pictures to make."""
 
     directory: str | None = option(None, "run directory; --output sets it")
     tensorboard: bool = option(False, "write TensorBoard events (extra [train])")

@@ -61,7 +61,7 @@ class BatchRamp:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How many micro-batches make the next optimizer step, from the rows seen so far."""
+    """The number of micro-batches of the next optimizer step, from the rows seen so far."""
 
     micro_batch_size: int  # rows
     batch_size: int  # rows of one optimizer step, all ranks together

@@ -92,8 +92,6 @@ def _scalar(value: object, kind: object, where: str) -> object:
             return number
         if kind is int and number.is_integer():
             return value if isinstance(value, int) else int(number)
-    if kind is Any:
-        return value
     raise ConfigError(f"{where} is {value!r}; expected {readable(kind)}")
 
 

@@ -29,7 +29,7 @@ class TrainState:
     def remember(self, loss: float) -> None:
         self.recent_losses = [*self.recent_losses, loss][-_RECENT:]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
@@ -61,9 +61,9 @@ class StepRecord:
     data_seconds: float  # of these, spent waiting for data
     memory: int  # peak bytes: allocated on CUDA, resident on the CPU
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """The line for metrics.jsonl."""
-        line: dict[str, Any] = {"kind": "train"}
+        line: dict[str, object] = {"kind": "train"}
         for name in ("step", "loss", "losses", "lr", "grad_norm", "tokens", "targets", "dropped", "rows"):
             line[name] = getattr(self, name)
         if self.loss_scale is not None:
@@ -78,7 +78,7 @@ class StepRecord:
         """Loss, rate and speed for the progress display."""
         return f"loss {self.loss:.4f}  lr {self.lr:.2e}  {self.tokens_per_second:,.0f} tokens/s"
 
-    def throughput(self) -> dict[str, Any]:
+    def throughput(self) -> dict[str, object]:
         """The line for throughput.jsonl."""
         return {
             "step": self.step,
@@ -111,8 +111,8 @@ def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -53,7 +53,7 @@ class StepBatch(Protocol):
 
 
 class Sums(Protocol):
-    """What the loss of one micro-batch returns: () tensors, summed over its targets, not averaged."""
+    """The loss of one micro-batch: () tensors, summed over its targets, not averaged."""
 
     @property
     def loss_sum(self) -> Tensor: ...  # carries the gradient
@@ -245,7 +245,11 @@ class Trainer(Generic[B]):
         overflow = scale is not None and not math.isfinite(grad_norm) and scale > 1
         if not math.isfinite(total) or not (math.isfinite(grad_norm) or overflow):
             newest = None if self.store is None else self.store.latest()
-            raise TrainingError(explain_nonfinite(everything, losses, grad_norm, rate, state, self.options, newest))
+            raise TrainingError(
+                explain_nonfinite(
+                    everything, losses, grad_norm, rate, state, self.options.precision, self.options.clip_grad, newest
+                )
+            )
         self.optimizers.step(self.scaler)
         if self.scaler is not None:
             self.scaler.update()

@@ -15,7 +15,7 @@ from glmkit.demo.exam import Exam
 from glmkit.demo.examples import examples, print_examples, rates_table
 from glmkit.demo.measure import measure
 from glmkit.demo.report import Report, machine_facts
-from glmkit.demo.training import SEQUENCE, VOCABULARY, train
+from glmkit.demo.timed_training import SEQUENCE, VOCABULARY, train
 from glmkit.errors import RequestError
 from glmkit.session import LM, load
 from glmkit.tokenizer.training import train_tokenizer
