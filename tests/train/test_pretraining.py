@@ -229,7 +229,7 @@ def test_a_useless_preview_is_refused_at_the_start(recipe, store, tmp_path, caps
     more = ("--evaluation.previews", json.dumps([text]))
     assert main(arguments(recipe, store, tmp_path, *more)) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("glm pretrain: evaluation.previews: text 0 has ")
+    assert errors.startswith("glm pretrain: evaluation.previews: the text has ")
     assert errors.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     more = (*more, "--evaluation.every", "0", "--max_steps", "1", "--output.plot", "false")
