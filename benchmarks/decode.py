@@ -20,7 +20,7 @@ from torch import Tensor
 
 import glmkit
 from glmkit.config import GLMConfig
-from glmkit.generate.engine import Engine, EngineLimits
+from glmkit.generate.engine import EngineCore, EngineLimits, Ticket
 from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM, KVCache, init_weights
 
@@ -34,24 +34,28 @@ WIDE = {
 class Greedy:
     """A prompt and the most likely tokens after it."""
 
-    max_rows = 1
+    max_sequences = 1
+    listener = None
 
     def __init__(self, prompt: Sequence[int], count: int, limit: int) -> None:
-        self.max_row_tokens = len(prompt) + count
+        self.max_sequence_tokens = len(prompt) + count
         self._prompt, self._count = prompt, count
-        self._places_2S = torch.stack([torch.arange(self.max_row_tokens), torch.zeros(self.max_row_tokens)]).long()
-        self._places_2S.clamp_max_(limit)
+        self._positions = [min(place, limit) for place in range(self.max_sequence_tokens)]
         self.answer: list[int] = []
 
     def start(self) -> Sequence[Branch]:
-        return [Branch(self._prompt, self._places_2S[:, : len(self._prompt)])]
+        return [self._branch(self._prompt, 0)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         self.answer.append(int(logits_MV[0][-1].argmax()))
         if len(self.answer) == self._count:
             return []
-        at = self.max_row_tokens - self._count + len(self.answer) - 1
-        return [Branch(self.answer[-1:], self._places_2S[:, at : at + 1], parent=0)]
+        at = self.max_sequence_tokens - self._count + len(self.answer) - 1
+        return [self._branch(self.answer[-1:], at, parent=0)]
+
+    def _branch(self, tokens: Sequence[int], at: int, parent: int | None = None) -> Branch:
+        first = self._positions[at : at + len(tokens)]
+        return Branch(tokens, (first, [0] * len(tokens)), parent)
 
 
 @torch.inference_mode()
@@ -71,15 +75,19 @@ def plain(model: GLM, prompt: Sequence[int], count: int) -> float:
     return time.perf_counter() - begun
 
 
-def engine_seconds(engine: Engine, prompts: Sequence[Sequence[int]], count: int) -> float:
+def engine_seconds(engine: EngineCore, prompts: Sequence[Sequence[int]], count: int) -> float:
     """Seconds for the tokens after the first of all rows; the prompts are read before."""
     jobs = [Greedy(prompt, count, engine.model.config.max_positions) for prompt in prompts]
-    tickets = [engine.submit(job) for job in jobs]
+    for job in jobs:
+        ticket = Ticket()
+        ticket.attach(job)
+        engine.submit(ticket)
     while not all(job.answer for job in jobs):
         engine.step()
     done = sum(len(job.answer) for job in jobs) - len(jobs)
     begun = time.perf_counter()
-    engine.run(*tickets)
+    while engine.step():
+        pass
     seconds = time.perf_counter() - begun
     return seconds / (len(jobs) * (count - 1) - done)
 
@@ -90,7 +98,7 @@ def measure(name: str, model: GLM, args: argparse.Namespace) -> dict[str, object
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, config.vocab_size - 600, (max(args.rows), args.prompt), generator=generator).tolist()
     tokens = max(args.rows) * (args.prompt + count + 16)
-    engine = Engine(model, EngineLimits(tokens=tokens, rows=max(args.rows), step_tokens=tokens), allocate=True)
+    engine = EngineCore(model, EngineLimits(tokens=tokens, rows=max(args.rows), step_tokens=tokens), allocate=True)
     times: dict[str, list[float]] = {"plain": []}
     for turn in range(args.rounds + 1):
         seconds = plain(model, prompts[0], count) / (count - 1)

@@ -13,11 +13,13 @@ from glmkit.errors import RequestError, TokenizerError, TrimmedHistoryWarning
 from glmkit.families.chatglm2_text import ROLE_TOKENS
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.families.family import family_named
+from glmkit.generate.engine.ticket import MAX_UNREAD
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message, to_messages
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.chat import chat_model, real_chat_model, say
 from support.fed import Fed
+from support.watching import wait_for
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
 FOLDERS = {"chatglm": "chatglm-6b", "chatglm2": "chatglm2-6b", "chatglm3": "chatglm3-6b", "glm-4": "glm-4-9b"}
@@ -259,23 +261,26 @@ def test_stop_ids_of_the_files_end_a_reply_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_cancelling_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, options = small(), {"max_new_tokens": 50, "temperature": 0}
+    lm, options = small(), {"max_new_tokens": 240, "temperature": 0}
     lm.engine.reset()
     fed = Fed(monkeypatch)
     stream: Any = lm.chat_steps("q", **options)
     next(stream), next(stream)
-    assert (len(fed.ids), lm.engine.rows, lm.engine.running) == (2, 1, 1)  # nothing runs ahead
+    unread = next(iter(lm.engine._open_tickets))
+    wait_for(lambda: unread.full)
+    assert (lm.engine.rows, lm.engine.running) == (1, 1)
+    assert len(fed.ids) <= 2 * MAX_UNREAD + 1, "it runs ahead so far and no further"
     del stream
-    assert (lm.engine.rows, lm.engine.running, lm.engine.waiting) == (0, 0, 0)
+    wait_for(lambda: (lm.engine.rows, lm.engine.running, lm.engine.waiting) == (0, 0, 0))
     stream = lm.stream_chat("q", **options)
     next(stream)
     assert lm.engine.rows == 1
     del stream
-    assert lm.engine.rows == 0
+    wait_for(lambda: lm.engine.rows == 0)
     stream = lm.chat_steps("q", **options)
     next(stream)
     stream.close()
-    assert lm.engine.rows == 0
+    wait_for(lambda: lm.engine.rows == 0)
     lm.chat_steps("q", **options)  # never begun
     assert (lm.engine.rows, lm.engine.waiting) == (0, 0)
 

@@ -21,6 +21,7 @@ from glmkit.session import LM
 from glmkit.tokenizer.chat_template import to_messages
 from support.served_models import CHAT_FAMILIES, small_base, small_chat
 from support.tiny import tiny_config
+from support.watching import wait_for
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
 TEXTS = ["the fox", "x", "the quick brown fox jumps over the lazy dog and was not seen again", "dog", "the fox was"]
@@ -147,13 +148,13 @@ def test_streams_that_nobody_wants_any_more_leave() -> None:
     first = next(kept)
     for stream in gone:
         next(stream)
-    assert lm.engine.rows == len(TEXTS)
+    wait_for(lambda: lm.engine.rows in (len(TEXTS), len(TEXTS) - 1))  # the short one may be done
     gone[0].close()
-    assert lm.engine.rows == len(TEXTS) - 1
+    wait_for(lambda: lm.engine.rows <= len(TEXTS) - 1)
     del gone, stream
-    assert lm.engine.rows == 1
+    wait_for(lambda: lm.engine.rows <= 1)
     assert first + "".join(kept) == expected
-    assert lm.engine.rows == 0
+    wait_for(lambda: lm.engine.rows == 0)
 
 
 def test_threads_share_an_engine() -> None:
@@ -187,7 +188,7 @@ def test_token_ids_are_a_whole_prompt() -> None:
         ((found,),) = bare.answers([prompt.ids], **{**options, "forbidden": [*options["forbidden"], *range(
             lm.tokenizer.vocab_size, lm.config.vocab_size)]})  # fmt: skip
         assert (found.ids, found.text) == (whole.ids, None)
-    with pytest.raises(RequestError, match="stop texts need a reader"):
+    with pytest.raises(RequestError, match="stop texts need a tokenizer"):
         bare.answers([prompt.ids], stop=["x"])
 
 
@@ -196,7 +197,7 @@ def test_jobs_tell_what_they_do() -> None:
     heard: list[Piece | Ended] = []
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "the fox"}]
     job = lm.chat_job(messages, {"n": 2, "max_new_tokens": 9, "seed": 5, "logprobs": 1}, listener=heard.append)
-    assert (job.dropped, job.max_rows) == (0, 2)
+    assert (job.dropped, job.max_sequences) == (0, 2)
     assert job.prompt_tokens == len(lm.chat_template.build(lm.tokenizer, to_messages(messages)))  # type: ignore[arg-type]
     lm.engine.run(lm.engine.submit(job))
     for number, answer in enumerate(job.answers):
@@ -308,7 +309,7 @@ def test_another_engine() -> None:
     with pytest.raises(RequestError, match="3 answers or beams at once are more than this engine's 2 rows"):
         lm.answers(TEXTS, n=3)
     assert (lm.engine.rows, lm.engine.waiting) == (0, 0)
-    stream = lm.stream("the fox", max_new_tokens=9)
+    stream = lm.stream("the fox", max_new_tokens=200)
     next(stream)
     with pytest.raises(RequestError, match="1 requests run on the engine; replace it when they are done"):
         lm.start_engine()

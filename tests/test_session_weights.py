@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
+from glmkit.generate.engine import Ticket
 from glmkit.model import GLM
 from glmkit.session import LM
 from support.served_models import small_base, small_chat
+from support.watching import wait_for
 
 LONG = "the quick brown fox " * 4
 
@@ -55,12 +57,11 @@ def test_changed_weights_under_a_stream(family: str) -> None:
     lm = small_base() if family == "glm" else small_chat(family)
     whole = "".join(lm.stream(LONG, max_new_tokens=12, min_new_tokens=12))
     job = lm.continue_job(LONG, {"max_new_tokens": 12, "min_new_tokens": 12, "logprobs": 0})
-    ticket = lm.engine.submit(job)
-    for _ in range(5):
-        lm.engine.step()
+    ticket = lm.engine.submit(job, Ticket(events=True, max_unread=5))
+    wait_for(lambda: ticket.full)
     halve(lm.model)
     assert numbers(lm) == pytest.approx(numbers(LM(lm.parts)), abs=1e-5)
-    lm.engine.run(ticket)
+    assert len([*ticket.stream()]) > 6
     (answer,) = job.answers
     assert answer.logprobs is not None
     assert answer.text != whole

@@ -3,7 +3,6 @@
 import os
 import threading
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,13 +13,12 @@ from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
 from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
-from .generate.detokenize import PlainReader
-from .generate.engine import Engine, EngineLimits
-from .generate.engine.engine import listen, run_all
+from .generate.engine import Engine, EngineLimits, Ticket
+from .generate.engine.ticket import MAX_UNREAD, check_process
 from .generate.jobs.answers import AnswersJob, make_job
 from .generate.jobs.beam_search import BeamsJob
 from .generate.jobs.infill import Filled, FillJob
-from .generate.outputs import Answer, Ended, Listener, Piece
+from .generate.outputs import Answer, Listener, Piece
 from .generate.params import (
     MAX_BEAMS,
     OPTIONS,
@@ -37,6 +35,7 @@ from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .model.parameters import Fingerprint
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
+from .tokenizer.incremental import IncrementalDecoder
 from .tokenizer.protocol import Tokenizer
 
 __all__ = ["LM", "Filled", "load"]
@@ -56,7 +55,8 @@ class LM:
         self.family = parts.config.family
         self._prompts = Prompts(parts)
         self._engine: Engine | None = None
-        self._weights: Fingerprint | None = None  # what the engine's cache was made with
+        self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     @property
@@ -76,15 +76,17 @@ class LM:
 
     @property
     def engine(self) -> Engine:
-        """What runs all requests; made at first use. After a change of the weights it has forgotten what it read.
+        """The engine of all requests; made at first use. After a change of the weights it has forgotten what it read.
 
-        What runs just then is read again by the new weights. Raises RequestError while the model is in training mode.
+        Requests that run just then are read again by the new weights. Raises RequestError while the model is in
+        training mode, and in a process that was forked from the one that loaded it.
         """
+        check_process(self._process)
         if any(module.training for module in self.model.modules()):
             raise RequestError("the model is in training mode, in which dropout may be on; call lm.model.eval() first")
         with self._lock:
             weights = Fingerprint.of(self.model)
-            if self._engine is None:
+            if self._engine is None or self._engine.ended:
                 self._engine = Engine(self.model, EngineLimits(rows=MAX_BEAMS))
             elif weights != self._weights:
                 self._engine.reread()
@@ -96,13 +98,16 @@ class LM:
 
         Raises RequestError while requests run.
         """
+        check_process(self._process)
         with self._lock:
             engine = self._engine
-            if engine is not None and (engine.running or engine.waiting):
-                raise RequestError(
-                    f"{engine.running + engine.waiting} requests run on the engine; replace it when they are done"
-                )
-            self._engine = None  # its memory is free for the new one
+            if engine is not None:
+                if engine.open_tickets:
+                    raise RequestError(
+                        f"{engine.open_tickets} requests run on the engine; replace it when they are done"
+                    )
+                engine.close()
+            self._engine = engine = None  # its memory is free for the new one
             self._engine = Engine(self.model, limits, allocate=allocate)
             self._weights = Fingerprint.of(self.model)
             return self._engine
@@ -119,7 +124,7 @@ class LM:
         """
         check_type("text", text, str, "a text (str)")
         job = self._text_job(text, _one_answer(read_params(options), "answers"))
-        self.engine.run(self.engine.submit(job))
+        self.engine.submit(job).wait()
         return job.answers[0].text or ""
 
     def answers(
@@ -135,7 +140,7 @@ class LM:
             self._text_job(text, params, own_stops=own_stops, name=f"text {number}")
             for number, text in enumerate(_listed(texts, "generate"))
         ]
-        run_all(self.engine, jobs)
+        self.engine.run_all(jobs)
         return [job.answers for job in jobs]
 
     def stream(self, text: str, **options: Unpack[GenerationOptions]) -> Generator[str]:
@@ -144,9 +149,7 @@ class LM:
         Closing or dropping the iterator cancels the rest. Options and errors as in `generate`.
         """
         check_type("text", text, str, "a text (str)")
-        heard: deque[Piece | Ended] = deque()
-        job = self._text_job(text, _one_answer(read_params(options), "answers"), listener=heard.append)
-        return _pieces(listen(self.engine, job, heard))
+        return _pieces(self.engine, self._text_job(text, _one_answer(read_params(options), "answers")))
 
     def continue_job(
         self,
@@ -196,7 +199,7 @@ class LM:
             self._blanks_job(text, params, order, name=f"text {number}")
             for number, text in enumerate(_listed(texts, "fill"))
         ]
-        run_all(self.engine, jobs)
+        self.engine.run_all(jobs)
         return [job.filled() for job in jobs]
 
     def fill_job(
@@ -284,8 +287,8 @@ class LM:
     ) -> AnswersJob | BeamsJob:
         prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, name=name)
         tokenizer = self.parts.tokenizer
-        reader = None if tokenizer is None else partial(PlainReader, tokenizer)
-        return make_job(prompt, params, self.config, reader=reader, listener=listener)
+        detokenizer = None if tokenizer is None else partial(IncrementalDecoder, tokenizer)
+        return make_job(prompt, params, self.config, detokenizer=detokenizer, listener=listener)
 
     def _blanks_job(
         self,
@@ -299,7 +302,6 @@ class LM:
         prompts = self._prompts
         read, ids = prompts.blanks(text, name=name)
         return FillJob(
-            read,
             ids,
             params,
             self.config,
@@ -307,9 +309,10 @@ class LM:
             order=order or ("shared" if self.config.blank_order == "each" else "inserted"),
             forbidden=prompts.padding_ids,
             block_positions=prompts.block_positions,
-            reader=partial(PlainReader, prompts.tokenizer),
+            detokenizer=partial(IncrementalDecoder, prompts.tokenizer),
             listener=listener,
             name=name,
+            text=read,
         )
 
 
@@ -337,8 +340,9 @@ def _listed(texts: Iterable[Any], single: str) -> list[Any]:
     return list(texts)
 
 
-def _pieces(events: Generator[Piece | Ended]) -> Generator[str]:
-    with closing(events):
+def _pieces(engine: Engine, job: AnswersJob | BeamsJob) -> Generator[str]:
+    ticket = engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD))
+    with closing(ticket.stream()) as events:
         for event in events:
             if isinstance(event, Piece) and event.text:
                 yield event.text

@@ -23,6 +23,9 @@ class FakeTicket:
     def over(self) -> bool:
         return self.left == 0 or self.cancelled
 
+    def cancel(self) -> None:
+        self.cancelled = True
+
 
 @dataclass
 class FakeEngine:
@@ -44,16 +47,12 @@ class FakeEngine:
         self.most = max(self.most, len(self.open))
         return self.tickets[-1]
 
-    def cancel(self, ticket: FakeTicket) -> None:
-        ticket.cancelled = True
-
-    def step(self) -> bool:
-        running = self.open[: self.rows]
-        for ticket in running:
-            ticket.left -= 1
-            if not ticket.left:
-                ticket.error = self.broken.get(ticket.job)
-        return bool(running)
+    def wait(self, tickets: list[FakeTicket]) -> None:
+        while tickets and not any(ticket.over for ticket in tickets):
+            for ticket in self.open[: self.rows]:
+                ticket.left -= 1
+                if not ticket.left:
+                    ticket.error = self.broken.get(ticket.job)
 
 
 @dataclass

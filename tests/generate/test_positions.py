@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model.positions import infer_positions
@@ -85,15 +85,15 @@ def test_equal_those_of_a_blank_that_is_filled(kind: str, mask: int, running: bo
     for axes in (KINDS[kind], KINDS[kind] | {"positions": "rope"}):
         config = tiny_config(**axes)
         options: dict[str, Any] = {"running": running, "block_positions": block_positions}
-        job = SpansJob([20, 21, mask, 22], GenerationParams(), config, SPECIAL, **options)
+        job = FillJob([20, 21, mask, 22], GenerationParams(), config, SPECIAL, **options)
         (branch,) = job.start()
         positions = Prompt.of([20, 21, mask, 22, SPECIAL.sop], config, **options).positions
-        assert torch.equal(torch.tensor(positions.at(0, 5)), branch.places_2T)
+        assert positions.at(0, 5) == branch.positions
         for step in range(5, 130):
             logits_1V = torch.zeros(1, config.vocab_size)
             logits_1V[0, 30] = 1
             (branch,) = job.advance([logits_1V])
-            assert torch.equal(torch.tensor(positions.at(step, step + 1)), branch.places_2T)
+            assert positions.at(step, step + 1) == branch.positions
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ TEXT = {"text": "0 1 "}
 def server() -> Iterator[ThreadServer]:
     with thread_server(fake_app(FakeEngine(tokens=10**6), max_body_bytes=2000)) as running:
         yield running
-        assert running.state.worker.open_requests == 0
+        assert running.state.queue.open_requests == 0
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def test_a_body_that_never_ends_is_not_waited_for(begun: bytes) -> None:
         connection.sendall(begun)
         assert code(read_answer(connection)) == (408, "request_timeout")
         eventually(lambda: not server.server.server_state.connections)
-        assert server.state.worker.open_requests == 0
+        assert server.state.queue.open_requests == 0
 
 
 def test_a_slow_engine_is_not_a_slow_client() -> None:
@@ -193,8 +193,8 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
         for _ in range(2):
             connection = stack.enter_context(connected(server))
             connection.sendall(request(tokens=3))
-            eventually(lambda: len(engine.tickets) + server.state.worker.waiting > 0)
-        eventually(lambda: server.state.worker.open_requests == 2 and engine.running == 1)
+            eventually(lambda: len(engine.tickets) + server.state.queue.waiting > 0)
+        eventually(lambda: server.state.queue.open_requests == 2 and engine.running == 1)
         response = httpx.post(f"{server.url}/v1/count", json={"tokens": 1})
         assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
         assert response.json()["error"]["type"] == "rate_limit_error"
@@ -237,11 +237,11 @@ def test_a_vanished_clients_place_is_free_within_a_step_and_a_second(
         for number in range(1 + (state == "waiting")):
             connections.append(stack.enter_context(connected(server)))
             connections[-1].sendall(request(tokens=50_000, stream=stream))
-            eventually(lambda number=number: server.state.worker.open_requests == number + 1)
+            eventually(lambda number=number: server.state.queue.open_requests == number + 1)
         step_until(engine, lambda: len(engine.tickets) == len(connections))
         began = time.monotonic()
         close(connections[-1])
-        eventually(lambda: server.state.worker.open_requests == len(connections) - 1, 1.0)
+        eventually(lambda: server.state.queue.open_requests == len(connections) - 1, 1.0)
         steps = engine.counters.steps
         engine.let(2)
         eventually(lambda: engine.tickets[-1].state == "cancelled", 1.0)
@@ -261,8 +261,8 @@ def test_a_client_that_reads_nothing_holds_nobody_up_and_is_dropped() -> None:
         for _ in range(3):
             answer = httpx.post(f"{server.url}/v1/count", json={"tokens": 50}, timeout=PATIENCE)
             assert answer.json()["text"].split() == [str(token) for token in range(50)]
-        eventually(lambda: not server.state.worker.open_requests and not server.server.server_state.connections)
-        assert server.state.worker.failed is None
+        eventually(lambda: not server.state.queue.open_requests and not server.server.server_state.connections)
+        assert server.state.queue.failed is None
         try:
             said = read_all(connection)
         except ConnectionError:
@@ -290,7 +290,7 @@ def test_a_stream_left_unread_has_a_bound() -> None:
         data = b""
         while b'"slow_reader"' not in data[-200:]:
             data += connection.recv(1 << 20)
-        eventually(lambda: server.state.worker.open_requests == 0)
+        eventually(lambda: server.state.queue.open_requests == 0)
 
 
 def test_requests_sent_ahead_are_answered_in_order() -> None:

@@ -114,7 +114,8 @@ def test_a_vanished_clients_row_is_free_at_the_next_step(live: Live) -> None:
     body = {"model": live.model, "prompt": "the fox", "max_tokens": 400, "temperature": 1.0, "seed": 3, "stream": True}
     heard: list[int] = []
     freed: list[int] = []
-    left, cancel = Client.left, engine.cancel
+    left, core = Client.left, engine._core
+    remove = core.remove
 
     def hear(client: Client) -> None:
         if not client.answered:
@@ -122,12 +123,12 @@ def test_a_vanished_clients_row_is_free_at_the_next_step(live: Live) -> None:
         left(client)
 
     def free(ticket: Any) -> None:
-        cancel(ticket)
+        remove(ticket)
         freed.append(engine.counters.steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "left", hear)
-        patch.setattr(engine, "cancel", free)
+        patch.setattr(core, "remove", free)
         for reset in (False, True):
             load_client.leave(live.port, "/v1/completions", body, reset=reset)
             live.settled(lambda: engine.rows == 0)

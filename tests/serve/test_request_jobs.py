@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from glmkit.errors import RequestError
-from glmkit.serve.engine_thread import Worker
 from glmkit.serve.error_responses import ApiError, Overloaded
 from glmkit.serve.request_jobs import Jobs
-from support.fake_engine import PATIENCE, CountJob, FakeEngine, Listener
+from glmkit.serve.request_queue import RequestQueue
+from support.fake_engine import PATIENCE, CountJob, FakeEngine
 
 
 def run(test: Any) -> None:
@@ -20,13 +20,12 @@ def run(test: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def working(engine: FakeEngine, **options: Any) -> Any:
-    worker = Worker(engine, **options)
-    worker.start()
+    queue = RequestQueue(engine, **options)
     try:
-        yield worker, SimpleNamespace(worker=worker, settings=SimpleNamespace(deadline_seconds=PATIENCE))
+        yield queue, SimpleNamespace(queue=queue, settings=SimpleNamespace(deadline_seconds=PATIENCE))
     finally:
         engine.release()
-        await asyncio.to_thread(worker.stop)
+        await asyncio.to_thread(queue.stop)
 
 
 def jobs(state: Any, makers: list[Any]) -> "Jobs[CountJob]":
@@ -38,42 +37,42 @@ def test_no_text_is_read_for_a_request_that_is_not_taken() -> None:
     read: list[int] = []
 
     def maker(number: int) -> Any:
-        def make(listener: Listener) -> CountJob:
+        def make() -> CountJob:
             read.append(number)
-            return CountJob(listener, 100_000)
+            return CountJob(100_000)
 
         return make
 
     async def test() -> None:
         engine = FakeEngine(rows=1, tokens=10**6)
         engine.hold()
-        async with working(engine, max_waiting=1) as (worker, state), contextlib.AsyncExitStack() as stack:
+        async with working(engine, max_waiting=1) as (queue, state), contextlib.AsyncExitStack() as stack:
             for number in range(2):
                 entering = asyncio.create_task(stack.enter_async_context(jobs(state, [maker(number)])))
-                while not entering.done() or worker.snapshot.rows < 1:
+                while not entering.done() or queue.snapshot.rows < 1:
                     engine.let()
                     await asyncio.sleep(0)
             for count in (1, 5):
                 with pytest.raises(Overloaded):
                     await stack.enter_async_context(jobs(state, [maker(9)] * count))
             assert read == [0, 1]
-        assert worker.open_requests == 0
+        assert queue.open_requests == 0
 
     run(test())
 
 
 def test_one_wrong_prompt_ends_the_request_before_any_runs() -> None:
-    def wrong(listener: Listener) -> CountJob:
+    def wrong() -> CountJob:
         raise RequestError("the text has no tokens; give at least 1")
 
     async def test() -> None:
         engine = FakeEngine(rows=2)
-        async with working(engine) as (worker, state):
+        async with working(engine) as (queue, state):
             with pytest.raises(ApiError) as caught:
-                async with jobs(state, [lambda listener: CountJob(listener, 3), wrong]):
+                async with jobs(state, [lambda: CountJob(3), wrong]):
                     pass
             assert (caught.value.status, caught.value.param) == (400, "prompt")
             assert engine.tickets == []
-            assert worker.open_requests == 0
+            assert queue.open_requests == 0
 
     run(test())

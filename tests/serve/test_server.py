@@ -73,13 +73,13 @@ def test_sigterm_finishes_every_accepted_stream_and_refuses_new_ones() -> None:
         async with client_of(server) as client:
             seen: list[Any] = []
             asking = [asyncio.create_task(stream(client, 20, seen)) for _ in range(32)]
-            await reached(lambda: server.state.worker.waiting == 32)  # the first step has not begun or is held
+            await reached(lambda: server.state.queue.waiting == 32)  # the first step has not begun or is held
             engine.let(2)
             await reached(lambda: len(seen) > 0)
             idle = await client.get("/v1/models")  # its connection is kept
             assert idle.status_code == 200
             server.signal()
-            await reached(lambda: server.state.worker.draining)
+            await reached(lambda: server.state.queue.draining)
             engine.release()
             whole = [f"{token} " for token in range(20)] + [None]
             assert await asyncio.gather(*asking) == [(200, whole)] * 32
@@ -99,7 +99,7 @@ def test_a_kept_connection_hears_that_the_server_drains() -> None:
     engine.hold()
     with thread_server(fake_app(engine)) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         assert client.get("/health").json()["status"] == "ok"
-        server.state.worker.begin_drain()
+        server.state.queue.begin_drain()
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "draining")
         refused = client.post("/v1/count", json={"tokens": 1})
@@ -119,7 +119,7 @@ def test_what_is_not_done_in_time_hears_so() -> None:
             engine.let()
             await reached(lambda: seen == ["0 "])
             waiting = asyncio.create_task(client.post("/v1/count", json={"tokens": 2}))
-            await reached(lambda: server.state.worker.waiting == 1)
+            await reached(lambda: server.state.queue.waiting == 1)
             server.signal()
             status, found = await running
             assert status == 200
@@ -145,7 +145,7 @@ def test_a_second_signal_ends_at_once(second: int) -> None:
             engine.let()
             await reached(lambda: seen == ["0 "])
             server.signal()
-            await reached(lambda: server.state.worker.draining)
+            await reached(lambda: server.state.queue.draining)
             server.signal(second)
             with pytest.raises(httpx.HTTPError):  # cut off, not ended as if it were whole
                 await running

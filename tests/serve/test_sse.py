@@ -10,7 +10,7 @@ import pytest
 from glmkit.errors import RequestError
 from glmkit.serve.error_responses import ApiError, ClientGone
 from glmkit.serve.schema.chat import ChunkChoice, Delta
-from glmkit.serve.sse import Event, EventStream, TextFrames, frame
+from glmkit.serve.sse import Event, EventStream, frame, text_frames
 
 SCOPE: dict[str, Any] = {"type": "http", "asgi": {}}
 
@@ -148,7 +148,7 @@ def test_text_frames_are_those_of_the_event() -> None:
     def made(text: str) -> ChunkChoice:
         return ChunkChoice(index=3, delta=Delta(content=text), logprobs=None, finish_reason=None)
 
-    quick = TextFrames(made)
+    quick = text_frames(made)
     for text in ("", "a", '"\\"', "中\u2028\r\n\t\x00\x1f\x7f", "😀</script>", "\\u0000", '"}'):
         assert quick(text) == frame(made(text))
 

@@ -102,7 +102,7 @@ def test_refusals_are_counted_under_their_paths(server: ThreadServer) -> None:
 
 
 def test_an_engine_that_failed_is_not_well(server: ThreadServer, engine: FakeEngine) -> None:
-    engine.breaks = RuntimeError("the arena is gone")
+    engine.core.breaks = RuntimeError("the arena is gone")
     failed = httpx.post(f"{server.url}/v1/count", json={"tokens": 1}, timeout=PATIENCE)
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_failed")
     assert "arena" not in failed.text

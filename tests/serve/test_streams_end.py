@@ -31,11 +31,11 @@ class Gate:
     """Lets an engine's steps through, all of them or one at a time."""
 
     def __init__(self, live: Live) -> None:
-        self.engine, self._step = live.lm.engine, live.lm.engine.step
+        self.engine, self._step = live.lm.engine, live.lm.engine._core.step
         self._permits = threading.Semaphore(0)
         self._open = threading.Event()
         self._open.set()
-        self.engine.step = self.step  # type: ignore[method-assign]
+        self.engine._core.step = self.step  # type: ignore[method-assign]
 
     def step(self) -> bool:
         if not self._open.is_set():
@@ -61,7 +61,7 @@ def gated(kind: str = "base", **settings: Any) -> Iterator[tuple[Live, Gate]]:
             yield live, gate
         finally:
             gate.release()
-        live.settled(lambda: live.state.worker.open_requests == 0 and live.lm.engine.rows == 0)
+        live.settled(lambda: live.state.queue.open_requests == 0 and live.lm.engine.rows == 0)
         assert (live.lm.engine.waiting, live.lm.engine.free_tokens) == (0, free)
 
 
@@ -103,7 +103,7 @@ def test_a_stream_goes_on_while_the_server_drains(endpoint: str) -> None:
         gate.hold()
         gate.let(3)
         with httpx.stream("POST", live.url + path, json=body, timeout=PATIENCE) as response:
-            live.state.worker.begin_drain()
+            live.state.queue.begin_drain()
             refused = httpx.post(live.url + path, json=body, timeout=PATIENCE)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             gate.release()
@@ -162,16 +162,16 @@ def reset(connection: socket.socket) -> None:
 def test_a_client_that_goes_while_its_prompt_is_read_frees_its_row_within_a_step() -> None:
     _, body = body_of("completions", prompt="fox " * 1500)
     with gated("chat") as (live, gate):  # a model that reads left to right, some of a text at a time
-        worker, engine = live.state.worker, live.lm.engine
+        queue, engine = live.state.queue, live.lm.engine
         gate.hold()
         with asking(live, body) as connection:
-            live.settled(lambda: worker.open_requests == 1)
+            live.settled(lambda: queue.open_requests == 1)
             gate.let()
             live.settled(lambda: engine.rows == 1)
             assert 0 < engine.counters.read_tokens < 1500  # some of it is read, and no token is written
             assert engine.counters.decode_rows == 0
             reset(connection)
-        live.settled(lambda: worker.open_requests == 0)
+        live.settled(lambda: queue.open_requests == 0)
         steps = engine.counters.steps
         gate.let(2)
         live.settled(lambda: engine.rows == 0)
@@ -181,15 +181,15 @@ def test_a_client_that_goes_while_its_prompt_is_read_frees_its_row_within_a_step
 def test_a_client_that_goes_while_it_waits_is_forgotten() -> None:
     _, body = body_of("completions", max_tokens=200)
     with gated(rows=1) as (live, gate):
-        worker, engine = live.state.worker, live.lm.engine
+        queue, engine = live.state.queue, live.lm.engine
         gate.hold()
         with asking(live, body), asking(live, body) as second:
-            live.settled(lambda: worker.open_requests == 2)
+            live.settled(lambda: queue.open_requests == 2)
             while engine.running + engine.waiting < 2:
                 gate.let()
             assert (engine.running, engine.waiting) == (1, 1)
             reset(second)
-            live.settled(lambda: worker.open_requests == 1)
+            live.settled(lambda: queue.open_requests == 1)
             steps = engine.counters.steps
             gate.let(2)
             live.settled(lambda: engine.waiting == 0)
@@ -203,7 +203,7 @@ def test_a_hundred_clients_that_come_and_go() -> None:
     kinds = [("completions", {"n": 2}), ("completions", {"prompt": ["a", "the", "fox"]}), ("infill", {})]
     plans = [(*draw.choice(kinds), draw.choice([0, 1, 200, 3000, None]), draw.random() < 0.7) for _ in range(100)]
     with gated(rows=8, max_waiting=16) as (live, _):
-        engine, worker = live.lm.engine, live.state.worker
+        engine, queue = live.lm.engine, live.state.queue
         statuses: list[str] = []
 
         def visit(number: int) -> None:
@@ -228,11 +228,11 @@ def test_a_hundred_clients_that_come_and_go() -> None:
             thread.join(PATIENCE)
         assert set(statuses) <= {"200", "429"}
         assert statuses.count("200") > 5
-        live.settled(lambda: worker.open_requests == 0 and engine.rows == 0)
+        live.settled(lambda: queue.open_requests == 0 and engine.rows == 0)
         counted = live.state.metrics.registry.get_sample_value
         live.settled(lambda: len(live.state.metrics.text()) > 0 and sum_of(live, "glm_requests_total") == len(plans))
         assert sum_of(live, "glm_request_seconds_count") == len(plans)
-        assert (worker.snapshot.rows, worker.snapshot.waiting, worker.snapshot.running, worker.waiting) == (0, 0, 0, 0)
+        assert (queue.snapshot.rows, queue.snapshot.waiting, queue.snapshot.running, queue.waiting) == (0, 0, 0, 0)
         assert counted("glm_rows_running") == counted("glm_requests_waiting") == counted("glm_requests_running") == 0
 
 
@@ -266,7 +266,7 @@ def test_metrics_are_the_sums_of_what_was_used() -> None:
                 used[0] += usage["prompt_tokens"]
                 used[1] += usage["completion_tokens"]
                 used[2] += usage["prompt_tokens_details"]["cached_tokens"]
-        live.settled(lambda: live.state.worker.open_requests == 0)
+        live.settled(lambda: live.state.queue.open_requests == 0)
         after = metrics(url)
 
         def rise(name: str) -> float:

@@ -6,7 +6,9 @@ Run as a program (`python -m support.fake_engine`) it serves on a free port unti
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -16,27 +18,29 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmkit.errors import RequestError
+from glmkit.generate.engine import Engine, EngineCounters, EngineLimits, Snapshot, Ticket
 from glmkit.generate.engine.job import Branch
-from glmkit.generate.outputs import Answer, Ended, Piece
+from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.serve import status
 from glmkit.serve.app import create_app
 from glmkit.serve.error_responses import as_api_error
+from glmkit.serve.request_jobs import Jobs
 from glmkit.serve.server import bind, run
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State
 
-Listener = Callable[[Piece | Ended], None]
 PATIENCE = 30.0  # seconds for anything that must come
 
 
 class CountJob:
     """Writes 0, 1, 2, … one number a step."""
 
-    max_rows = 1
+    max_sequences = 1
 
-    def __init__(self, listener: Listener, tokens: int, *, prompt: int = 1, breaks_at: int | None = None) -> None:
-        self.listener, self.tokens, self.breaks_at = listener, tokens, breaks_at
-        self.max_row_tokens = prompt + tokens
+    def __init__(self, tokens: int, *, prompt: int = 1, breaks_at: int | None = None) -> None:
+        self.listener: Listener | None = None
+        self.tokens, self.breaks_at = tokens, breaks_at
+        self.max_sequence_tokens = prompt + tokens
         self.written: list[int] = []
 
     def start(self) -> Sequence[Branch]:
@@ -46,7 +50,8 @@ class CountJob:
         """Raises RequestError at `breaks_at`."""
         token = len(self.written)
         if token == self.breaks_at:
-            raise RequestError(f"temperature broke at {token}")
+            raise RequestError(f"temperature broke at {token}", param="temperature")
+        assert self.listener is not None
         self.written.append(token)
         self.listener(Piece(0, f"{token} ", (token,)))
         if len(self.written) == self.tokens:
@@ -54,101 +59,117 @@ class CountJob:
         return []
 
 
-class FakeTicket:
-    """The state of one job."""
-
-    def __init__(self, job: CountJob) -> None:
-        self.job, self.state = job, "waiting"
-        self.error: BaseException | None = None
-        self.reused_tokens = 0
-
-    @property
-    def over(self) -> bool:
-        return self.state in ("done", "failed", "cancelled")
-
-
-class FakeEngine:
-    """At most `rows` jobs at once, jobs of at most `tokens`. After `hold` each step waits for `let`.
+class FakeCore:
+    """At most `rows` jobs at once, jobs of at most `tokens`. When held each step waits for a permit.
 
     log: what happened, in order: ("step", jobs), ("cancel", job). seconds: what a step takes.
     """
 
-    def __init__(self, rows: int = 2, tokens: int = 1000, seconds: float = 0.0) -> None:
-        self.limits = SimpleNamespace(rows=rows, tokens=tokens, block=16)
-        self.counters = SimpleNamespace(
-            steps=0, fed_tokens=0, read_tokens=0, reused_tokens=0, decode_rows=0, preemptions=0, drafted=0, accepted=0
-        )
+    def __init__(self, rows: int, tokens: int, seconds: float) -> None:
+        self.limits = EngineLimits(rows=rows, tokens=tokens)
+        self.counters = EngineCounters()
         self.cache_bytes = 4096 * tokens
-        self.tickets: list[FakeTicket] = []
+        self.tickets: list[Ticket] = []
         self.log: list[tuple[str, Any]] = []
         self.breaks: BaseException | None = None
-        self._seconds = seconds
-        self._held = threading.Event()
-        self._permits = threading.Semaphore(0)
-        self._pause = threading.Event()
+        self.held = threading.Event()
+        self.permits = threading.Semaphore(0)
+        self._live: list[Ticket] = []
+        self._news: list[Ticket] = []
+        self._seconds, self._pause = seconds, threading.Event()
 
-    def hold(self) -> None:
-        self._held.set()
+    def check(self, job: CountJob) -> None:
+        tokens = job.max_sequence_tokens
+        if tokens > (self.limits.tokens or 0):
+            raise RequestError(
+                f"max_new_tokens: {tokens} tokens exceed the engine's {self.limits.tokens}", param="max_new_tokens"
+            )
 
-    def let(self, steps: int = 1) -> None:
-        self._permits.release(steps)
-
-    def release(self) -> None:
-        self._held.clear()
-        self._permits.release(1000)
-
-    def submit(self, job: CountJob) -> FakeTicket:
-        if job.max_row_tokens > self.limits.tokens:
-            raise RequestError(f"max_new_tokens: {job.max_row_tokens} tokens exceed the engine's {self.limits.tokens}")
-        self.tickets.append(FakeTicket(job))
-        return self.tickets[-1]
-
-    def cancel(self, ticket: FakeTicket) -> None:
-        if not ticket.over:
-            ticket.state = "cancelled"
-            self.log.append(("cancel", ticket.job))
+    def submit(self, ticket: Ticket) -> None:
+        self.tickets.append(ticket)
+        self._live.append(ticket)
 
     def step(self) -> bool:
         """Raises `breaks` when it is set."""
-        if self._held.is_set():
-            assert self._permits.acquire(timeout=PATIENCE), "nobody let the step through"
+        self._sweep()
+        if not self._live:
+            return False
+        if self.held.is_set():
+            assert self.permits.acquire(timeout=PATIENCE), "nobody let the step through"
         if self._seconds:
             self._pause.wait(self._seconds)
         if self.breaks is not None:
             raise self.breaks
-        for ticket in self._in("waiting")[: self.limits.rows - self.running]:
-            ticket.state = "running"
-        running = self._in("running")
+        self._sweep()
+        for ticket in self._live[: self.limits.rows]:
+            ticket.running = True
+        running = [ticket for ticket in self._live if ticket.running]
+        if not running:
+            return False
         self.log.append(("step", [ticket.job for ticket in running]))
         for ticket in running:
-            try:
-                ticket.job.advance([])
-            except Exception as error:
-                ticket.state, ticket.error = "failed", error
-            if ticket.job.tokens == len(ticket.job.written) and not ticket.over:
-                ticket.state = "done"
+            self._advance(ticket)
         self.counters.steps += 1
         self.counters.decode_rows += len(running)
-        return bool(running)
+        return True
+
+    def snapshot(self) -> Snapshot:
+        running = [ticket for ticket in self._live if ticket.running]
+        free = (self.limits.tokens or 0) - sum(ticket.job.max_sequence_tokens for ticket in running)
+        waiting = len(self._live) - len(running)
+        counters = replace(self.counters)
+        return Snapshot(waiting=waiting, running=len(running), rows=len(running), free_tokens=free, counters=counters)
+
+    def take_news(self) -> list[Ticket]:
+        news, self._news = self._news, []
+        return news
+
+    def _advance(self, ticket: Ticket) -> None:
+        job: Any = ticket.job
+        try:
+            job.advance([])
+        except Exception as error:
+            ticket.end("failed", error)
+        self.counters.written_tokens += ticket.publish()
+        if len(job.written) == job.tokens:
+            ticket.end("done")
+        self._news.append(ticket)
+        if ticket.over:
+            self._live.remove(ticket)
+
+    def _sweep(self) -> None:
+        for ticket in [ticket for ticket in self._live if ticket.over]:
+            self._live.remove(ticket)
+            self.log.append(("cancel", ticket.job))
+
+
+class FakeEngine(Engine):
+    """The real engine's thread and tickets around a `FakeCore`. After `hold` each step waits for `let`."""
+
+    def __init__(self, rows: int = 2, tokens: int = 1000, seconds: float = 0.0) -> None:
+        core: Any = FakeCore(rows, tokens, seconds)
+        self.core: FakeCore = core
+        self._open(core)
 
     @property
-    def waiting(self) -> int:
-        return len(self._in("waiting"))
+    def tickets(self) -> list[Ticket]:
+        """All that were ever submitted."""
+        return self.core.tickets
 
     @property
-    def running(self) -> int:
-        return len(self._in("running"))
+    def log(self) -> list[tuple[str, Any]]:
+        """As of the core."""
+        return self.core.log
 
-    @property
-    def rows(self) -> int:
-        return self.running
+    def hold(self) -> None:
+        self.core.held.set()
 
-    @property
-    def free_tokens(self) -> int:
-        return int(self.limits.tokens) - sum(ticket.job.max_row_tokens for ticket in self._in("running"))
+    def let(self, steps: int = 1) -> None:
+        self.core.permits.release(steps)
 
-    def _in(self, state: str) -> list[FakeTicket]:
-        return [ticket for ticket in self.tickets if ticket.state == state]
+    def release(self) -> None:
+        self.core.held.clear()
+        self.core.permits.release(1000)
 
 
 class Count(BaseModel):
@@ -170,36 +191,44 @@ async def count(request: Request, body: Count) -> Response:
     """Numbers, streamed or not."""
     state: State = request.app.state.glm
 
-    def make(listener: Listener) -> CountJob:
-        return CountJob(listener, body.tokens, breaks_at=body.breaks_at)
+    def made() -> Jobs[CountJob]:
+        makers = [partial(CountJob, body.tokens, breaks_at=body.breaks_at)]
+        return Jobs(state, makers, given=body.model_fields_set, param="tokens")
 
     if not body.stream:
         text = ""
         for _ in range(body.jobs):
-            async with state.worker.open(make) as running:
-                text += "".join([event.text async for event in running if isinstance(event, Piece)])
+            async with made() as jobs:
+                text += "".join([piece async for piece in texts(jobs)])
         return JSONResponse({"text": text})
 
-    opened = state.worker.open(make)
-    running = await opened.__aenter__()
+    jobs = made()
+    await jobs.__aenter__()
     try:
-        await running.begun()
+        await jobs.begun()
     except BaseException:
-        await opened.__aexit__(*sys.exc_info())
+        await jobs.__aexit__(*sys.exc_info())
         raise
 
     async def lines() -> AsyncIterator[str]:
         try:
-            async for event in running:
-                if isinstance(event, Piece):
-                    yield f"data: {json.dumps(event.text + body.pad)}\n\n"
+            async for text in texts(jobs):
+                yield f"data: {json.dumps(text + body.pad)}\n\n"
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield f"data: {json.dumps(as_api_error(error).body())}\n\n"
         finally:
-            await opened.__aexit__(None, None, None)
+            await jobs.__aexit__(None, None, None)
 
     return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+async def texts(jobs: Jobs[CountJob]) -> AsyncIterator[str]:
+    """The numbers as they come."""
+    async for batch in jobs.batches():
+        for _, event in batch:
+            if isinstance(event, Piece):
+                yield event.text
 
 
 @router.get("/v1/broken")
@@ -209,7 +238,7 @@ async def broken() -> None:
 
 
 def fake_app(engine: FakeEngine, **settings: Any) -> FastAPI:
-    """The whole application around a fake engine; `state.worker` and the rest are real."""
+    """The whole application around a fake engine; `state.queue` and the rest are real."""
     lm: Any = SimpleNamespace(
         start_engine=lambda limits, allocate: engine, parts=SimpleNamespace(directory=Path("counter"))
     )

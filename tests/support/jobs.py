@@ -10,7 +10,7 @@ from glmkit.config import SpecialIds
 from glmkit.generate.engine import Engine, EngineLimits
 from glmkit.generate.engine.job import Branch, Job
 from glmkit.generate.jobs.answers import make_job
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Answer
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
@@ -32,7 +32,7 @@ class WholePasses:
         assert all(branch.parent is None for branch in branches)
         while branches:
             self.steps.append(branches)
-            assert len(branches) <= job.max_rows
+            assert len(branches) <= job.max_sequences
             rows = [self._grown(branch, rows, job) for branch in branches]
             branches = list(
                 job.advance([self._logits(branch, row) for branch, row in zip(branches, rows, strict=True)])
@@ -41,26 +41,25 @@ class WholePasses:
     def _grown(
         self, branch: Branch, rows: list[tuple[list[int], Tensor, int]], job: Job
     ) -> tuple[list[int], Tensor, int]:
-        tokens, places_2T = list(branch.tokens), branch.places_2T
-        assert places_2T.shape == (2, len(tokens))
-        assert (places_2T.dtype, places_2T.device.type) == (torch.int64, "cpu")
+        tokens, positions_2T = list(branch.tokens), torch.tensor(branch.positions)
+        assert positions_2T.shape == (2, len(tokens))
         assert 1 <= branch.logits <= len(tokens)
         if branch.parent is None:
             assert branch.dropped == 0
-            row = (tokens, places_2T, branch.part_a)
+            row = (tokens, positions_2T, branch.part_a)
         else:
-            before, places_2L, part_a = rows[branch.parent]
+            before, positions_2L, part_a = rows[branch.parent]
             kept = len(before) - branch.dropped
             assert branch.part_a == 0
             assert part_a <= kept <= len(before)
-            row = ([*before[:kept], *tokens], torch.cat([places_2L[:, :kept], places_2T], 1), part_a)
-        assert len(row[0]) <= job.max_row_tokens
+            row = ([*before[:kept], *tokens], torch.cat([positions_2L[:, :kept], positions_2T], 1), part_a)
+        assert len(row[0]) <= job.max_sequence_tokens
         return row
 
     def _logits(self, branch: Branch, row: tuple[list[int], Tensor, int]) -> Tensor:
-        tokens, places_2L, part_a = row
+        tokens, positions_2L, part_a = row
         prefix = torch.tensor([part_a])
-        return self.model(torch.tensor([tokens]), position_ids=places_2L[None], prefix_length=prefix)[0][
+        return self.model(torch.tensor([tokens]), position_ids=positions_2L[None], prefix_length=prefix)[0][
             -branch.logits :
         ]
 
@@ -78,7 +77,7 @@ def run_jobs(runner: Runner, jobs: Sequence[Job]) -> None:
         for job in jobs:
             runner.run(job)
         return
-    rows = max((job.max_rows for job in jobs), default=1)
+    rows = max((job.max_sequences for job in jobs), default=1)
     engine = Engine(runner, EngineLimits(rows=max(64, rows))) if isinstance(runner, GLM) else runner
     engine.run(*[engine.submit(job) for job in jobs])
 
@@ -116,7 +115,7 @@ def fill(
     asked = GenerationParams(max_new_tokens=max_tokens, **params)
     places: dict[str, Any] = {"running": running, "block_positions": block_positions, "order": order}
     jobs = [
-        SpansJob(row, asked, config, special, forbidden=forbidden, name=f"text {number}", **places)
+        FillJob(row, asked, config, special, forbidden=forbidden, name=f"text {number}", **places)
         for number, row in enumerate(rows)
     ]
     run_jobs(runner, jobs)

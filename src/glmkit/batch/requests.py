@@ -10,7 +10,6 @@ from glmkit.data.records import Record
 from glmkit.data.rows import BadRow, check_text, describe
 from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
-from glmkit.generate.detokenize import PlainReader
 from glmkit.generate.engine.job import Job
 from glmkit.generate.jobs.answers import AnswersJob, make_job
 from glmkit.generate.jobs.beam_search import BeamsJob
@@ -20,6 +19,7 @@ from glmkit.generate.params import GenerationParams, Values
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.generate.truncation import Shortener, Side
 from glmkit.session import LM
+from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.protocol import Tokenizer
 
 Task = Literal["auto", "generate", "fill", "chat"]
@@ -168,7 +168,9 @@ class RequestMaker:
             job = self._lm.continue_job(text, self.params)
         else:
             self.counts["cut"] += 1
-            job = make_job(prompt, self.params, self._lm.config, reader=partial(PlainReader, self._lm.tokenizer))
+            job = make_job(
+                prompt, self.params, self._lm.config, detokenizer=partial(IncrementalDecoder, self._lm.tokenizer)
+            )
         return Request(job, partial(self._texts, job), self._prefix, {"cut_tokens": cut})
 
     def _blanks(self, text: str) -> Request:

@@ -64,15 +64,13 @@ class Window:
                     self._take(records)
                 if not self._entries:
                     return
-                moved = self._engine.step()
-                over = [ticket for ticket in self._working if ticket.over]
-                assert moved or over, "jobs wait and the engine has nothing to do"
-                for ticket in over:
+                self._engine.wait(list(self._working))
+                for ticket in [ticket for ticket in self._working if ticket.over]:
                     record, request, entry = self._working.pop(ticket)
                     entry.outcome = self._outcome(record, request, ticket.error)
         finally:
             for ticket in self._working:
-                self._engine.cancel(ticket)
+                ticket.cancel()
             self._working.clear()
 
     def _take(self, records: Iterator[Record]) -> None:

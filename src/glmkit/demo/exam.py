@@ -11,7 +11,7 @@ from glmkit.demo.corpus import Module, Split
 from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
 from glmkit.generate.engine import Engine
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 from glmkit.tokenizer.trained import TrainedTokenizer
@@ -56,7 +56,7 @@ class Exam:
                 params = GenerationParams(
                     max_new_tokens=_LONGEST[blank.kind], forbidden=white if blank.kind == "single_token" else ()
                 )
-                jobs.append(SpansJob(self._row(lm, blank), params, lm.config, lm.special))
+                jobs.append(FillJob(self._row(lm, blank), params, lm.config, lm.special))
             engine.run(*[engine.submit(job) for job in jobs])
             return [job.spans[0] for job in jobs]
 

@@ -66,5 +66,5 @@ class BlankText:
 
 
 def _trailing(text: str) -> int:
-    """How many white-space characters a text ends in."""
+    """Number of white-space characters at the end of a text."""
     return len(text) - len(text.rstrip())

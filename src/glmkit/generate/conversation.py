@@ -1,24 +1,23 @@
 """One turn of a conversation: messages in, the reply step by step and the longer conversation out."""
 
 import random
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
 
-from .detokenize import ChatReader
-from .engine import Engine
-from .engine.engine import listen
+from .detokenize import ChatDetokenizer
+from .engine import Engine, Ticket
 from .engine.job import Branch
+from .engine.ticket import MAX_UNREAD
 from .jobs.answers import make_job
-from .outputs import Answer, Ended, Finish, Listener, Piece, TokenLogprob
+from .outputs import Answer, Ended, Event, Finish, Listener, Piece, TokenLogprob
 from .params import OPTIONS, GenerationParams, check_type, refuse_unknown
 from .prompt_builder import Prompts
 from .truncation import fit
@@ -119,42 +118,40 @@ class Turn:
         others = {name: value for name, value in options.items() if name in OPTIONS or name == "max_length"}
         return cls(prompts, [*before, Message(role, query)], others)
 
-    def job(self, listener: Listener | None = None) -> "ReplyJob":
-        """What the engine runs for this turn."""
-        return ReplyJob(self, listener)
+    def job(self, listener: Listener | None = None, *, shows: bool = False) -> "ReplyJob":
+        """The job of this turn. shows: its events are `ReplyPiece`s, with the reply as it is shown."""
+        return ReplyJob(self, listener, shows=shows)
+
+    def answer(self, engine: Engine) -> tuple[str | Call, Turns]:
+        """The whole reply and the longer history."""
+        job = self.job()
+        engine.submit(job).wait()
+        result, messages = job.reply()
+        return result, self.prompts.template.history(messages)
 
     def steps(self, engine: Engine) -> Generator[ChatStep]:
         """The reply as it is made. Closing or dropping the iterator cancels the rest.
 
         Raises RequestError at the end when a call of a tool cannot be read.
         """
-        heard: deque[_Heard] = deque()
-        job = self.job(lambda event: heard.append(job.heard(event)))
-        return self._steps(engine, job, heard)
+        return self._steps(engine, self.job(shows=True))
 
-    def answer(self, engine: Engine) -> tuple[str | Call, Turns]:
-        """The whole reply and the longer history."""
-        job = self.job()
-        engine.run(engine.submit(job))
-        result, messages = job.reply()
-        return result, self.prompts.template.history(messages)
-
-    def _steps(self, engine: Engine, job: "ReplyJob", heard: "deque[_Heard]") -> Generator[ChatStep]:
+    def _steps(self, engine: Engine, job: "ReplyJob") -> Generator[ChatStep]:
         template, messages = self.prompts.template, self.messages
         tokens, certain, rest = 0, "", ""
         finish: Finish = "length"
         shown: str | None = None
         last: _SoFar | None = None
-        with closing(listen(engine, job, heard)) as events:
-            for event, response, text in events:
+        with closing(engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD)).stream()) as events:
+            for event in events:
                 if isinstance(event, Ended):
                     finish = event.answer.finish
-                elif not event.tokens:
+                elif not isinstance(event, ReplyPiece) or not event.tokens:
                     rest += event.text
                 else:
                     tokens, certain = tokens + len(event.tokens), certain + event.text
-                    response = certain if self.params.stop else response
-                    so_far = _SoFar(template, messages, text)
+                    response = certain if self.params.stop else event.shown
+                    so_far = _SoFar(template, messages, event.raw)
                     if response is not None:
                         shown, last = response, so_far
                     yield ChatStep(response, event.text, tokens, None, event.logprobs, so_far)
@@ -165,50 +162,57 @@ class Turn:
         yield ChatStep(result if again else None, rest, tokens, finish, (), end)
 
 
-class _Heard(NamedTuple):
-    """An event of a reply, the reply as it is shown after it, and its raw text."""
+@dataclass(frozen=True, kw_only=True)
+class ReplyPiece(Piece):
+    """New tokens of a reply. shown: the reply as the published stream shows it then; raw: its raw text."""
 
-    event: Piece | Ended
     shown: str | None
-    text: str
+    raw: str
 
 
 class ReplyJob:
-    """The reply to a turn as a job of the engine.
+    """The job of the reply to a turn: an `AnswersJob` or a `BeamsJob`, and the reading of what it writes.
 
-    job: what writes it. prompt_tokens: of the conversation as it is read. dropped: turns of it that are not.
+    prompt_tokens: of the conversation as it is read. dropped: turns of it that are not.
     """
 
-    def __init__(self, turn: Turn, listener: Listener | None = None) -> None:
+    def __init__(self, turn: Turn, listener: Listener | None = None, *, shows: bool = False) -> None:
         template, tokenizer = turn.prompts.template, turn.prompts.chat_tokenizer
-        self._turn = turn
-        self._readers: list[ChatReader] = []
+        self._turn, self._shows = turn, shows
+        self._detokenizers: list[ChatDetokenizer] = []
 
-        def reader() -> ChatReader:
-            self._readers.append(ChatReader(template, tokenizer))
-            return self._readers[-1]
+        def detokenizer() -> ChatDetokenizer:
+            self._detokenizers.append(ChatDetokenizer(template, tokenizer))
+            return self._detokenizers[-1]
 
-        self.job = make_job(turn.prompt, turn.params, turn.prompts.config, reader=reader, listener=listener)
-        self.max_rows, self.max_row_tokens = self.job.max_rows, self.job.max_row_tokens
-        self.prompt_tokens, self.dropped = self.job.prompt_tokens, turn.dropped
+        self._job = make_job(turn.prompt, turn.params, turn.prompts.config, detokenizer=detokenizer, listener=listener)
+        self.max_sequences, self.max_sequence_tokens = self._job.max_sequences, self._job.max_sequence_tokens
+        self.prompt_tokens, self.dropped = self._job.prompt_tokens, turn.dropped
+
+    @property
+    def listener(self) -> Listener | None:
+        """As in `Job`."""
+        return self._job.listener
+
+    @listener.setter
+    def listener(self, listener: Listener | None) -> None:
+        if listener is None or not self._shows:
+            self._job.listener = listener
+        else:
+            self._job.listener = lambda event: listener(self._shown(event))
 
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
-        return self.job.start()
+        return self._job.start()
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
-        return self.job.advance(logits_MV)
+        return self._job.advance(logits_MV)
 
     @property
     def answers(self) -> list[Answer]:
         """The replies, complete once the job is over."""
-        return self.job.answers
-
-    def heard(self, event: Piece | Ended) -> _Heard:
-        """An event with the reply as it is now; asked by the listener."""
-        reader = self._readers[event.number]
-        return _Heard(event, reader.shown, reader.stream.text)
+        return self._job.answers
 
     def reply(self, number: int = 0) -> tuple[str | Call, list[Message]]:
         """A finished reply, and the conversation with it, the turns that were left out included.
@@ -225,6 +229,12 @@ class ReplyJob:
         if isinstance(result, str) and len(messages) == len(turn.messages) + 1:  # what was streamed, to the letter
             result, messages[-1] = kept, replace(messages[-1], content=kept)
         return result, messages
+
+    def _shown(self, event: Event) -> Event:
+        if isinstance(event, Ended):
+            return event
+        detokenizer = self._detokenizers[event.number]
+        return ReplyPiece(**vars(event), shown=detokenizer.shown, raw=detokenizer.stream.text)
 
 
 def with_system(

@@ -1,44 +1,30 @@
-"""Ids of an answer to text that no later id can change."""
+"""Detokenizers: the ids of an answer to text that no later id can change, up to a stop text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from glmkit.tokenizer.chat_template import ChatTemplate, ReplyStream
-from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.inputs import InputTokenizer
-from glmkit.tokenizer.protocol import Tokenizer
 
 
-class TextReader(Protocol):
-    """Reads one answer, id by id. Everything it gives, joined, is the answer's text."""
+class Detokenizer(Protocol):
+    """Text of one answer, id by id: `tokenizer.incremental.IncrementalDecoder` for continuations and blanks.
 
-    def push(self, token: int) -> str:
-        """The text that became certain with this id, which may be none."""
-
-    def flush(self) -> str:
-        """What was held back, at the end of the ids."""
-
-
-class PlainReader:
-    """The text of a continuation or of a blank."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decoder = IncrementalDecoder(tokenizer)
-
-    def push(self, token: int) -> str:
-        """As in `TextReader`."""
-        return self._decoder.push(token)
-
-    def flush(self) -> str:
-        """As in `TextReader`."""
-        return self._decoder.flush()
-
-
-class ChatReader:
-    """The text of a reply as the family's published code cleans it.
-
-    stream: what has been read so far.
+    All that it gives, joined, is the answer's text.
     """
+
+    def push(self, index: int, /) -> str:
+        """Add an id; returns the text that became certain with it, which may be none."""
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of the ids."""
+
+
+MakeDetokenizer = Callable[[], Detokenizer]
+
+
+class ChatDetokenizer:
+    """Text of a reply as the family's published code cleans it. stream: the reply so far."""
 
     def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
         self.stream = ReplyStream(template, tokenizer)
@@ -49,22 +35,18 @@ class ChatReader:
         """The whole reply as the published stream shows it now, None where the last id alone shows nothing new."""
         return self.stream.shown if self._shows else None
 
-    def push(self, token: int) -> str:
-        """As in `TextReader`."""
-        self._shows = self.stream.add(token)
+    def push(self, index: int, /) -> str:
+        """As in `Detokenizer`."""
+        self._shows = self.stream.add(index)
         return self.stream.fresh()
 
     def flush(self) -> str:
-        """As in `TextReader`."""
+        """As in `Detokenizer`."""
         return self.stream.fresh(final=True)
 
 
-# --- FOLDED generate/stop_text
-# Stop texts in a text that arrives in pieces: nothing of a stop is ever let out, and nothing else is lost.
-
-
 class StopText:
-    """Holds back the end of a text while it may be the beginning of a stop.
+    """Stop texts in a text that arrives in pieces: the end is held back while it may be the beginning of a stop.
 
     `feed` and `finish` return what may be shown; together that is the text up to the first stop, however it was cut
     into pieces. The first is the one that is complete first, and of those that end together the longest. Each character
@@ -93,13 +75,13 @@ class StopText:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back of a text that ended without a stop."""
+        """The text that was held back, where no stop came."""
         held, self._held = self._held, ""
         return held
 
 
 class _Match:
-    """How much of one stop the end of the text is: Knuth, Morris and Pratt 1977, SIAM J. Comput. 6(2)."""
+    """Length of the beginning of one stop that the text ends in: Knuth, Morris and Pratt 1977, SIAM J. Comput. 6(2)."""
 
     def __init__(self, stop: str) -> None:
         self.stop, self.size = stop, 0
@@ -111,7 +93,7 @@ class _Match:
             self._shorter.append(size + (stop[size] == character))
 
     def next(self, character: str) -> bool:
-        """Whether the stop is complete with one more character. It is not asked again then."""
+        """Add a character; true when the stop is complete with it, after which it is not called again."""
         size = self.size
         while size and self.stop[size] != character:
             size = self._shorter[size - 1]

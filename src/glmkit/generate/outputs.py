@@ -1,4 +1,4 @@
-"""What decoding gives back: tokens, why they ended, their log-probabilities.
+"""Results of decoding: answers, log-probabilities of tokens, and the events that tell of an answer as it is written.
 
 Legend: B rows, V vocabulary rows.
 """
@@ -27,8 +27,8 @@ class Answer:
     """The tokens of one answer, without the stop id that ended it.
 
     finish: "stop" when a stop id or text ended it; "length" at max_new_tokens, or when nothing was left that may come
-    next. score: a beam's, None otherwise. text: what a reader made of the ids, up to the stop text; None without a
-    reader. stop: the stop text that ended it.
+    next. score: a beam's, None otherwise. text: of the ids, up to the stop text; None without a detokenizer.
+    stop: the stop text that ended it.
     """
 
     ids: list[int]
@@ -40,31 +40,11 @@ class Answer:
     stop: str | None = None
 
 
-def token_logprobs(logits_BV: Tensor, tokens: Sequence[int], count: int, forbidden: Tensor) -> list[TokenLogprob]:
-    """For each row the chosen token and the `count` most likely ones.
-
-    The distribution is the model's own: before penalties, temperature and every cut, over all rows of the vocabulary,
-    so that the numbers are those of scoring the same text. Forbidden ids are not among the alternatives.
-    """
-    log_p_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-    chosen = log_p_BV.gather(1, torch.tensor(tokens, device=log_p_BV.device)[:, None])[:, 0].tolist()
-    tops: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
-    if count:
-        shown_BV = log_p_BV.index_fill(1, forbidden, -torch.inf)
-        values, ids = shown_BV.topk(min(count, shown_BV.shape[1] - len(forbidden)), dim=-1)
-        tops = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
-    return [TokenLogprob(*row) for row in zip(tokens, chosen, tops, strict=True)]
-
-
-# --- FOLDED generate/events
-# What is heard of an answer while it is written.
-
-
 @dataclass(frozen=True)
 class Piece:
     """New tokens of one answer, and the text that became certain with them, which may be none.
 
-    number: which answer of a prompt, or which blank of a text, from 0. The texts of an answer's pieces joined are its
+    number: of the answer to a prompt, or of the blank of a text, from 0. The texts of an answer's pieces joined are its
     whole text.
     """
 
@@ -76,11 +56,28 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer is complete. Its last text came in a `Piece` before."""
+    """The complete answer. Its last text came in a `Piece` before."""
 
     number: int
     answer: Answer
 
 
-# Called between two steps of the engine, in the thread that steps it; it must not wait for anything.
-Listener = Callable[[Piece | Ended], None]
+Event = Piece | Ended
+# Called in the engine's thread, in the middle of a step; it must not wait for anything.
+Listener = Callable[[Event], None]
+
+
+def token_logprobs(logits_BV: Tensor, tokens: Sequence[int], count: int, forbidden: Tensor) -> list[TokenLogprob]:
+    """For each row the chosen token and the `count` most likely ones.
+
+    The distribution is the model's own: before penalties, temperature and filters, over all rows of the vocabulary,
+    so that the numbers are those of scoring the same text. Forbidden ids are not among the alternatives.
+    """
+    log_p_BV = torch.log_softmax(logits_BV.float(), dim=-1)
+    chosen = log_p_BV.gather(1, torch.tensor(tokens, device=log_p_BV.device)[:, None])[:, 0].tolist()
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
+    if count:
+        shown_BV = log_p_BV.index_fill(1, forbidden, -torch.inf)
+        values, ids = shown_BV.topk(min(count, shown_BV.shape[1] - len(forbidden)), dim=-1)
+        tops = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(*row) for row in zip(tokens, chosen, tops, strict=True)]

@@ -1,4 +1,4 @@
-"""What is done to logits before a token is chosen: forbidden ids, penalties, lengths. Pure functions.
+"""Changes of logits before a token is chosen: forbidden ids, penalties, lengths. Pure functions.
 
 Legend: B rows of one request (its answers or beams), V vocabulary rows, L tokens seen so far (prompt and answer), N
 tokens of the answer so far. None changes its argument.

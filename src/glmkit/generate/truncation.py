@@ -1,4 +1,4 @@
-"""Making a conversation fit: the oldest turns are left out until the reply has room."""
+"""Prompts of a bounded length: conversations without their oldest turns, texts without their beginning or end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from glmkit.tokenizer.chat_template import Message
 from .prompt import Prompt
 from .prompt_builder import Prompts
 
+Side = Literal["left", "right"]
+
 # Without max_new_tokens or max_length a long conversation still leaves this much for the reply, in tokens, or a quarter
 # of the positions where these are few.
 RESERVED = 512
@@ -18,7 +20,7 @@ RESERVED = 512
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is read of a conversation.
+    """The part of a conversation that is read.
 
     ids: its prompt. room: the most tokens of the reply. limit: the most tokens of both. turns: of the conversation;
     dropped: how many of them, the oldest, are not read.
@@ -81,7 +83,7 @@ def fit(
 
 
 def _turns(messages: Sequence[Message]) -> list[range]:
-    """Where the turns lie: each begins with the user's message; what stands before the first belongs to it."""
+    """The turns: each begins with the user's message; messages before the first one belong to it."""
     starts = [index for index, message in enumerate(messages) if message.role == "user" and index]
     bounds = [0, *starts, len(messages)]
     turns = [range(start, end) for start, end in pairwise(bounds)]
@@ -96,13 +98,6 @@ def _without(messages: Sequence[Message], turns: Sequence[range]) -> list[Messag
     return [message for index, message in enumerate(messages) if index not in gone or message.role == "system"]
 
 
-# --- FOLDED generate/batch/shorten
-# Prompts of a bounded number of tokens, cut as the published scripts cut them.
-
-
-Side = Literal["left", "right"]
-
-
 class Shortener:
     """Cuts tokens of the text, never those that the model's family puts around it, so that `length` are left in all.
 
@@ -115,21 +110,21 @@ class Shortener:
         if side not in get_args(Side):
             raise RequestError(f"truncation_side is {side!r}; use left or right")
         self._prompts, self._side = prompts, side
-        # What stands around every text is what stands around this one.
+        # The tokens around every text are those around this one.
         self._example = prompts.continuation("a")
         own, whole = prompts.tokenizer.encode("a"), [*self._example.ids]
         places = range(len(whole) - len(own) + 1)
         start = next(place for place in places if whole[place : place + len(own)] == own)
         self._before, self._after = whole[:start], whole[start + len(own) :]
-        self._most = length - len(self._before) - len(self._after)
-        if self._most < 1:
+        self._max_tokens = length - len(self._before) - len(self._after)
+        if self._max_tokens < 1:
             around = len(self._before) + len(self._after)
             raise RequestError(f"src_length is {length}, and {around} are not of the text; give at least {around + 1}")
 
     def cut(self, text: str) -> tuple[Prompt | None, int]:
         """(the prompt with what is left of the text, how many tokens are not), or (None, 0) for a text that fits."""
         ids = self._prompts.tokenizer.encode(text)
-        over = len(ids) - self._most
+        over = len(ids) - self._max_tokens
         if over <= 0:
             return None, 0
         kept = ids[over:] if self._side == "left" else ids[:-over]

@@ -20,13 +20,13 @@ from glmkit.session import LM
 
 from . import chat_endpoint, completions_endpoint, infill_endpoint, legacy_endpoint, status
 from .client import current
-from .engine_thread import Worker
 from .error_responses import ApiError, as_api_error
 from .fallback import add_fallbacks
 from .metrics import Metrics
 from .middleware import Guard
 from .openapi import documented
 from .page.mount import mount_page
+from .request_queue import RequestQueue
 from .settings import ServeSettings
 from .state import State
 
@@ -48,16 +48,16 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
     settings = settings or ServeSettings()
     engine = lm.start_engine(EngineLimits(tokens=settings.tokens, rows=settings.rows), allocate=True)
     metrics = Metrics()
-    worker = Worker(
+    queue = RequestQueue(
         engine,
         max_waiting=settings.max_waiting,
         deadline_seconds=settings.deadline_seconds,
         max_unread=settings.max_unread,
         metrics=metrics,
     )
-    metrics.show_engine(lambda: worker.snapshot, lambda: worker.waiting)
+    metrics.show_engine(lambda: queue.snapshot, lambda: queue.waiting)
     model_id = settings.model_id or lm.parts.directory.resolve().name or "model"
-    state = State(lm, worker, settings, metrics, model_id, int(time.time()))
+    state = State(lm, queue, settings, metrics, model_id, int(time.time()))
     app = FastAPI(
         title="glmkit",
         summary="A GLM model: OpenAI's API, and blanks filled.",
@@ -78,7 +78,7 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
     endpoints: defaultdict[str, set[str]] = defaultdict(set)
     for route in (route for router in routers for route in router.routes if isinstance(route, Route)):
         endpoints[route.path] |= route.methods or set()
-    app.add_middleware(Guard, settings=settings, metrics=metrics, worker=worker, endpoints=dict(endpoints))
+    app.add_middleware(Guard, settings=settings, metrics=metrics, queue=queue, endpoints=dict(endpoints))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -93,11 +93,10 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.glm
-    state.worker.start()
     try:
         yield
     finally:
-        await asyncio.to_thread(state.worker.stop)
+        await asyncio.to_thread(state.queue.stop)
 
 
 def add_errors(app: FastAPI) -> None:

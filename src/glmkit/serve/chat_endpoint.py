@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
-from glmkit.generate.outputs import Answer, Ended, Listener, Piece
+from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.incremental import IncrementalDecoder
@@ -21,7 +21,7 @@ from .request_jobs import Jobs, check_together
 from .schema.chat import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta, Finish
 from .schema.common import Usage
 from .schema.validation import JsonRoute
-from .sse import Event, EventStream, TextFrames, documented, frame
+from .sse import Event, EventStream, documented, frame, text_frames
 from .state import Heading, State, heading
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -60,7 +60,7 @@ def chat_template(lm: LM) -> ChatTemplate:
         raise ApiError(400, message, code=error.code) from None
 
 
-def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Listener], ReplyJob]:
+def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[], ReplyJob]:
     """Checks what the fields' types cannot say; raises ApiError."""
     checks = (
         ("top_logprobs", body.top_logprobs is not None and not body.logprobs, "it needs logprobs: true"),
@@ -81,7 +81,7 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[Liste
     options = body.options()
     if body.longest is not None:
         options["max_new_tokens"] = body.longest
-    return lambda listener: lm.chat_job(messages, options, tools=tools, listener=listener)
+    return lambda: lm.chat_job(messages, options, tools=tools)
 
 
 async def _chunks(
@@ -96,7 +96,7 @@ async def _chunks(
         return chunk(choice.chunk(Delta(content=text)))
 
     choices = [_Choice(number, lm, template, body) for number in range(body.n or 1)]
-    texts = [TextFrames(partial(said, choice)) for choice in choices]
+    texts = [text_frames(partial(said, choice)) for choice in choices]
     for choice in choices:
         yield chunk(choice.chunk(Delta(role="assistant", content="")))
     async for batch in jobs.batches():

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.generate.jobs.beam_search import BeamsJob
 from glmkit.generate.jobs.infill import FillJob
-from glmkit.generate.outputs import Answer, Ended, Listener
+from glmkit.generate.outputs import Answer, Ended
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 
@@ -21,7 +21,7 @@ from .request_jobs import Jobs, check_together
 from .schema.common import TextLogprobs, Usage
 from .schema.completion import Completion, CompletionChoice, CompletionRequest, Finish
 from .schema.validation import JsonRoute
-from .sse import Event, EventStream, TextFrames, documented, frame
+from .sse import Event, EventStream, documented, frame, text_frames
 from .state import Heading, State, heading
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -65,7 +65,7 @@ async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIt
         return Completion(**head, object="text_completion", choices=[choice], **extra)
 
     writers = [asked.logprobs() for _ in range(count)]
-    texts = [TextFrames(partial(event, index)) for index in range(count)]
+    texts = [text_frames(partial(event, index)) for index in range(count)]
     for index in range(count) if asked.body.echo else ():
         yield texts[index](asked.echoed(index))
     async for batch in jobs.batches():
@@ -108,7 +108,7 @@ class _Asked:
         with refused(body.model_fields_set, "prompt"):
             self._params = GenerationParams.from_mapping(options)
 
-    def makers(self) -> list[Callable[[Listener], AnyJob]]:
+    def makers(self) -> list[Callable[[], AnyJob]]:
         """What makes the jobs, in the order of their choices."""
         if not self.fills:
             return [partial(self._continuing, prompt) for prompt in self.prompts]
@@ -146,10 +146,10 @@ class _Asked:
         written = sum(len(answer.ids) for job in jobs.jobs for answer in job.answers)
         return Usage.of(read, written, jobs.reused_tokens)
 
-    def _continuing(self, prompt: str | list[int], listener: Listener) -> AnyJob:
-        return self._lm.continue_job(prompt, self._params, whole=False, listener=listener)
+    def _continuing(self, prompt: str | list[int]) -> AnyJob:
+        return self._lm.continue_job(prompt, self._params, whole=False)
 
-    def _filling(self, prompt: str | list[int], number: int, listener: Listener) -> AnyJob:
+    def _filling(self, prompt: str | list[int], number: int) -> AnyJob:
         lm, suffix = self._lm, self.body.suffix or ""
         before = _as_text(lm, prompt)
         names = [lm.tokenizer.id_to_token(index) for index in lm.special.mask_ids()]
@@ -158,7 +158,7 @@ class _Asked:
             raise ApiError(400, message, param="suffix")
         params = replace(self._params, n=1, seed=self._params.choice(number).seed)
         text = f"{before}{lm.tokenizer.id_to_token(lm.special.mask)}{suffix}"
-        return lm.fill_job(text, params, listener=listener)
+        return lm.fill_job(text, params)
 
     def _check(self) -> None:
         body, lm = self.body, self._lm

@@ -40,7 +40,7 @@ async def infill(request: Request, body: InfillRequest) -> Any:
         params = GenerationParams.from_mapping(body.options())
     jobs: Jobs[FillJob] = Jobs(
         state,
-        [lambda listener: lm.fill_job(body.text, params, order=body.order, listener=listener)],
+        [lambda: lm.fill_job(body.text, params, order=body.order)],
         given=body.model_fields_set,
         param="text",
     )

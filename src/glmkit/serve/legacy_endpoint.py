@@ -45,7 +45,7 @@ async def answer(request: Request, body: OriginalRequest) -> OriginalReply:
     messages = [*history, Message("user", body.prompt)]
     jobs: Jobs[ReplyJob] = Jobs(
         state,
-        [lambda listener: lm.chat_job(messages, options, trim=True, listener=listener)],
+        [lambda: lm.chat_job(messages, options, trim=True)],
         given=body.model_fields_set,
         param="prompt",
     )

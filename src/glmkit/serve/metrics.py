@@ -8,9 +8,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from glmkit.errors import GLMKitError
+from glmkit.generate.engine import Snapshot, Ticket
 
 from .error_responses import ApiError
-from .request import Running, Snapshot
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
@@ -39,7 +39,6 @@ class Metrics:
             "glm_step_rows", "Answers that got a token in a step; sum / count is the mean batch size.", buckets=_ROWS,
             registry=self.registry,
         )  # fmt: skip
-        self._written = Counter("glm_tokens_written", "Tokens of answers.", registry=self.registry)
         self._rejected = Counter(
             "glm_rejected", "Requests that were not taken, by reason.", ["reason"], registry=self.registry
         )
@@ -62,19 +61,15 @@ class Metrics:
 
     def stepped(self, before: Snapshot, after: Snapshot) -> None:
         """The engine has made a step."""
-        if rows := after.decode_rows - before.decode_rows:
+        if rows := after.counters.decode_rows - before.counters.decode_rows:
             self._rows.observe(rows)
 
-    def wrote(self, tokens: int) -> None:
-        """Tokens of answers have come."""
-        self._written.inc(tokens)
-
-    def ended(self, running: Running) -> None:
-        """A job is over, in whichever way."""
-        if running.first_event is not None:
-            self._first.observe(running.first_event - running.began)
-        if running.error is not None:
-            self._cancelled.labels(_reason(running.error)).inc()
+    def ended(self, ticket: Ticket, began: float) -> None:
+        """A job is over, in whichever way. began: when its request came, in seconds of `time.monotonic`."""
+        if ticket.began is not None:
+            self._first.observe(ticket.began - began)
+        if ticket.error is not None:
+            self._cancelled.labels(_reason(ticket.error)).inc()
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
@@ -93,6 +88,7 @@ class _EngineNumbers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         now = self._snapshot()
+        counters = now.counters
         gauges = {
             "glm_requests_waiting": ("Requests that wait for a place.", self._waiting()),
             "glm_requests_running": ("Requests that the engine works on.", now.running),
@@ -100,12 +96,13 @@ class _EngineNumbers(Collector):
             "glm_free_tokens": ("Free places of the cache.", now.free_tokens),
         }
         counts = {
-            "glm_steps": ("Steps of the engine.", now.steps),
-            "glm_tokens_read": ("Tokens of prompts that were read.", now.read_tokens),
-            "glm_tokens_reused": ("Tokens of prompts found in the cache.", now.reused_tokens),
-            "glm_tokens_drafted": ("Tokens fed ahead of the model's choice.", now.drafted),
-            "glm_tokens_accepted": ("Those of them that stayed.", now.accepted),
-            "glm_preemptions": ("Jobs that gave up their cache for a while.", now.preemptions),
+            "glm_steps": ("Steps of the engine.", counters.steps),
+            "glm_tokens_read": ("Tokens of prompts that were read.", counters.read_tokens),
+            "glm_tokens_reused": ("Tokens of prompts found in the cache.", counters.reused_tokens),
+            "glm_tokens_written": ("Tokens of answers.", counters.written_tokens),
+            "glm_tokens_drafted": ("Tokens fed ahead of the model's choice.", counters.drafted),
+            "glm_tokens_accepted": ("Those of them that stayed.", counters.accepted),
+            "glm_preemptions": ("Jobs that gave up their cache for a while.", counters.preemptions),
         }
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(name, help, value)

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body import check_headers, read_body, read_object
 from .client import Client, enter, leave
-from .engine_thread import Worker
 from .error_responses import ApiError, ClientGone, as_api_error
 from .metrics import Metrics
+from .request_queue import RequestQueue
 from .settings import ServeSettings
 
 logger = logging.getLogger("glmkit.serve")
@@ -49,10 +49,10 @@ class Guard:
         app: ASGIApp,
         settings: ServeSettings,
         metrics: Metrics,
-        worker: Worker,
+        queue: RequestQueue,
         endpoints: Mapping[str, Collection[str]],
     ) -> None:
-        self._app, self._settings, self._metrics, self._worker = app, settings, metrics, worker
+        self._app, self._settings, self._metrics, self._queue = app, settings, metrics, queue
         self._endpoints = endpoints
         self._keys = [key.encode() for key in settings.api_keys]
 
@@ -92,7 +92,7 @@ class _Exchange:
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self._guard, self._send = guard, send
-        self._settings, self._metrics, self._worker = guard._settings, guard._metrics, guard._worker
+        self._settings, self._metrics, self._queue = guard._settings, guard._metrics, guard._queue
         self._outer = scope
         self._paused: Callable[[], bool] | None = scope.get(PAUSED)
         # A copy, for the server's own one must go on saying HEAD.
@@ -177,7 +177,7 @@ class _Exchange:
             self._status = message["status"]
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             headers["x-request-id"] = self._id
-            if self._worker.draining:
+            if self._queue.draining:
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         elif not message.get("more_body", False):

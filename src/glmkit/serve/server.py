@@ -101,10 +101,10 @@ class Server(uvicorn.Server):
         """The first time drain, the second time end."""
         if not self.should_exit:
             self.should_exit = True
-            self._state.worker.begin_drain()
+            self._state.queue.begin_drain()
             logger.warning(
                 "stopping: %d requests are finished first, for at most %g s; a second signal ends at once",
-                self._state.worker.open_requests,
+                self._state.queue.open_requests,
                 self._settings.drain_seconds,
             )
         else:
@@ -119,15 +119,15 @@ class Server(uvicorn.Server):
         Connections that are kept stay open meanwhile, and a little longer, so that a request that is just on its way
         hears that the server drains, and not nothing; every such answer closes its connection.
         """
-        worker = self._state.worker
-        worker.begin_drain()
+        queue = self._state.queue
+        queue.begin_drain()
         for _ in range(5):  # connections that lie in the listening socket's queue are taken in
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
         began = asyncio.get_running_loop().time()
         assert self._forced is not None
-        draining = asyncio.create_task(worker.drain(self._settings.drain_seconds))
+        draining = asyncio.create_task(queue.drain(self._settings.drain_seconds))
         forced = asyncio.create_task(self._forced.wait())
         await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
         if draining.done() and (cut := draining.result()):
@@ -139,7 +139,7 @@ class Server(uvicorn.Server):
         spent = asyncio.get_running_loop().time() - began
         self.config.timeout_graceful_shutdown = max(1, round(self._settings.drain_seconds - spent))
         if self.force_exit:
-            worker.stop(wait=False)
+            queue.stop(wait=False)
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await super().shutdown(sockets)

@@ -29,7 +29,7 @@ Event = BaseModel | Mapping[str, Any] | bytes
 
 
 def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI: that an answer may also be a stream of these events."""
+    """The description for FastAPI of an answer that may also be a stream of these events."""
     data = {"type": "string", "description": f"{event.__name__} as JSON, or at the end an Error, or [DONE]."}
     schema = {
         "title": "Event",
@@ -42,10 +42,10 @@ def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 class EventStream(Response):
-    """Events as they come, [DONE] behind them; an error becomes the last event.
+    """A response of events as they come, [DONE] behind them; an error becomes the last event.
 
-    Nothing is made faster than it is sent. Whatever happens, `close` is called when it is over, also when it never
-    began.
+    No event is asked for before the one before is sent. `close` is called in any case when the response is over, also
+    when it never began.
     """
 
     media_type = "text/event-stream"
@@ -53,16 +53,16 @@ class EventStream(Response):
     def __init__(
         self, events: AsyncIterator[Event], close: Callable[[], Awaitable[object]], *, beat: float | None = None
     ) -> None:
-        """events: bytes among them are finished frames. beat: seconds without an event after which a comment goes out,
+        """events: bytes among them are finished frames. beat: after so many seconds without an event a comment is sent.
 
-        so that nobody on the way takes the connection for dead.
+        The comment keeps proxies from closing the connection as dead.
         """
         super().__init__(None, headers=_HEADERS)
         del self.headers["content-length"]
         self._events, self._close = events, close
         self._beat = KEEP_ALIVE if beat is None else beat
         self._waits = True  # for an event, and not for the client
-        self._said = 0.0
+        self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As in ASGI."""
@@ -87,7 +87,7 @@ class EventStream(Response):
         last = b""
         try:
             async for event in self._events:
-                await self._say(send, event if isinstance(event, bytes) else frame(event))
+                await self._send_body(send, event if isinstance(event, bytes) else frame(event))
             last = _DONE
         except ClientGone:
             pass
@@ -100,18 +100,18 @@ class EventStream(Response):
         self._waits = False
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _say(self, send: Send, body: bytes) -> None:
+    async def _send_body(self, send: Send, body: bytes) -> None:
         self._waits = False
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._waits, self._said = True, asyncio.get_running_loop().time()
+        self._waits, self._sent_at = True, asyncio.get_running_loop().time()
 
     async def _beats(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        self._said = loop.time()
+        self._sent_at = loop.time()
         while True:
-            await asyncio.sleep(max(self._beat / 100, self._said + self._beat - loop.time()))
-            if self._waits and loop.time() - self._said >= self._beat:
-                await self._say(send, _BEAT)
+            await asyncio.sleep(max(self._beat / 100, self._sent_at + self._beat - loop.time()))
+            if self._waits and loop.time() - self._sent_at >= self._beat:
+                await self._send_body(send, _BEAT)
 
     async def _close_events(self) -> None:
         close = getattr(self._events, "aclose", None)
@@ -120,7 +120,7 @@ class EventStream(Response):
 
 
 async def _gone(receive: Receive, sending: "asyncio.Task[None]") -> None:
-    """Ends the stream of a client that goes."""
+    """End the stream of a client that goes."""
     while (await receive())["type"] != "http.disconnect":
         pass
     sending.cancel()
@@ -135,7 +135,7 @@ async def _end(*tasks: "asyncio.Task[None]") -> None:
 
 
 def frame(event: BaseModel | Mapping[str, Any]) -> bytes:
-    """One event. Fields that were not given are left out, as OpenAI does."""
+    """The frame of one event. Fields that were not given are left out, as OpenAI does."""
     if isinstance(event, BaseModel):
         text = event.model_dump_json(exclude_unset=True)
     else:
@@ -143,17 +143,11 @@ def frame(event: BaseModel | Mapping[str, Any]) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-class TextFrames:
-    """Frames of one event that differ in one text, made without writing the rest of it again.
+def text_frames(make: Callable[[str], BaseModel]) -> Callable[[str], bytes]:
+    """A maker of frames of one event that differ in one text, which does not write the rest of them again.
 
     make: the event with a given text, which stands in it once.
     """
-
-    def __init__(self, make: Callable[[str], BaseModel]) -> None:
-        before, mark, after = frame(make(_MARK)).decode().partition(encode_basestring(_MARK))
-        assert mark, "the text stands in the event"
-        self._before, self._after = before, after
-
-    def __call__(self, text: str) -> bytes:
-        """The event with this text."""
-        return f"{self._before}{encode_basestring(text)}{self._after}".encode()
+    before, mark, after = frame(make(_MARK)).decode().partition(encode_basestring(_MARK))
+    assert mark, "the text stands in the event"
+    return lambda text: f"{before}{encode_basestring(text)}{after}".encode()

@@ -9,9 +9,9 @@ from typing import TypedDict
 
 from glmkit.session import LM
 
-from .engine_thread import Worker
 from .error_responses import model_not_found
 from .metrics import Metrics
+from .request_queue import RequestQueue
 from .settings import ServeSettings
 
 
@@ -20,7 +20,7 @@ class State:
     """created: when the server began, in seconds since 1970."""
 
     lm: LM
-    worker: Worker
+    queue: RequestQueue
     settings: ServeSettings
     metrics: Metrics
     model_id: str

@@ -56,18 +56,18 @@ def _state(request: Request) -> State:
 async def health(request: Request) -> JSONResponse:
     """200 while the server takes requests, 503 while it is being stopped or when its engine has failed."""
     state = _state(request)
-    worker = state.worker
-    now = worker.snapshot
-    status = "failed" if worker.failed is not None else "draining" if worker.draining else "ok"
-    queue = Queue(
-        waiting=worker.waiting,
+    queue = state.queue
+    now = queue.snapshot
+    status = "failed" if queue.failed is not None else "draining" if queue.draining else "ok"
+    shown = Queue(
+        waiting=queue.waiting,
         max_waiting=state.settings.max_waiting,
         running=now.running,
         rows=now.rows,
-        max_rows=worker.max_rows,
+        max_rows=queue.max_rows,
         free_tokens=now.free_tokens,
     )
-    body: dict[str, Any] = {"status": status, "model": state.model_id, "queue": queue.model_dump()}
+    body: dict[str, Any] = {"status": status, "model": state.model_id, "queue": shown.model_dump()}
     return JSONResponse(body, status_code=200 if status == "ok" else 503)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from glmkit.generate.engine import Engine
+from glmkit.generate.engine import EngineCore
 from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM, KVCache
 from glmkit.model.positions import infer_positions, infer_prefix
@@ -13,13 +13,13 @@ from glmkit.model.positions import infer_positions, infer_prefix
 LOWEST = 11  # special ids do not come
 
 
-def places_of(model: GLM, prompt: Sequence[int], more: int) -> tuple[Tensor, int]:
+def positions_of(model: GLM, prompt: Sequence[int], more: int) -> tuple[Tensor, int]:
     """(2,T+more) positions of a prompt and what follows, and the length of its part A."""
     config, ids = model.config, torch.tensor([prompt])
     prefix = infer_prefix(ids, config.special) if config.mask == "prefix" else torch.zeros(1, dtype=torch.long)
     filler = torch.full((1, more), 1)
-    places = infer_positions(torch.cat([ids, filler], 1), prefix, config)[0]
-    return (places.clamp_max(config.max_positions) if config.positions == "learned_2d" else places), int(prefix)
+    positions = infer_positions(torch.cat([ids, filler], 1), prefix, config)[0]
+    return (positions.clamp_max(config.max_positions) if config.positions == "learned_2d" else positions), int(prefix)
 
 
 def best(logits_V: Tensor, count: int = 1) -> list[int]:
@@ -30,14 +30,14 @@ def best(logits_V: Tensor, count: int = 1) -> list[int]:
 @torch.inference_mode()
 def plain(model: GLM, prompt: Sequence[int], count: int, begin: int | None = None) -> tuple[list[int], Tensor]:
     """Tokens and (count,V) logits on a contiguous cache; the first token is the `begin`-th best instead of the best."""
-    places, part_a = places_of(model, prompt, count)
+    positions, part_a = positions_of(model, prompt, count)
     cache = KVCache(model.config, 1, len(prompt) + count, dtype=model.dtype, device=model.device)
     fed, answer, seen = list(prompt), list[int](), []
     for step in range(count):
         at = cache.length
         logits = model(
             torch.tensor([fed]),
-            position_ids=places[None, :, at : at + len(fed)],
+            position_ids=positions[None, :, at : at + len(fed)],
             prefix_length=torch.tensor([part_a]) if step == 0 else None,
             cache=cache,
             logits_at="last",
@@ -55,6 +55,8 @@ class Greedy:
     guessed to be; three tokens of it are fed ahead in every step, and taken back where they are wrong.
     """
 
+    listener = None
+
     def __init__(
         self,
         model: GLM,
@@ -65,9 +67,10 @@ class Greedy:
         draft: Sequence[int] = (),
         fail_at: int | None = None,
     ) -> None:
-        self.places, self.part_a = places_of(model, prompt, count + 3)
+        positions, self.part_a = positions_of(model, prompt, count + 3)
+        self.positions: list[list[int]] = positions.tolist()
         self.prompt, self.count = list(prompt), count
-        self.max_rows, self.max_row_tokens = copies, len(prompt) + count + (3 if draft else 0)
+        self.max_sequences, self.max_sequence_tokens = copies, len(prompt) + count + (3 if draft else 0)
         self.answers: list[list[int]] = [[] for _ in range(copies)]
         self.logits: list[list[Tensor]] = [[] for _ in range(copies)]
         self.steps = 0
@@ -75,7 +78,7 @@ class Greedy:
         self._fed: list[list[int]] = []
 
     def start(self) -> Sequence[Branch]:
-        return [Branch(self.prompt, self.places[:, : len(self.prompt)], part_a=self.part_a)]
+        return [Branch(self.prompt, self.at(0, len(self.prompt)), part_a=self.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         self.steps += 1
@@ -88,6 +91,11 @@ class Greedy:
             return self._branches([0] * len(self.answers), [0] * len(self.answers))
         dropped = [self._check(number, logits_TV) for number, logits_TV in enumerate(logits_MV)]
         return self._branches(range(len(logits_MV)), dropped)
+
+    def at(self, start: int, stop: int) -> tuple[list[int], list[int]]:
+        """Both rows of positions of these tokens."""
+        first, second = self.positions
+        return first[start:stop], second[start:stop]
 
     def _take(self, number: int, token: int, logits_V: Tensor) -> None:
         self.answers[number].append(token)
@@ -113,25 +121,29 @@ class Greedy:
             tokens = [answer[-1], *self._draft[len(answer) : len(answer) + 3]]
             at = len(self.prompt) + len(answer) - 1
             self._fed.append(tokens)
-            places = self.places[:, at : at + len(tokens)]
-            branches.append(Branch(tokens, places, parent, back, logits=len(tokens)))
+            branches.append(Branch(tokens, self.at(at, at + len(tokens)), parent, back, logits=len(tokens)))
         return branches
 
 
-def check_blocks(engine: Engine) -> None:
-    """Every block is free, cached or referenced exactly as counted, and every row has a line of the table."""
-    scheduler = engine._scheduler
-    scheduler.pool.check(row.blocks for task in scheduler.running for row in task.rows)
-    assert all(not row.blocks for task in scheduler.waiting for row in task.rows)
-    lanes = [row.lane for task in scheduler.running for row in task.rows]
-    assert sorted(lanes + scheduler._lanes) == list(range(engine.limits.rows))
+def check_blocks(core: EngineCore) -> None:
+    """Every block is free, cached or referenced exactly as counted, and every sequence has a slot."""
+    scheduler, table = core._scheduler, core._runner._table
+    running = [sequence for ticket in scheduler.running for sequence in ticket.sequences]
+    scheduler.pool.check(sequence.blocks for sequence in running)
+    assert all(not sequence.blocks for ticket in scheduler.waiting for sequence in ticket.sequences)
+    assert sorted([sequence.slot for sequence in running] + scheduler._slots) == list(range(core.limits.rows))
+    for sequence in running:  # the runner was told of them in parts
+        if sequence.synced:
+            own = table[sequence.slot, core._runner.first - 1 :][: sequence.synced]
+            assert own.tolist() == sequence.blocks[: sequence.synced]
 
 
-def check_empty(engine: Engine) -> None:
+def check_empty(core: EngineCore) -> None:
     """Nobody is there and everything can be taken."""
-    check_blocks(engine)
-    assert (engine.waiting, engine.running, engine.rows) == (0, 0, 0)
-    assert engine.free_tokens == engine.limits.tokens
+    check_blocks(core)
+    now = core.snapshot()
+    assert (now.waiting, now.running, now.rows) == (0, 0, 0)
+    assert now.free_tokens == core.limits.tokens
 
 
 def check_answers(model: GLM, job: Greedy) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from generate.engine.jobs import Greedy, check_answers, check_blocks, check_empty, plain
-from glmkit.generate.engine import Engine, EngineLimits
+from glmkit.generate.engine import EngineCore, EngineLimits
 from glmkit.generate.engine.job import Branch
 from glmkit.model import GLM
 from support.kinds import KINDS, make, prompt_of
+from support.stepping import run, submit
 from support.tiny import SPECIAL, random_ids
 
 LIMITS = {
@@ -21,7 +22,7 @@ LIMITS = {
 }
 
 
-def finish(engine: Engine, tickets: list[Any]) -> None:
+def finish(engine: EngineCore, tickets: list[Any]) -> None:
     while any(not ticket.over for ticket in tickets):
         assert engine.step()
         check_blocks(engine)
@@ -35,13 +36,13 @@ def finish(engine: Engine, tickets: list[Any]) -> None:
 @pytest.mark.parametrize("limits", LIMITS)
 def test_together_as_alone(kind: str, prefix: bool, limits: str) -> None:
     model = make(kind, prefix=prefix)
-    engine = Engine(model, LIMITS[limits])
+    engine = EngineCore(model, LIMITS[limits])
     jobs = [Greedy(model, prompt_of(kind, length, seed), 7) for seed, length in enumerate((3, 11, 6, 1, 30))]
     jobs.append(Greedy(model, prompt_of(kind, 9, 7), 7, copies=3))
     prompt = prompt_of(kind, 10, 8)
     right = plain(model, prompt, 7)[0]
     jobs.append(Greedy(model, prompt, 7, draft=[*right[:2], SPECIAL.unk, *right[3:]]))
-    finish(engine, [engine.submit(job) for job in jobs])
+    finish(engine, [submit(engine, job) for job in jobs])
     for job in jobs:
         check_answers(model, job)
     assert jobs[-1].steps < 7, "right guesses save steps"
@@ -53,13 +54,13 @@ def test_together_as_alone(kind: str, prefix: bool, limits: str) -> None:
 @pytest.mark.parametrize("limits", ["usual", "small steps"])
 def test_rows_join_and_leave_at_any_step(kind: str, limits: str) -> None:
     model, chance = make(kind, 2), random.Random(3)
-    engine = Engine(model, LIMITS[limits])
+    engine = EngineCore(model, LIMITS[limits])
     tickets, jobs = [], []
     for step in range(40):
         if len(jobs) < 12 and chance.random() < 0.4:
             prompt = prompt_of(kind, chance.randrange(1, 40), step)
             jobs.append(Greedy(model, prompt, chance.randrange(1, 12), copies=chance.choice([1, 1, 2])))
-            tickets.append(engine.submit(jobs[-1]))
+            tickets.append(submit(engine, jobs[-1]))
         engine.step()
         check_blocks(engine)
     finish(engine, tickets)
@@ -72,14 +73,14 @@ def test_rows_join_and_leave_at_any_step(kind: str, limits: str) -> None:
 def test_a_shared_beginning_is_read_once(kind: str, prefix: bool) -> None:
     model, prompt = make(kind, prefix=prefix), prompt_of(kind, 21, 1)
     causal = KINDS[kind].get("mask") == "causal"
-    engine = Engine(model, EngineLimits(block=4))
+    engine = EngineCore(model, EngineLimits(block=4))
     first = Greedy(model, prompt, 6)
-    engine.run(engine.submit(first))
+    run(engine, submit(engine, first))
     answered = prompt + first.answers[0]
 
     def reused(row: list[int]) -> int:
         job = Greedy(model, row, 5, copies=2)
-        ticket = engine.submit(job)
+        ticket = submit(engine, job)
         finish(engine, [ticket])
         check_answers(model, job)
         return ticket.reused_tokens
@@ -98,12 +99,12 @@ def test_a_shared_beginning_is_read_once(kind: str, prefix: bool) -> None:
 def test_blocks_of_a_part_a_serve_only_the_same_part_a(kind: str) -> None:
     """One more token behind the first blocks of a part A changes all of their keys and values."""
     model, text = make(kind), random_ids(30, seed=4).tolist()
-    engine = Engine(model, EngineLimits(block=4))
+    engine = EngineCore(model, EngineLimits(block=4))
 
     def reused(part_a: list[int], tail: list[int]) -> int:
         row = [*part_a, SPECIAL.gmask, SPECIAL.sop, *tail]
         job = Greedy(model, row, 3)
-        ticket = engine.submit(job)
+        ticket = submit(engine, job)
         finish(engine, [ticket])
         check_answers(model, job)
         return ticket.reused_tokens
@@ -116,31 +117,32 @@ def test_blocks_of_a_part_a_serve_only_the_same_part_a(kind: str) -> None:
     assert reused(text[:17], [24, 21, 22]) == 16
 
 
-def test_other_places_are_other_contents() -> None:
+def test_other_positions_are_other_contents() -> None:
     """The same ids further on: nothing may be taken from the cache."""
     model = make("causal")
-    engine = Engine(model, EngineLimits(block=4))
+    engine = EngineCore(model, EngineLimits(block=4))
     text = random_ids(12, seed=1).tolist()
 
     class Shifted(Greedy):
         def start(self) -> list[Branch]:
-            return [Branch(self.prompt, self.places[:, : len(self.prompt)] + 5)]
+            first, second = self.at(0, len(self.prompt))
+            return [Branch(self.prompt, ([place + 5 for place in first], [place + 5 for place in second]))]
 
-    engine.run(engine.submit(Greedy(model, text, 1)))
-    ticket = engine.submit(Shifted(model, text, 1))
-    engine.run(ticket)
+    run(engine, submit(engine, Greedy(model, text, 1)))
+    ticket = submit(engine, Shifted(model, text, 1))
+    run(engine, ticket)
     assert ticket.reused_tokens == 0
-    again = engine.submit(Shifted(model, text, 1))
-    engine.run(again)
+    again = submit(engine, Shifted(model, text, 1))
+    run(engine, again)
     assert again.reused_tokens == 8
 
 
 def test_equal_prompts_of_one_step_share_what_that_step_writes() -> None:
     model = make("causal")
-    engine = Engine(model, EngineLimits(block=4))
+    engine = EngineCore(model, EngineLimits(block=4))
     prompt = prompt_of("causal", 30, 1)
     jobs = [Greedy(model, prompt, 4) for _ in range(3)]
-    finish(engine, [engine.submit(job) for job in jobs])
+    finish(engine, [submit(engine, job) for job in jobs])
     for job in jobs:
         check_answers(model, job)
     assert engine.counters.read_tokens == 32 + 2 * 4, "31 and the last token of 32 are in the last block"
@@ -150,10 +152,10 @@ def test_equal_prompts_of_one_step_share_what_that_step_writes() -> None:
 @pytest.mark.parametrize("prefix", [False, True], ids=["", "tuned"])
 def test_a_tiny_cache_gives_the_same(kind: str, prefix: bool) -> None:
     model = make(kind, prefix=prefix)
-    engine = Engine(model, EngineLimits(block=4, tokens=48, step_tokens=16))
+    engine = EngineCore(model, EngineLimits(block=4, tokens=48, step_tokens=16))
     jobs = [Greedy(model, prompt_of(kind, length, length), 14) for length in (3, 11, 6, 1, 30, 14)]
     jobs.append(Greedy(model, prompt_of(kind, 4, 9), 14, copies=2))
-    finish(engine, [engine.submit(job) for job in jobs])
+    finish(engine, [submit(engine, job) for job in jobs])
     for job in jobs:
         check_answers(model, job)
     assert engine.counters.preemptions > 0
@@ -162,9 +164,9 @@ def test_a_tiny_cache_gives_the_same(kind: str, prefix: bool) -> None:
 
 def test_the_first_come_is_never_put_off() -> None:
     model = make("causal")
-    engine = Engine(model, EngineLimits(block=4, tokens=48))
+    engine = EngineCore(model, EngineLimits(block=4, tokens=48))
     jobs = [Greedy(model, prompt_of("causal", 6, seed), 30) for seed in range(3)]
-    tickets = [engine.submit(job) for job in jobs]
+    tickets = [submit(engine, job) for job in jobs]
     ended: list[int] = []
     while len(ended) < 3:
         first = tickets[len(ended)]
@@ -181,7 +183,7 @@ def test_what_is_not_finite_stays_with_its_row(kind: str) -> None:
     """Masked slots are multiplied by zero, and zero times NaN is NaN: a row must not find another's in its blocks."""
     model = make(kind, tie_embeddings=False)
     model.model.embed_tokens.weight.data[50] = torch.nan
-    engine = Engine(model, EngineLimits(block=8, tokens=96))
+    engine = EngineCore(model, EngineLimits(block=8, tokens=96))
     good = [text for text in range(11, 64) if text != 50]
 
     def job(ids: list[int], count: int) -> Greedy:
@@ -196,7 +198,7 @@ def test_what_is_not_finite_stays_with_its_row(kind: str) -> None:
     bad = job([50, *good[:9]], 12)
     bad.__class__ = Any50
     others = [job(good[start : start + 7], 9) for start in (3, 9, 20, 30)]
-    tickets = [engine.submit(one) for one in (others[0], bad, *others[1:])]
+    tickets = [submit(engine, one) for one in (others[0], bad, *others[1:])]
     finish(engine, tickets)
     for one in others:
         assert bool(torch.stack(one.logits[0]).isfinite().all())
@@ -205,9 +207,9 @@ def test_what_is_not_finite_stays_with_its_row(kind: str) -> None:
 def test_wide_and_long_rows_get_calls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glmkit.generate.engine.runner._WASTE", 0)
     model = make("sandwich")
-    engine = Engine(model, EngineLimits(block=4))
+    engine = EngineCore(model, EngineLimits(block=4))
     jobs = [Greedy(model, prompt_of("sandwich", length, length), 6) for length in (40, 39, 2, 3, 17)]
-    finish(engine, [engine.submit(job) for job in jobs])
+    finish(engine, [submit(engine, job) for job in jobs])
     for job in jobs:
         check_answers(model, job)
 
@@ -219,8 +221,8 @@ def test_bfloat16_stays_close(kind: str) -> None:
     rounded = make(kind).bfloat16()
     prompt = prompt_of(kind, 9, 2)
     job = Greedy(rounded, prompt, 5)
-    engine = Engine(rounded, EngineLimits(block=4))
-    engine.run(engine.submit(job))
+    engine = EngineCore(rounded, EngineLimits(block=4))
+    run(engine, submit(engine, job))
     with torch.inference_mode():
         whole = exact(torch.tensor([[*prompt, *job.answers[0][:-1]]]))[0, len(prompt) - 1 :]
         usual = rounded(torch.tensor([[*prompt, *job.answers[0][:-1]]]))[0, len(prompt) - 1 :]

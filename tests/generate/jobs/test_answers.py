@@ -235,7 +235,11 @@ def test_mistakes() -> None:
         ([[]], GenerationParams(), "the prompt has no tokens; give at least 1"),
         ([[11] * 97], GenerationParams(), "the prompt has 97 tokens, the model takes 96; shorten it"),
         ([[11]], GenerationParams(max_new_tokens=1 << 50), "ask for fewer tokens"),
-        ([[11]], GenerationParams(stop=("x",)), "stop texts need a reader of the text; give one, or use stop_ids"),
+        (
+            [[11]],
+            GenerationParams(stop=("x",)),
+            "stop texts need a tokenizer; load .* use stop_ids",
+        ),
     ):
         with pytest.raises(RequestError, match=words):
             decode(model, rows, params)

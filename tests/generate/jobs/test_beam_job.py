@@ -112,7 +112,7 @@ def test_what_is_heard() -> None:
     model, prompt = make("causal"), prompt_of("causal", 6, 3)
     heard: list[Piece | Ended] = []
     params = GenerationParams(max_new_tokens=5, num_beams=4, num_return_sequences=2)
-    job = make_job(Prompt.of(prompt, model.config), params, model.config, reader=Letters, listener=heard.append)
+    job = make_job(Prompt.of(prompt, model.config), params, model.config, detokenizer=Letters, listener=heard.append)
     assert isinstance(job, BeamsJob)
     run_jobs(model, [job])
     assert len(job.answers) == 2

@@ -9,7 +9,7 @@ import torch
 
 from glmkit.config import GLMConfig
 from glmkit.generate.jobs.answers import AnswersJob, make_job
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
@@ -18,7 +18,7 @@ from support.jobs import Runner, WholePasses, run_jobs
 from support.kinds import KINDS, make, prompt_of
 from support.tiny import SPECIAL, random_ids
 
-Heard = list[Piece | Ended]
+Told = list[Piece | Ended]
 
 
 class Numbers:
@@ -56,12 +56,12 @@ def random_options(draw: random.Random) -> dict[str, Any]:
     return options | {name: draw.choice(values) for name, values in choices.items()}
 
 
-def answers(runner: Runner, prompt: Prompt, params: GenerationParams, config: GLMConfig) -> tuple[AnswersJob, Heard]:
-    heard: Heard = []
-    job = make_job(prompt, params, config, reader=Numbers, listener=heard.append)
+def answers(runner: Runner, prompt: Prompt, params: GenerationParams, config: GLMConfig) -> tuple[AnswersJob, Told]:
+    told: Told = []
+    job = make_job(prompt, params, config, detokenizer=Numbers, listener=told.append)
     assert isinstance(job, AnswersJob)
     run_jobs(runner, [job])
-    return job, heard
+    return job, told
 
 
 def close(ours: list[Answer], theirs: list[Answer]) -> bool:
@@ -82,19 +82,19 @@ def test_they_never_change_an_answer(kind: str) -> None:
         model = make(kind, seed, prefix=seed % 3 == 0)
         prompt = Prompt.of(prompt_of(kind, 12, seed) if seed % 2 else repetitive(kind, seed), model.config)
         options = random_options(draw)
-        plain, heard = answers(model, prompt, GenerationParams(**options), model.config)
+        plain, told = answers(model, prompt, GenerationParams(**options), model.config)
         for runner in (model, WholePasses(model)):
             ahead = {"prompt_lookup": draw.choice([1, 3, 8]), "prompt_lookup_ngram": draw.choice([1, 2, 3])}
             job, again = answers(runner, prompt, GenerationParams(**options, **ahead), model.config)
             assert close(job.answers, plain.answers), (seed, options, ahead)
             for number in range(options["n"]):
-                ours, theirs = ([event for event in events if event.number == number] for events in (again, heard))
-                assert told(ours) == told(theirs)
+                ours, theirs = ([event for event in events if event.number == number] for events in (again, told))
+                assert written(ours) == written(theirs)
             accepted, drafted = accepted + job.accepted, drafted + job.drafted
     assert 0 < accepted < drafted
 
 
-def told(events: Heard) -> list[Any]:
+def written(events: Told) -> list[Any]:
     return [(event.text, event.tokens) if isinstance(event, Piece) else event.answer.finish for event in events]
 
 
@@ -123,7 +123,7 @@ def test_a_repeating_answer_takes_few_steps() -> None:
         if not branches:
             break
         (branch,) = branches
-        assert branch.places_2T.tolist() == [
+        assert [*branch.positions] == [
             [*range(len(row) - branch.dropped, len(row) - branch.dropped + len(branch.tokens))],
             [0] * len(branch.tokens),
         ]
@@ -145,18 +145,18 @@ def test_blanks_too(kind: str, order: Any) -> None:
 
         def spans(
             runner: Runner, more: dict[str, Any], model: GLM = model, row: list[int] = row, fixed: Any = options
-        ) -> tuple[SpansJob, Heard]:
-            heard: Heard = []
+        ) -> tuple[FillJob, Told]:
+            told: Told = []
             params = GenerationParams(**fixed, **more)
-            job = SpansJob(row, params, model.config, SPECIAL, order=order, reader=Numbers, listener=heard.append)
+            job = FillJob(row, params, model.config, SPECIAL, order=order, detokenizer=Numbers, listener=told.append)
             run_jobs(runner, [job])
-            return job, heard
+            return job, told
 
-        plain, heard = spans(model, {})
+        plain, told = spans(model, {})
         for runner in (model, WholePasses(model)):
             job, again = spans(runner, {"prompt_lookup": draw.choice([1, 5]), "prompt_lookup_ngram": 1})
             assert close(job.answers, plain.answers), (seed, options)
-            assert told(again) == told(heard)
+            assert written(again) == written(told)
             accepted += job.accepted
     assert accepted > 0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glmkit.errors import RequestError
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.sampling import Sampling, next_tokens
@@ -213,7 +213,7 @@ def test_penalties_stops_and_logprobs_hold_in_every_blank() -> None:
         assert not seen & {*span}
         seen |= {*span}
     end = next(span for span in free if span)[0]
-    job = SpansJob(row, GenerationParams(max_new_tokens=6, stop_ids=(end,), logprobs=2), model.config, SPECIAL)
+    job = FillJob(row, GenerationParams(max_new_tokens=6, stop_ids=(end,), logprobs=2), model.config, SPECIAL)
     run_jobs(model, [job])
     assert any(answer.stop_id == end for answer in job.answers)
     assert all(end not in answer.ids for answer in job.answers)
@@ -268,7 +268,7 @@ def test_what_is_heard_of_every_blank(order: Any) -> None:
     row[3] = SPECIAL.gmask
     heard: list[Piece | Ended] = []
     params = GenerationParams(max_new_tokens=5)
-    job = SpansJob(row, params, model.config, SPECIAL, order=order, reader=Letters, listener=heard.append)
+    job = FillJob(row, params, model.config, SPECIAL, order=order, detokenizer=Letters, listener=heard.append)
     run_jobs(model, [job])
     told: dict[int, list[Piece]] = {}
     ends: dict[int, Answer] = {}

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
-from glmkit.generate.engine import Engine, EngineLimits
+from glmkit.generate.engine import EngineCore, EngineLimits
 from glmkit.generate.jobs.answers import AnswersJob, make_job
 from glmkit.generate.jobs.beam_search import BeamsJob
-from glmkit.generate.jobs.infill import SpansJob
+from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM
 from support.jobs import WholePasses
 from support.kinds import KINDS, make, prompt_of
+from support.stepping import cancel, submit
 from support.tiny import SPECIAL
 
-AnyJob = AnswersJob | BeamsJob | SpansJob
+AnyJob = AnswersJob | BeamsJob | FillJob
 
 
 def random_job(model: GLM, kind: str, draw: random.Random) -> Callable[[], AnyJob]:
@@ -33,7 +34,7 @@ def random_job(model: GLM, kind: str, draw: random.Random) -> Callable[[], AnyJo
         row.insert(draw.randrange(len(row)), draw.choice(SPECIAL.mask_ids()))
         row.append(SPECIAL.mask)
         params = GenerationParams(**options, prompt_lookup=draw.choice([0, 4]))
-        return lambda: SpansJob(row, params, config, SPECIAL, order="shared" if sort == "blanks" else "inserted")
+        return lambda: FillJob(row, params, config, SPECIAL, order="shared" if sort == "blanks" else "inserted")
     if sort == "beams":
         params = GenerationParams(**{**options, "temperature": 0.0}, num_beams=draw.choice([2, 5]))
     else:
@@ -48,7 +49,7 @@ def test_each_as_alone(kind: str, room: dict[str, Any]) -> None:
     draw, preempted = random.Random(kind), 0
     for seed in range(2):
         model = make(kind, seed, prefix=seed == 1)
-        engine, makers = Engine(model, EngineLimits(**room)), [random_job(model, kind, draw) for _ in range(14)]
+        engine, makers = EngineCore(model, EngineLimits(**room)), [random_job(model, kind, draw) for _ in range(14)]
         jobs, alone = [maker() for maker in makers], [maker() for maker in makers]
         for job in alone:
             WholePasses(model).run(job)
@@ -56,9 +57,9 @@ def test_each_as_alone(kind: str, room: dict[str, Any]) -> None:
         tickets = []
         while waiting or engine.step():
             for _ in range(min(len(waiting), draw.randrange(3))):  # they come while others run
-                tickets.append(engine.submit(waiting.pop(0)))
+                tickets.append(submit(engine, waiting.pop(0)))
             if draw.random() < 0.1:
-                engine.cancel(engine.submit(makers[0]()))
+                cancel(engine, submit(engine, makers[0]()))
             if waiting:
                 engine.step()
         assert all(ticket.state == "done" for ticket in tickets), [ticket.error for ticket in tickets]
@@ -66,7 +67,8 @@ def test_each_as_alone(kind: str, room: dict[str, Any]) -> None:
             for one, again in zip(job.answers, other.answers, strict=True):
                 assert (one.ids, one.finish, one.stop_id) == (again.ids, again.finish, again.stop_id)
                 assert one.score == pytest.approx(again.score, abs=1e-4)
-        assert (engine.running, engine.waiting, engine.rows) == (0, 0, 0)
-        assert engine.free_tokens == engine.limits.tokens
+        now = engine.snapshot()
+        assert (now.running, now.waiting, now.rows) == (0, 0, 0)
+        assert now.free_tokens == engine.limits.tokens
         preempted += engine.counters.preemptions
     assert not preempted if not room else preempted or "mask" in KINDS[kind], "rows made room for others"

@@ -99,8 +99,8 @@ def test_stop_frees_the_engine_and_keeps_the_text(chat: Live, open_chat: "Open",
     shows(page, "bot", "this goes")
     # The engine is in the middle of a step: that step ends, and no other one is made for this answer.
     script.let(1)
-    chat.settled(lambda: chat.state.worker.snapshot.rows == 0)
-    assert chat.state.worker.open_requests == 0
+    chat.settled(lambda: chat.state.queue.snapshot.rows == 0)
+    assert chat.state.queue.open_requests == 0
     script.let()
     say(page, "and?")
     shows(page, "bot", "this goes", "next")
@@ -113,9 +113,9 @@ def test_the_engine_is_freed_when_the_page_is_closed(chat: Live, open_chat: "Ope
     script.let_until("nobody")
     reads(page, "nobody")
     page.close()
-    chat.settled(lambda: chat.state.worker.open_requests == 0)
+    chat.settled(lambda: chat.state.queue.open_requests == 0)
     script.let(1)
-    chat.settled(lambda: chat.state.worker.snapshot.rows == 0)
+    chat.settled(lambda: chat.state.queue.snapshot.rows == 0)
 
 
 def test_nobody_waits_for_another_page(chat: Live, open_chat: "Open", write: Write) -> None:
@@ -125,7 +125,7 @@ def test_nobody_waits_for_another_page(chat: Live, open_chat: "Open", write: Wri
     script.let_until("to")
     reads(one, "to")
     say(other, "second")
-    chat.settled(lambda: chat.state.worker.open_requests == 2)
+    chat.settled(lambda: chat.state.queue.open_requests == 2)
     script.let()
     shows(one, "bot", "to one")
     shows(other, "bot", "to the other")
@@ -169,7 +169,7 @@ def test_without_an_answer_everything_is_as_before(
     shows(page, "user", "first")
     assert page.input_value(INPUT) == "second"
     script.let()
-    monkeypatch.setattr(chat.state.worker, "draining", True)
+    monkeypatch.setattr(chat.state.queue, "draining", True)
     page.locator("#chat button[title=Retry]").last.click()
     page.wait_for_selector(".toast-body >> text=The server is shutting down")
     shows(page, "bot", "a1")
@@ -221,7 +221,7 @@ def test_refusals_are_notices(chat: Live, open_chat: "Open", monkeypatch: pytest
         def refuse(*_: Any, error: ApiError = error) -> None:
             raise error
 
-        monkeypatch.setattr(chat.state.worker, "_admit", refuse)
+        monkeypatch.setattr(chat.state.queue, "admit", refuse)
         say(page, f"hello {error.status}")
         page.wait_for_selector(f".toast-body >> text={notice}")
         page.wait_for_selector(SEND)
@@ -275,7 +275,7 @@ def test_a_server_that_stops_completes_the_answer_and_does_not_wait_for_the_page
         script.let_until("last")
         reads(page, "last")
         server.signal()
-        wait_for(lambda: server.state.worker.draining)
+        wait_for(lambda: server.state.queue.draining)
         script.let()
         reads(page, "last words")
         server.stopped()

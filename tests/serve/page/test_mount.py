@@ -71,12 +71,12 @@ def test_nothing_of_the_keys_is_in_the_page_and_handlers_ask_for_one(chat: Live)
     values = ["hello", [], "wrong", None, 0.8, 0.8, 0, 1, 0, ""]
     assert len(dependency["inputs"]) == len(values)
     body = {"data": values, "fn_index": dependency["id"], "session_hash": "abc"}
-    rejected = chat.state.worker.snapshot.steps
+    rejected = chat.state.queue.snapshot.counters.steps
     assert post(chat, "/gradio_api/queue/join", json=body).status_code == 200
     with httpx.stream("GET", f"{chat.url}/gradio_api/queue/data?session_hash=abc", timeout=60) as stream:
         said = "".join(stream.iter_text())
     assert "The API key was not accepted" in said
-    assert chat.state.worker.snapshot.steps == rejected
+    assert chat.state.queue.snapshot.counters.steps == rejected
 
 
 def test_below_a_path_of_a_proxy() -> None:

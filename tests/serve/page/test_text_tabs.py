@@ -90,7 +90,7 @@ def test_a_text_is_continued_and_stopped(base: Live, open_base: "Open", write: W
     page.click("#continue-stop")
     page.wait_for_selector("#continue-run")
     script.let(1)
-    base.settled(lambda: base.state.worker.snapshot.rows == 0)
+    base.settled(lambda: base.state.queue.snapshot.rows == 0)
     assert result(page, "continue") == "The quick brown fox jumps over"
     assert page.locator("#continue mark.writing").count() == 0
 

@@ -1,6 +1,8 @@
-"""The engine that runs jobs together: rows join and leave at any step, and share what they have in common."""
+"""The engine that runs jobs together: sequences join and leave at any step, and share what they have in common."""
 
-from .engine import Engine, Ticket
-from .limits import EngineCounters, EngineLimits
+from .core import EngineCore
+from .engine import Engine
+from .limits import EngineCounters, EngineLimits, Snapshot
+from .ticket import Ticket
 
-__all__ = ["Engine", "EngineCounters", "EngineLimits", "Ticket"]
+__all__ = ["Engine", "EngineCore", "EngineCounters", "EngineLimits", "Snapshot", "Ticket"]

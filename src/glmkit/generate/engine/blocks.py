@@ -1,4 +1,4 @@
-"""Which block of the cache belongs to whom. Numbers only: what lies in the blocks is `model.paged`'s business."""
+"""Ownership of the cache's blocks, as numbers alone; `model.paged` holds their content."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class BlockPool:
     """Blocks [first, first + count): free, idle (nobody's, but their content can be found again), or referenced.
 
-    A block's content is named by a key (see `Row.chain`); a named block must not be written to.
+    A block's content is named by a key (see `CachedSequence.chain`); a named block must not be written to.
     """
 
     def __init__(self, first: int, count: int) -> None:

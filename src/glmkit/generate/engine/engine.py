@@ -1,59 +1,83 @@
-"""One engine for everything that is generated: it feeds jobs' rows through the model together and keeps their cache."""
+"""The engine: one thread that steps, and the door to it for Python calls and a server alike."""
 
+import atexit
+import logging
+import os
+import threading
+import weakref
 from collections import deque
-from collections.abc import Generator, Iterable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from queue import SimpleQueue
 
 import torch
-from torch import Tensor
 
-from glmkit.devices import available_memory
 from glmkit.errors import RequestError
-from glmkit.memory import require_memory
 from glmkit.model import GLM
-from glmkit.model.paged import PagedCache
 
-from .blocks import BlockPool
-from .job import Branch, Job
-from .limits import EngineCounters, EngineLimits
-from .lock import FairLock
-from .runner import Runner
-from .scheduler import Scheduler
-from .sequence import Growth, Task
+from .core import EngineCore
+from .job import Job
+from .limits import EngineCounters, EngineLimits, Snapshot
+from .ticket import Post, Ticket, check_process, wait_all, wait_any
 
-TicketState = Literal["waiting", "running", "done", "failed", "cancelled"]
+logger = logging.getLogger(__name__)
+
+Order = Callable[[], object]
 
 
-class Ticket:
-    """What has become of a submitted job. error: why it failed."""
+class Inbox:
+    """Orders for the thread of an engine, which it obeys between two steps. Holds no reference to the engine."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.error: BaseException | None = None
-        self.task = Task(job.max_rows, job.max_row_tokens, self)
-        self.ended: Literal["done", "failed", "cancelled"] | None = None
+    def __init__(self) -> None:
+        self._orders: deque[Order] = deque()
+        # Reentrant: an iterator that is collected as garbage may put its cancellation here from anywhere.
+        self.changed = threading.Condition(threading.RLock())
+        self.closed = self._ended = False
+        self.thread: threading.Thread | None = None
+        self.process = os.getpid()
 
-    @property
-    def state(self) -> TicketState:
-        """Waiting also means: put off, because others needed its place in the cache."""
-        return self.ended or ("running" if self.task.running else "waiting")
+    def put(self, order: Order) -> bool:
+        """Let the thread do this; False when it has ended."""
+        with self.changed:
+            if not self._ended:
+                self._orders.append(order)
+                self.changed.notify()
+            return not self._ended
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.ended is not None
+    def take(self) -> list[Order]:
+        """All orders, without waiting."""
+        orders: list[Order] = []
+        while self._orders:
+            orders.append(self._orders.popleft())
+        return orders
 
-    @property
-    def reused_tokens(self) -> int:
-        """Tokens of its prompts that were found in the cache."""
-        return self.task.reused
+    def wait(self) -> bool:
+        """Wait for an order; False when the thread is to end."""
+        with self.changed:
+            while not (self._orders or self.closed):
+                self.changed.wait()
+            return not self.closed
+
+    def close(self) -> None:
+        """Let the thread end after its step."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+
+    def end(self) -> None:
+        """Obey what is left, and refuse what comes."""
+        with self.changed:
+            self._ended = True
+        for order in self.take():
+            order()
 
 
 class Engine:
-    """Runs jobs (`glmkit.generate.job`) together, step by step, on one model and one cache. Safe to use from threads.
+    """Runs jobs (`glmkit.generate.engine.job`) together on one model. For any number of threads and event loops.
 
-    Every step is one pass over all rows that are being written and over parts of prompts that wait. Rows share the
-    blocks of what they have in common, also with rows that are gone. What a job gets does not depend on the others.
+    The engine's own thread makes the steps. It starts with the first request, holds no reference to the engine while
+    there is nothing to do, and ends with it. failed: the defect that ended the thread; no request is taken then.
+    on_step: called in the thread after each step, with the snapshots before and after it.
     """
 
     def __init__(self, model: GLM, limits: EngineLimits | None = None, *, allocate: bool = False) -> None:
@@ -61,332 +85,253 @@ class Engine:
 
         Raises RequestError when memory does not hold the budget.
         """
-        token_bytes = PagedCache.token_bytes(model.config, model.dtype, model.kv_heads)
-        free = available_memory(model.device)
-        self.model = model
-        self.limits = (limits or EngineLimits()).resolved(model.config, token_bytes, free)
-        what = f"a cache of {self.limits.tokens} tokens"
-        require_memory(self.cache_bytes, model.device, what, "give the engine fewer tokens")
-        self.counters = EngineCounters()
-        self._live: dict[Ticket, None] = {}  # in order of arrival
-        self._dropped: list[Ticket] = []  # to be cancelled when the step is over
-        self._advancing = False
-        self._lock = FairLock()
-        self._runner = Runner(model, self.limits.block, self.limits.blocks, allocate=allocate)
-        self._begin_anew()
+        self._open(EngineCore(model, limits, allocate=allocate))
 
-    def _begin_anew(self) -> None:
-        pool = BlockPool(self._runner.first, self.limits.blocks)
-        self._scheduler = Scheduler(self.limits, pool, self._start, self.counters)
+    def _open(self, core: EngineCore) -> None:
+        self._core = core
+        self.limits: EngineLimits = core.limits
+        self.failed: BaseException | None = None
+        self.on_step: Callable[[Snapshot, Snapshot], None] | None = None
+        self.snapshot = core.snapshot()
+        self._process = os.getpid()
+        self._open_tickets: set[Ticket] = set()
+        self._inbox = Inbox()
+        weakref.finalize(self, self._inbox.close).atexit = False
+        _INBOXES.add(self._inbox)
 
-    # --- jobs come and go ---
+    # --- requests ---
 
-    def submit(self, job: Job) -> Ticket:
-        """Let a job wait for its turn. Raises RequestError when it can never fit: too many rows or tokens."""
-        rows, tokens, limits = job.max_rows, job.max_row_tokens, self.limits
-        if rows > limits.rows:
-            raise RequestError(
-                f"{rows} answers or beams at once are more than this engine's {limits.rows} rows; ask for fewer",
-                param="max_rows",
-            )
-        # Rows may share all but their last block.
-        if -(-tokens // limits.block) + rows - 1 > limits.blocks:
-            raise RequestError(
-                f"{rows} x {tokens} tokens do not fit this engine's cache of {limits.tokens}; shorten the prompt, "
-                f"ask for fewer tokens, or give the engine more",
-                code="context_length_exceeded",
-            )
-        ticket = Ticket(job)
-        with self._lock:
-            self._live[ticket] = None
-            self._scheduler.add(ticket.task)
+    def submit(self, job: Job, ticket: Ticket | None = None) -> Ticket:
+        """Let a job wait for its turn; returns its ticket. ticket: made before, for a job whose events are wanted.
+
+        Raises RequestError when the job can never fit (too many answers or tokens), in a process that was forked from
+        the one that made the engine, and when the engine has failed.
+        """
+        check_process(self._process)
+        if self.ended:
+            raise RequestError("the engine has ended; load the model again", code="engine_failed") from self.failed
+        self._core.check(job)
+        ticket = ticket or Ticket()
+        ticket.attach(job, self._look_at)
+        self._open_tickets.add(ticket)
+        self._inbox.put(partial(self._begin, ticket, torch.get_num_threads()))
+        self._start_thread()
+        if self._inbox.closed:  # just now
+            ticket.cancel(RequestError("the engine has ended", code="engine_failed"))
         return ticket
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Stop a job and free what it has; nothing happens when it is over."""
-        if self._lock.mine and not self._advancing:
-            # In the middle of this thread's own step: an iterator that nobody has any more was collected as garbage.
-            self._dropped.append(ticket)
-            return
-        with self._lock:
-            self._drop(ticket)
-
-    def _drop(self, *tickets: Ticket) -> None:
-        try:
-            for ticket in tickets:
-                if not ticket.over:
-                    self._end(ticket, "cancelled")
-        except BaseException:  # interrupted
-            self._recover()
-            raise
-
-    def _drop_late(self) -> None:
-        while self._dropped:
-            self._drop(self._dropped.pop())
+    def wait(self, tickets: Sequence[Ticket]) -> None:
+        """Wait until one of these is over; at once when there are none."""
+        wait_any(tickets)
 
     def run(self, *tickets: Ticket) -> None:
-        """Step until these are over. Raises the error of the first one that fails; the others are cancelled then.
+        """Wait until these are over. Raises the error of the first one that fails; the others are cancelled then.
 
         Whatever interrupts it (KeyboardInterrupt too) cancels them all.
         """
+        wait_all(tickets)
+
+    def run_all(self, jobs: Iterable[Job], *, rows: int = 64) -> None:
+        """Run jobs to their end, `rows` sequences of them at a time or one job that has more, in their order.
+
+        Raises the first error, and cancels the others.
+        """
+        tickets: list[Ticket] = []
         try:
-            while True:
-                left = False
-                for ticket in tickets:
-                    if ticket.error is not None:
-                        raise ticket.error
-                    left = left or not ticket.over
-                if not left:
-                    return
-                moved = self.step()
-                assert moved or all(ticket.over for ticket in tickets), "jobs wait and nothing can move"
-        except BaseException:
+            for job in jobs:
+                while sum(ticket.job.max_sequences for ticket in tickets) > max(rows - job.max_sequences, 0):
+                    wait_any(tickets)
+                    tickets = _unfinished(tickets)
+                tickets.append(self.submit(job))
+            wait_all(tickets)
+        finally:
             for ticket in tickets:
-                self.cancel(ticket)
-            raise
+                ticket.cancel()
 
     def reset(self) -> None:
         """Forget every cached prefix: needed when weights change. Raises RequestError while jobs run or wait."""
-        with self._lock:
-            if self.running or self.waiting:
-                raise RequestError(
-                    f"{self.running} jobs run and {self.waiting} wait; let them end or cancel them before a reset"
-                )
-            self._runner.reset()
-            self._begin_anew()
+        self._between_steps(self._core.reset)
 
     def reread(self) -> None:
         """As `reset`, but jobs that run go on: what they have so far is read again, by the weights as they are now."""
-        with self._lock:
-            self._runner.reset()
-            self._recover()
+        self._between_steps(self._core.reread)
+
+    def close(self, reason: BaseException | None = None, *, wait: bool = True) -> None:
+        """End the thread after its step, for which it may wait, and cancel what still runs."""
+        self._inbox.close()
+        for ticket in tuple(self._open_tickets):
+            ticket.cancel(reason)
+        if wait and self._inbox.thread is not None:
+            self._inbox.thread.join()
 
     # --- what is going on ---
 
     @property
+    def model(self) -> GLM:
+        """The model that it runs."""
+        return self._core.model
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more requests: it was closed, or has failed."""
+        return self._inbox.closed
+
+    @property
+    def counters(self) -> EngineCounters:
+        """Counts since it was made."""
+        return self._core.counters
+
+    @property
     def cache_bytes(self) -> int:
         """Memory of the whole budget, in the type that the model has now."""
-        token = PagedCache.token_bytes(self.model.config, self.model.dtype, self.model.kv_heads)
-        return token * self.limits.blocks * self.limits.block
+        return self._core.cache_bytes
+
+    @property
+    def open_tickets(self) -> int:
+        """Requests that were submitted and are not over."""
+        return sum(not ticket.over for ticket in tuple(self._open_tickets))
 
     @property
     def waiting(self) -> int:
-        """Jobs that have no rows in the cache yet, or none any more."""
-        with self._lock:
-            self._drop_late()
-            return len(self._scheduler.waiting)
+        """Jobs that have no sequences in the cache yet, or none any more."""
+        return self.snapshot.waiting
 
     @property
     def running(self) -> int:
-        """Jobs with rows in the cache."""
-        with self._lock:
-            self._drop_late()
-            return len(self._scheduler.running)
+        """Jobs with sequences in the cache."""
+        return self.snapshot.running
 
     @property
     def rows(self) -> int:
-        """Rows of running jobs."""
-        with self._lock:
-            self._drop_late()
-            return self._scheduler.rows
+        """Sequences of running jobs."""
+        return self.snapshot.rows
 
     @property
     def free_tokens(self) -> int:
-        """What the cache can still take; tokens that are only kept to be found again count as free."""
-        with self._lock:
-            self._drop_late()
-            return self._scheduler.pool.available * self.limits.block
+        """Tokens that the cache can still take; those that are only kept to be found again count as free."""
+        return self.snapshot.free_tokens
 
-    # --- a step ---
+    # --- the thread ---
 
-    @torch.inference_mode()
-    def step(self) -> bool:
-        """One pass through the model, then every job whose rows are all fed goes on. False: nothing was there to do.
+    def _start_thread(self) -> None:
+        inbox = self._inbox
+        with inbox.changed:
+            if inbox.thread is None:
+                found = weakref.ref(self)
+                inbox.thread = threading.Thread(target=_drive, args=(inbox, found), name="glmkit-engine", daemon=True)
+                inbox.thread.start()
 
-        An error in a job ends that job. One in the pass (no memory) ends the jobs of the pass, with a RequestError.
-        """
-        with self._lock:
-            self._drop_late()
-            if not self._live:
-                return False
+    def _between_steps(self, order: Order) -> None:
+        """Have something done by the thread, or here where there is none, or this is it. Raises what it raises."""
+        check_process(self._process)
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def obey() -> None:
             try:
-                self._pass()
-                self._drop_late()
-            except BaseException:  # interrupted, anywhere
-                self._recover()
-                raise
-            return True
+                order()
+                self.snapshot = self._core.snapshot()
+                done.put(None)
+            except Exception as error:
+                done.put(error)
 
-    def _pass(self) -> None:
-        plan = self._scheduler.plan()
-        for task in plan.impossible:
-            self._end(task.owner, "failed", self._too_small(task))
-        if not plan.feeds:
-            return
-        try:
-            outputs = self._runner.forward(plan)
-        except Exception as error:
-            self._scheduler.undo(plan)
-            what = str(error).split("\n", 1)[0]
-            for task in {id(feed.task): feed.task for feed in plan.feeds}.values():
-                failure = RequestError(f"a pass of {plan.tokens} tokens in {len(plan.feeds)} rows failed: {what}")
-                failure.__cause__ = error
-                self._end(task.owner, "failed", failure)
-            return
-        for feed, logits in outputs:
-            if logits is not None:
-                feed.row.outputs.append(logits)
-        for task in self._scheduler.commit(plan):
-            if task.running:
-                self._advance(task.owner)
+        with self._inbox.changed:
+            thread = self._inbox.thread
+            if thread is None or thread is threading.current_thread() or not self._inbox.put(obey):
+                obey()
+        if (error := done.get()) is not None:
+            raise error
 
-    def _start(self, task: Task) -> bool:
-        """The first rows of a task; False when it is over."""
-        ticket: Ticket = task.owner
-        self._ask(ticket, None)
-        if not ticket.over and self._scheduler.worst_blocks(task) > self.limits.blocks:
-            self._end(ticket, "failed", self._too_small(task))
-        return not ticket.over
+    def _look_at(self, ticket: Ticket) -> None:
+        """Free a ticket that was cancelled, or go on with one whose events were read."""
+        if ticket.over:
+            self._open_tickets.discard(ticket)
+        if self._process == os.getpid():
+            self._inbox.put(_nothing)  # the next step sees it
 
-    def _advance(self, ticket: Ticket) -> None:
-        logits_MV = []
-        for row in ticket.task.rows:
-            logits_MV.append(row.outputs[0] if len(row.outputs) == 1 else torch.cat(row.outputs))
-            row.outputs = []
-        self._ask(ticket, logits_MV)
-
-    def _ask(self, ticket: Ticket, logits_MV: list[Tensor] | None) -> None:
-        """Let a job say what comes next, and end it when that is nothing, or an error."""
-        job = ticket.job
-        try:
-            if logits_MV is None:
-                branches = job.start()
-            else:  # its listener may cancel it, or others
-                before, self._advancing = self._advancing, True
-                try:
-                    branches = job.advance(logits_MV)
-                finally:
-                    self._advancing = before
-            growths = [self._growth(ticket.task, branch) for branch in branches]
-            assert len(growths) <= job.max_rows, f"{len(growths)} rows, {job.max_rows} were announced"
-        except Exception as error:
-            if not ticket.over:
-                self._end(ticket, "failed", error)
-            return
-        except BaseException as error:
-            self._interrupted(ticket, error)
-            raise
-        if ticket.over:  # its listener cancelled it
-            return
-        if not growths:
-            self._end(ticket, "done")
-            return
-        try:
-            self._scheduler.grow(ticket.task, growths)
-        except BaseException as error:  # interrupted: half of the rows have grown, and nobody knows which
-            self._interrupted(ticket, error)
-            raise
-
-    def _interrupted(self, ticket: Ticket, error: BaseException) -> None:
-        """The job cannot go on, as nobody knows how far it came; `_recover` does the rest."""
+    def _begin(self, ticket: Ticket, threads: int) -> None:
+        # Their number belongs to a thread; this one works as the caller's would have.
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         if not ticket.over:
-            self._live.pop(ticket, None)
-            ticket.ended, ticket.error = "failed", RequestError(f"interrupted by {type(error).__name__}; ask again")
-            ticket.error.__cause__ = error
+            self._core.submit(ticket)
 
-    def _growth(self, task: Task, branch: Branch) -> Growth:
-        """A branch in plain numbers. Raises RequestError for ids and places that the model does not have."""
-        tokens, places, config = branch.tokens, branch.places_2T.tolist(), self.model.config
-        length = len(tokens)
-        assert [len(places), len(places[0]), length > 0] == [2, length, True], "each token has two places"
-        assert 0 <= branch.logits <= length, f"logits of {branch.logits} of {length} tokens"
-        assert branch.parent is None or branch.part_a == 0, "a part A begins a row"
-        if min(tokens) < 0 or max(tokens) >= config.vocab_size:
-            wrong = next(token for token in tokens if not 0 <= token < config.vocab_size)
-            raise RequestError(f"id {wrong} is outside the vocabulary of {config.vocab_size} rows")
-        if config.positions == "learned_2d":
-            low, high = min(map(min, places)), max(map(max, places))
-            if low < 0 or high > config.max_positions:
-                raise RequestError(
-                    f"positions {low} to {high} are outside this model's 0 to {config.max_positions}; shorten the text"
-                )
-        before = 0 if branch.parent is None else len(task.rows[branch.parent].tokens)
-        assert 0 <= branch.dropped <= before, f"{branch.dropped} of {before} tokens dropped"
-        after = before - branch.dropped + length
-        assert after <= task.max_row_tokens, f"{after} tokens, {task.max_row_tokens} were announced"
-        return Growth(tokens, places, branch.parent, branch.dropped, branch.part_a, branch.logits)
+    def work(self) -> None:
+        """Obey orders and make steps until there is nothing to do. For the engine's thread alone."""
+        core = self._core
+        try:
+            moved = True
+            while (orders := self._inbox.take()) or moved:
+                for order in orders:
+                    order()
+                before = self.snapshot
+                moved = not self._inbox.closed and core.step()
+                self.snapshot = core.snapshot()
+                self._tell(core.take_news())
+                if moved and self.on_step is not None:
+                    self.on_step(before, self.snapshot)
+        except BaseException as error:
+            logger.critical("the engine has failed; the model must be loaded again", exc_info=error)
+            self.failed = error
+            self._inbox.close()
+            for ticket in tuple(self._open_tickets):
+                if ticket.end("failed", error):
+                    ticket.notify()
 
-    def _end(
-        self, ticket: Ticket, ended: Literal["done", "failed", "cancelled"], error: BaseException | None = None
-    ) -> None:
-        self._live.pop(ticket, None)
-        ticket.ended, ticket.error = ended, error
-        self._scheduler.remove(ticket.task)
-
-    def _too_small(self, task: Task) -> RequestError:
-        return RequestError(
-            f"{task.max_rows} x {task.max_row_tokens} tokens do not fit this engine's cache of {self.limits.tokens}; "
-            f"ask for fewer or shorter answers, or give the engine more tokens",
-            code="context_length_exceeded",
-        )
-
-    def _recover(self) -> None:
-        """After an interruption nothing is known of the cache: everybody waits and will be read again."""
-        self._begin_anew()
-        pool = self._scheduler.pool
-        pool.stale.update(range(pool.first, pool.first + pool.count))
-        for ticket in self._live:
-            ticket.task.forget_blocks()
-            ticket.task.begun = bool(ticket.task.rows)
-            self._scheduler.add(ticket.task)
-
-
-# --- FOLDED generate/listening
-# Running jobs on an engine: one whose events are taken as they come, or many to their end.
-
-
-Heard = TypeVar("Heard")
-
-
-def listen(engine: Engine, job: Job, heard: deque[Heard]) -> Generator[Heard]:
-    """Run a job whose listener puts what it hears into `heard`, and give it on.
-
-    The engine makes a step only when somebody waits for an event, but then all of its jobs go on. Closing or dropping
-    the iterator cancels the job and frees its rows. Raises what ended the job.
-    """
-    ticket = engine.submit(job)
-    try:
-        while True:
-            over = ticket.over  # asked first: another thread may make the step that ends the job
-            while heard:
-                yield heard.popleft()
-            if over:
-                break
-            engine.step()
-    finally:
-        engine.cancel(ticket)
-    if ticket.error is not None:
-        raise ticket.error
-
-
-def run_all(engine: Engine, jobs: Iterable[Job], *, rows: int = 64) -> None:
-    """Run jobs to their end, `rows` rows of them at a time or one job that has more, in their order.
-
-    Raises the first error, and cancels the others.
-    """
-    tickets: list[Ticket] = []
-    try:
-        waiting = iter(jobs)
-        job = next(waiting, None)
-        while job is not None or tickets:
-            while job is not None and sum(ticket.job.max_rows for ticket in tickets) <= max(rows - job.max_rows, 0):
-                tickets.append(engine.submit(job))
-                job = next(waiting, None)
-            engine.step()
-            for ticket in tickets:
-                if ticket.error is not None:
-                    raise ticket.error
-            tickets = [ticket for ticket in tickets if not ticket.over]
-    finally:
+    def _tell(self, tickets: Sequence[Ticket]) -> None:
+        """Wake whoever waits for these, in one call for each event loop."""
+        posts: dict[Post, list[Ticket]] = {}
         for ticket in tickets:
-            engine.cancel(ticket)
+            if ticket.over:
+                self._open_tickets.discard(ticket)
+            if ticket.post is None:
+                ticket.notify()
+            else:
+                posts.setdefault(ticket.post, []).append(ticket)
+        for post, some in posts.items():
+            try:
+                post(partial(_wake, some))
+            except RuntimeError:  # the loop was closed: nobody is left to hear it
+                for ticket in some:
+                    ticket.post = None
+                    ticket.cancel()
+
+
+def _nothing() -> None:
+    """Let the thread make its next step."""
+
+
+def _wake(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        if ticket.wake is not None:
+            ticket.wake()
+
+
+def _unfinished(tickets: Sequence[Ticket]) -> list[Ticket]:
+    """Those that are not over. Raises the error of one that has failed."""
+    for ticket in tickets:
+        if ticket.error is not None:
+            raise ticket.error
+    return [ticket for ticket in tickets if not ticket.over]
+
+
+def _drive(inbox: Inbox, found: "weakref.ref[Engine]") -> None:
+    """The thread of an engine. While it waits, nothing here keeps the engine, or its model, from being collected."""
+    while inbox.wait():
+        engine = found()
+        if engine is None:
+            break
+        engine.work()
+        del engine
+    inbox.end()
+
+
+_INBOXES: "weakref.WeakSet[Inbox]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Let no thread be in the middle of a step when the interpreter goes down."""
+    for inbox in tuple(_INBOXES):
+        if inbox.thread is not None and inbox.process == os.getpid():
+            inbox.close()
+            inbox.thread.join()

@@ -1,6 +1,6 @@
-"""What the engine runs: a job is a few rows of one request that grow together, step by step.
+"""The protocol of what the engine runs: a few sequences of one request that grow together, step by step.
 
-Legend: T tokens of a branch, M tokens whose logits are asked for, V vocabulary rows.
+Legend: M tokens of a branch whose logits are asked for, V vocabulary rows.
 The engine knows nothing of sampling, texts or stops: it feeds tokens, gives logits, keeps the cache.
 """
 
@@ -10,19 +10,23 @@ from typing import Protocol
 
 from torch import Tensor
 
+from glmkit.generate.outputs import Listener
+
+Positions = tuple[list[int], list[int]]  # both rows
+
 
 @dataclass(frozen=True)
 class Branch:
-    """One row of a job in the next step: what of an earlier row it continues, and the tokens to feed.
+    """One sequence of a job in the next step: the earlier sequence that it continues, and the tokens to feed.
 
-    tokens, places_2T: the T >= 1 tokens to feed and both rows of their positions, int64 on the CPU. parent: the row of
-    the step before that this one continues (several may name the same: a fork); None begins a new row. dropped: so many
-    tokens at the end of the parent's row are forgotten first (drafts that were rejected). part_a: of a new row, how
-    many of its first tokens see each other in both directions. logits: for how many of the last tokens they are wanted.
+    tokens, positions: at least one token to feed, and both rows of their positions. parent: the sequence of the step
+    before that this one continues (several may name the same: a fork); None begins a new one. dropped: tokens at the
+    end of the parent to forget first (drafts that were rejected). part_a: of a new sequence, how many of its first
+    tokens see each other in both directions. logits: for how many of the last tokens they are wanted.
     """
 
     tokens: Sequence[int]
-    places_2T: Tensor
+    positions: Positions
     parent: int | None = None
     dropped: int = 0
     part_a: int = 0
@@ -30,20 +34,22 @@ class Branch:
 
 
 class Job(Protocol):
-    """Rows of one request. `start` and `advance` are called by the engine, never at the same time.
+    """The sequences of one request. The engine's thread calls `start` and `advance`, one after the other.
 
-    max_rows: the most rows it ever has at once. max_row_tokens: the most tokens a row ever holds, prompt included;
-    the engine refuses a job whose numbers can never fit, and needs no more than these.
+    max_sequences: the most that it ever has at once. max_sequence_tokens: the most tokens of one of them, prompt
+    included; the engine refuses a job whose numbers can never fit, and needs no more than these. listener: called with
+    every event of an answer; the engine sets it for a job whose ticket gives events.
     """
 
-    max_rows: int
-    max_row_tokens: int
+    max_sequences: int
+    max_sequence_tokens: int
+    listener: Listener | None
 
     def start(self) -> Sequence[Branch]:
-        """The first rows, all of them new."""
+        """The first sequences, all of them new."""
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
-        """Logits (M,V) of every branch of the step before, in their order, in the model's dtype; the next branches.
+        """Take the logits (M,V) of every branch of the step before, in order, in the model's dtype; the next branches.
 
-        None left means that the job is done. An exception ends this job alone; who waits for it gets the exception.
+        None left means that the job is done. An exception ends this job alone; its ticket gives the exception.
         """

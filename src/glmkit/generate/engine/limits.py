@@ -1,12 +1,12 @@
-"""How much an engine may hold and do at once."""
+"""Bounds of what an engine holds and does at once, and the numbers that it keeps of its work."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 
-# What the engine chooses by itself: so many rows of the model's full length, or more where that is little memory, and
-# never more than this share of what is free.
+# A budget that the engine chooses itself: so many sequences of the model's full length, or more where that is little
+# memory, and never more than this share of what is free.
 _FULL_ROWS = 8
 _LITTLE = 256 << 20
 _SHARE = 3
@@ -14,10 +14,10 @@ _SHARE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """tokens: of all rows together, in the cache; a tuned prefix is not counted. None: chosen by the engine.
+    """tokens: of all sequences together, in the cache; a tuned prefix is not counted. None: chosen by the engine.
 
-    rows: answers or beams in one step. step_tokens: prompt tokens read in one step, besides one token of every row
-    that is being written; a part A, which must be read at once, may exceed it. block: tokens of a block.
+    rows: answers or beams in one step. step_tokens: prompt tokens of one step, besides one token of every sequence that
+    decodes; a part A, which is read at once, may exceed it. block: tokens of a block.
     """
 
     tokens: int | None = None
@@ -27,12 +27,12 @@ class EngineLimits:
 
     def __post_init__(self) -> None:
         """Raises RequestError for values that are no whole numbers of at least 1."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "tokens" and value is None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "tokens" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RequestError(f"the engine's {field.name} is {value!r}; give a whole number of at least 1")
+                raise RequestError(f"the engine's {item.name} is {value!r}; give a whole number of at least 1")
         if self.tokens is not None and self.tokens < self.block:
             raise RequestError(f"the engine's tokens are {self.tokens}; give at least one block, {self.block}")
 
@@ -45,28 +45,26 @@ class EngineLimits:
         """The same with a token budget, in whole blocks.
 
         token_bytes: memory of one token in all layers. free: bytes that can be allocated, None where nobody says.
-        A chosen budget holds 8 rows of the model's full length, or up to `rows` of them in 256 MB, within a third of
-        what is free; one row of full length and one block in any case, if all that is free holds them.
+        A chosen budget holds 8 sequences of the model's full length, or up to `rows` of them in 256 MB, within a third
+        of what is free; one of full length and one block in any case, if all that is free holds them.
         """
         tokens = self.tokens
         if tokens is None:
-            row = config.max_positions + self.block
-            tokens = max(min(_FULL_ROWS, self.rows) * row, min(self.rows * row, _LITTLE // token_bytes))
+            full = config.max_positions + self.block
+            tokens = max(min(_FULL_ROWS, self.rows) * full, min(self.rows * full, _LITTLE // token_bytes))
             if free is not None and tokens * token_bytes * _SHARE > free:
-                tokens = max(free // (_SHARE * token_bytes), min(row, free // (2 * token_bytes)), self.block)
+                tokens = max(free // (_SHARE * token_bytes), min(full, free // (2 * token_bytes)), self.block)
         return replace(self, tokens=-(-tokens // self.block) * self.block)
 
 
-# --- FOLDED generate/engine/counters
-# What an engine has done since it was made.
-
-
-@dataclass
+@dataclass(kw_only=True)
 class EngineCounters:
-    """All count upwards. fed_tokens: through the model, of which read_tokens are prompts and rows read again.
+    """Counts since the engine was made; none ever falls.
 
-    reused_tokens: of prompts, found in the cache. decode_rows: rows that went on, summed over steps. drafted: tokens
-    that jobs fed ahead of the model's choice; accepted: those of them that stayed.
+    fed_tokens: through the model; read_tokens: those of prompts, and of sequences that had lost their blocks.
+    reused_tokens: of prompts, found in the cache. decode_rows: sequences that decoded, summed over steps. preemptions:
+    jobs that gave up their blocks for a while. drafted: tokens fed ahead of the model's choice; accepted: those of them
+    that stayed. written_tokens: of answers, as told in the events of tickets.
     """
 
     steps: int = 0
@@ -77,3 +75,19 @@ class EngineCounters:
     preemptions: int = 0
     drafted: int = 0
     accepted: int = 0
+    written_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The engine between two steps. waiting, running: jobs without and with blocks; rows: sequences of running jobs.
+
+    free_tokens: what the cache can still take; tokens that are only kept to be found again count as free. counters: a
+    copy of the engine's.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    rows: int = 0
+    free_tokens: int = 0
+    counters: EngineCounters = field(default_factory=EngineCounters)

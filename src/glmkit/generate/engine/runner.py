@@ -1,6 +1,7 @@
-"""The passes of a model over rows of different lengths: a plan becomes tensors, hidden states become logits.
+"""The passes of a model over sequences of different lengths: a plan becomes tensors, hidden states become logits.
 
-Legend: R tokens of a pass, B rows of a group, T tokens of each, M blocks of the longest, S key slots, V vocabulary.
+Legend: R tokens of a pass, B sequences of a group, T tokens of each, M blocks of the longest, S key slots,
+W tokens whose logits are wanted, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,17 @@ from torch import Tensor
 from glmkit.model import GLM
 from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
 
-from .sequence import Feed, Plan
+from .sequence import Chunk, Plan
 
-# What filling up a table may cost, in numbers that are gathered for nothing, before rows get a call of their own.
+# Numbers that may be gathered for nothing to fill up a table, before sequences get a call of their own.
 _WASTE = 1 << 17
 
 
 class Runner:
-    """Owns the cache and the table of blocks, a line for each row."""
+    """Owns the cache and the table of blocks, a line for each slot."""
 
     def __init__(self, model: GLM, block: int, budget: int, *, allocate: bool) -> None:
-        """budget: blocks for rows. allocate: all at once; else the cache doubles as it is needed."""
+        """budget: blocks for sequences. allocate: all at once; else the cache doubles as it is needed."""
         self._model, self._block, self._budget, self._allocate = model, block, budget, allocate
         self.reset()
 
@@ -37,134 +38,134 @@ class Runner:
         self.first = self.cache.reserved
         if self._allocate:
             self.cache.grow(self.first + self._budget)
+        # Lines begin with the blocks of the tuned prefix; behind a sequence's own comes the zero block.
         self._table = np.zeros((0, self.first + 7), dtype=np.int64)
-        self._filled: list[int] = []
+        self._filled: list[int] = []  # blocks of each slot
         self._columns = torch.zeros(0, dtype=torch.long, device=model.device)
 
-    def forward(self, plan: Plan) -> list[tuple[Feed, Tensor | None]]:
-        """Every feed with the logits (wanted,V) of its last tokens, None where none are wanted."""
+    def forward(self, plan: Plan) -> list[Tensor | None]:
+        """Logits (wanted,V) of the last tokens of every chunk, None where none are wanted."""
         self._make_room(plan)
+        for chunk in plan.chunks:
+            if chunk.fresh or chunk.slot >= len(self._filled) or self._filled[chunk.slot] != chunk.num_blocks:
+                self._sync(chunk)
         if plan.cleared:
             self.cache.clear(plan.cleared)
         if plan.copies:
-            self.cache.copy([source for _, source, _ in plan.copies], [target for _, _, target in plan.copies])
-        feeds = self._sorted(plan.feeds)
+            self.cache.copy([source for source, _ in plan.copies], [target for _, target in plan.copies])
+        order = self._order(plan.chunks)
+        chunks = [plan.chunks[index] for index in order]
         ids: list[int] = []
         first: list[int] = []
         second: list[int] = []
         blocks: list[int] = []
         offsets: list[int] = []
         wanted: list[int] = []
-        size, at = self._block, 0
-        for feed in feeds:
-            row, start, stop = feed.row, feed.start, feed.stop
-            if stop - start == 1:
-                ids.append(row.tokens[start])
-                first.append(row.places[0][start])
-                second.append(row.places[1][start])
-                blocks.append(row.blocks[start // size])
+        size, before = self._block, self.first - 1
+        for chunk in chunks:
+            start, length = chunk.start, len(chunk.tokens)
+            ids += chunk.tokens
+            first += chunk.positions[0]
+            second += chunk.positions[1]
+            if length == 1:
+                blocks.append(self._table.item(chunk.slot, before + start // size))
                 offsets.append(start % size)
             else:
-                ids += row.tokens[start:stop]
-                first += row.places[0][start:stop]
-                second += row.places[1][start:stop]
-                blocks += [row.blocks[index // size] for index in range(start, stop)]
-                offsets += [index % size for index in range(start, stop)]
-            at += stop - start
-            wanted += range(at - feed.wanted, at)
+                line = self._table[chunk.slot, before : before + chunk.num_blocks].tolist()
+                blocks += [line[index // size] for index in range(start, start + length)]
+                offsets += [index % size for index in range(start, start + length)]
+            wanted += range(len(ids) - chunk.wanted, len(ids))
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
-        step = PagedStep(self.cache, slots_2RK, self._groups(feeds))
+        step = PagedStep(self.cache, slots_2RK, self._groups(chunks))
         hidden_RH = self._model.hidden(numbers[:1], position_ids=numbers[None, 1:3], cache=step)[0]
+        outputs: list[Tensor | None] = [None] * len(chunks)
         if not wanted:
-            return [(feed, None) for feed in feeds]
+            return outputs
         if len(wanted) < len(ids):
             hidden_RH = hidden_RH.index_select(0, torch.tensor(wanted, device=hidden_RH.device))
         logits_WV = self._model.head(hidden_RH)
-        parts = torch.split(logits_WV, [feed.wanted for feed in feeds])
-        return [(feed, part if feed.wanted else None) for feed, part in zip(feeds, parts, strict=True)]
+        parts = torch.split(logits_WV, [chunk.wanted for chunk in chunks])
+        for index, chunk, part in zip(order, chunks, parts, strict=True):
+            outputs[index] = part if chunk.wanted else None
+        return outputs
 
     def _make_room(self, plan: Plan) -> None:
         """Let the cache reach to the last block that is used."""
         if self.cache.blocks < self.first + self._budget:
-            last = max(max(feed.row.blocks) for feed in plan.feeds)
-            last = max([last, *(target for _, _, target in plan.copies)])  # of rows that wait for one more block, too
+            used = [block for chunk in plan.chunks for block in chunk.fresh]
+            used += [target for _, target in plan.copies]  # of sequences that wait for one more block, too
+            last = max(used, default=0)
             if last >= self.cache.blocks:
                 self.cache.grow(min(max(last + 1, 2 * self.cache.blocks, 64), self.first + self._budget))
 
-    def _sorted(self, feeds: Sequence[Feed]) -> list[Feed]:
-        """Short feeds of equal length side by side, the longest rows first; then the others."""
-        short = [feed for feed in feeds if feed.stop - feed.start <= SHORT]
-        long = [feed for feed in feeds if feed.stop - feed.start > SHORT]
-        short.sort(key=lambda feed: (feed.stop - feed.start, -len(feed.row.blocks)))
-        return short + long
+    def _order(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Short chunks of equal length side by side, of the longest sequences first; then the others."""
+        short = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) <= SHORT]
+        short.sort(key=lambda index: (len(chunks[index].tokens), -chunks[index].num_blocks))
+        return short + [index for index, chunk in enumerate(chunks) if len(chunk.tokens) > SHORT]
 
-    def _groups(self, feeds: Sequence[Feed]) -> list[Group]:
+    def _groups(self, chunks: Sequence[Chunk]) -> list[Group]:
         groups, at, index = [], 0, 0
         causal, fresh = self._model.config.mask == "causal", not self.cache.prefix
         slab = self._block * self.cache.heads * self.cache.width
-        while index < len(feeds):
-            feed = feeds[index]
-            length = feed.stop - feed.start
-            part_a = 0 if causal else feed.row.part_a
-            if length > SHORT and feed.start == 0 and fresh:
-                groups.append(Group(at, 1, length, min(part_a, length)))
+        while index < len(chunks):
+            chunk = chunks[index]
+            length = len(chunk.tokens)
+            if length > SHORT and chunk.start == 0 and fresh:
+                groups.append(Group(at, 1, length, 0 if causal else min(chunk.part_a, length)))
                 at, index = at + length, index + 1
                 continue
-            count, waste, most = 1, 0, len(feed.row.blocks)
-            while length <= SHORT and index + count < len(feeds):
-                other = feeds[index + count]
-                waste += (most - len(other.row.blocks)) * slab
-                if other.stop - other.start != length or waste > _WASTE:
+            count, waste = 1, 0
+            while length <= SHORT and index + count < len(chunks):
+                other = chunks[index + count]
+                waste += (chunk.num_blocks - other.num_blocks) * slab
+                if len(other.tokens) != length or waste > _WASTE:
                     break
                 count += 1
-            groups.append(self._gathering(at, length, feeds[index : index + count], causal))
+            groups.append(self._gathering(at, length, chunks[index : index + count], causal))
             at, index = at + count * length, index + count
         return groups
 
-    def _gathering(self, at: int, length: int, feeds: Sequence[Feed], causal: bool) -> Group:
-        """Rows that need what is in the cache."""
+    def _gathering(self, at: int, length: int, chunks: Sequence[Chunk], causal: bool) -> Group:
+        """A group of sequences that need what is in the cache."""
         reserved, cache = self.first - 1, self.cache
-        lines, ends, most = [], [], 0
-        for feed in feeds:
-            row = feed.row
-            count = len(row.blocks)
-            if row.synced != count or row.lane >= len(self._filled) or self._filled[row.lane] != count:
-                self._sync(row.lane, row.blocks, row.synced)
-                row.synced = count
-            lines.append(row.lane)
-            most = max(most, -(-feed.stop // self._block))
-            part_a = 0 if causal or feed.start >= row.part_a else row.part_a
+        ends: list[int] = []
+        for chunk in chunks:
+            start = chunk.start
+            part_a = 0 if causal or start >= chunk.part_a else chunk.part_a
             if length == 1:
-                ends.append(max(feed.stop, part_a))
+                ends.append(max(start + 1, part_a))
             else:
-                ends += [max(index, part_a if index <= part_a else 0) for index in range(feed.start + 1, feed.stop + 1)]
+                ends += [max(index, part_a if index <= part_a else 0) for index in range(start + 1, start + length + 1)]
+        max_blocks = max(-(-chunk.stop // self._block) for chunk in chunks)
         device = self._model.device
-        table_BM = torch.from_numpy(self._table[lines, : reserved + most]).to(device)
+        lines = [chunk.slot for chunk in chunks]
+        table_BM = torch.from_numpy(self._table[lines, : reserved + max_blocks]).to(device)
         own = reserved * self._block
-        slots = own + most * self._block
+        slots = own + max_blocks * self._block
         if len(self._columns) < slots:
             self._columns = torch.arange(2 * slots, device=device)
-        ends_BT1 = torch.tensor(ends, device=device).view(len(feeds), length, 1) + own
+        ends_BT1 = torch.tensor(ends, device=device).view(len(chunks), length, 1) + own
         hidden_BTS = self._columns[:slots] >= ends_BT1
         if cache.prefix < own:
             hidden_BTS[:, :, cache.prefix : own] = True
         bias_BTS = torch.zeros(hidden_BTS.shape, dtype=self._model.dtype, device=device)
         bias_BTS.masked_fill_(hidden_BTS, -torch.inf)
-        return Group(at, len(feeds), length, slabs=cache.slabs(table_BM), bias=bias_BTS)
+        return Group(at, len(chunks), length, slabs=cache.slabs(table_BM), bias=bias_BTS)
 
-    def _sync(self, lane: int, blocks: Sequence[int], start: int) -> None:
-        """Bring a line up to date from block number `start` on."""
-        first, (lines, columns) = self.first - 1, self._table.shape
-        if lane >= lines or first + len(blocks) > columns:
-            # As many lines as rows were ever there at once: a row of full length is one long line, not thousands.
-            lines = lines if lane < lines else 2 * (lane + 1)
-            columns = columns if first + len(blocks) <= columns else first + 2 * len(blocks)
+    def _sync(self, chunk: Chunk) -> None:
+        """Bring the line of a slot up to date."""
+        before, (lines, columns) = self.first - 1, self._table.shape
+        slot, count = chunk.slot, chunk.num_blocks
+        if slot >= lines or before + count > columns:
+            # As many lines as sequences were ever there at once: a full-length one is one long line, not thousands.
+            lines = lines if slot < lines else 2 * (slot + 1)
+            columns = columns if before + count <= columns else before + 2 * count
             old, self._table = self._table, np.zeros((lines, columns), dtype=np.int64)
-            # Lines begin with the blocks of the tuned prefix; behind a row's own comes the zero block.
-            self._table[:, :first] = np.arange(1, first + 1)
+            self._table[:, :before] = np.arange(1, before + 1)
             self._table[: len(old), : old.shape[1]] = old
             self._filled += [0] * (lines - len(old))
-        self._table[lane, first + start : first + len(blocks)] = blocks[start:]
-        self._table[lane, first + len(blocks) : first + self._filled[lane]] = 0
-        self._filled[lane] = len(blocks)
+        self._table[slot, before + chunk.first_fresh : before + count] = chunk.fresh
+        self._table[slot, before + count : before + self._filled[slot]] = 0
+        self._filled[slot] = count

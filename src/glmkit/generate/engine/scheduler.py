@@ -1,290 +1,382 @@
-"""Which rows go on in the next pass, which wait, and who gives up blocks when there are none left. No tensors here.
+"""Choice of the sequences that go on in the next pass, and of those that give up their blocks.
 
-Tasks run in order of arrival: every running task came before every waiting one.
+Tickets run in order of arrival. A ticket whose reader is behind is not scheduled, and gives up its blocks to any other.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
+
+from torch import Tensor
 
 from .blocks import BlockPool
+from .job import Branch
 from .limits import EngineCounters, EngineLimits
-from .sequence import Feed, Growth, Plan, Row, Task
+from .sequence import CachedSequence, Chunk, Plan
+from .ticket import Ticket
+
+
+class _Feed(NamedTuple):
+    """Tokens [start, stop) of a sequence; logits of the last `wanted` are needed."""
+
+    ticket: Ticket
+    sequence: CachedSequence
+    start: int
+    stop: int
+    wanted: int
+
+
+@dataclass
+class _Pass:
+    """A pass that is being planned, and what must be undone when it fails.
+
+    named: blocks whose content can be found from now on, though this pass writes it. impossible: tickets that will
+    never have the blocks they need.
+    """
+
+    feeds: list[_Feed] = field(default_factory=list)
+    copies: list[tuple[Ticket, int, int]] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
+    named: list[int] = field(default_factory=list)
+    impossible: list[Ticket] = field(default_factory=list)
+    read_tokens: int = 0
+
+    def leave_out(self, ticket: Ticket) -> None:
+        """Nothing of this ticket happens."""
+        self.feeds = [feed for feed in self.feeds if feed.ticket is not ticket]
+        self.copies = [copy for copy in self.copies if copy[0] is not ticket]
 
 
 class Scheduler:
-    """Tasks, the blocks of their rows, and a plan for every pass."""
+    """Tickets, the blocks of their sequences, and a plan for every pass."""
 
     def __init__(
-        self, limits: EngineLimits, pool: BlockPool, begin: Callable[[Task], bool], counters: EngineCounters
+        self, limits: EngineLimits, pool: BlockPool, begin: Callable[[Ticket], bool], counters: EngineCounters
     ) -> None:
-        """begin: gives a task its first rows (`grow`); False when it needs none or has failed, then it is gone."""
+        """begin: gives a ticket its first sequences (`grow`); False when it needs none or has failed: it is gone."""
         self.limits, self.pool, self.counters, self._begin = limits, pool, counters, begin
-        self.waiting: deque[Task] = deque()
-        self.running: list[Task] = []
-        self._lanes = list(range(limits.rows - 1, -1, -1))
+        self.waiting: deque[Ticket] = deque()
+        self.running: list[Ticket] = []
+        self._slots = list(range(limits.rows - 1, -1, -1))
+        self._pass = _Pass()
 
     @property
-    def rows(self) -> int:
-        """Rows of running tasks."""
-        return sum(len(task.rows) for task in self.running)
+    def sequences(self) -> int:
+        """Sequences of running tickets."""
+        return sum(len(ticket.sequences) for ticket in self.running)
 
-    def worst_blocks(self, task: Task) -> int:
-        """The most blocks it can need: where it begins with one row, what is full of that is shared by all others."""
-        block = self.limits.block
-        shared = len(task.rows[0].tokens) // block if len(task.rows) == 1 else 0
-        return shared + task.max_rows * (-(-task.max_row_tokens // block) - shared)
+    @property
+    def impossible(self) -> list[Ticket]:
+        """Tickets that the last plan found to need more blocks than there are."""
+        return self._pass.impossible
 
-    def add(self, task: Task) -> None:
+    def worst_blocks(self, ticket: Ticket) -> int:
+        """The most blocks it can need: full ones of a single first sequence are shared by all others."""
+        block, job = self.limits.block, ticket.job
+        shared = len(ticket.sequences[0].tokens) // block if len(ticket.sequences) == 1 else 0
+        return shared + job.max_sequences * (-(-job.max_sequence_tokens // block) - shared)
+
+    def add(self, ticket: Ticket) -> None:
         """Wait behind all others."""
-        self.waiting.append(task)
+        self.waiting.append(ticket)
 
-    def remove(self, task: Task) -> None:
+    def remove(self, ticket: Ticket) -> None:
         """Give up everything it has; nothing happens when it is not there."""
-        if task.running:
-            self.running.remove(task)
-            self._give_up(task)
-        elif task in self.waiting:
-            self.waiting.remove(task)
-        task.rows = []
+        if ticket.running:
+            self.running.remove(ticket)
+            self._give_up(ticket)
+        elif ticket in self.waiting:
+            self.waiting.remove(ticket)
+        ticket.sequences = []
 
-    def _give_up(self, task: Task) -> None:
-        """Its rows keep their tokens and nothing else."""
-        for row in task.rows:
-            self._drop(row)
-        task.forget_blocks()
-
-    def _drop(self, row: Row) -> None:
-        self.pool.release(row.blocks)
-        row.blocks = []
-        if row.lane >= 0:
-            self._lanes.append(row.lane)
-            row.lane = -1
-
-    def grow(self, task: Task, growths: Sequence[Growth]) -> None:
-        """The rows of the next steps, of a task whose rows are all fed: as they continue earlier rows, or anew."""
-        # All children of a row but the last get copies; the last one takes it over.
-        left = Counter(growth.parent for growth in growths)
-        old = task.rows
-        for index, row in enumerate(old):
+    def grow(self, ticket: Ticket, branches: Sequence[Branch]) -> None:
+        """The sequences of the next steps, of a ticket whose sequences are all fed: continued, or new."""
+        # All children of a sequence but the last get copies; the last one takes it over.
+        left = Counter(branch.parent for branch in branches)
+        old = ticket.sequences
+        for index, sequence in enumerate(old):
             if index not in left:
-                self._drop(row)
+                self._drop(sequence)
         moved: set[int] = set()
-        task.rows = []
-        for growth in growths:
-            left[growth.parent] -= 1
-            if growth.parent is None:
-                row = Row.new(growth)
-                row.lane = self._lanes.pop() if task.running else -1
+        ticket.sequences = []
+        for branch in branches:
+            parent = branch.parent
+            left[parent] -= 1
+            if parent is None:
+                first, second = branch.positions
+                sequence = CachedSequence([*branch.tokens], ([*first], [*second]), branch.part_a, branch.logits)
+                sequence.slot = self._slots.pop() if ticket.running else -1
             else:
-                row = old[growth.parent]
-                if growth.parent not in moved:
-                    self.counters.drafted += row.drafts
-                    self.counters.accepted += max(0, row.drafts - growth.dropped)
-                    moved.add(growth.parent)
-                if left[growth.parent]:
-                    row = row.fork()
-                    for block in row.blocks:
+                sequence = old[parent]
+                if parent not in moved:
+                    self.counters.drafted += sequence.drafts
+                    self.counters.accepted += max(0, sequence.drafts - branch.dropped)
+                    moved.add(parent)
+                if left[parent]:
+                    sequence = sequence.fork()
+                    for block in sequence.blocks:
                         self.pool.share(block)
-                    row.lane = self._lanes.pop()
-                self.pool.release(row.grow(growth, self.limits.block, self.limits.step_tokens))
-            task.rows.append(row)
+                    sequence.slot = self._slots.pop()
+                if given_up := sequence.grow(branch, self.limits.block):
+                    self.pool.release(given_up)
+                sequence.prefill = len(branch.tokens) > self.limits.step_tokens
+            ticket.sequences.append(sequence)
 
     # --- one pass ---
 
     def plan(self) -> Plan:
-        """What the next pass feeds. Blocks are taken here; `commit` counts what was read."""
-        plan = Plan()
-        for task in tuple(self.running):
-            if task.running:
-                self._go_on(task, plan)
-        for task in tuple(self.running):
-            if task.running:
-                self._read(task, plan)
-        for task in self._admitted(plan):
-            self._read(task, plan)
-        return plan
+        """The next pass. Blocks are taken here; `commit` counts what was read."""
+        now = self._pass = _Pass()
+        for ticket in tuple(self.running):
+            if ticket.running and not ticket.full:
+                self._decode(ticket, now)
+        for ticket in tuple(self.running):
+            if ticket.running and not ticket.full:
+                self._prefill(ticket, now)
+        for ticket in self._admitted(now):
+            self._prefill(ticket, now)
+        copies = [(source, target) for _, source, target in now.copies]
+        return Plan([self._chunk(feed) for feed in now.feeds], copies, now.cleared)
 
-    def commit(self, plan: Plan) -> list[Task]:
-        """Count what the pass has read; returns the tasks all of whose rows are fed."""
-        block, tasks = self.limits.block, {}
+    def commit(self, logits: Sequence[Tensor | None] = ()) -> list[Ticket]:
+        """Count what the pass has read, and keep its logits; returns the tickets all of whose sequences are fed."""
+        block, tickets = self.limits.block, dict[Ticket, None]()
         self.counters.steps += 1
-        self.counters.read_tokens += plan.read_tokens
-        for feed in plan.feeds:
-            row, tasks[id(feed.task)] = feed.row, feed.task
-            self.counters.fed_tokens += feed.stop - feed.start
-            row.read = feed.stop
-            if row.reading:
-                row.reading = feed.stop < len(row.tokens)
+        self.counters.read_tokens += self._pass.read_tokens
+        for (ticket, sequence, start, stop, _), logits_MV in zip_longest(self._pass.feeds, logits):
+            tickets[ticket] = None
+            if logits_MV is not None:
+                sequence.outputs.append(logits_MV)
+            self.counters.fed_tokens += stop - start
+            sequence.read = stop
+            if sequence.prefill:
+                sequence.prefill = stop < len(sequence.tokens)
                 continue
             self.counters.decode_rows += 1
-            if feed.stop // block > feed.start // block:
-                self._name(row, feed.start // block, feed.stop)
-        return [task for task in tasks.values() if task.running and task.is_fed]
+            if stop // block > start // block:
+                self._name(sequence, start // block, stop)
+        return [ticket for ticket in tickets if ticket.running and ticket.is_fed]
 
-    def undo(self, plan: Plan) -> None:
-        """The pass did not happen: what it would have written is nowhere, and who relies on it reads again."""
-        tainted = set(plan.named)
+    def undo(self) -> list[Ticket]:
+        """Take the pass back: nothing that it would have written is found, and who relies on it reads again.
+
+        Returns the tickets of the pass.
+        """
+        tainted = set(self._pass.named)
         for block in tainted:
             self.pool.forget(block)
-        fed = {id(task) for task in (*(feed.task for feed in plan.feeds), *(copy[0] for copy in plan.copies))}
-        for task in reversed(tuple(self.running)):
-            if id(task) in fed or any(block in tainted for row in task.rows for block in row.blocks):
-                self._preempt(task)
+        tickets = dict.fromkeys(feed.ticket for feed in self._pass.feeds)
+        touched = tickets.keys() | {copy[0] for copy in self._pass.copies}
+        for ticket in reversed(tuple(self.running)):
+            blocks = (block for sequence in ticket.sequences for block in sequence.blocks)
+            if ticket in touched or any(block in tainted for block in blocks):
+                self._preempt(ticket)
+        return list(tickets)
 
-    def _go_on(self, task: Task, plan: Plan) -> None:
-        """All rows that are being written, each with all its new tokens."""
-        for row in task.rows:
-            length = len(row.tokens)
-            if row.reading or row.read == length:
+    def _decode(self, ticket: Ticket, now: _Pass) -> None:
+        """All sequences that decode, each with all its new tokens."""
+        for sequence in ticket.sequences:
+            length = len(sequence.tokens)
+            if sequence.prefill or sequence.read == length:
                 continue
-            if self._room(task, row, length, plan) < length:
+            if self._room(ticket, sequence, length, now) < length:
                 return  # those before it need their blocks; it goes on when they are done
-            self._feed(task, row, length, plan)
+            self._feed(ticket, sequence, length, now)
 
-    def _read(self, task: Task, plan: Plan) -> None:
-        """Rows that still have a prompt to read, as far as the budget goes."""
-        for row in task.rows:
-            left = self.limits.step_tokens - plan.read_tokens
+    def _prefill(self, ticket: Ticket, now: _Pass) -> None:
+        """Sequences that still have a prompt to read, as far as the budget goes."""
+        for sequence in ticket.sequences:
+            left = self.limits.step_tokens - now.read_tokens
             if left <= 0:
                 return
-            if row.reading and row.read < len(row.tokens):
-                self._read_row(task, row, left, plan)
+            if sequence.prefill and sequence.read < len(sequence.tokens):
+                self._prefill_one(ticket, sequence, left, now)
 
-    def _read_row(self, task: Task, row: Row, left: int, plan: Plan) -> None:
-        found = self._find(row)
-        start = row.read + len(found) * self.limits.block
-        count = min(left, len(row.tokens) - start)
-        if start < row.part_a:
-            if row.part_a - start > left and plan.read_tokens:
+    def _prefill_one(self, ticket: Ticket, sequence: CachedSequence, left: int, now: _Pass) -> None:
+        found = self._find(sequence)
+        start = sequence.read + len(found) * self.limits.block
+        count = min(left, len(sequence.tokens) - start)
+        if start < sequence.part_a:
+            if sequence.part_a - start > left and now.read_tokens:
                 return  # it must be read at once: in a step of its own
-            count = max(count, row.part_a - start)
+            count = max(count, sequence.part_a - start)
         for block in found:
             self.pool.share(block)
-        row.blocks += found
-        if not task.preempted:
-            task.reused += len(found) * self.limits.block
+        sequence.blocks += found
+        if not ticket.preempted:
+            ticket.reused_tokens += len(found) * self.limits.block
             self.counters.reused_tokens += len(found) * self.limits.block
-        row.read = start
-        stop = min(start + count, self._room(task, row, start + count, plan))
-        if stop <= start or (start < row.part_a and stop < row.part_a):
+        sequence.read = start
+        stop = min(start + count, self._room(ticket, sequence, start + count, now))
+        if stop <= start or (start < sequence.part_a and stop < sequence.part_a):
             return
-        plan.read_tokens += stop - start
-        self._feed(task, row, stop, plan)
-        plan.named += self._name(row, start // self.limits.block, stop)
+        now.read_tokens += stop - start
+        self._feed(ticket, sequence, stop, now)
+        now.named += self._name(sequence, start // self.limits.block, stop)
 
-    def _feed(self, task: Task, row: Row, stop: int, plan: Plan) -> None:
-        pool, block, blocks = self.pool, self.limits.block, row.blocks
+    def _feed(self, ticket: Ticket, sequence: CachedSequence, stop: int, now: _Pass) -> None:
+        pool, block, blocks = self.pool, self.limits.block, sequence.blocks
         if pool.stale:
             full = stop // block
-            pool.stale.difference_update(blocks[row.read // block : full])
+            pool.stale.difference_update(blocks[sequence.read // block : full])
             if stop % block and blocks[full] in pool.stale:
                 pool.stale.remove(blocks[full])
-                plan.cleared.append(blocks[full])
-        wanted = stop - max(row.read, len(row.tokens) - row.logits)
-        plan.feeds.append(Feed(task, row, row.read, stop, max(0, wanted)))
+                now.cleared.append(blocks[full])
+        wanted = stop - max(sequence.read, len(sequence.tokens) - sequence.logits)
+        now.feeds.append(_Feed(ticket, sequence, sequence.read, stop, max(0, wanted)))
 
-    def _find(self, row: Row) -> list[int]:
-        """Blocks somewhere in the cache that hold what comes next in this row, but for tokens with wanted logits."""
+    def _chunk(self, feed: _Feed) -> Chunk:
+        """A feed in numbers; the runner knows all blocks of its sequence afterwards."""
+        _, sequence, start, stop, wanted = feed
+        first, second = sequence.positions
+        known, sequence.synced = sequence.synced, len(sequence.blocks)
+        return Chunk(
+            sequence.slot, start, sequence.tokens[start:stop], (first[start:stop], second[start:stop]),
+            sequence.part_a, wanted, len(sequence.blocks), known, sequence.blocks[known:],
+        )  # fmt: skip
+
+    def _find(self, sequence: CachedSequence) -> list[int]:
+        """Blocks in the cache that hold what comes next in this sequence, but for tokens with wanted logits."""
         block, found = self.limits.block, []
-        start = row.read // block
-        if row.read % block or len(row.blocks) > start:
+        start = sequence.read // block
+        if sequence.read % block or len(sequence.blocks) > start:
             return []
-        for key in row.chain(block)[start : (len(row.tokens) - max(1, row.logits)) // block]:
+        for key in sequence.chain(block)[start : (len(sequence.tokens) - max(1, sequence.logits)) // block]:
             at = self.pool.find(key)
             if at is None:
                 break
             found.append(at)
         return found
 
-    def _name(self, row: Row, first: int, stop: int) -> list[int]:
+    def _name(self, sequence: CachedSequence, first: int, stop: int) -> list[int]:
         """Let the full blocks from number `first` on, up to token `stop`, be found; returns those that are now."""
         last = stop // self.limits.block
         if first >= last:
             return []
-        keys = row.chain(self.limits.block)
-        return [row.blocks[index] for index in range(first, last) if self.pool.name(row.blocks[index], keys[index])]
+        keys, blocks = sequence.chain(self.limits.block), sequence.blocks
+        return [blocks[index] for index in range(first, last) if self.pool.name(blocks[index], keys[index])]
 
-    # --- blocks ---
+    # --- blocks and slots ---
 
-    def _room(self, task: Task, row: Row, stop: int, plan: Plan) -> int:
-        """Take blocks so that tokens [row.read, stop) can be written; returns up to where they can."""
-        size, blocks = self.limits.block, row.blocks
-        if row.read % size:
-            index = row.read // size
+    def _room(self, ticket: Ticket, sequence: CachedSequence, stop: int, now: _Pass) -> int:
+        """Take blocks so that tokens [sequence.read, stop) can be written; returns up to where they can."""
+        size, blocks = self.limits.block, sequence.blocks
+        if sequence.read % size:
+            index = sequence.read // size
             old = blocks[index]
             if self.pool.is_shared(old):
-                new = self._take(task, plan)
+                new = self._take(ticket, now)
                 if new is None:
-                    return row.read
-                plan.copies.append((task, old, new))
+                    return sequence.read
+                now.copies.append((ticket, old, new))
                 self.pool.stale.discard(new)
                 self.pool.release([old])
                 blocks[index] = new
-                row.synced = min(row.synced, index)
+                sequence.synced = min(sequence.synced, index)
             else:
                 self.pool.forget(old)
         while len(blocks) * size < stop:
-            new = self._take(task, plan)
+            new = self._take(ticket, now)
             if new is None:
                 return len(blocks) * size
             blocks.append(new)
         return stop
 
-    def _take(self, task: Task, plan: Plan) -> int | None:
-        """A block, if need be of the task that came last; a task gives up none for one that came after it."""
+    def _take(self, ticket: Ticket, now: _Pass) -> int | None:
+        """A block, if need be of a ticket that is put off, or of the one that came last.
+
+        A ticket gives up none for one that came after it.
+        """
         block = self.pool.take()
-        while block is None and self.running[-1] is not task:
-            last = self.running[-1]
-            plan.leave_out(last)
+        while block is None:
+            last = self._put_off() or self.running[-1]
+            if last is ticket:
+                break
+            now.leave_out(last)
             self._preempt(last)
             self.counters.preemptions += 1
             block = self.pool.take()
         if block is None and len(self.running) == 1:
-            plan.leave_out(task)
-            for named in plan.named:
+            now.leave_out(ticket)
+            for named in now.named:
                 self.pool.forget(named)
-            plan.named.clear()
-            plan.impossible.append(task)
+            now.named.clear()
+            now.impossible.append(ticket)
         return block
 
-    def _preempt(self, task: Task) -> None:
-        self.running.remove(task)
-        self._give_up(task)
-        task.preempted = True
-        self.waiting.appendleft(task)
+    def _put_off(self) -> Ticket | None:
+        """The last running ticket whose reader is behind."""
+        return next((ticket for ticket in reversed(self.running) if ticket.full), None)
+
+    def _preempt(self, ticket: Ticket) -> None:
+        self.running.remove(ticket)
+        self._give_up(ticket)
+        ticket.preempted = True
+        self.waiting.appendleft(ticket)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Its sequences keep their tokens and nothing else."""
+        ticket.running = False
+        for sequence in ticket.sequences:
+            self._drop(sequence)
+            sequence.forget_blocks()
+
+    def _drop(self, sequence: CachedSequence) -> None:
+        self.pool.release(sequence.blocks)
+        if sequence.slot >= 0:
+            self._slots.append(sequence.slot)
 
     # --- who may run ---
 
-    def _admitted(self, plan: Plan) -> Iterator[Task]:
-        """Waiting tasks in order, as long as there are rows, blocks for what they begin with, and prompt budget."""
-        while self.waiting and plan.read_tokens < self.limits.step_tokens and not plan.impossible:
-            task = self.waiting[0]
-            if sum(other.max_rows for other in self.running) + task.max_rows > self.limits.rows:
+    def _admitted(self, now: _Pass) -> Iterator[Ticket]:
+        """Waiting tickets in order, as long as there are slots, blocks for what they begin with, and prompt budget."""
+        for ticket in tuple(self.waiting):
+            if now.read_tokens >= self.limits.step_tokens or now.impossible:
                 return
-            if not task.begun:
-                task.begun = True
-                if not self._begin(task):
+            if ticket.full:
+                continue
+            while not self._has_slots_for(ticket):
+                if not self._make_way():
+                    return
+            if not ticket.begun:
+                ticket.begun = True
+                if not self._begin(ticket):
                     continue
-            if self.running and not self._has_room_for(task):
-                return
-            self.waiting.popleft()
-            self.running.append(task)
-            task.running = True
-            for row in task.rows:
-                row.lane = self._lanes.pop()
-            yield task
+            while self.running and not self._has_room_for(ticket):
+                if not self._make_way():
+                    return
+            self.waiting.remove(ticket)
+            self.running.append(ticket)
+            ticket.running = True
+            for sequence in ticket.sequences:
+                sequence.slot = self._slots.pop()
+            yield ticket
 
-    def _has_room_for(self, task: Task) -> bool:
+    def _make_way(self) -> bool:
+        """Let a ticket whose reader is behind give up its place; False when there is none."""
+        ticket = self._put_off()
+        if ticket is not None:
+            self._preempt(ticket)
+            self.counters.preemptions += 1
+        return ticket is not None
+
+    def _has_slots_for(self, ticket: Ticket) -> bool:
+        taken = sum(other.job.max_sequences for other in self.running)
+        return taken + ticket.job.max_sequences <= self.limits.rows
+
+    def _has_room_for(self, ticket: Ticket) -> bool:
         """Whether blocks for all it begins with are there, besides those that others still need for their prompts."""
         block = self.limits.block
         promised = sum(
-            -(-len(row.tokens) // block) - len(row.blocks)
+            -(-len(sequence.tokens) // block) - len(sequence.blocks)
             for other in self.running
-            for row in other.rows
-            if row.reading
+            for sequence in other.sequences
+            if sequence.prefill
         )
-        needed = len(task.rows)  # the last block of each; full ones are counted once where rows have them in common
-        for key in {key for row in task.rows for key in row.chain(block)}:
+        needed = len(ticket.sequences)  # the last block of each; full ones are counted once where they are shared
+        for key in {key for sequence in ticket.sequences for key in sequence.chain(block)}:
             at = self.pool.find(key)
             needed += at is None or self.pool.is_idle(at)
         return needed + promised <= self.pool.available

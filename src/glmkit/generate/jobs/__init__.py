@@ -1,1 +1,1 @@
-"""What the engine runs: answers to a prompt, beams, the blanks of a text, and what they are made of."""
+"""Jobs of the engine: answers to a prompt, beams, the blanks of a text, and their parts."""

@@ -1,4 +1,4 @@
-"""The answers to one prompt, greedy or sampled, as a job of the engine.
+"""Jobs for the answers to one prompt: greedy or sampled ones here, beams in `beam_search`.
 
 Legend: M tokens of a branch whose logits are there, V vocabulary rows.
 """
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
-from glmkit.generate.detokenize import TextReader
+from glmkit.generate.detokenize import MakeDetokenizer
 from glmkit.generate.engine.job import Branch
 from glmkit.generate.outputs import Answer, Listener
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt, max_answer_tokens
 
 from .beam_search import BeamsJob
-from .decoding import Bounds, GrowingAnswer, Heard, MakeReader, Writing, likeliest
+from .decoding import AnswerDecoder, Bounds, check_stops, likeliest
 from .prompt_lookup import Lookup
 
 
 class AnswersJob:
-    """Reads the prompt once and writes `params.n` answers behind it, each on a row of its own.
+    """Reads the prompt once and writes `params.n` answers behind it, each on a sequence of its own.
 
     drafted, accepted: tokens guessed ahead (`params.prompt_lookup`) for finished answers, and how many of them came.
     """
@@ -33,29 +33,26 @@ class AnswersJob:
         params: GenerationParams,
         config: GLMConfig,
         *,
-        reader: MakeReader | None = None,
+        detokenizer: MakeDetokenizer | None = None,
         listener: Listener | None = None,
     ) -> None:
-        """reader: makes what reads the text of one answer; without it answers are ids alone.
+        """detokenizer: makes one for each answer; without it answers are ids alone.
 
-        Raises RequestError for beams, for stop texts without a reader, and for a prompt that leaves no room.
+        Raises RequestError for beams, for stop texts without a detokenizer, and for a prompt that leaves no room.
         """
         if params.num_beams > 1:
             raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job", param="num_beams")
-        most = max_answer_tokens(prompt, params)
+        check_stops(params, detokenizer)
+        self.listener = listener
         self.prompt_tokens = len(prompt.ids)
-        self.max_rows = int(params.n)
-        self.max_row_tokens = len(prompt.ids) + most - 1  # the last one is never fed
-        self.readers: list[TextReader] = []
+        self.max_sequences = int(params.n)
+        self._max_tokens = max_answer_tokens(prompt, params)
+        self.max_sequence_tokens = len(prompt.ids) + self._max_tokens - 1  # the last one is never fed
         self.drafted = self.accepted = 0
-        self._prompt, self._params, self._most, self._vocab_size = prompt, params, most, config.vocab_size
-        self._heard: list[Heard] = []
-        for number in range(self.max_rows):
-            own = None if reader is None else reader()
-            self.readers += [] if own is None else [own]
-            self._heard.append(Heard(number, params.stop, own, listener))
+        self._prompt, self._params, self._vocab_size = prompt, params, config.vocab_size
+        self._detokenizer = detokenizer
         self._done: dict[int, Answer] = {}
-        self._rows: list[tuple[int, Writing]] = []  # (number of the answer, the answer) for every row of the last step
+        self._decoders: list[tuple[int, AnswerDecoder]] = []  # (number of the answer, decoder) of each sequence
 
     @property
     def answers(self) -> list[Answer]:
@@ -65,7 +62,7 @@ class AnswersJob:
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
         prompt = self._prompt
-        return [Branch(prompt.ids, torch.tensor(prompt.positions.at(0, len(prompt.ids))), part_a=prompt.part_a)]
+        return [Branch(prompt.ids, prompt.positions.at(0, len(prompt.ids)), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
@@ -73,44 +70,48 @@ class AnswersJob:
         if self._params.greedy and not self._params.penalises:
             flat = iter(likeliest(logits_MV[0] if len(logits_MV) == 1 else torch.cat(list(logits_MV))))
             best = [[next(flat) for _ in own_MV] for own_MV in logits_MV]
-        forks = not self._rows
-        if forks:
-            self._rows = self._fork(logits_MV[0].device)
-        branches, rows = [], []
-        for index, (number, writing) in enumerate(self._rows):
+        forks = not self._decoders
+        decoders = self._fork(logits_MV[0].device) if forks else self._decoders
+        branches, self._decoders = [], []
+        for index, (number, decoder) in enumerate(decoders):
             parent = 0 if forks else index
-            writing.take(logits_MV[parent], None if best is None else best[parent])
-            if writing.answer is None:
-                branches.append(self._branch(writing, parent))
-                rows.append((number, writing))
+            decoder.take(logits_MV[parent], None if best is None else best[parent])
+            if decoder.answer is None:
+                branches.append(self._branch(decoder, parent))
+                self._decoders.append((number, decoder))
             else:
-                self._done[number] = writing.answer
-                self.drafted += writing.drafted
-                self.accepted += writing.accepted
-        self._rows = rows
+                self._done[number] = decoder.answer
+                self.drafted += decoder.drafted
+                self.accepted += decoder.accepted
         return branches
 
-    def _fork(self, device: torch.device) -> list[tuple[int, Writing]]:
+    def _fork(self, device: torch.device) -> list[tuple[int, AnswerDecoder]]:
         prompt, params = self._prompt, self._params
         bounds = Bounds.of(params, self._vocab_size, device, stops=prompt.stops, forbidden=prompt.forbidden)
-        most_drafts = int(params.prompt_lookup)
-        lookup = Lookup(prompt.ids, int(params.prompt_lookup_ngram)) if most_drafts else None
-        rows = []
-        for number, heard in enumerate(self._heard):
-            growing = GrowingAnswer(prompt.given, params, bounds, number=number, most=self._most)
-            own = None if lookup is None else lookup.fork()
-            rows.append((number, Writing(growing, heard, own, most_drafts=most_drafts)))
-        return rows
+        lookup = Lookup(prompt.ids, int(params.prompt_lookup_ngram)) if params.prompt_lookup else None
+        return [
+            (
+                number,
+                AnswerDecoder(
+                    prompt.given,
+                    params,
+                    bounds,
+                    number=number,
+                    sampling=params.choice(number),
+                    max_tokens=self._max_tokens,
+                    detokenizer=None if self._detokenizer is None else self._detokenizer(),
+                    listener=self.listener,
+                    lookup=None if lookup is None else lookup.fork(),
+                ),
+            )
+            for number in range(self.max_sequences)
+        ]
 
-    def _branch(self, writing: Writing, parent: int) -> Branch:
-        tokens = [*writing.unfed, *writing.drafts]
-        start = self.prompt_tokens + writing.size - 1
-        positions_2T = torch.tensor(self._prompt.positions.at(start, start + len(tokens)))
-        return Branch(tokens, positions_2T, parent, writing.dropped, logits=1 + len(writing.drafts))
-
-
-# --- FOLDED generate/jobs/making
-# The right job for a request.
+    def _branch(self, decoder: AnswerDecoder, parent: int) -> Branch:
+        tokens = [*decoder.unfed, *decoder.drafts]
+        start = self.prompt_tokens + len(decoder.ids) - 1
+        positions = self._prompt.positions.at(start, start + len(tokens))
+        return Branch(tokens, positions, parent, decoder.dropped, logits=1 + len(decoder.drafts))
 
 
 def make_job(
@@ -118,9 +119,9 @@ def make_job(
     params: GenerationParams,
     config: GLMConfig,
     *,
-    reader: MakeReader | None = None,
+    detokenizer: MakeDetokenizer | None = None,
     listener: Listener | None = None,
 ) -> AnswersJob | BeamsJob:
-    """What writes the answers to a prompt: beams where `num_beams` asks for them. Errors as of the jobs."""
+    """The job that writes the answers to a prompt: beams where `num_beams` asks for them. Errors as of the jobs."""
     kind = BeamsJob if params.num_beams > 1 else AnswersJob
-    return kind(prompt, params, config, reader=reader, listener=listener)
+    return kind(prompt, params, config, detokenizer=detokenizer, listener=listener)

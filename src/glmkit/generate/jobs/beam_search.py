@@ -1,6 +1,7 @@
-"""Beam search over one prompt: pure bookkeeping on log-probabilities; who runs the model is another's business.
+"""Beam search over one prompt: the bookkeeping on log-probabilities, and the job that runs it.
 
-Legend: K beams, V vocabulary rows, N tokens of the answers so far.
+Legend: K beams, E of them that exist, V vocabulary rows, N tokens of the answers so far, L tokens of prompt and answer,
+M rows of logits.
 Source: `huggingface/transformers:generation/beam_search.py` (up to 4.35) and its successor in `generation/utils.py`,
 whose results `GenerationParams.beam_length` tells apart: "row" is the former, "answer" the latter.
 Different on purpose: beams that cannot exist (fewer continuations than beams) are dropped, not scored at -1e9.
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from glmkit.config import GLMConfig
-from glmkit.generate.detokenize import TextReader
+from glmkit.generate.detokenize import MakeDetokenizer
 from glmkit.generate.engine.job import Branch
-from glmkit.generate.outputs import Answer, Listener
+from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import process
 from glmkit.generate.prompt import Prompt, max_answer_tokens
 
-from .decoding import Bounds, Heard, MakeReader
+from .decoding import Bounds
 
 
 @dataclass(frozen=True, order=True)
@@ -136,14 +137,8 @@ class Beams:
         self.answer_KN = torch.cat([self.answer_KN[self.parents_K], chosen_K1], 1)
 
 
-# --- FOLDED generate/jobs/beam_job
-# Beam search behind one prompt as a job of the engine; `beam.Beams` is its bookkeeping.
-#
-# Legend: K beams, E of them that exist, V vocabulary rows, L tokens so far.
-
-
 class BeamsJob:
-    """Reads the prompt once; then every beam is a row. Who listens hears of the best ones when the search is over."""
+    """Reads the prompt once; then every beam is a sequence. The listener is told of the best ones at the end."""
 
     def __init__(
         self,
@@ -151,27 +146,27 @@ class BeamsJob:
         params: GenerationParams,
         config: GLMConfig,
         *,
-        reader: MakeReader | None = None,
+        detokenizer: MakeDetokenizer | None = None,
         listener: Listener | None = None,
     ) -> None:
         """Arguments as of `AnswersJob`. Raises RequestError for a prompt that leaves no room."""
+        self.listener = listener
         self._params = replace(params, max_new_tokens=max_answer_tokens(prompt, params))
         self.prompt_tokens = len(prompt.ids)
-        self.max_rows = int(params.num_beams)
-        self.max_row_tokens = len(prompt.ids) + self._params.max_new_tokens - 1  # the last one is never fed
+        self.max_sequences = int(params.num_beams)
+        self.max_sequence_tokens = len(prompt.ids) + self._params.max_new_tokens - 1  # the last one is never fed
         self.answers: list[Answer] = []
-        self.readers: list[TextReader] = []
         self._prompt, self._vocab_size = prompt, config.vocab_size
-        self._reader, self._listener = reader, listener
+        self._detokenizer = detokenizer
         self._beams: Beams | None = None
         self._bounds: Bounds | None = None
         self._given_1L = torch.tensor([prompt.given])
-        self._existing_E = torch.zeros(1, dtype=torch.long)  # which beams the rows of the last step belong to
+        self._existing_E = torch.zeros(1, dtype=torch.long)  # the beams that the sequences of the last step belong to
 
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
         prompt = self._prompt
-        return [Branch(prompt.ids, torch.tensor(prompt.positions.at(0, len(prompt.ids))), part_a=prompt.part_a)]
+        return [Branch(prompt.ids, prompt.positions.at(0, len(prompt.ids)), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
@@ -192,8 +187,8 @@ class BeamsJob:
             tokens_EL = self._given_1L[:, :1].expand(rows, length)
         log_p_EV = torch.log_softmax(torch.cat(list(logits_MV)).float(), dim=-1)
         scores_EV = process(log_p_EV, params, tokens_EL, len(given), stops=bounds.stops, forbidden=bounds.forbidden)
-        if rows < self.max_rows:
-            none_KV = scores_EV.new_full((self.max_rows, scores_EV.shape[1]), -torch.inf)
+        if rows < self.max_sequences:
+            none_KV = scores_EV.new_full((self.max_sequences, scores_EV.shape[1]), -torch.inf)
             scores_EV = none_KV.index_copy_(0, existing_E, scores_EV)
         beams.advance(scores_EV)
         if beams.done:
@@ -202,18 +197,25 @@ class BeamsJob:
         return self._branches(beams)
 
     def _branches(self, beams: Beams) -> list[Branch]:
-        row_of = {beam: row for row, beam in enumerate(self._existing_E.tolist())}
+        sequence_of = {beam: index for index, beam in enumerate(self._existing_E.tolist())}
         self._existing_E = (beams.scores_K > -torch.inf).nonzero()[:, 0].cpu()
         tokens, parents = beams.newest(), beams.parents_K.tolist()
         start = self.prompt_tokens + beams.answer_KN.shape[1] - 1
-        position_21 = torch.tensor(self._prompt.positions.at(start, start + 1))
-        return [Branch([tokens[beam]], position_21, row_of[parents[beam]]) for beam in self._existing_E.tolist()]
+        positions = self._prompt.positions.at(start, start + 1)
+        return [Branch([tokens[beam]], positions, sequence_of[parents[beam]]) for beam in self._existing_E.tolist()]
 
     def _end(self, beams: Beams) -> None:
+        """Make the texts of the best beams, and tell of them as of answers that were written one after the other."""
+        tell = self.listener or (lambda _: None)
         for number, answer in enumerate(beams.answers()):
-            reader = None if self._reader is None else self._reader()
-            self.readers += [] if reader is None else [reader]
-            heard = Heard(number, (), reader, self._listener)
+            detokenizer = None if self._detokenizer is None else self._detokenizer()
+            texts = []
             for token in answer.ids:
-                heard.token(token)
-            self.answers.append(heard.end(answer))
+                texts.append("" if detokenizer is None else detokenizer.push(token))
+                tell(Piece(number, texts[-1], (token,)))
+            if detokenizer is not None:
+                if rest := detokenizer.flush():
+                    tell(Piece(number, rest))
+                answer = replace(answer, text="".join([*texts, rest]))
+            tell(Ended(number, answer))
+            self.answers.append(answer)

@@ -1,20 +1,20 @@
-"""One answer on its way, token by token; who runs the model, and with whom in a batch, is another's business.
+"""The decoder of one answer: tokens are chosen, drafts checked, text made, the listener told.
 
-Legend: M rows of logits, V vocabulary rows, L tokens so far.
+Legend: M tokens whose logits are there, V vocabulary rows, L tokens so far.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glmkit.errors import RequestError
-from glmkit.generate.detokenize import StopText, TextReader
-from glmkit.generate.outputs import Answer, Ended, Listener, Piece, TokenLogprob, token_logprobs
+from glmkit.generate.detokenize import Detokenizer, MakeDetokenizer, StopText
+from glmkit.generate.outputs import Answer, Ended, Finish, Listener, Piece, TokenLogprob, token_logprobs
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import check_numbers, forbid, ids_tensor, penalise
-from glmkit.generate.sampling import next_tokens
+from glmkit.generate.sampling import Sampling, next_tokens
 
 from .prompt_lookup import Lookup
 
@@ -25,6 +25,12 @@ def likeliest(logits_MV: Tensor) -> list[Best]:
     """The largest logit of each row and its id. The logit is NaN where one of the row is."""
     values_M, ids_M = logits_MV.float().max(-1)
     return list(zip(values_M.tolist(), ids_M.tolist(), strict=True))
+
+
+def check_stops(params: GenerationParams, detokenizer: MakeDetokenizer | None) -> None:
+    """Raises RequestError for stop texts where there is no text."""
+    if params.stop and detokenizer is None:
+        raise RequestError("stop texts need a tokenizer; load the model with one, or use stop_ids", param="stop")
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,13 @@ class Bounds:
         return cls(ends, never, ids_tensor(ends, vocab_size, device), ids_tensor(never, vocab_size, device))
 
 
-class GrowingAnswer:
-    """The `number`-th answer to a prompt. Feed the token that `take` gives to the model, until `answer` is there."""
+class AnswerDecoder:
+    """One answer on its way, token by token, with its text and its drafts.
+
+    Until `answer` is there: forget the last `dropped` tokens that were fed, feed `unfed` and `drafts`, and `take` the
+    logits behind the last unfed token and every draft. ids: the tokens so far. drafted, accepted: tokens that were
+    guessed ahead, and how many of them came. plain: the next token is the likeliest one, with nothing done to others.
+    """
 
     def __init__(
         self,
@@ -62,49 +73,86 @@ class GrowingAnswer:
         bounds: Bounds,
         *,
         number: int = 0,
+        sampling: Sampling | None = None,
         first: int = 0,
-        most: int | None = None,
+        max_tokens: int | None = None,
+        detokenizer: Detokenizer | None = None,
+        listener: Listener | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
-        """given: ids of the prompt as penalties count them, padding included where a row was given with it.
+        """given: ids of the prompt as penalties count them, padding included where it was given with some.
 
-        first: position of the first token's noise; those after it count on. most: a limit on the tokens, besides
-        max_new_tokens. `plain`: whether the next token is the likeliest one, with nothing to be done to the others.
+        number: in the events. sampling: instead of that of the parameters. first: position of the first token's noise;
+        those after it count on. max_tokens: a limit besides max_new_tokens. lookup: of the tokens before the answer.
         """
         self.ids: list[int] = []
         self.answer: Answer | None = None
-        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
-        self.most = params.max_new_tokens if most is None else min(params.max_new_tokens, most)
-        self._params, self._bounds, self._sampling = params, bounds, params.choice(number)
-        self._given, self._first = given, first
-        self._seen = _Seen(given, bounds.stops.device) if params.penalises else None
+        self.unfed: list[int] = []
+        self.drafts: list[int] = []
+        self.dropped = self.drafted = self.accepted = 0
         self.plain = params.greedy and not params.penalises
+        self._number, self._params, self._bounds, self._sampling = number, params, bounds, sampling or params.sampling
+        self._given, self._first = given, first
+        self._max_tokens = min(params.max_new_tokens, params.max_new_tokens if max_tokens is None else max_tokens)
+        self._seen = _Seen(given, bounds.stops.device) if params.penalises else None
+        self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self._detokenizer, self._listener, self._lookup = detokenizer, listener, lookup
+        self._reach = int(params.prompt_lookup)  # drafts of the next step
+        self._stop = StopText(params.stop) if params.stop else None
+        self._texts: list[str] = []
+        self._finish: Finish | None = None
+        self._stop_id: int | None = None
 
-    def take(self, logits_1V: Tensor, best: Best | None = None) -> int | None:
-        """Choose the next token by the model's logits for it. None: the answer ended before another one.
+    def take(self, logits_MV: Tensor, best: Sequence[Best] | None = None) -> None:
+        """Go on by one token, and by one more for each draft that is what would have come anyway.
 
-        best: `likeliest` of these logits, where it is known. After a token, `answer` may be there as well: at
-        max_new_tokens that token need not be fed.
+        best: `likeliest` of the logits, where it is known. Raises RequestError when the model gave NaN.
         """
         assert self.answer is None, "this answer has ended"
-        token = self._best(logits_1V, best) if self.plain else self._chosen(logits_1V)
+        drafts, place = self.drafts, 0
+        if best is None and self.plain:
+            best = likeliest(logits_MV)
+        while True:
+            token = self._next(logits_MV[place : place + 1], None if best is None else best[place])
+            fed = token is not None and place < len(drafts) and token == drafts[place]
+            place += fed
+            if not fed or self._finish is not None:
+                break
+        self.drafted += len(drafts)
+        self.accepted += place
+        self.unfed = [] if token is None or fed else [token]
+        self.dropped = len(drafts) - place
+        if self._finish is not None:
+            self.drafts, self.answer = [], self._end(self._finish)
+        elif self._lookup is not None:
+            most = int(self._params.prompt_lookup)
+            self._reach = min(most, 2 * place + 1) if drafts else most
+            self.drafts = self._lookup.guess(min(self._reach, self._max_tokens - len(self.ids) - 1))
+
+    # --- tokens ---
+
+    def _next(self, logits_1V: Tensor, best: Best | None) -> int | None:
+        """The next token by the model's logits for it, None when the answer ends before another one."""
+        token = self._best(logits_1V, best) if self.plain else self._sampled(logits_1V)
         if token is None:  # nothing may come
-            self.finish(stopped=False)
+            self._finish = "length"
             return None
         if token in self._bounds.ends:
-            self.finish(stopped=True, stop_id=token)
+            self._finish, self._stop_id = "stop", token
             return None
-        if self.logprobs is not None:
-            self.logprobs += token_logprobs(logits_1V, [token], int(self._params.logprobs or 0), self._bounds.forbidden)
+        if self._logprobs is not None:
+            shown = int(self._params.logprobs or 0)
+            self._logprobs += token_logprobs(logits_1V, [token], shown, self._bounds.forbidden)
         self.ids.append(token)
         if self._seen is not None:
             self._seen.push(token)
-        if len(self.ids) >= self.most:
-            self.finish(stopped=False)
+        if self._lookup is not None:
+            self._lookup.push(token)
+        if self._tell(token):
+            self._finish = "stop"
+        elif len(self.ids) >= self._max_tokens:
+            self._finish = "length"
         return token
-
-    def finish(self, *, stopped: bool, stop_id: int | None = None) -> None:
-        """End the answer where it is: a stop text was found, or nobody wants more."""
-        self.answer = Answer(self.ids, "stop" if stopped else "length", stop_id, self.logprobs)
 
     def _best(self, logits_1V: Tensor, best: Best | None) -> int | None:
         """The greedy choice without penalties: as a rule the likeliest of all, and nothing is done to the others."""
@@ -114,7 +162,7 @@ class GrowingAnswer:
             ((value, token),) = likeliest(self._allowed(logits_1V.float()))
         return None if value == -torch.inf else token
 
-    def _chosen(self, logits_1V: Tensor) -> int | None:
+    def _sampled(self, logits_1V: Tensor) -> int | None:
         scores_1V = logits_1V.float()
         self._check(float(scores_1V.amax()))
         if self._seen is not None:
@@ -135,6 +183,43 @@ class GrowingAnswer:
             scores_1V = forbid(scores_1V, self._bounds.stops)
         return forbid(scores_1V, self._bounds.forbidden)
 
+    # --- text ---
+
+    def _tell(self, token: int) -> bool:
+        """Make the text of one more token and tell of it; true when a stop text is complete with it."""
+        if self._detokenizer is None and self._listener is None:
+            return False
+        text = "" if self._detokenizer is None else self._certain(self._detokenizer.push(token))
+        if self._listener is not None:
+            logprobs = () if self._logprobs is None else (self._logprobs[-1],)
+            self._listener(Piece(self._number, text, (token,), logprobs))
+        return self._stop is not None and self._stop.found is not None
+
+    def _certain(self, text: str) -> str:
+        """Keep the part of new text that is in no stop text; returns it."""
+        if self._stop is not None:
+            text = self._stop.feed(text)
+        self._texts.append(text)
+        return text
+
+    def _end(self, finish: Finish) -> Answer:
+        """The finished answer with its text; a stop text may be complete only here."""
+        text, stop = None, None
+        if self._detokenizer is not None:
+            rest = "" if self._stop is not None and self._stop.found else self._certain(self._detokenizer.flush())
+            if self._stop is not None:
+                held = self._stop.finish()
+                self._texts.append(held)
+                rest, stop = rest + held, self._stop.found
+            if rest and self._listener is not None:
+                self._listener(Piece(self._number, rest))
+            text = "".join(self._texts)
+        finish = finish if stop is None else "stop"
+        answer = Answer(self.ids, finish, self._stop_id, self._logprobs, text=text, stop=stop)
+        if self._listener is not None:
+            self._listener(Ended(self._number, answer))
+        return answer
+
 
 class _Seen:
     """The ids so far as one tensor with room behind them."""
@@ -152,115 +237,3 @@ class _Seen:
             self._room_1S = torch.cat([self._room_1S, torch.zeros_like(self._room_1S)], 1)
         self._room_1S[0, self._length] = token
         self._length += 1
-
-
-# --- FOLDED generate/jobs/writing
-# One answer that is being written: tokens are chosen, drafts checked, its text read, and who listens told.
-#
-# Legend: M tokens whose logits are there, V vocabulary rows.
-
-
-MakeReader = Callable[[], TextReader]
-
-
-class Heard:
-    """The text of one answer as it becomes certain, up to a stop text, and the listener that hears of it."""
-
-    def __init__(
-        self, number: int, stops: Sequence[str], reader: TextReader | None = None, listener: Listener | None = None
-    ) -> None:
-        """Raises RequestError for stop texts without a reader."""
-        if stops and reader is None:
-            raise RequestError("stop texts need a reader of the text; give one, or use stop_ids")
-        self.reader = reader
-        self._number, self._listener = number, listener
-        self._stop = StopText(stops) if stops else None
-        self._pieces: list[str] = []
-
-    def token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
-        """One more token; whether a stop text is complete with it."""
-        if self.reader is None and self._listener is None:
-            return False
-        text = "" if self.reader is None else self._shown(self.reader.push(token))
-        if self._listener is not None:
-            self._listener(Piece(self._number, text, (token,), () if logprob is None else (logprob,)))
-        return self._found is not None
-
-    def end(self, answer: Answer) -> Answer:
-        """The finished answer with its text; a stop text may be complete only here."""
-        if self.reader is not None:
-            rest = "" if self._found is not None else self._shown(self.reader.flush())
-            if self._stop is not None:
-                held = self._stop.finish()
-                self._pieces.append(held)
-                rest += held
-            if rest and self._listener is not None:
-                self._listener(Piece(self._number, rest))
-            answer = replace(answer, text="".join(self._pieces), stop=self._found)
-            if self._found is not None:
-                answer = replace(answer, finish="stop")
-        if self._listener is not None:
-            self._listener(Ended(self._number, answer))
-        return answer
-
-    @property
-    def _found(self) -> str | None:
-        return None if self._stop is None else self._stop.found
-
-    def _shown(self, text: str) -> str:
-        shown = text if self._stop is None else self._stop.feed(text)
-        self._pieces.append(shown)
-        return shown
-
-
-class Writing:
-    """An answer, its drafts, and what of it the model has not read yet.
-
-    Until `answer` is there: forget the last `dropped` tokens that were fed, feed `unfed` and `drafts`, and `take` the
-    logits behind the last unfed token and every draft.
-    """
-
-    def __init__(self, growing: GrowingAnswer, heard: Heard, lookup: Lookup | None = None, *, most_drafts: int = 0):
-        """lookup: of the tokens before the answer. most_drafts: of one step."""
-        self.answer: Answer | None = None
-        self.unfed: list[int] = []
-        self.drafts: list[int] = []
-        self.dropped = self.drafted = self.accepted = 0
-        self._growing, self._heard, self._lookup = growing, heard, lookup
-        self._most, self._reach = most_drafts, most_drafts
-
-    @property
-    def size(self) -> int:
-        """Tokens of the answer so far."""
-        return len(self._growing.ids)
-
-    def take(self, logits_MV: Tensor, best: Sequence[Best] | None = None) -> None:
-        """Go on by one token, and by one more for each draft that is what would have come anyway.
-
-        best: `likeliest` of the logits, where it is known.
-        """
-        drafts, place = self.drafts, 0
-        if best is None and self._growing.plain:
-            best = likeliest(logits_MV)
-        while True:
-            token = self._growing.take(logits_MV[place : place + 1], None if best is None else best[place])
-            if token is not None:
-                if self._lookup is not None:
-                    self._lookup.push(token)
-                logprobs = self._growing.logprobs
-                if self._heard.token(token, logprobs[-1] if logprobs else None):
-                    self._growing.finish(stopped=True)
-            fed = token is not None and place < len(drafts) and token == drafts[place]
-            place += fed
-            if not fed or self._growing.answer is not None:
-                break
-        self.drafted += len(drafts)
-        self.accepted += place
-        self.unfed = [] if token is None or fed else [token]
-        self.dropped = len(drafts) - place
-        if self._growing.answer is not None:
-            self.drafts, self.answer = [], self._heard.end(self._growing.answer)
-        elif self._lookup is not None:
-            self._reach = min(self._most, 2 * place + 1) if drafts else self._most
-            room = self._growing.most - len(self._growing.ids) - 1
-            self.drafts = self._lookup.guess(min(self._reach, room))

@@ -1,4 +1,4 @@
-"""The blanks of one text as a job of the engine: part A is read, then one span after the other is written.
+"""The job that fills the blanks of one text: part A is read, then one span after the other is written.
 
 Legend: M tokens of a branch whose logits are there, V vocabulary rows, T tokens to feed.
 Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.py`; `THUDM/GLM-130B:generation/`.
@@ -6,7 +6,7 @@ Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.p
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,21 +14,31 @@ from torch import Tensor
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
 from glmkit.generate.blank_text import BlankText
+from glmkit.generate.detokenize import MakeDetokenizer
 from glmkit.generate.engine.job import Branch
 from glmkit.generate.outputs import Answer, Listener
 from glmkit.generate.params import GenerationParams
 from glmkit.position_rows import ONE_BLANK, PositionRows, Span, anchor
 
-from .decoding import Bounds, GrowingAnswer, Heard, MakeReader, Writing
+from .decoding import AnswerDecoder, Bounds
 from .prompt_lookup import Lookup
 
 BlankOrder = Literal["shared", "inserted"]
 
 
-class SpansJob:
+@dataclass(frozen=True)
+class Filled:
+    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens."""
+
+    text: str
+    blanks: list[str]
+    ids: list[list[int]]
+
+
+class FillJob:
     """Fills every blank of a text; each answer is that of a blank, without the token that ended it.
 
-    order "shared": all spans stand behind part A on one row, in the order of the blanks, and a later one sees the
+    order "shared": all spans stand behind part A on one sequence, in the order of the blanks, and a later one sees the
     earlier ones (GLM). "inserted": each answer takes the place of its blank before the next one is asked; those of the
     kind that the model prefers come first (GLM-130B).
     Events carry the number of the blank. For penalties the prompt is all that stands before the span, and the answer
@@ -42,44 +52,48 @@ class SpansJob:
         config: GLMConfig,
         special: SpecialIds,
         *,
-        order: BlankOrder = "shared",
+        order: str = "shared",
         forbidden: Iterable[int] = (),
         running: bool = False,
         block_positions: bool = True,
-        reader: MakeReader | None = None,
+        detokenizer: MakeDetokenizer | None = None,
         listener: Listener | None = None,
         name: str = "the text",
+        text: BlankText | None = None,
     ) -> None:
         """ids: part A, with at least one mask token. params.max_new_tokens: the longest answer of one blank.
 
         forbidden: ids never produced, besides mask, start, class and padding ids, which never are. A span ends at
-        end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`. reader:
-        makes what reads the text of one answer. name: how errors call the text.
-        Raises RequestError for a text without blanks or longer than the model's positions, and for several answers,
-        beams and stop texts.
+        end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`.
+        detokenizer: makes one for each answer. name: of the text in errors. text: the one that `filled` puts
+        together. Raises RequestError for a text without blanks or longer than the model's positions, and for several
+        answers, beams and stop texts.
         """
         self._name = name
         _check_params(params)
         if order not in get_args(BlankOrder):
             raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'", param="order")
+        self.order: BlankOrder = "shared" if order == "shared" else "inserted"
         masks = set(special.mask_ids())
         self._kinds = [token for token in ids if token in masks]
         if not self._kinds:
             raise RequestError(f"{self._name} has no blank; put [MASK], [sMASK] or [gMASK] where something is missing")
         self.prompt_tokens = len(ids)
-        self.max_rows = 1
-        self.max_row_tokens = _longest_row(len(ids), len(self._kinds), int(params.max_new_tokens), order, config)
-        self.order: BlankOrder = order
+        self.max_sequences = 1
+        self.max_sequence_tokens = _longest_sequence(
+            len(ids), len(self._kinds), int(params.max_new_tokens), self.order, config
+        )
         self.drafted = self.accepted = 0
         self._params, self._config, self._special, self._masks = params, config, special, masks
         self._never = _never(special, forbidden)
         self._positions = PositionRows.of((), 0, config, running=running, block_positions=block_positions)
-        self._reader, self._listener = reader, listener
+        self.listener = listener
+        self._detokenizer, self._text = detokenizer, text
         self._waiting = list(range(len(self._kinds)))  # numbers of the blanks without an answer
         self._done: dict[int, Answer] = {}
         self._bounds: Bounds | None = None
         self._lookup: Lookup | None = None
-        self._writing: Writing | None = None
+        self._decoder: AnswerDecoder | None = None  # of the open span
         self._drawn = 0  # noise that earlier spans used
         self._part_a(list(ids))
 
@@ -93,26 +107,31 @@ class SpansJob:
         """The ids of `answers`."""
         return [answer.ids for answer in self.answers]
 
+    def filled(self) -> Filled:
+        """The text with all answers, once the job is over."""
+        assert self._text is not None, "the job was made of ids alone"
+        return Filled(*self._text.filled(self.spans), self.spans)
+
     def start(self) -> Sequence[Branch]:
         """As in `Job`."""
         return [self._open()]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
-        writing = self._writing or self._begin(logits_MV[0].device)
-        writing.take(logits_MV[0])
-        if writing.answer is None:
-            tokens = [*writing.unfed, *writing.drafts]
-            first = len(self._row) - 1 + writing.size
-            positions_2T = torch.tensor(self._positions.at(first, first + len(tokens)))
-            return [Branch(tokens, positions_2T, 0, writing.dropped, logits=1 + len(writing.drafts))]
-        self._end(writing)
+        decoder = self._decoder or self._begin(logits_MV[0].device)
+        decoder.take(logits_MV[0])
+        if decoder.answer is None:
+            tokens = [*decoder.unfed, *decoder.drafts]
+            first = len(self._row) - 1 + len(decoder.ids)
+            positions = self._positions.at(first, first + len(tokens))
+            return [Branch(tokens, positions, 0, decoder.dropped, logits=1 + len(decoder.drafts))]
+        self._end(decoder, decoder.answer)
         if not self._waiting:
             return []
-        return [self._open(writing if self.order == "shared" else None)]
+        return [self._open(decoder if self.order == "shared" else None)]
 
     def _part_a(self, row: list[int]) -> None:
-        """Begin a row. `_row`: its tokens so far, of part A and of finished spans."""
+        """Begin a sequence. `_row`: its tokens so far, of part A and of finished spans."""
         if len(row) > self._config.max_positions:
             raise RequestError(
                 f"{self._name} has {len(row)} tokens, the model takes {self._config.max_positions}; shorten it",
@@ -122,8 +141,8 @@ class SpansJob:
         self._positions = replace(self._positions, spans=())
         self._blanks = [index for index, token in enumerate(row) if token in self._masks]
 
-    def _open(self, before: Writing | None = None) -> Branch:
-        """The next blank's start: on a new row, or behind what the span before left to be fed."""
+    def _open(self, before: AnswerDecoder | None = None) -> Branch:
+        """The next blank's start: on a new sequence, or behind what the span before left to be fed."""
         tokens = [*(self._row if before is None else before.unfed), self._special.sop]
         self._number = self._next()
         # Where its mask stands: in "inserted", the answered blanks are no longer there.
@@ -131,43 +150,48 @@ class SpansJob:
         span = Span(len(self._row), anchor(self._row, self._blank, self._config, self._special))
         self._positions = replace(self._positions, spans=(*self._positions.spans, span))
         self._row.append(self._special.sop)
-        positions_2T = torch.tensor(self._positions.at(len(self._row) - len(tokens), len(self._row)))
+        positions = self._positions.at(len(self._row) - len(tokens), len(self._row))
         if before is None:
-            return Branch(tokens, positions_2T, part_a=self._length)
-        return Branch(tokens, positions_2T, 0, before.dropped)
+            return Branch(tokens, positions, part_a=self._length)
+        return Branch(tokens, positions, 0, before.dropped)
 
     def _next(self) -> int:
-        """The blank that is asked next, of those waiting."""
+        """The next of the waiting blanks."""
         roles = ONE_BLANK.get(self._config.blank_order)
         if self.order == "shared" or roles is None:
             return self._waiting[0]
         preferred = [getattr(self._special, role) for role in roles]
         return min(self._waiting, key=lambda number: [*preferred, self._kinds[number]].index(self._kinds[number]))
 
-    def _begin(self, device: torch.device) -> Writing:
-        """The open span, before its first token."""
+    def _begin(self, device: torch.device) -> AnswerDecoder:
+        """The decoder of the open span, before its first token."""
         params, special = self._params, self._special
         if self._bounds is None:
             stops = (special.eop, special.eos)
             self._bounds = Bounds.of(params, self._config.vocab_size, device, stops=stops, forbidden=self._never)
-        growing = GrowingAnswer(self._row, params, self._bounds, first=self._drawn + 1)
         if params.prompt_lookup:
             if self._lookup is None:
                 self._lookup = Lookup(self._row, int(params.prompt_lookup_ngram))
             else:
                 self._lookup.push(special.sop)
-        heard = Heard(self._number, (), None if self._reader is None else self._reader(), self._listener)
-        self._writing = Writing(growing, heard, self._lookup, most_drafts=int(params.prompt_lookup))
-        return self._writing
+        self._decoder = AnswerDecoder(
+            self._row,
+            params,
+            self._bounds,
+            number=self._number,
+            first=self._drawn + 1,
+            detokenizer=None if self._detokenizer is None else self._detokenizer(),
+            listener=self.listener,
+            lookup=self._lookup,
+        )
+        return self._decoder
 
-    def _end(self, writing: Writing) -> None:
-        answer = writing.answer
-        assert answer is not None
+    def _end(self, decoder: AnswerDecoder, answer: Answer) -> None:
         self._done[self._number] = answer
         self._drawn += len(answer.ids) + 1
-        self.drafted += writing.drafted
-        self.accepted += writing.accepted
-        self._writing = None
+        self.drafted += decoder.drafted
+        self.accepted += decoder.accepted
+        self._decoder = None
         self._waiting.remove(self._number)
         if self.order == "shared":
             self._row += answer.ids
@@ -176,11 +200,11 @@ class SpansJob:
             self._part_a([*text[: self._blank], *answer.ids, *text[self._blank + 1 :]])
 
 
-def _longest_row(length: int, blanks: int, most: int, order: BlankOrder, config: GLMConfig) -> int:
+def _longest_sequence(length: int, blanks: int, max_tokens: int, order: BlankOrder, config: GLMConfig) -> int:
     """The last token of the last answer is never fed."""
     if order == "shared":
-        return length + blanks * (1 + most) - 1
-    return min(length + (blanks - 1) * (most - 1), max(length, config.max_positions)) + most
+        return length + blanks * (1 + max_tokens) - 1
+    return min(length + (blanks - 1) * (max_tokens - 1), max(length, config.max_positions)) + max_tokens
 
 
 def _never(special: SpecialIds, forbidden: Iterable[int]) -> tuple[int, ...]:
@@ -197,30 +221,3 @@ def _check_params(params: GenerationParams) -> None:
     for name, clash, hint in clashes:
         if clash:
             raise RequestError(f"{name} does not go with blanks; {hint}", param=name)
-
-
-# --- FOLDED generate/jobs/fill_job
-# A text with blanks as a job of the engine, and what comes out of it.
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens."""
-
-    text: str
-    blanks: list[str]
-    ids: list[list[int]]
-
-
-class FillJob(SpansJob):
-    """`SpansJob` of a text that can be put together again."""
-
-    def __init__(self, text: BlankText, ids: Sequence[int], *args: Any, **options: Any) -> None:
-        """ids: part A of the text as the model reads it. The rest as of `SpansJob`."""
-        super().__init__(ids, *args, **options)
-        self._text = text
-
-    def filled(self) -> Filled:
-        """The text with all answers, once the job is over."""
-        spans = self.spans
-        return Filled(*self._text.filled(spans), spans)

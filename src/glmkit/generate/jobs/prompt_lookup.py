@@ -1,4 +1,4 @@
-"""Guesses at the next tokens, looked up where the last ones stood before: drafts that the model then checks.
+"""Prompt lookup: drafts of the next tokens, taken from where the last ones stood before; the model then checks them.
 
 Source: "prompt lookup decoding", `apoorvumang/prompt-lookup-decoding`; here the answer is looked up in as well.
 """
@@ -10,21 +10,21 @@ _PLACES = 64
 
 
 class Lookup:
-    """The tokens of one row, prompt and answer, and where the short run that each place ends stood before."""
+    """The tokens of one sequence, prompt and answer, and where the short run that each place ends stood before."""
 
     def __init__(self, tokens: Sequence[int], longest: int) -> None:
         """longest: tokens of the run that is looked for first; shorter ones are tried then, but no single token."""
         self._tokens = list(tokens)
         self._longest, self._least = longest, min(longest, 2)
-        self._prompt: dict[tuple[int, ...], int] = {}  # of the rows this one was forked from; never changed here
+        self._prompt: dict[tuple[int, ...], int] = {}  # of the sequence this one was forked from; never changed here
         self._after: dict[tuple[int, ...], int] = {}  # a run of the least size: the place behind where it stood last
         self._before = [0] * len(self._tokens)  # for each place: the one before with the same run; 0 is none
         for end in range(self._least, len(self._tokens)):
             self._note(end)
 
     def fork(self) -> "Lookup":
-        """Another row with the same tokens so far. This one must not grow any more."""
-        assert not self._prompt, "rows fork once"
+        """Another sequence with the same tokens so far. This one must not grow any more."""
+        assert not self._prompt, "sequences fork once"
         fork = Lookup((), self._longest)
         fork._tokens, fork._before, fork._prompt = self._tokens.copy(), self._before.copy(), self._after
         return fork
@@ -50,7 +50,7 @@ class Lookup:
         return guess
 
     def _place(self, end: int) -> int:
-        """Behind the longest run that also ends at `end`, the last of several; 0 where there is none."""
+        """The place behind the longest run that also ends at `end`, the last of several; 0 where there is none."""
         best = size = 0
         place = self._last(end)
         for _ in range(_PLACES):
@@ -65,7 +65,7 @@ class Lookup:
         return best
 
     def _same(self, place: int, end: int) -> int:
-        """How many tokens before both places are the same."""
+        """Length of the equal runs before both places."""
         tokens, same = self._tokens, 0
         while same < min(self._longest, place) and tokens[place - 1 - same] == tokens[end - 1 - same]:
             same += 1

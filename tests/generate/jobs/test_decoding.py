@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from glmkit.generate.detokenize import ChatReader, PlainReader, StopText, TextReader
+from glmkit.generate.detokenize import ChatDetokenizer, Detokenizer, StopText
 from glmkit.generate.jobs.answers import AnswersJob
 from glmkit.generate.outputs import Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt
+from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.training import train_tokenizer
 from support.kinds import KINDS
 from support.tiny import tiny_config
 from tokenizer.test_chat_template import TEMPLATE, TOKENIZER
 
-Heard = list[Piece | Ended]
+Told = list[Piece | Ended]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,13 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["The quick brown fox.\n", "凯旋门是为纪念胜利而建的，位于巴黎。"] * 20, vocab_size=290)
 
 
-def say(ids: list[int], reader: Callable[[], TextReader] | None, **options: Any) -> tuple[AnswersJob, Heard]:
+def say(ids: list[int], detokenizer: Callable[[], Detokenizer] | None, **options: Any) -> tuple[AnswersJob, Told]:
     """An answer of these tokens, whatever a model would say, or of fewer; 999 ends it."""
-    config, heard = tiny_config(**KINDS["causal"], vocab_size=1000), []
+    config, told = tiny_config(**KINDS["causal"], vocab_size=1000), []
     params = GenerationParams(**{"max_new_tokens": len(ids), **options})
-    job = AnswersJob(Prompt.of([20], config, stops=[999]), params, config, reader=reader, listener=heard.append)
+    job = AnswersJob(
+        Prompt.of([20], config, stops=[999]), params, config, detokenizer=detokenizer, listener=told.append
+    )
     branches = job.start()
     for token in ids:
         logits = torch.zeros(1, 1000)
@@ -39,11 +42,11 @@ def say(ids: list[int], reader: Callable[[], TextReader] | None, **options: Any)
         if not branches:
             break
     assert not branches
-    return job, heard
+    return job, told
 
 
-def pieces(heard: Heard) -> str:
-    return "".join(event.text for event in heard if isinstance(event, Piece))
+def pieces(told: Told) -> str:
+    return "".join(event.text for event in told if isinstance(event, Piece))
 
 
 def test_pieces_joined_are_the_text(tokenizer: Tokenizer) -> None:
@@ -53,10 +56,10 @@ def test_pieces_joined_are_the_text(tokenizer: Tokenizer) -> None:
         ids = [draw.randrange(tokenizer.vocab_size) for _ in range(draw.randrange(1, 30))]
         if draw.random() < 0.5:
             ids = tokenizer.encode("凯旋门 The 🦊 纪念")[: draw.randrange(1, 30)]
-        job, heard = say(ids, lambda: PlainReader(tokenizer))
+        job, told = say(ids, lambda: IncrementalDecoder(tokenizer))
         (answer,) = job.answers
-        assert answer.text == tokenizer.decode(ids) == pieces(heard)
-        *told, ended = heard
+        assert answer.text == tokenizer.decode(ids) == pieces(told)
+        *told, ended = told
         assert ended == Ended(0, answer)
         assert [token for piece in told if isinstance(piece, Piece) for token in piece.tokens] == ids == answer.ids
         assert all(len(piece.tokens) == 1 for piece in told[: len(ids)] if isinstance(piece, Piece))
@@ -70,12 +73,12 @@ def test_stop_texts_end_an_answer_wherever_tokens_are_cut(tokenizer: Tokenizer) 
     for _ in range(100):
         ids = tokenizer.encode(whole)
         stops = [draw.choice(possible) for _ in range(draw.randrange(1, 4))]
-        job, heard = say(ids, lambda: PlainReader(tokenizer), stop=tuple(stops))
+        job, told = say(ids, lambda: IncrementalDecoder(tokenizer), stop=tuple(stops))
         (answer,) = job.answers
         expected = StopText(stops)
         text = "".join(map(expected.feed, whole)) + expected.finish()
         assert (answer.text, answer.stop) == (text, expected.found)
-        assert pieces(heard) == text
+        assert pieces(told) == text
         assert answer.finish == ("length" if expected.found is None else "stop")
         if expected.found is not None:
             stopped += 1
@@ -100,16 +103,16 @@ class Late:
 
 
 def test_a_stop_that_is_found_at_the_end() -> None:
-    job, heard = say([ord(letter) for letter in "to be or"], Late, stop=("be",))
+    job, told = say([ord(letter) for letter in "to be or"], Late, stop=("be",))
     (answer,) = job.answers
     assert (answer.text, answer.finish, answer.stop, len(answer.ids)) == ("to ", "stop", "be", 8)
-    assert heard[-2:] == [Piece(0, "to "), Ended(0, answer)]
+    assert told[-2:] == [Piece(0, "to "), Ended(0, answer)]
 
 
 def test_what_was_held_back_comes_at_the_end() -> None:
-    job, heard = say([ord(letter) for letter in "oneEN"], Letters, stop=("END",))
+    job, told = say([ord(letter) for letter in "oneEN"], Letters, stop=("END",))
     assert (job.answers[0].text, job.answers[0].finish, job.answers[0].stop) == ("oneEN", "length", None)
-    assert [event.text for event in heard if isinstance(event, Piece)] == ["o", "n", "e", "", "", "EN"]
+    assert [event.text for event in told if isinstance(event, Piece)] == ["o", "n", "e", "", "", "EN"]
     job, _ = say([*map(ord, "oneEN"), 999], Letters, stop=("END",))
     assert (job.answers[0].text, job.answers[0].finish, job.answers[0].stop_id) == ("oneEN", "stop", 999)
 
@@ -125,36 +128,41 @@ class Letters:
 
 
 def test_a_stop_text_and_the_last_token_at_once() -> None:
-    job, heard = say([ord(letter) for letter in "abc"], Letters, stop=("bc",))
+    job, told = say([ord(letter) for letter in "abc"], Letters, stop=("bc",))
     (answer,) = job.answers
     assert (answer.text, answer.finish, answer.stop) == ("a", "stop", "bc")
-    assert heard[-1] == Ended(0, answer)
+    assert told[-1] == Ended(0, answer)
 
 
 def test_tokens_come_with_their_logprobs() -> None:
-    job, heard = say([70, 71, 72], Letters, logprobs=1)
+    job, told = say([70, 71, 72], Letters, logprobs=1)
     (answer,) = job.answers
-    assert [entry for event in heard if isinstance(event, Piece) for entry in event.logprobs] == answer.logprobs
+    assert [entry for event in told if isinstance(event, Piece) for entry in event.logprobs] == answer.logprobs
     silent, events = say([70, 71], None)
     assert [answer.text for answer in silent.answers] == [None]
     assert events == [Piece(0, "", (70,)), Piece(0, "", (71,)), Ended(0, silent.answers[0])]
 
 
-def test_every_answer_has_its_own_reader() -> None:
-    job, heard = say([70, 71, 72], Letters, n=3, stop=("H",))
-    assert len(job.readers) == 3
+def test_every_answer_has_its_own_detokenizer() -> None:
+    made: list[Letters] = []
+
+    def make() -> Letters:
+        made.append(Letters())
+        return made[-1]
+
+    job, told = say([70, 71, 72], make, n=3, stop=("H",))
+    assert len(made) == 3
     assert [answer.text for answer in job.answers] == ["FG"] * 3
     for number in range(3):
-        assert pieces([event for event in heard if event.number == number]) == "FG"
+        assert pieces([event for event in told if event.number == number]) == "FG"
 
 
 def test_a_reply_is_read_as_its_template_says() -> None:
     """The pieces joined are what `process_response` shows; a stop text is looked for in that."""
     ids = TOKENIZER.encode("hello world")
-    job, heard = say(ids, lambda: ChatReader(TEMPLATE, TOKENIZER))
-    assert job.answers[0].text == pieces(heard) == "HELLO WORLD"
-    (reader,) = job.readers
-    assert isinstance(reader, ChatReader)
+    reader = ChatDetokenizer(TEMPLATE, TOKENIZER)
+    job, told = say(ids, lambda: reader)
+    assert job.answers[0].text == pieces(told) == "HELLO WORLD"
     assert reader.stream.finish()[0] == "HELLO WORLD"
     assert reader.shown == "HELLO WORLD"
-    assert say(ids, lambda: ChatReader(TEMPLATE, TOKENIZER), stop=("O W",))[0].answers[0].text == "HELL"
+    assert say(ids, lambda: ChatDetokenizer(TEMPLATE, TOKENIZER), stop=("O W",))[0].answers[0].text == "HELL"
