@@ -181,6 +181,57 @@ def test_no_machine_paths() -> None:
     assert found == [], f"machine paths; only {allowed} and relative paths belong here"
 
 
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+ACCELERATORS = ("cuda", "mps", "xpu", "npu", "hpu", "mtia", "hip", "rocm", "vulkan")
+KIND = re.compile(rf"({'|'.join(ACCELERATORS)})(:\d+)?")
+
+
+def device_kinds(tree: ast.AST) -> list[str]:
+    """Kinds of accelerators: as whole strings, as names in torch, or a device's type compared with a string."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and KIND.fullmatch(node.value):
+            found.append(f"line {node.lineno}: {node.value!r}")
+        elif isinstance(node, ast.Attribute) and node.attr.removeprefix("is_") in ACCELERATORS:
+            found.append(f"line {node.lineno}: .{node.attr}")
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = any(isinstance(side, ast.Attribute) and side.attr == "type" for side in sides)
+            texts = (part for side in sides for part in (side.elts if isinstance(side, ast.Tuple) else [side]))
+            if named and any(isinstance(text, ast.Constant) and isinstance(text.value, str) for text in texts):
+                found.append(f"line {node.lineno}: a device's type is compared")
+    return found
+
+
+def test_no_kind_of_device_outside_devices() -> None:
+    paths = [path for path in SOURCES if path != PACKAGE / "devices.py"]
+    assert found_in(lambda path: device_kinds(parsed(path)), paths) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "device = 'cuda'",
+        "torch.device('cuda:1')",
+        "x.to('mps')",
+        "torch.cuda.synchronize()",
+        "torch.backends.mps.is_available()",
+        "if x.is_cuda: pass",
+        "model.cuda()",
+        "if device.type == 'cpu': pass",
+        "if x.device.type in ('cpu', 'meta'): pass",
+        "if 'xla' != device.type: pass",
+    ],
+)
+def test_a_kind_of_device_is_found(source: str) -> None:
+    assert len(device_kinds(ast.parse(source))) == 1
+
+
+def test_help_may_name_devices() -> None:
+    assert device_kinds(ast.parse('option("auto, cpu, cuda or cuda:N")  # cuda\nif device.type in states: pass')) == []
+
+
 # --- docstrings -------------------------------------------------------------------------------------------------------
 
 

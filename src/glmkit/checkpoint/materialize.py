@@ -12,9 +12,9 @@ from torch import Tensor
 
 from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError, names_text
+from glmkit.finite import all_finite
 from glmkit.model.integer_packing import quantize_rows
 
-from .files.tensors import all_finite
 from .weights import Weights
 
 _BLOCK = 1 << 20  # numbers looked at or converted at a time: they stay in the processor's cache

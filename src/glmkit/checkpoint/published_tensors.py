@@ -14,8 +14,9 @@ from torch import Tensor
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Derived, Layout, Rule, head_rule
+from glmkit.finite import all_finite
 
-from .files.tensors import TensorInfo, all_finite
+from .files.tensors import TensorInfo
 from .weights import Weights, expected_tensors
 
 # Bytes of a piece: small beside any model, large beside the cost of a call.

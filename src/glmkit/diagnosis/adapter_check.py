@@ -9,11 +9,11 @@ import torch
 from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.adapter_files import RECORD, AdapterFiles
 from glmkit.adapters.directory import apply_adapter, open_adapter
-from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
 from glmkit.families.family import Family
+from glmkit.finite import all_finite
 from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from glmkit.checkpoint.files.content import POINTER, WEB_PAGE
-from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.errors import names_text, size_text
 from glmkit.families.family import CONFIG_FILES, all_families
+from glmkit.finite import all_finite
 
 from .finding import Finding, Level
 from .headers import Headers, attempt, tensor_names

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmkit.config import GLMConfig
-from glmkit.devices import is_cpu
+from glmkit.devices import CPU, is_cpu
 
 from .masks import Segments, dense_from_prefix, open_columns
 from .positions import Rotary, rotate
@@ -184,7 +184,7 @@ class SplitPlan:
 
     def _bias(self, prefix: int, length: int) -> Tensor | None:
         if (prefix, length) not in self._biases:
-            mask = self._mask(prefix, length, torch.device("cpu"))
+            mask = self._mask(prefix, length, CPU)
             self._biases[prefix, length] = None if mask is None else as_bias(mask, torch.bfloat16)
         return self._biases[prefix, length]
 

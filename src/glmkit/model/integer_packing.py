@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glmkit.errors import CheckpointError
+from glmkit.finite import all_finite
 
 
 @runtime_checkable
@@ -57,7 +58,7 @@ def quantize_rows(weight_RC: Tensor, bits: int, blocks: int = 1) -> tuple[Tensor
     if weight_RC.dtype != torch.float16:
         parts_RUC = parts_RUC.float()
     scale_RU = (parts_RUC.abs().amax(-1) / most).half()
-    if not bool(scale_RU.isfinite().all()):
+    if not all_finite(scale_RU):
         raise CheckpointError("a weight is NaN, infinite or too large for an fp16 scale; it cannot be quantised")
     numbers_RUC = (parts_RUC / scale_RU[..., None]).round().clamp(-most - 1, most)
     numbers_RUC = numbers_RUC.masked_fill(scale_RU[..., None] == 0, 0)

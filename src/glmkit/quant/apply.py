@@ -59,7 +59,7 @@ def _quantized(old: nn.Linear | nn.Embedding, bits: int, blocks: int) -> QuantMa
         )
         if old.bias is not None:
             new.bias = old.bias
-    if device.type != "meta":
+    if not old.weight.is_meta:
         weight, scale = quantize_rows(old.weight, bits, blocks)
         new.weight.copy_(weight)
         new.weight_scale.copy_(scale)

@@ -15,6 +15,7 @@ from glmkit.adapters.naming import LAYERS, Naming, Part, choose_naming, leaf, na
 from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.native_layout import OWN
+from glmkit.finite import all_finite
 from glmkit.model import GLM
 
 from .layer import LoraLinear, LowRank, float_weight, linear_shape, scaling, split_rows
@@ -270,7 +271,7 @@ def _replacements(
     expected = (sum(old.shape[0] for old in olds), *olds[0].shape[1:])
     if tuple(tensor.shape) != expected:
         raise CheckpointError(f"{source} has shape {tuple(tensor.shape)}, this model needs {expected}")
-    if not tensor.isfinite().all():
+    if not all_finite(tensor):
         raise CheckpointError(f"{source} holds NaN or infinity", step="take an earlier checkpoint of the adapter")
     return {
         f"{part.stem}.{parameter}": nn.Parameter(

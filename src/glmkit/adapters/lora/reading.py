@@ -12,6 +12,7 @@ from torch import Tensor
 from glmkit.adapters.adapter_files import PADDLE, AdapterFiles
 from glmkit.adapters.naming import bare_name
 from glmkit.errors import CheckpointError, ConfigError
+from glmkit.finite import all_finite
 
 from .layer import LowRank, grouped_to_dense
 from .settings import PADDLE_CONFIG, PEFT_CONFIG, LoraSettings, paddle_settings, peft_settings
@@ -120,7 +121,7 @@ def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files
             raise CheckpointError(f"{source} has no {which}; the file is incomplete, copy it again")
         if not pair[which].is_floating_point():
             raise CheckpointError(f"{source}: {which} has dtype {pair[which].dtype}; it must be floating point")
-        if not pair[which].isfinite().all():
+        if not all_finite(pair[which]):
             raise CheckpointError(
                 f"{source}: {which} holds NaN or infinity", step="take an earlier checkpoint of the adapter"
             )

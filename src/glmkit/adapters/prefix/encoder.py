@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
+from glmkit.finite import all_finite
 
 # Names inside the encoder, as published; `trans` is absent without a projection.
 TABLE = "embedding.weight"
@@ -111,7 +112,7 @@ def build_encoder(
             raise CheckpointError(f"{source}: {name} is missing; the file is incomplete, copy it again")
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{source}: {name} has dtype {tensors[name].dtype}; a prefix is floating point")
-        if not tensors[name].isfinite().all():
+        if not all_finite(tensors[name]):
             raise CheckpointError(
                 f"{source}: {name} holds NaN or infinity", step="take an earlier checkpoint of the prefix"
             )

@@ -8,10 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from glmkit.checkpoint.files.stream import Entry
-from glmkit.checkpoint.files.tensors import all_finite
 from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.checkpoint.weights import Weights
 from glmkit.errors import CheckpointError
+from glmkit.finite import all_finite
 
 from .journal import Journal
 from .outputs import OutputFile, Outputs

@@ -1,27 +1,16 @@
-"""Types and shapes of tensors, and tensors as bits: equality and finiteness.
+"""Types and shapes of tensors, and their equality bit by bit.
 
-The bits are looked at with numpy, in the caller's own thread: a conversion already keeps two threads busy, and torch's
-would wait for each other after every piece.
+The bits are compared with numpy, in the caller's own thread: see `finite`.
 """
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Bits of infinity and of minus infinity. As signed integers, positive values that are not finite are the largest; as
-# unsigned ones, negative values that are not finite are.
-_INFINITIES: dict[torch.dtype, tuple[Any, Any, int, int]] = {
-    torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
-    torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
-    torch.float32: (np.int32, np.uint32, 0x7F80_0000, 0xFF80_0000),
-    torch.float64: (np.int64, np.uint64, 0x7FF0_0000_0000_0000, 0xFFF0_0000_0000_0000),
-}
-_BLOCK = 1 << 17  # elements at a time, so that the second look finds them in the cache
 
 
 @dataclass(frozen=True)
@@ -68,16 +57,3 @@ def equal_bits(first: Tensor, second: Tensor) -> bool:
         unit = _UNITS[first.element_size()]
         pair = first.view(unit), second.view(unit)
     return np.array_equal(pair[0].numpy(), pair[1].numpy())
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """True when a tensor on the CPU has neither NaN nor infinity in it; integers never have."""
-    if tensor.dtype not in _INFINITIES or not tensor.numel():
-        return True
-    signed, unsigned, infinity, minus_infinity = _INFINITIES[tensor.dtype]
-    bits = tensor.detach().reshape(-1).view(_UNITS[tensor.element_size()]).numpy()
-    for start in range(0, bits.size, _BLOCK):
-        block = bits[start : start + _BLOCK]
-        if int(block.view(signed).max()) >= infinity or int(block.view(unsigned).max()) >= minus_infinity:
-            return False
-    return True
