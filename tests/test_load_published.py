@@ -18,6 +18,8 @@ from glmkit.model.integer_packing import dequantize
 from support.published import close, new_cache
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 TIGHT, LOOSE = 3e-5, 1e-4  # the recordings' own
 # folder -> (folder of the inputs, tolerance)
 CHATGLM = {

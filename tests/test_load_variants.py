@@ -22,6 +22,8 @@ from support.variants import (
     make_native,
 )
 
+pytestmark = pytest.mark.sampled(4)
+
 TOLERANCE = 1e-5
 PLAIN_SIZES = (Sizes(1, 3, 8, 20), Sizes(5, 2, 24, 51))
 SHARED_SIZES = (Sizes(2, 3, 8, 37, 3, 20), Sizes(1, 6, 24, 15, 1, 42), Sizes(5, 6, 8, 10, 3))

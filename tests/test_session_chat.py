@@ -22,6 +22,8 @@ from support.fed import Fed
 from support.watching import wait_for
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
+pytestmark = pytest.mark.sampled(4)
+
 FOLDERS = {"chatglm": "chatglm-6b", "chatglm2": "chatglm2-6b", "chatglm3": "chatglm3-6b", "glm-4": "glm-4-9b"}
 real = cache(real_chat_model)
 

@@ -19,6 +19,8 @@ from support.fed import Fed
 from support.tiny import tiny_config
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
+pytestmark = pytest.mark.sampled(4)
+
 ROTARY = {"residual": "deepnorm", "init_std": 0.3}
 LENGTH = 3
 

@@ -15,6 +15,8 @@ from glmkit.position_rows import PositionRows, Span
 from glmkit.session import LM
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 RECORDED = ("max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams")
 RECORDED += ("length_penalty", "early_stopping")
 # Folder -> the folder of the model, where it is an adapter's.

@@ -24,6 +24,8 @@ from support.tiny import tiny_config
 from support.watching import wait_for
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
+pytestmark = pytest.mark.sampled(4)
+
 TEXTS = ["the fox", "x", "the quick brown fox jumps over the lazy dog and was not seen again", "dog", "the fox was"]
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 4}
 

@@ -17,6 +17,8 @@ from glmkit.model import GLM
 from glmkit.model.cache import KVCache
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 FOLDERS = [f"chatglm{n}-6b-ptuning-v2-{kind}" for n in ("", "2") for kind in ("embedding", "projection")]
 LOGITS, GREEDY = 3e-5, 1e-4
 

@@ -25,6 +25,8 @@ from glmkit.model import GLM
 from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant.apply import quantize_modules
 
+pytestmark = pytest.mark.sampled(4)
+
 PEFT = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["query_key_value"]}
 
 

@@ -13,6 +13,8 @@ from glmkit.adapters.attach import adapter_delta, attached, detach_adapter, merg
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.families.family import all_families
 
+pytestmark = pytest.mark.sampled(4)
+
 peft = pytest.importorskip("peft", reason="the extra [hf] is not installed")
 
 FAMILIES = sorted(TINY)

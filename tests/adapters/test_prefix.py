@@ -17,6 +17,8 @@ from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError, RequestError
 from glmkit.families.family import all_families
 
+pytestmark = pytest.mark.sampled(4)
+
 CONFIG = TINY["chatglm2"].config
 
 

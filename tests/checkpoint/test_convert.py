@@ -16,6 +16,8 @@ from glmkit.errors import CheckpointError
 from glmkit.families.family import family_named
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(5)
+
 
 def learned(directory: Path, **options: Any) -> dict[str, torch.Tensor]:
     weights = open_checkpoint(directory, **options).weights

@@ -18,6 +18,8 @@ from glmkit.checkpoint.files.torch_file import open_torch_file
 from glmkit.errors import CheckpointError
 from support.hostile import PeakMemory, array, mapping, storage, tensor, text, watched, whole, write_pickle, write_zip
 
+pytestmark = pytest.mark.sampled(3)
+
 GOOD = whole(mapping(w=tensor()))
 
 

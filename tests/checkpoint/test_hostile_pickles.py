@@ -27,6 +27,8 @@ from support.hostile import (
     write_zip,
 )
 
+pytestmark = pytest.mark.sampled(6)
+
 WRITERS = {"bin": write_zip, "pt": write_legacy, "pdparams": write_pickle}
 MEMORY = 200 * 2**20
 SHELL = "touch MARKER"

@@ -15,6 +15,8 @@ from glmkit.families.common.native_layout import OWN
 from glmkit.families.family import Family, all_families
 from support.checkpoints import ALL, random_weights, reading, small_config, written
 
+pytestmark = pytest.mark.sampled(8)
+
 IDS = [f"{family.name}-{layout.name}" for family, layout in ALL]
 BY_ID = dict(zip(IDS, ALL, strict=True))
 

@@ -26,6 +26,8 @@ from glmkit.errors import CheckpointError
 from support.hostile import mapping, number, resident, tensor, whole, write_legacy
 from support.shared import ROOT, shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 DTYPES = [
     torch.float64,
     torch.float32,

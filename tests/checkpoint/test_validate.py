@@ -15,6 +15,8 @@ from glmkit.loading import load_parts
 from support.checkpoints import MemoryFile
 from support.directories import Change, huggingface_directory, rank_directory
 
+pytestmark = pytest.mark.sampled(4)
+
 HUGGINGFACE = (
     "glm/huggingface",
     "chatglm/huggingface",

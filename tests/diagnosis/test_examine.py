@@ -23,6 +23,8 @@ from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding
 from glmkit.diagnosis.report import Report
 
+pytestmark = pytest.mark.sampled(4)
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234567\n"
 SHARD = "model-00002-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"

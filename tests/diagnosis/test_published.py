@@ -12,6 +12,8 @@ from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.report import Report
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 # directory -> (family, ranks, kind of stored numbers)
 MODELS = {
     "glm-hf": ("glm", 1, "float32"),

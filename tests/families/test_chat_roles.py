@@ -13,6 +13,8 @@ from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 FOLDERS: dict[str, Any] = {
     "chatglm3-6b": (chatglm2_text.CHAT_3, "chatglm2-chatglm3", chatglm2_text.load_tokenizer_3),
     "glm-4-9b": (glm4_text.CHAT, "glm4", glm4_text.load_tokenizer),

@@ -14,6 +14,8 @@ from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 FOLDERS = {
     "chatglm-6b": (chatglm_chat.CHAT, "chatglm-6b", chatglm_text.load_tokenizer),
     "chatglm2-6b": (chatglm2_text.CHAT_2, "chatglm2-chatglm3", chatglm2_text.load_tokenizer_2),

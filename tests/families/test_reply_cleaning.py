@@ -14,6 +14,8 @@ from support.chat import VOCABULARIES
 from support.served_models import CHAT_FAMILIES, small_chat
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 TEMPLATES: dict[str, ChatTemplate] = {
     "chatglm": chatglm_chat.CHAT,
     "chatglm2": chatglm2_text.CHAT_2,

@@ -16,6 +16,8 @@ from glmkit.position_rows import PositionRows
 from support.kinds import KINDS, prompt_of
 from support.tiny import SPECIAL, random_ids, tiny_config
 
+pytestmark = pytest.mark.sampled(5)
+
 
 def whole(ids: list[int], config: Any, more: int, running: bool, block_positions: bool) -> torch.Tensor:
     """Positions of prompt and answer worked out in one go."""

@@ -9,6 +9,8 @@ from glmkit.config import SpecialIds
 from glmkit.model.positions import counted_positions, infer_positions, infer_prefix
 from support.tiny import SPECIAL, random_ids, tiny_config, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 M, S, G, SOP, PAD = SPECIAL.mask, SPECIAL.smask, SPECIAL.gmask, SPECIAL.sop, SPECIAL.pad
 assert S is not None
 

@@ -8,6 +8,8 @@ from glmkit.model import GLM, Segments, attention
 from glmkit.objective.loss import linear_cross_entropy
 from support.tiny import SPECIAL, random_ids, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 LENGTHS = [(7, 19), (1, 5), (12, 12), (3, 40), (10, 11)]  # (part A, whole sample)
 MIXES = [{}, {"positions": "rope_2d", "residual": "deepnorm"}]
 

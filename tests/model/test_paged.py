@@ -10,6 +10,8 @@ from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
 from support.kinds import KINDS, Prefix, make
 from support.tiny import tiny_config, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 BLOCK = 4
 DEVICE = torch.device("cpu")
 

@@ -13,6 +13,8 @@ from glmkit.model import GLM, KVCache, init_weights
 from glmkit.quant import QuantEmbedding, QuantLinear, layers, quantize_modules
 from support.tiny import random_ids, tiny_config, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 KINDS = [
     Quantization(8),
     Quantization(4),

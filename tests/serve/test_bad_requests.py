@@ -17,6 +17,8 @@ from support.load_client import request_bytes
 from support.mutations import wrong
 from support.served_models import small_base, small_chat
 
+pytestmark = pytest.mark.sampled(5)
+
 CHAT, TEXT, INFILL, ORIGINAL, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/infill", "/", "/v1/models"
 LARGEST_BODY = 1_100_000
 CALL = {"id": "call_1", "type": "function", "function": {"name": "track", "arguments": "{}"}}

@@ -15,6 +15,8 @@ from glmkit.generate.jobs.answers import AnswersJob
 from support.live import PATIENCE, Live, script, serving
 from support.served_models import small_base, small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "the fox"}]
 TOOL = {"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}
 

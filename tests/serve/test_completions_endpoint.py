@@ -12,6 +12,8 @@ from glmkit.serve.request_jobs import AT_ONCE
 from support.live import PATIENCE, Live, serving
 from support.served_models import small_base, small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 PROMPTS = [f"the fox {number}" for number in range(3 * AT_ONCE)]
 
 

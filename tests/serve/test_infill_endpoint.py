@@ -12,6 +12,8 @@ import pytest
 from support.live import PATIENCE, Live, serving
 from support.served_models import small_base, small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 TEXT = "The [MASK] fox jumps [MASK] 凯旋门 [gMASK]"
 
 

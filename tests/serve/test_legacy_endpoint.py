@@ -13,6 +13,8 @@ from glmkit.generate.conversation import Turn
 from support.live import PATIENCE, Live, script, serving
 from support.served_models import CHAT_FAMILIES, small_base, small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 
 @pytest.fixture(scope="module", params=CHAT_FAMILIES)
 def live(request: pytest.FixtureRequest) -> Iterator[Live]:

@@ -14,6 +14,8 @@ from glmkit.serve.error_responses import ApiError
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
 
+pytestmark = pytest.mark.sampled(4)
+
 KEY, OTHER = "key-of-anna-1", "key-of-bert-2"
 ORIGIN = "https://friend.example"
 

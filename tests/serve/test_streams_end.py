@@ -18,6 +18,8 @@ from support.load_client import request_bytes
 from support.served_models import small_base, small_chat
 from support.watching import metrics
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION = [{"role": "user", "content": "the fox"}]
 ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "completions": ("/v1/completions", {"model": "m", "prompt": "the fox"}),

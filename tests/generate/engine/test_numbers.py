@@ -14,6 +14,8 @@ from support.kinds import KINDS, make, prompt_of
 from support.stepping import run, submit
 from support.tiny import SPECIAL, random_ids
 
+pytestmark = pytest.mark.sampled(4)
+
 LIMITS = {
     "usual": EngineLimits(),
     "small blocks": EngineLimits(block=4),

@@ -18,6 +18,8 @@ from support.kinds import KINDS, make, prompt_of
 from support.shared import shared_dir
 from support.tiny import SPECIAL, random_ids, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 RECORDED = ("max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "num_beams")
 RECORDED += ("length_penalty", "early_stopping")
 

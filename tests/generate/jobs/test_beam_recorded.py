@@ -12,6 +12,8 @@ from glmkit.generate.jobs.beam_search import Beams
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import ids_tensor, process
 
+pytestmark = pytest.mark.sampled(4)
+
 Case = tuple[list[int], tuple[int, ...], dict[str, Any], list[list[int]], list[float]]
 CASES: list[Case] = [
     ([3, 3], (5,), {"num_beams": 3},

@@ -11,6 +11,8 @@ from glmkit.generate.outputs import Answer
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import ids_tensor, process
 
+pytestmark = pytest.mark.sampled(4)
+
 transformers = pytest.importorskip("transformers", reason="the reference is an extra")
 
 NONE = torch.tensor([], dtype=torch.long)

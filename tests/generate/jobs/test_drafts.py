@@ -18,6 +18,8 @@ from support.jobs import Runner, WholePasses, run_jobs
 from support.kinds import KINDS, make, prompt_of
 from support.tiny import SPECIAL, random_ids
 
+pytestmark = pytest.mark.sampled(4)
+
 Told = list[Piece | Ended]
 
 

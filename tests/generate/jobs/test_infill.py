@@ -15,6 +15,8 @@ from support.jobs import WholePasses, decode, fill, run_jobs
 from support.kinds import make, prompt_of
 from support.tiny import SPECIAL, random_ids, tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 NEVER = {SPECIAL.pad, SPECIAL.cls, SPECIAL.sop, *SPECIAL.mask_ids(), SPECIAL.dblock, SPECIAL.sep}
 ENDS = (SPECIAL.eop, SPECIAL.eos)
 MIXES: list[dict[str, Any]] = [

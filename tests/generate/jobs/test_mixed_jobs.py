@@ -18,6 +18,8 @@ from support.kinds import KINDS, make, prompt_of
 from support.stepping import cancel, submit
 from support.tiny import SPECIAL
 
+pytestmark = pytest.mark.sampled(4)
+
 AnyJob = AnswersJob | BeamsJob | FillJob
 
 

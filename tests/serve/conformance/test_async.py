@@ -7,6 +7,8 @@ import pytest
 
 from support.live import Live
 
+pytestmark = pytest.mark.sampled(4)
+
 PROMPTS = [f"the {word} fox {number}" for number, word in enumerate(["quick", "lazy", "中文", "first"] * 4)]
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from support.live import Live, counts, script
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION = "the fox"
 TURNS = [
     {"role": "user", "content": "the fox"},

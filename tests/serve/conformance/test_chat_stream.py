@@ -8,6 +8,8 @@ import pytest
 
 from support.live import PATIENCE, Live, counts, script
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION = "the fox"
 SAMPLED = {"temperature": 1.3, "seed": 9}
 

@@ -8,6 +8,8 @@ import pytest
 
 from support.live import Live, counts
 
+pytestmark = pytest.mark.sampled(4)
+
 PROMPT = "The quick"
 SAMPLED = {"temperature": 1.3, "seed": 9}
 

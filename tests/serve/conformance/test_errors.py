@@ -11,6 +11,8 @@ import pytest
 from support.live import Live, serving
 from support.served_models import small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION = "the fox"
 NOT_DONE: dict[str, Any] = {
     "response_format": {"type": "json_object"},

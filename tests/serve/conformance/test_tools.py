@@ -8,6 +8,8 @@ import pytest
 
 from support.live import Live, counts, script
 
+pytestmark = pytest.mark.sampled(4)
+
 TRACK = {
     "type": "function",
     "function": {

@@ -118,6 +118,7 @@ def test_the_engine_is_freed_when_the_page_is_closed(chat: Live, open_chat: "Ope
     chat.settled(lambda: chat.state.queue.snapshot.rows == 0)
 
 
+@pytest.mark.exhaustive
 def test_nobody_waits_for_another_page(chat: Live, open_chat: "Open", write: Write) -> None:
     one, other = open_chat(), open_chat()
     script = write(chat.lm, "\nto one", "\nto the other")
@@ -209,6 +210,7 @@ def test_without_a_valid_key_nothing_is_asked(chat: Live, open_chat: "Open", ask
     assert page.locator("#chat .message").count() == 0
 
 
+@pytest.mark.exhaustive
 def test_refusals_are_notices(chat: Live, open_chat: "Open", monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = {
         "Try again in 7 s.": Overloaded(64, 7),
@@ -240,6 +242,7 @@ def test_what_a_model_writes_is_not_executed_and_loads_nothing(chat: Live, open_
     # That no other host was asked is checked when the page is closed.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")])
 def test_widths(chat: Live, open_chat: "Open", write: Write, size: tuple[int, int], scheme: str) -> None:
     page = open_chat(size=size, color_scheme=scheme)
@@ -256,6 +259,7 @@ def test_widths(chat: Live, open_chat: "Open", write: Write, size: tuple[int, in
         assert 0 <= box["y"] <= size[1] - box["height"], control
 
 
+@pytest.mark.exhaustive
 def test_chinese(open_chat: "Open") -> None:
     page = open_chat(key="wrong", locale="zh-CN")
     page.wait_for_selector("button[role=tab] >> text=对话")

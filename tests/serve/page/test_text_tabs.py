@@ -31,7 +31,9 @@ def result(page: "Page", tab: str) -> str | None:
     return page.text_content(f"#{tab} .result")
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(DESK, "dark"), (PHONE, "light")])
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(DESK, "dark"), pytest.param(PHONE, "light", marks=pytest.mark.exhaustive)]
+)
 def test_blanks_are_filled_and_highlighted(base: Live, open_base: "Open", size: tuple[int, int], scheme: str) -> None:
     page = open_base(size=size, color_scheme=scheme)
     text = "The quick [MASK] fox.\n凯旋门位于[gMASK]"
