@@ -10,7 +10,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def _fsync_path(path: Path) -> None:
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for its open file description; False when another one holds it.
+
+    The lock goes with the process, however it ends. Systems without fcntl are not guarded.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def fsync_path(path: Path) -> None:
+    """Write a file or a directory's entries through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +72,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_path(target.parent)
+    fsync_path(target.parent)
 
 
 @contextmanager
@@ -78,8 +95,8 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     try:
         yield temporary
         for entry in sorted(temporary.rglob("*"), reverse=True):
-            _fsync_path(entry)
-        _fsync_path(temporary)
+            fsync_path(entry)
+        fsync_path(temporary)
         old = None
         if target.exists():
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
@@ -90,7 +107,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
             if old is not None:
                 os.replace(old, target)
             raise
-        _fsync_path(target.parent)
+        fsync_path(target.parent)
         if old is not None:
             shutil.rmtree(old)
     except BaseException:

@@ -270,7 +270,12 @@ def test_tools_from_a_file(directory: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "is no JSON"), ('{"name": "f"}', "no list of objects"), ("[1]", "no list of objects"), ("[]", "use tools")],
+    [
+        ("{", "is no JSON"),
+        ('{"name": "f"}', "holds dict, no list of tools"),
+        ("[1]", "no list of objects"),
+        ("[]", "use tools"),
+    ],
 )
 def test_wrong_tools(
     content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from glmkit.data.records import Record
 from glmkit.errors import DataError, RequestError
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, fsync_path, try_lock
 
 from .fingerprint import difference
 
@@ -112,7 +112,7 @@ class Output:
         os.fsync(self._file.fileno())
         self._save({"lines": lines, "bytes": self._size()})
         os.replace(self.partial, self.path)
-        _sync(self.path.parent)
+        fsync_path(self.path.parent)
 
     def close(self) -> None:
         """Let another process write here; an empty beginning goes."""
@@ -126,11 +126,9 @@ class Output:
         """The partial file, locked, and still under its name once the lock is there."""
         while True:
             file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                _lock(file)
-            except OSError:
+            if not try_lock(file.fileno()):
                 file.close()
-                raise RequestError(f"another process is writing {self.path}; wait for it") from None
+                raise RequestError(f"another process is writing {self.path}; wait for it")
             if _same_file(file, self.partial):
                 return file
             file.close()
@@ -200,24 +198,8 @@ class _OtherInputError(Exception):
     pass
 
 
-def _lock(file: BinaryIO) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _same_file(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

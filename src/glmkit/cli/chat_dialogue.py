@@ -32,12 +32,7 @@ class HistoryFile:
         """The history, empty when there is no file yet. Raises RequestError when it holds something else."""
         if not self.path.exists():
             return []
-        try:
-            history = json.loads(self.path.read_bytes())
-        except (ValueError, RecursionError):
-            raise RequestError(f"{self.path} is no JSON; give another file for the history") from None
-        if not isinstance(history, list):
-            raise RequestError(f"{self.path} holds {type(history).__name__}, no list of turns; give another file")
+        history = _read_list(self.path, "turns", "give another file for the history")
         try:
             to_messages(history)
         except (GLMKitError, TypeError) as error:
@@ -52,13 +47,21 @@ class HistoryFile:
 
 def read_tools(path: str) -> Tools:
     """A list of tools from a JSON file. Raises RequestError when it holds something else."""
-    try:
-        tools = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        raise RequestError(f"{path} is no JSON; give a list of tools in the family's form") from None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RequestError(f"{path} holds no list of objects; give a list of tools in the family's form")
+    step = "give a list of tools in the family's form"
+    tools = _read_list(Path(path), "tools", step)
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise RequestError(f"{path} holds no list of objects", step=step)
     return tools
+
+
+def _read_list(path: Path, what: str, step: str) -> Turns:
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise RequestError(f"{path} is no JSON", step=step) from None
+    if not isinstance(values, list):
+        raise RequestError(f"{path} holds {type(values).__name__}, no list of {what}", step=step)
+    return values
 
 
 class Lines:

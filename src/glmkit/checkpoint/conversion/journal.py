@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmkit.checkpoint.files.stream import Written, ignore
 from glmkit.errors import CheckpointError
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, try_lock
 
 JOURNAL_FILE = ".conversion.json"
 LOCK_FILE = ".lock"
@@ -28,7 +28,7 @@ class Journal:
         self._plan: dict[str, object] = {}
         self._files: dict[str, dict[str, int]] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = self._hold()
+        self._lock: int | None = self._hold()
 
     def begin(self, plan: Mapping[str, object], *, restart: bool = False) -> None:
         """Take up `plan` (JSON-able). What was finished for the same plan counts; with `restart` all of it goes.
@@ -94,19 +94,13 @@ class Journal:
             os.close(self._lock)
             self._lock = None
 
-    def _hold(self) -> int | None:
-        try:
-            import fcntl
-        except ImportError:
-            return None
+    def _hold(self) -> int:
         descriptor = os.open(self.directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(descriptor):
             os.close(descriptor)
             raise CheckpointError(
                 f"another process is converting into {self.directory}", step="wait for it or choose another destination"
-            ) from None
+            )
         return descriptor
 
     def _read(self) -> tuple[object, dict[str, dict[str, int]]] | None:
