@@ -246,7 +246,8 @@ def test_never_past_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     (*_, last) = lm.chat_steps("hello", max_length=prompt + 3)
     assert last.tokens == 3
     with pytest.raises(
-        RequestError, match=rf"prompt of {prompt} tokens and 90 for the reply exceed 96; .* to {96 - prompt}$"
+        RequestError,
+        match=rf"prompt of {prompt} tokens and 90 for the reply exceed 96; .* at most {96 - prompt} tokens$",
     ):
         lm.chat("hello", max_new_tokens=90)
     with pytest.raises(RequestError, match="exceed 96; shorten the message$"):
