@@ -2,8 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from glmkit.errors import RequestError
-from glmkit.generate.params import OPTIONS, Face, Option, Values, options_of
+from glmkit.generate.params import OPTIONS, Face, Values, options_of
 
 
 def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
@@ -22,29 +21,20 @@ def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
         if option.words:
             choices = [*(["true", "false"] if option.kind is bool else []), *option.words]
             parser.add_argument(name, choices=choices, default=str(shown), help=text)
-        elif option.item:  # read later: a wrong item is named with its option
-            parser.add_argument(name, action="append", metavar=option.item.upper(), default=None, help=text)
+        elif option.item:
+            parser.add_argument(name, type=option.kind, action="append", metavar=option.item.upper(), help=text)
         else:
             metavar = "X" if option.kind is float else "N"
             parser.add_argument(name, type=option.kind, metavar=metavar, default=default, help=text)
 
 
 def generation_options(args: Namespace) -> Values:
-    """The options that have a value, as `LM.generate` takes them. Raises RequestError for an id that is no number."""
+    """The options that have a value, as `LM.generate` takes them."""
     values = {name: getattr(args, name, None) for name in OPTIONS}
-    options = {name: _read(OPTIONS[name], value) for name, value in values.items() if value is not None}
-    if getattr(args, "num_beams", 1) > 1 and args.n > 1 and args.num_return_sequences == 1:
+    options = {name: value for name, value in values.items() if value is not None}
+    for name in options:
+        if OPTIONS[name].kind is bool:
+            options[name] = {"true": True, "false": False}.get(options[name], options[name])
+    if options.get("num_beams", 1) > 1 and options.get("n", 1) > 1 and args.num_return_sequences == 1:
         options["num_return_sequences"] = options.pop("n")
     return options
-
-
-def _read(option: Option, value: object) -> object:
-    """A value as its option takes it. Raises RequestError for an item that is no number."""
-    if option.kind is bool and value in ("true", "false"):
-        return value == "true"
-    if not isinstance(value, list):
-        return value
-    try:
-        return [option.kind(item) for item in value]
-    except ValueError:
-        raise RequestError(f"{option.name} has {value!r}; give whole numbers", param=option.name) from None
