@@ -97,6 +97,7 @@ def replies(lm: LM, *queries: str) -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive
 def test_each_line_of_a_pipe_is_a_turn(lm: LM, directory: Path) -> None:
     expected = replies(lm, "the fox", "中文 again")
     with running(str(directory), *GREEDY) as process:
@@ -147,6 +148,7 @@ def test_ctrl_c_stops_the_answer_only(lm: LM, directory: Path, tmp_path: Path) -
     assert turns[1][1] == second == lm.chat("and now", turns[:1], temperature=0, max_new_tokens=3)[0]
 
 
+@pytest.mark.exhaustive
 def test_sigterm_ends_it(directory: Path) -> None:
     with running(str(directory), "--temperature", "0", "--max_new_tokens", "30000") as process:
         stdin, stdout, _ = pipes(process)

@@ -410,6 +410,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert rows == whole
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_goes_on(base: Path, folder: Path) -> None:
     """kill -9 somewhere in the middle; in the end the file is that of a run in peace.
 

@@ -64,6 +64,7 @@ def live() -> Iterator[Live]:
         yield server
 
 
+@pytest.mark.exhaustive
 def test_no_stream_is_lost_or_mixed(live: Live) -> None:
     free, steps = live.lm.engine.free_tokens, live.lm.engine.counters.steps
     tally = load(live, requests(live.direct, live.model, 96))
@@ -74,6 +75,7 @@ def test_no_stream_is_lost_or_mixed(live: Live) -> None:
     assert counters.decode_rows / (counters.steps - steps) > 4  # they were written together
 
 
+@pytest.mark.exhaustive
 def test_clients_that_vanish(live: Live) -> None:
     """Half of the clients leave in the middle, some with a reset; the others notice nothing."""
     free, kinds = live.lm.engine.free_tokens, requests(live.direct, live.model, 32)
@@ -89,6 +91,7 @@ def test_clients_that_vanish(live: Live) -> None:
     live.settled(lambda: live.lm.engine.rows == 0 and live.lm.engine.free_tokens == free)
 
 
+@pytest.mark.exhaustive
 def test_requests_beyond_the_queue_are_told_to_wait() -> None:
     with serving(small_base, rows=2, max_waiting=4) as live:
         asked = [{**request, "may_wait": True} for request in requests(live.direct, live.model, 64)]
@@ -136,6 +139,7 @@ def test_a_vanished_clients_row_is_free_at_the_next_step(live: Live) -> None:
     assert all(after - before <= 1 for before, after in zip(heard, freed, strict=True))
 
 
+@pytest.mark.exhaustive
 def test_the_requests_of_a_stopping_server_are_answered(tmp_path: Path) -> None:
     """SIGTERM while 32 clients wait or read: all of them get what they would have got."""
     lm = small_base()

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jsonschema_rs
+import pytest
 
 from glmkit.serve.app import create_app
 from glmkit.serve.schema.chat import EXAMPLE
@@ -16,6 +17,7 @@ from support.served_models import small_chat
 OPERATIONS = {"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/infill", "POST /", "GET /v1/models"}
 
 
+@pytest.mark.exhaustive
 def test_the_document_is_true(tmp_path: Path) -> None:
     # A family that chats and fills blanks; few positions, so that no answer that somebody thinks up takes long.
     with serving(partial(small_chat, "chatglm", max_positions=64), model_id="chatglm3-6b") as live:

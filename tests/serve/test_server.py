@@ -214,6 +214,7 @@ def test_a_process_drains_on_sigterm_and_leaves_with_0(tmp_path: Path) -> None:
     assert "stopping" in server.text
 
 
+@pytest.mark.exhaustive
 def test_a_process_ends_at_once_on_a_second_signal() -> None:
     command = ["-m", "support.fake_engine", json.dumps({"seconds": 0.05})]
     body = {"tokens": 10_000, "stream": True}
