@@ -60,6 +60,7 @@ def presets() -> list[str]:
     return [next(iter(family.presets)) for family in all_families().values() if family.presets]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", presets())
 def test_every_family_to_all_its_layouts_and_back(name: str, tmp_path: Path) -> None:
     config = small(preset(name))
@@ -93,6 +94,7 @@ def test_eight_ranks_to_four_to_one(tmp_path: Path) -> None:
     assert_same_ranks(read_ranks(tmp_path / "one"), read_ranks(tmp_path / "direct"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kill_after", [0, 1, 3])
 @pytest.mark.parametrize(
     ("to", "options"), [("huggingface", {"shard_size": "60KB"}), ("megatron", {"tensor_parallel": 4})]
@@ -267,6 +269,7 @@ def quantized_state(config: GLMConfig) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.exhaustive
 def test_int4_of_eight_ranks(tmp_path: Path) -> None:
     """To 16 ranks nothing changes; to 4 and 2 the matrices cut by columns do, by less than half a step."""
     config = small(preset("glm-130b"))

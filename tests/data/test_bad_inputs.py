@@ -142,6 +142,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return err
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("train", [False, True], ids=["given tokenizer", "trained tokenizer"])
 @pytest.mark.parametrize("name", FILES)
 def test_bad_files(name: str, train: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +181,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(name: str, folder: Path, capsys
     assert facts["manifest"]["read"]["documents"] >= len(TEXTS)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["long.txt", "long.jsonl"])
 def test_a_line_of_five_megabytes_is_fine(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ("a line of words without an end " * 170_000)[: 5 * 2**20]
@@ -190,6 +192,7 @@ def test_a_line_of_five_megabytes_is_fine(name: str, folder: Path, capsys: pytes
     assert stored.tokenizer().decode(stored.document(0).tolist()) == text
 
 
+@pytest.mark.exhaustive
 def test_five_megabytes_without_a_space_train_a_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = base64.b64encode(random.Random(1).randbytes(5 * 2**20 * 3 // 4)).decode()  # one word, to a tokenizer
     write(folder / "long.txt", text.replace("+", "a").replace("/", "b").replace("=", "c").translate(LETTERS))
