@@ -1,4 +1,4 @@
-"""The one place where parts are joined: a source becomes config, model and tokenizer."""
+"""Joining the parts: a source becomes config, model, tokenizer and adapter."""
 
 import math
 import os
@@ -15,7 +15,6 @@ from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
 from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
-from .checkpoint.weights import expected_tensors
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError
@@ -37,9 +36,9 @@ _SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model directory holds, ready to use. `tokenizer` is None when the directory ships none.
+    """A loaded model directory, ready to use. `tokenizer` is None when the directory ships none.
 
-    layout: in which the weights were found. notes: what was decided or left out on reading, one line each.
+    layout: the one of the weights. notes: what was decided or left out on reading, one line each.
     """
 
     directory: Path
@@ -76,7 +75,7 @@ def load_parts(
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
-    place, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
+    target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
     if alpha is not None:
         _check_alpha(alpha, adapter)
     directory = local_directory(source)
@@ -86,9 +85,9 @@ def load_parts(
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
         settings = _with_special(settings, loaded)
     settings = _quantized(settings, bits)
-    chosen = _dtype(checkpoint, settings, given, place)
+    chosen = _dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
-    model = _filled(checkpoint, settings, chosen, place, bits)
+    model = _filled(checkpoint, settings, chosen, target, bits)
     notes = [*checkpoint.notes]
     if loaded is not None and loaded.vocab_size > settings.vocab_size:
         notes.append(
@@ -99,14 +98,13 @@ def load_parts(
         adapter_directory = directory
         notes.append(f"a P-Tuning prefix lies among the weights ({checkpoint.prefix[0]}, ...) and is applied")
     if adapter_directory is not None:
-        beside = adapter_directory.resolve() == directory.resolve()
         info = apply_adapter(
             model,
             adapter_directory,
             family=checkpoint.family,
             layout=checkpoint.layout,
             alpha=alpha,
-            beside_weights=beside,
+            beside_weights=adapter_directory.resolve() == directory.resolve(),
         )
         notes += info.notes
     special = settings.special or (None if loaded is None else loaded.special)
@@ -118,26 +116,31 @@ def load_parts(
     return Parts(directory, settings, model, loaded, generation, checkpoint.family, checkpoint.layout.name, notes)
 
 
-def _filled(
-    checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, place: torch.device, bits: int | None
-) -> GLM:
-    """The model, built without memory and given its tensors one by one."""
+def empty_model(config: GLMConfig) -> GLM:
+    """A model without memory (on the meta device), with quantised layers where the config has them."""
     with torch.device("meta"):
         model = GLM(config)
         if config.quantization is not None:
             quantize_modules(model, config.quantization)
-    weights, bad = checkpoint.weights, dict[str, None]()
-    wanted = expected_tensors(config)
+    return model
+
+
+def _filled(
+    checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, device: torch.device, bits: int | None
+) -> GLM:
+    """The model with its tensors, read one by one; float matrices become integers of `bits` on the way."""
+    model, weights, bad = empty_model(config), checkpoint.weights, dict[str, None]()
+    wanted = model.state_dict().keys()
 
     def read(name: str) -> dict[str, torch.Tensor]:
-        if bits is None:
-            return {name: fetch(weights, name, None if name.endswith("_scale") else dtype, place, bad)}
-        if f"{name}_scale" in wanted:
-            packed, scale = fetch_quantized(weights, name, bits, place, bad)
-            return {name: packed, f"{name}_scale": scale}
-        return {} if name.endswith("_scale") else {name: fetch(weights, name, dtype, place, bad)}
+        scale = f"{name}_scale"
+        if bits is not None and scale in wanted:
+            packed, factors = fetch_quantized(weights, name, bits, device, bad)
+            return {name: packed, scale: factors}
+        return {name: fetch(weights, name, None if name.endswith("_scale") else dtype, device, bad)}
 
-    state = {name: tensor for found in in_parallel(read, wanted) for name, tensor in found.items()}
+    names = [name for name in wanted if bits is None or not name.endswith("_scale")]
+    state = {name: tensor for found in in_parallel(read, names) for name, tensor in found.items()}
     refuse_bad({name: weights.stored_name(name) for name in bad}, str(checkpoint.directory))
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -147,7 +150,11 @@ def _quantized(config: GLMConfig, bits: int | None) -> GLMConfig:
     if bits is None:
         return config
     if config.quantization is not None:
-        raise RequestError(f"quantize=int{bits}: these weights are INT{config.quantization.bits} already; leave it out")
+        raise RequestError(
+            f"quantize=int{bits}: these weights are INT{config.quantization.bits} already",
+            step="leave it out",
+            param="quantize",
+        )
     return replace(config, quantization=Quantization(bits))
 
 
@@ -160,9 +167,9 @@ def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:
 
 def _check_alpha(alpha: float, adapter: str | os.PathLike[str] | None) -> None:
     if adapter is None:
-        raise RequestError(f"alpha={alpha!r} is of a LoRA; give adapter=DIR, or leave it out")
+        raise RequestError(f"alpha={alpha!r} is of a LoRA", step="give adapter=DIR, or leave it out", param="alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise RequestError(f"alpha is {alpha!r}; give a number, such as 32")
+        raise RequestError(f"alpha is {alpha!r}", step="give a number, such as 32", param="alpha")
 
 
 def _tokenizer(
@@ -185,29 +192,24 @@ def _tokenizer(
 
 
 def _dtype(
-    checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, place: torch.device
+    checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, device: torch.device
 ) -> torch.dtype | None:
     """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""
-    found = _stored_dtypes(checkpoint)
-    stored = reduce(torch.promote_types, found)
-    if given is None and is_cpu(place) and stored == torch.float16:
+    weights = checkpoint.weights
+    found = {weights.info(name).dtype for name in weights.names() if not name.endswith("_scale")}
+    floats = sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
+    stored = reduce(torch.promote_types, floats)
+    if given is None and is_cpu(device) and stored == torch.float16:
         exact = weights_bytes(config, torch.float32)
-        rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, place))
+        rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, device))
         given = torch.bfloat16 if rounded else torch.float32
-    elif given is None and len(found) > 1:
+    elif given is None and len(floats) > 1:
         given = stored  # a model computes in one dtype: the smallest that holds every number of the file
     target = given or stored
-    if not is_cpu(place) or target != stored or config.quantization != checkpoint.config.quantization:
+    if not is_cpu(device) or target != stored or config.quantization != checkpoint.config.quantization:
         needed = weights_bytes(config, target)
-        require_memory(needed, place, f"{checkpoint.family.title} in {str(target).removeprefix('torch.')}", _SMALLER)
+        require_memory(needed, device, f"{checkpoint.family.title} in {str(target).removeprefix('torch.')}", _SMALLER)
     return given
-
-
-def _stored_dtypes(checkpoint: Checkpoint) -> list[torch.dtype]:
-    """Floating-point dtypes of the tensors, without those of scales."""
-    weights = checkpoint.weights
-    found = (weights.info(name).dtype for name in weights.names() if not name.endswith("_scale"))
-    return sorted({dtype for dtype in found if dtype.is_floating_point}, key=str)
 
 
 def _given_dtype(name: DType) -> torch.dtype | None:
@@ -215,11 +217,11 @@ def _given_dtype(name: DType) -> torch.dtype | None:
         return None
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in choices:
-        raise RequestError(f"dtype {name!r} is unknown; use auto, {', '.join(choices)}")
+        raise RequestError(f"dtype {name!r} is unknown", step=f"use auto, {', '.join(choices)}", param="dtype")
     return choices[name]
 
 
 def _bits(name: Quantize | None) -> int | None:
     if name is not None and name not in _BITS:
-        raise RequestError(f"quantize {name!r} is unknown; use {' or '.join(_BITS)}, or None")
+        raise RequestError(f"quantize {name!r} is unknown", step=f"use {' or '.join(_BITS)}, or None", param="quantize")
     return None if name is None else _BITS[name]

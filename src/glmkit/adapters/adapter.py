@@ -64,7 +64,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how an adapter is written; see `directory.save_adapter`. Remarks go to `notes`."""
+    """The options of `directory.save_adapter`, for one adapter. Remarks go to `notes`."""
 
     folder: Path
     layout: Layout | None = None
@@ -74,7 +74,7 @@ class Saving:
 
     @property
     def for_paddle(self) -> bool:
-        """Whether PaddleNLP's files are asked for."""
+        """True when PaddleNLP's files are asked for."""
         return self.layout is not None and self.layout.container == PADDLE
 
     def converted(self, tensors: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def claims(cls, directory: Path) -> int:
-        """How sure the files of a directory make this kind; the highest wins, 0 is none.
+        """Rate how sure the files of a directory make this kind; the highest wins, 0 is none.
 
         1: a file that may hold one. 2: files named as this kind's usually are. 3: the files say so.
         """
@@ -142,7 +142,7 @@ class Adapter(ABC):
 
     @classmethod
     def no_effect(cls, files: AdapterFiles) -> str:
-        """Why the adapter changes nothing, "" when it does."""
+        """The reason why an adapter changes nothing, "" for one that does."""
         return ""
 
     @classmethod

@@ -4,18 +4,15 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.adapter_files import RECORD, AdapterFiles
 from glmkit.adapters.directory import apply_adapter, open_adapter
-from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
 from glmkit.families.family import Family
 from glmkit.finite import all_finite
-from glmkit.model import GLM
-from glmkit.quant import quantize_modules
+from glmkit.loading import empty_model
 
 from .finding import Finding
 from .headers import Headers, attempt, tensor_names
@@ -76,18 +73,13 @@ def check_base(directory: Path, base: Path) -> tuple[GLMConfig | None, Family | 
             None,
             [Finding("warning", f"its base cannot be opened: {finding and finding.what}", str(base), step)],
         )
-    _, finding = attempt(lambda: _try_on(opened, directory), directory)
+    _, finding = attempt(
+        lambda: apply_adapter(empty_model(opened.config), directory, family=opened.family, layout=opened.layout),
+        directory,
+    )
     if finding is not None:
         return opened.config, opened.family, [finding]
     return opened.config, opened.family, [Finding("ok", f"fits its base {base}", str(base))]
-
-
-def _try_on(base: Checkpoint, directory: Path) -> None:
-    with torch.device("meta"):
-        model = GLM(base.config)
-        if base.config.quantization is not None:
-            quantize_modules(model, base.config.quantization)
-    apply_adapter(model, directory, family=base.family, layout=base.layout)
 
 
 def _base(settings: Mapping[str, object]) -> str | None:

@@ -52,13 +52,13 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
         )
     for name, (stem, which, _) in parsed.items():
         names.setdefault(stem, name)
-        place = matrices.setdefault(stem, {}) if which in ("lora_A", "lora_B") else None
-        if (stem, which) in whole or (place is not None and which in place):
+        pair = matrices.setdefault(stem, {}) if which in ("lora_A", "lora_B") else {}
+        if (stem, which) in whole or which in pair:
             raise CheckpointError(f"{files.weights}: {stem} has two {which}, one of them called {name}")
-        if place is None:
-            whole[stem, which] = files.tensors[name]
+        if which in ("lora_A", "lora_B"):
+            pair[which] = files.tensors[name]
         else:
-            place[which] = files.tensors[name]
+            whole[stem, which] = files.tensors[name]
     if not matrices:
         raise CheckpointError(f"{files.weights} holds no LoRA matrices, but {next(iter(names.values()))}")
     updates = {stem: _update(stem, pair, settings, files) for stem, pair in matrices.items()}
