@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
+from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.byte_tokens import byte_alphabet
 from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.protocol import Tokenizer as TokenizerProtocol
-from glmkit.tokenizer.vocabulary_files import JsonVocabulary
 from tokenizer.tiny_ranks import SPECIALS, tiny_tokenizer
 
 SIZE = 321

@@ -41,7 +41,7 @@ def test_other_texts_give_another_tokenizer(kind: str) -> None:
 @kinds
 def test_frequent_words_become_single_tokens(kind: str) -> None:
     tokenizer = train_tokenizer(TEXTS, kind=kind)
-    for word in ("return", " dog", "\n    ", "不亦", " first"):
+    for word in ("return", " dog", "\n    ", "不亦说乎", " first"):
         assert len(tokenizer.encode(word)) == 1, word
 
 
@@ -118,7 +118,7 @@ def test_one_long_text_is_sampled_in_pieces() -> None:
 
 
 def test_text_of_too_many_different_words_is_used_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_MOST_WORD_BYTES", 1000)
+    monkeypatch.setattr(training, "_MAX_WORD_BYTES", 1000)
     sample, same = TextSample(), TextSample()
     for i in range(400):
         sample.add(f"word {'x' * (i % 50)}y{'z' * (i // 50)} ")

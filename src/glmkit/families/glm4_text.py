@@ -13,10 +13,10 @@ from typing import Any
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
 from glmkit.tokenizer.bpe_ranks import RankVocabulary
+from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.vocabulary_files import (
-    JsonVocabulary,
     check_entries,
     decode_vocabulary,
     parse_json,
@@ -76,6 +76,8 @@ def _declared(data: bytes | None, path: Path, size: int) -> dict[str, int]:
         return {}
     values = parse_json(decode_vocabulary(data, str(path)), str(path))
     try:
+        if not isinstance(values, dict):
+            raise TypeError
         declared = values.get("added_tokens_decoder") or {}
         specials = {str(entry["content"]): int(index) for index, entry in declared.items()}
     except (ValueError, TypeError, KeyError, AttributeError):

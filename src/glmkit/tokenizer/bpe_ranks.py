@@ -8,15 +8,18 @@ words are encoded in windows, joined only where byte pair encoding certainly wou
 import base64
 import re
 from collections.abc import Iterator
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
-import tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import ByteTokens
 from .text_model import check_unicode
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # The word split of the published file (`THUDM/glm-4-9b-chat:tokenization_chatglm.py`), in the order of its choices.
 SPLIT_PATTERN = "|".join(
@@ -70,14 +73,14 @@ class RankVocabulary(ByteTokens):
         super().__init__(table, {"tokenizer.model": raw})
 
     @cached_property
-    def _encoding(self) -> Any:
+    def _encoding(self) -> "tiktoken.Encoding":
         import tiktoken
 
         return tiktoken.Encoding("ranks", pat_str=self._pattern, mergeable_ranks=self._ranks, special_tokens={})
 
     @cached_property
-    def _words(self) -> Any:
-        return tokenizers.pre_tokenizers.Split(tokenizers.Regex(self._pattern), "isolated")
+    def _words(self) -> pre_tokenizers.Split:
+        return pre_tokenizers.Split(Regex(self._pattern), "isolated")
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
@@ -126,19 +129,15 @@ class RankVocabulary(ByteTokens):
         return ids
 
     def _stay_apart(self, left: int, right: int) -> bool:
-        """Whether these two tokens, side by side, are encoded as themselves.
+        """True when these two tokens, side by side, are encoded as themselves.
 
         Merges are taken in the order of their ranks, so what happens between two neighbours does not depend on the
         rest: a row of tokens is what byte pair encoding gives exactly when every two neighbours stay apart.
         """
         return self._single(self.token_bytes[left] + self.token_bytes[right]) == [left, right]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.files["tokenizer.model"], self._source, self._pattern)
-
-
-def _rebuilt(raw: bytes, source: str, pattern: str) -> RankVocabulary:
-    return RankVocabulary(raw, source=source, pattern=pattern)
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(RankVocabulary, source=self._source, pattern=self._pattern), (self.files["tokenizer.model"],)
 
 
 def segments(text: str) -> Iterator[str]:
@@ -154,7 +153,7 @@ def segments(text: str) -> Iterator[str]:
 
 
 def looks_like_ranks(raw: bytes) -> bool:
-    """Whether a file begins as `parse_ranks` expects."""
+    """True when a file begins as `parse_ranks` expects."""
     return _LINE.fullmatch(raw[:4096].split(b"\n", 1)[0].rstrip()) is not None
 
 

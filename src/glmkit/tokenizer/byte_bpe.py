@@ -1,20 +1,42 @@
-"""Byte-level BPE with GPT-2's file formats, encoded by the `tokenizers` library and decoded here step by step."""
+"""Byte-level BPE encoded by the `tokenizers` library and decoded here step by step.
 
+The files are GPT-2's (`vocab.json` and `merges.txt`) or one `tokenizer.json`.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from glmkit.errors import TokenizerError
 
-from .byte_tokens import ByteTokens, byte_alphabet
+from .byte_tokens import BYTE_OF, ByteTokens
 from .text_model import check_id, check_unicode
 from .vocabulary_files import parse_json
 
-_MOST_UNMADE = 16  # entries that no merge makes, such as special strings: 9 in RoBERTa's vocabulary
-_BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
+_MAX_UNMADE = 16  # entries that no merge makes, such as special strings: 9 in RoBERTa's vocabulary
+_ALPHABET = list(BYTE_OF)
+_JSON_FILE = "tokenizer.json"
 
 
-class ByteBPE(ByteTokens):
-    """A `TextModel` of GPT-2's kind: words by GPT-2's pattern, their UTF-8 bytes joined by merges."""
+class _LibraryBPE(ByteTokens):
+    """A `TextModel` that a tokenizer of the library encodes for."""
+
+    _tokenizer: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        for text in texts:
+            check_unicode(text)
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class ByteBPE(_LibraryBPE):
+    """The vocabulary of GPT-2's kind: words by GPT-2's pattern, their UTF-8 bytes joined by merges."""
 
     def __init__(
         self,
@@ -28,14 +50,14 @@ class ByteBPE(ByteTokens):
         self._ids, self.source = dict(ids), source
         self._entries = _by_id(self._ids, source)
         super().__init__([_entry_bytes(entry, source) for entry in self._entries], {})
-        self._bpe = _library_model(self._ids, merges, source, merges_source)
+        self._tokenizer = _library_model(self._ids, merges, source, merges_source)
         self._merges = list(merges)
 
     @classmethod
     def from_text(
         cls, vocabulary: str, merges: str, *, source: str = "vocabulary", merges_source: str = "merges"
     ) -> "ByteBPE":
-        """From the texts of a vocab.json and a merges.txt (its first line is a version and is skipped)."""
+        """Parse the texts of a vocab.json and a merges.txt (its first line is a version and is skipped)."""
         ids = parse_json(vocabulary, source)
         if not isinstance(ids, dict) or not ids or not all(type(index) is int for index in ids.values()):
             raise TokenizerError(f"{source}: must be an object of entry -> id", step="copy or download it again")
@@ -54,20 +76,12 @@ class ByteBPE(ByteTokens):
             raise TokenizerError(f"{merges_source}: no merges", step="copy or download it again")
         made = {left + right for left, right in pairs}
         unmade = [entry for entry in ids if len(entry) > 1 and entry not in made]
-        if len(unmade) > _MOST_UNMADE:
+        if len(unmade) > _MAX_UNMADE:
             raise TokenizerError(
                 f"{merges_source}: no merge makes {unmade[-1][:40]!r} and {len(unmade) - 1} other entries of {source}; "
                 f"it is cut off or another model's, copy or download it again"
             )
         return cls(ids, pairs, source=source, merges_source=merges_source)
-
-    def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        for text in texts:
-            check_unicode(text)
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
 
     def token(self, index: int) -> str:
         check_id(index, self.size)
@@ -80,8 +94,42 @@ class ByteBPE(ByteTokens):
         """The entry's text; one that is not whole characters as its bytes, "<0xE4><0xB8>"."""
         return super().token(index)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return ByteBPE, (self._ids, self._merges)
+
+
+class JsonVocabulary(_LibraryBPE):
+    """A published `tokenizer.json`. Raises TokenizerError when `raw` is not one of a byte-level BPE.
+
+    specials: string -> id of the special tokens that the file puts behind the vocabulary.
+    """
+
+    def __init__(self, raw: bytes, *, source: str = _JSON_FILE) -> None:
+        self._source = source
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
+            content = json.loads(raw)
+            kind, self._ids = content["model"].get("type", "BPE"), dict[str, int](content["model"]["vocab"])
+        except Exception as error:  # the library raises bare Exception
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TokenizerError(
+                f"{source}: not a tokenizer.json ({reason})", step="copy or download it again"
+            ) from error
+        if kind != "BPE":
+            raise TokenizerError(f"{source}: its model is {kind}; a byte-level BPE is expected")
+        self._tokenizer.encode_special_tokens = True  # special strings in a text are text
+        self.specials: dict[str, int] = {
+            str(entry["content"]): int(entry["id"]) for entry in content.get("added_tokens") or () if entry["special"]
+        }
+        for name in self.specials:
+            self._ids.pop(name, None)
+        super().__init__([_entry_bytes(entry, source) for entry in _by_id(self._ids, source)], {_JSON_FILE: raw})
+
+    def find(self, token: str) -> int | None:
+        return self._ids.get("".join(_ALPHABET[byte] for byte in token.encode()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(JsonVocabulary, source=self._source), (self.files[_JSON_FILE],)
 
 
 def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
@@ -97,18 +145,18 @@ def _by_id(ids: Mapping[str, int], source: str) -> list[str]:
 
 def _entry_bytes(entry: str, source: str) -> bytes:
     try:
-        return bytes(_BYTE_OF[character] for character in entry)
+        return bytes(BYTE_OF[character] for character in entry)
     except KeyError:
         raise TokenizerError(
             f"{source}: entry {entry[:40]!r} is not byte-level BPE; is this another model's?"
         ) from None
 
 
-def _library_model(ids: dict[str, int], merges: Sequence[tuple[str, str]], source: str, merges_source: str) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
+def _library_model(
+    ids: dict[str, int], merges: Sequence[tuple[str, str]], source: str, merges_source: str
+) -> tokenizers.Tokenizer:
     try:
-        tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(merges)))
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=list(merges)))
     except Exception as error:  # the library raises bare Exception
         first = str(error).split("\n")[0]
         raise TokenizerError(

@@ -1,6 +1,6 @@
 """Byte-level tokenizers with special tokens behind the vocabulary and fixed tokens in front of every input.
 
-The vocabulary comes from a file of ranks (`RankVocabulary`) or from a `tokenizer.json` (`JsonVocabulary`).
+The vocabulary is a file of ranks (`bpe_ranks.RankVocabulary`) or a `tokenizer.json` (`byte_bpe.JsonVocabulary`).
 """
 
 import os
@@ -62,7 +62,7 @@ class ByteLevelTokenizer(ComposedTokenizer):
         return [*self._opening, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True, spaced: bool | None = None) -> str:
-        """As in `Tokenizer`, but an id without a token gives nothing. `spaced` overrides the tokenizer's own way."""
+        """See `Tokenizer`; an id without a token gives nothing. `spaced` overrides the tokenizer's own way."""
         stream = self._parts(self.decoding.hidden if skip_specials else frozenset(), spaced)
         return stream.feed(as_ids(ids)) + stream.finish()
 
@@ -119,7 +119,7 @@ class PartsStream:
         return "".join(out)
 
     def finish(self) -> str:
-        """What was held back, at the end of the ids."""
+        """The text that was held back, at the end of the ids."""
         text = self._in_run(self._bytes.finish())
         return text if self._text or not self._tokens else text + self._joint(self._parts)
 

@@ -1,10 +1,22 @@
-"""What byte-level vocabularies have in common: every id stands for bytes of UTF-8."""
+"""Byte-level vocabularies, whose every id stands for bytes of UTF-8, and GPT-2's printable alphabet for bytes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from .incremental import ByteText
 from .text_model import check_id
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable characters that stand for the bytes 0..255 in byte-level BPE (GPT-2's published table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in table)
+    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return [table[byte] for byte in range(256)]
+
+
+BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
 class ByteTokens(ABC):
@@ -57,18 +69,5 @@ class ByteRun:
         return self._text.feed(b"".join(self._token_bytes[index] for index in ids))
 
     def finish(self) -> str:
-        """What was held back, at the end of the ids."""
+        """The text that was held back, at the end of the ids."""
         return self._text.finish()
-
-
-# --- FOLDED tokenizer/byte_table
-# GPT-2's table of printable characters that stand for bytes in byte-level BPE.
-
-
-def byte_alphabet() -> list[str]:
-    """The 256 printable characters that stand for the bytes 0..255 in byte-level BPE (GPT-2's published table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
-    return [table[byte] for byte in range(256)]

@@ -7,7 +7,7 @@ come from the role of a message and never from its text, so nobody can forge a t
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 from glmkit.errors import RequestError, TokenizerError
 
@@ -21,10 +21,10 @@ _LONGEST_CHARACTER = 4  # bytes, and so at most tokens
 # The model was trained to write this where the date of its training belongs; every published `chat` replaces it.
 DATE_MARK, DATE = "[[训练时间]]", "2023年"
 
-# What a call of a tool reads as: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} without tools.
-Call = dict[str, Any]
-History = Iterable["Message | Mapping[str, Any] | Sequence[str]"]
-Turns = list[Any]  # a history in the published form of its family: pairs or dictionaries
+# A call of a tool: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} without tools.
+Call = dict[str, object]
+History = Iterable["Message | Mapping[str, object] | Sequence[str]"]
+Turns = list[dict[str, object]] | list[tuple[str, str]]  # a history in the published form of its family
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Message:
     role: str
     content: str
     metadata: str = ""
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The published form of a history item; empty fields that it may lack are left out."""
-        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        values: dict[str, object] = {"role": self.role, "content": self.content}
         if self.metadata:
             values["metadata"] = self.metadata
         if self.tools is not None:
@@ -46,8 +46,8 @@ class Message:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Message":
-        """From {"role", "content"[, "metadata", "tools"]}; a content of null is empty. Raises RequestError."""
+    def from_dict(cls, values: Mapping[str, object]) -> "Message":
+        """Make one from {"role", "content"[, "metadata", "tools"]}; a content of null is empty. Raises RequestError."""
         unknown = sorted(set(values) - {"role", "content", "metadata", "tools"})
         if unknown:
             raise RequestError(f"a message has the field {unknown[0]!r}; known are role, content, metadata and tools")
@@ -63,7 +63,7 @@ class Message:
 
 
 def to_messages(history: History) -> list[Message]:
-    """Any published form of a history as messages: (query, response) pairs, dictionaries, messages, also mixed.
+    """Turn any published form of a history into messages: (query, response) pairs, dictionaries, messages, also mixed.
 
     Raises RequestError for anything else.
     """
@@ -107,7 +107,7 @@ class ChatDefaults:
 
 
 class ChatTemplate(ABC):
-    """How one model reads a conversation and how its replies are read."""
+    """The forms of one model's conversations: prompts, turns and replies."""
 
     name: str
     roles: tuple[str, ...]
@@ -157,7 +157,7 @@ class ChatTemplate(ABC):
         """The part of an unfinished reply's text that no later token can change; with `final`, all of it."""
 
     def cleaner(self) -> ReplyCleaner:
-        """What reads one reply piece by piece. A template whose `shown` and `settled` take long has its own."""
+        """A reader of one reply, piece by piece. A template whose `shown` and `settled` take long has its own."""
         return _WholeReply(self)
 
     @abstractmethod
@@ -170,7 +170,7 @@ class ChatTemplate(ABC):
         return tokenizer.decode(ids[:-1] if stopped else ids, skip_specials=False)
 
     def check_roles(self, messages: Sequence[Message]) -> None:
-        """Raises RequestError naming a role that this model does not know, and for a conversation without messages."""
+        """Raise RequestError naming a role that this model does not know, and for a conversation without messages."""
         if not messages:
             raise RequestError("the conversation has no message", step="give at least one of the user's")
         for message in messages:
@@ -211,7 +211,7 @@ class ReplyStream:
         return self.shown if self.add(index) else None
 
     def add(self, index: int) -> bool:
-        """`push` without looking: whether this id shows something new."""
+        """Add one id as `push` does; True when it shows something new."""
         if index not in self._stops:
             self._read(self._decoder.push(index))
             self._last = [*self._last[1 - _LONGEST_CHARACTER :], index]
@@ -272,5 +272,5 @@ def without_part_of(text: str, mark: str) -> str:
     return text
 
 
-def _are_mappings(items: Any) -> bool:
+def _are_mappings(items: object) -> TypeGuard[Sequence[Mapping[str, object]]]:
     return isinstance(items, Sequence) and not isinstance(items, str) and all(isinstance(i, Mapping) for i in items)

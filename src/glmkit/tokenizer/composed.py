@@ -1,4 +1,7 @@
-"""A vocabulary and special strings made into one tokenizer."""
+"""A vocabulary and special strings made into one tokenizer.
+
+Markers are strings in a text that stand for one id, with the white space that belongs to them.
+"""
 
 import hashlib
 import json
@@ -15,10 +18,6 @@ from .incremental import FilteredStream, clean_up_filters
 from .inputs import InputTokenizer
 from .text_model import IdStream, TextModel, as_ids, as_texts, check_id, check_text
 from .vocabulary_files import write_vocabularies
-
-# --- FOLDED tokenizer/special_text
-# Strings in a text that stand for one id, and the white space that belongs to them.
-
 
 Strip = Literal["none", "left", "both"]
 
@@ -66,7 +65,7 @@ class MarkerTable:
 
 @dataclass(frozen=True)
 class Reading:
-    """How special strings in a text are read.
+    """Rules for reading special strings in a text.
 
     markers: the strings that become ids. drop_white: a text of white space alone is empty. prepare: a change of the
     text before all else.
@@ -79,7 +78,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How ids become text.
+    """Rules for turning ids into text.
 
     apart: ids that are written as these strings, outside the runs of the vocabulary. joint: what stands between runs
     and such strings. hidden: ids left out with skip_specials; dropped: always. clean_up: the space rules of the

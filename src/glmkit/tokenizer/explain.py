@@ -76,7 +76,7 @@ class Explainable:
 
 
 def explain(tokenizer: Explained, text: str, *, specials: bool = True) -> Explanation:
-    """How `tokenizer.encode(text, specials=specials)` cuts a text. Raises TokenizerError as `encode` does."""
+    """Explain how `tokenizer.encode(text, specials=specials)` cuts a text. Raises TokenizerError as `encode` does."""
     ids = tokenizer.encode(text, specials=specials)
     texts = _texts(tokenizer, ids)
     return Explanation(
@@ -86,7 +86,7 @@ def explain(tokenizer: Explained, text: str, *, specials: bool = True) -> Explan
 
 
 def _texts(tokenizer: Explained, ids: list[int]) -> list[str]:
-    """What each id adds. A tokenizer whose decoding rewrites text offers a plain way with `plain_stream()`."""
+    """The text that each id adds. A tokenizer whose decoding rewrites text offers a plain way with `plain_stream()`."""
     plain = getattr(tokenizer, "plain_stream", None)
     decoder = IncrementalDecoder(tokenizer, skip_specials=False)
     stream: IdStream | None = None if plain is None else plain()

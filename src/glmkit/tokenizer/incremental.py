@@ -23,7 +23,7 @@ class TextFilter(Protocol):
         ...
 
     def finish(self) -> str:
-        """What was held back, at the end of the text."""
+        """The text that was held back, at the end."""
         ...
 
 
@@ -93,7 +93,7 @@ class ReplacePattern:
         return held
 
 
-# What the published classes do to the spaces of decoded text, in their order.
+# Changes that the published classes make to the spaces of decoded text, in order.
 # Source: `huggingface/transformers:src/transformers/tokenization_utils_base.py` (clean_up_tokenization).
 _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),

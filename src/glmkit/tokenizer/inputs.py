@@ -1,4 +1,7 @@
-"""From texts to the rows a model reads: added tokens, truncation, padding."""
+"""Inputs of a model: texts as rows of ids with added tokens, cut to fit, and padded to batches.
+
+Legend: B rows, T columns.
+"""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,17 +18,14 @@ from glmkit.errors import TokenizerError
 
 from .explain import Explainable
 
-# --- FOLDED tokenizer/padding
-# Rows of different lengths made into one batch. Legend: B rows, T columns.
-
-
 Side = Literal["left", "right"]
+Strategy = Literal["longest_first", "only_first", "only_second"]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the tokens of one unpadded row stand.
+    """Positions of the tokens of one unpadded row.
 
     positions, blocks: the two rows of position ids. prefix: the first columns that the whole row sees.
     """
@@ -57,46 +57,8 @@ class PaddedBatch:
         return seen_BTT[:, None]
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]],
-    layouts: Sequence[RowLayout],
-    *,
-    pad_id: int,
-    side: Side,
-    length: int | None = None,
-    multiple_of: int | None = None,
-) -> PaddedBatch:
-    """Pad to the longest row, or to `length`, rounded up to a multiple. Raises TokenizerError when a row is longer."""
-    longest = max((len(row) for row in rows), default=0)
-    width = longest if length is None else length
-    if multiple_of is not None:
-        if multiple_of < 1:
-            raise TokenizerError(f"multiple_of is {multiple_of}; it must be at least 1")
-        width = -(-width // multiple_of) * multiple_of
-    if longest > width:
-        raise TokenizerError(f"a row has {longest} tokens, the batch is padded to {width}; shorten it or raise length")
-    if side not in ("left", "right"):
-        raise TokenizerError(f"padding side is {side!r}", step="use left or right")
-    ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
-    real_BT = np.zeros((len(rows), width), dtype=np.bool_)
-    positions_B2T = np.zeros((len(rows), 2, width), dtype=np.int64)
-    prefixes_B = np.zeros(len(rows), dtype=np.int64)
-    for i, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
-        first = width - len(row) if side == "left" else 0
-        columns = slice(first, first + len(row))
-        ids_BT[i, columns] = row
-        real_BT[i, columns] = True
-        positions_B2T[i, 0, columns] = layout.positions
-        positions_B2T[i, 1, columns] = layout.blocks
-        prefixes_B[i] = first + layout.prefix
-    return PaddedBatch(ids_BT, real_BT, positions_B2T, prefixes_B)
-
-
-Strategy = Literal["longest_first", "only_first", "only_second"]
-
-
 class InputTokenizer(Explainable, ABC):
-    """A `Tokenizer` that also knows how its models want their input.
+    """A `Tokenizer` that also builds the input of its models.
 
     A subclass gives what `Tokenizer` asks for, `build_inputs`, and `row_layout` where its models are not causal.
     """
@@ -107,43 +69,43 @@ class InputTokenizer(Explainable, ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @property
     @abstractmethod
     def special(self) -> SpecialIds:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def id_to_token(self, index: int) -> str:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
 
     @abstractmethod
     def build_inputs(self, ids: Sequence[int], pair: Sequence[int] | None = None) -> list[int]:
         """The ids with the tokens that the model expects around them; `pair` is the second text or the answer."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
         return [self.encode(text) for text in texts]
 
     def without_blank_space(self, text: str) -> str:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
         return text
 
     @property
@@ -152,7 +114,7 @@ class InputTokenizer(Explainable, ABC):
         return self.special.pad
 
     def num_added(self, pair: bool = False) -> int:
-        """How many tokens `build_inputs` adds to one text, or to two."""
+        """The number of tokens that `build_inputs` adds to one text, or to two."""
         return len(self.build_inputs([], [] if pair else None))
 
     def row_layout(self, row: Sequence[int]) -> RowLayout:
@@ -172,7 +134,7 @@ class InputTokenizer(Explainable, ABC):
         """One text, or two, as a row for the model: `encode`, cut to fit, `build_inputs`.
 
         max_length: of the row, added tokens included; only the texts' own tokens are cut away, on `truncation_side`.
-        specials: whether special strings in the texts become their ids, as in `encode`. strategy: which text is cut;
+        specials: special strings in the texts become their ids, as in `encode`. strategy: which text is cut;
         longest_first takes token by token from the longer one (the second when they are equally long).
         Raises TokenizerError when max_length is no whole number, or cannot hold the added tokens and at least one token
         of a text that must be cut.
@@ -265,3 +227,38 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 def _keep(ids: Sequence[int], count: int, side: Side) -> list[int]:
     return list(ids[len(ids) - count :] if side == "left" else ids[:count])
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]],
+    layouts: Sequence[RowLayout],
+    *,
+    pad_id: int,
+    side: Side,
+    length: int | None = None,
+    multiple_of: int | None = None,
+) -> PaddedBatch:
+    """Pad to the longest row, or to `length`, rounded up to a multiple. Raises TokenizerError when a row is longer."""
+    longest = max((len(row) for row in rows), default=0)
+    width = longest if length is None else length
+    if multiple_of is not None:
+        if multiple_of < 1:
+            raise TokenizerError(f"multiple_of is {multiple_of}; it must be at least 1")
+        width = -(-width // multiple_of) * multiple_of
+    if longest > width:
+        raise TokenizerError(f"a row has {longest} tokens, the batch is padded to {width}; shorten it or raise length")
+    if side not in ("left", "right"):
+        raise TokenizerError(f"padding side is {side!r}", step="use left or right")
+    ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    real_BT = np.zeros((len(rows), width), dtype=np.bool_)
+    positions_B2T = np.zeros((len(rows), 2, width), dtype=np.int64)
+    prefixes_B = np.zeros(len(rows), dtype=np.int64)
+    for i, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
+        first = width - len(row) if side == "left" else 0
+        columns = slice(first, first + len(row))
+        ids_BT[i, columns] = row
+        real_BT[i, columns] = True
+        positions_B2T[i, 0, columns] = layout.positions
+        positions_B2T[i, 1, columns] = layout.blocks
+        prefixes_B[i] = first + layout.prefix
+    return PaddedBatch(ids_BT, real_BT, positions_B2T, prefixes_B)

@@ -1,4 +1,4 @@
-"""How text is cut into words before the vocabulary is applied: one rule, written for two regular-expression engines.
+"""The cut of a text into words before the vocabulary is applied: one rule, for two regular-expression engines.
 
 The rule keeps code and Chinese readable: a line break with the indentation after it is one word, an identifier takes
 the space before it along (underscores included), every digit stands alone, a run of Chinese characters is never joined
@@ -63,7 +63,7 @@ split_words = _WORDS.findall
 
 
 def is_usual(text: str) -> bool:
-    """Whether `split_words` is known to agree with `RUST_PATTERN` on this text."""
+    """True when `split_words` is known to agree with `RUST_PATTERN` on this text."""
     return _UNUSUAL.search(text) is None
 
 

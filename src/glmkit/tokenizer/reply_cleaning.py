@@ -11,13 +11,13 @@ class ReplyCleaner(Protocol):
     """Raw text of one reply in, clean text out; at any time what `ChatTemplate` gives for all of it."""
 
     def feed(self, text: str) -> None:
-        """More raw text."""
+        """Add raw text."""
 
     def shown(self) -> str:
         """`ChatTemplate.shown` of the text so far."""
 
     def fresh(self, *, final: bool = False) -> str:
-        """What `ChatTemplate.settled` has more than at the last call; after `final` there is no more text."""
+        """The part of `ChatTemplate.settled` that was not given yet; after `final` there is no more text."""
 
 
 class Gathered:
@@ -30,18 +30,18 @@ class Gathered:
         return bool(self._pieces)
 
     def add(self, piece: str) -> None:
-        """More of it."""
+        """Add a piece."""
         if piece:
             self._pieces.append(piece)
 
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     def take(self) -> str:
-        """All of it, which is gone then."""
+        """Give the whole text away."""
         text, self._pieces = self.text(), []
         return text
 
@@ -67,7 +67,7 @@ class Stripped:
         return certain
 
     def rest(self, text: str = "") -> str:
-        """What would still come out if only this text followed. Nothing is changed."""
+        """The output that would still come if only this text followed. Nothing is changed."""
         for each in map(copy, self._filters):
             text = each.feed(text) + each.finish()
         kept = text.rstrip() if self._begun else text.strip()
@@ -81,15 +81,15 @@ class StrippedReply:
         self._clean, self._certain, self._fresh = Stripped(filters), Gathered(), Gathered()
 
     def feed(self, text: str) -> None:
-        """As in `ReplyCleaner`."""
+        """See `ReplyCleaner`."""
         self._add(self._clean.feed(text))
 
     def shown(self) -> str:
-        """As in `ReplyCleaner`."""
+        """See `ReplyCleaner`."""
         return self._certain.text() + self._clean.rest()
 
     def fresh(self, *, final: bool = False) -> str:
-        """As in `ReplyCleaner`."""
+        """See `ReplyCleaner`."""
         if final:
             self._add(self._clean.rest())
             self._clean = Stripped(())

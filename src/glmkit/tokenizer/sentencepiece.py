@@ -6,14 +6,18 @@ Decoding follows `google/sentencepiece:src/sentencepiece_processor.cc` (Decode),
 import os
 import struct
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from glmkit.errors import TokenizerError
 
 from .incremental import ByteText
 from .text_model import check_id, check_unicode
 from .vocabulary_files import read_vocabulary
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 SPACE = "\u2581"  # stands for a space inside pieces
 UNKNOWN_TEXT = " \u2047 "  # what the library gives for the unknown piece
@@ -30,7 +34,7 @@ class SentencePieceModel:
         import sentencepiece
 
         self.data, self.source = data, source
-        self._model: Any = sentencepiece.SentencePieceProcessor()
+        self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(data)
             self.size = int(self._model.GetPieceSize())
@@ -78,21 +82,21 @@ class SentencePieceModel:
         return bool(self._model.IsByte(index))
 
     def is_control(self, index: int) -> bool:
-        """Whether an entry never comes from text and stands for none (<s>, [MASK])."""
+        """True for an entry that never comes from text and stands for none (<s>, [MASK])."""
         return bool(self._model.IsControl(index))
 
     def is_unknown(self, index: int) -> bool:
-        """Whether an entry stands for what the vocabulary cannot write."""
+        """True for the entry that stands for what the vocabulary cannot write."""
         return bool(self._model.IsUnknown(index))
 
     def run(self) -> "SentencePieceRun":
         return SentencePieceRun(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.data, self.source)
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(SentencePieceModel, source=self.source), (self.data,)
 
     def _find_leading(self) -> _Leading:
-        """By trying, for the library does not tell how its normaliser is set."""
+        """Find out by trying, for the library does not tell how its normaliser is set."""
         space = self.find(SPACE)
         ordinary = next((i for i in range(self.size) if isinstance(self._surfaces[i], str) and self._is_plain(i)), None)
         if space is None or ordinary is None:
@@ -159,9 +163,9 @@ class SentencePieceRun:
 
 
 class _Surfaces(dict[int, str | int]):
-    """What each id decodes to, filled on demand: text, or the number of a byte."""
+    """The text of each id, or the number of a byte, filled on demand."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "sentencepiece.SentencePieceProcessor") -> None:
         self._model = model
 
     def __missing__(self, index: int) -> str | int:
@@ -214,10 +218,6 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _rebuild(data: bytes, source: str) -> SentencePieceModel:
-    return SentencePieceModel(data, source=source)
 
 
 def _one_line(error: BaseException) -> str:

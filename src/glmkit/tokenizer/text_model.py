@@ -1,4 +1,4 @@
-"""A vocabulary alone: plain text to ids and back, knowing nothing of special strings or of what models expect."""
+"""Vocabularies alone: plain text to ids and back, without special strings; checks of ids and texts."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ class IdStream(Protocol):
         ...
 
     def finish(self) -> str:
-        """What was held back, at the end of the ids. The stream is used up."""
+        """The text that was held back, at the end of the ids. The stream is used up."""
         ...
 
 
@@ -45,7 +45,7 @@ class TextModel(Protocol):
         ...
 
     def is_byte(self, index: int) -> bool:
-        """Whether an entry is less than a character."""
+        """True when an entry is less than a character."""
         ...
 
     def run(self) -> IdStream:
@@ -54,7 +54,7 @@ class TextModel(Protocol):
 
 
 def check_id(index: int, size: int) -> None:
-    """Raises TokenizerError for an id outside 0 .. size - 1."""
+    """Raise TokenizerError for an id outside 0 .. size - 1."""
     if not 0 <= index < size:
         raise TokenizerError(f"token id {index} is outside the vocabulary of {size} tokens")
 
@@ -68,7 +68,7 @@ def as_ids(ids: Iterable[int]) -> list[int]:
 
 
 def check_text(text: str) -> None:
-    """Raises TokenizerError for what is no text."""
+    """Raise TokenizerError for what is no text."""
     if not isinstance(text, str):
         raise TokenizerError(f"a text is {reprlib.repr(text)}", step="give a text (str)")
 
@@ -84,7 +84,7 @@ def as_texts(texts: Iterable[str]) -> list[str]:
 
 
 def check_unicode(text: str) -> None:
-    """Raises TokenizerError for what is no text, and for a lone surrogate."""
+    """Raise TokenizerError for what is no text, and for a lone surrogate."""
     check_text(text)
     try:
         text.encode()

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import tokenizers
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 
-from .byte_tokens import byte_alphabet as byte_alphabet
+from .byte_tokens import BYTE_OF
 from .explain import Explainable
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 from .text_model import as_ids, as_texts, check_id, check_text, check_unicode
@@ -53,13 +53,37 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory holds the files that `TrainedTokenizer.load` reads."""
+    """True when a directory holds the files that `TrainedTokenizer.load` reads."""
     return all((Path(directory) / name).is_file() for name in (TOKENIZER_FILE, SPECIALS_FILE))
 
 
-_ALPHABET = byte_alphabet()
-_BYTE_OF = {character: byte for byte, character in enumerate(_ALPHABET)}
-_TO_ALPHABET = dict(enumerate(_ALPHABET))
+_TO_ALPHABET = dict(enumerate(BYTE_OF))
+
+
+class _Model(TypedDict):
+    type: str
+    vocab: dict[str, int] | list[tuple[str, float]]  # of BPE and of unigram
+
+
+class _Added(TypedDict):
+    id: int
+    content: str
+    lstrip: bool
+
+
+class _Step(TypedDict, total=False):
+    type: str
+    pattern: object
+    pretokenizers: "list[_Step]"
+
+
+class _Content(TypedDict):
+    """The parts of a `tokenizer.json` that are looked at."""
+
+    model: _Model
+    added_tokens: list[_Added]
+    normalizer: object
+    pre_tokenizer: _Step | None
 
 
 class TrainedTokenizer(Explainable):
@@ -74,7 +98,7 @@ class TrainedTokenizer(Explainable):
         """`tokenizer_json` as the library writes it; `specials` maps role to string. Raises TokenizerError."""
         self._json, self._specials, self._source = tokenizer_json, dict(specials), source
         try:
-            content = json.loads(tokenizer_json)
+            content: _Content = json.loads(tokenizer_json)
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(f"{source}: not a tokenizer file: {_first_line(error)}") from error
@@ -174,7 +198,7 @@ class TrainedTokenizer(Explainable):
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return TrainedTokenizer, (self._json, self._specials)
 
     def _encode_plain(self, texts: Iterable[str]) -> list[list[int]]:
@@ -209,7 +233,7 @@ class TrainedTokenizer(Explainable):
             else:
                 yield from cut_pieces(piece, _UNUSUAL_PIECE)
 
-    def _special_ids(self, content: dict[str, Any]) -> dict[str, int]:
+    def _special_ids(self, content: _Content) -> dict[str, int]:
         missing = [role for role in _REQUIRED_ROLES if role not in self._specials]
         if missing:
             raise TokenizerError(f"{self._source}: no special string for {', '.join(missing)} in {SPECIALS_FILE}")
@@ -222,12 +246,13 @@ class TrainedTokenizer(Explainable):
                 raise TokenizerError(f"{self._source}: the special token {text!r} ({role}) is not in the vocabulary")
         return {role: added[text] for role, text in self._specials.items()}
 
-    def _byte_table(self, model: dict[str, Any]) -> list[bytes]:
+    def _byte_table(self, model: _Model) -> list[bytes]:
         """Bytes of every id. Raises TokenizerError when a piece is not made of the expected alphabet."""
-        if self.kind == "bpe":
-            pieces = {int(index): piece for piece, index in model["vocab"].items()}
+        entries = model["vocab"]
+        if isinstance(entries, dict):
+            pieces = {int(index): piece for piece, index in entries.items()}
         else:
-            pieces = {index: piece for index, (piece, _score) in enumerate(model["vocab"])}
+            pieces = {index: piece for index, (piece, _score) in enumerate(entries)}
         special = {self._ids[role]: text.encode() for role, text in self._specials.items()}
         table: list[bytes] = []
         for index in range(len(pieces.keys() | special.keys())):
@@ -241,7 +266,7 @@ class TrainedTokenizer(Explainable):
                 table.append(bytes([int(byte[1], 16)]) if byte else piece.encode())
             else:
                 try:
-                    table.append(bytes(_BYTE_OF[character] for character in piece))
+                    table.append(bytes(BYTE_OF[character] for character in piece))
                 except KeyError:
                     raise TokenizerError(f"{self._source}: token {piece!r} is not byte-level BPE") from None
         if len(set(table) & {bytes([byte]) for byte in range(256)}) < 256:
@@ -252,7 +277,7 @@ class TrainedTokenizer(Explainable):
 class _Words(dict[str, list[int]]):
     """Ids of words, filled on demand from the library's model and emptied when full."""
 
-    def __init__(self, model: Any, *, byte_level: bool) -> None:
+    def __init__(self, model: tokenizers.models.Model, *, byte_level: bool) -> None:
         self._model, self._byte_level = model, byte_level
 
     def __missing__(self, word: str) -> list[int]:
@@ -265,7 +290,7 @@ class _Words(dict[str, list[int]]):
         return ids
 
 
-def _split_pattern(content: dict[str, Any]) -> str | None:
+def _split_pattern(content: _Content) -> str | None:
     """The pattern of the word split in a tokenizer.json, None when there is none or anything rewrites the text."""
     if content.get("normalizer") is not None:
         return None

@@ -4,14 +4,15 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glmkit.errors import TokenizerError
 
+from .byte_tokens import byte_alphabet
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
-from .trained import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer, byte_alphabet
+from .trained import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer
 from .unigram import learn_pieces
 
 TokenizerKind = Literal["bpe", "unigram"]
@@ -21,9 +22,9 @@ DEFAULT_VOCAB_SIZE = 32_000
 MIN_VOCAB_SIZE = len(SPECIAL_STRINGS) + 256
 
 _SAMPLE_PIECE = 32_768  # characters; long documents are sampled piece by piece
-_MOST_WORD_BYTES = 12 * 2**20  # of different words: training then takes about 1.4 GB
-_LONGEST_WORD = 1024  # characters; the time to train on a word grows with the square of its length
-_LONGEST_TOKEN = 48  # characters of the byte alphabet: 48 letters, 16 Chinese characters
+_MAX_WORD_BYTES = 12 * 2**20  # of different words: training then takes about 1.4 GB
+_MAX_WORD_LENGTH = 1024  # characters; the time to train on a word grows with the square of its length
+_MAX_TOKEN_LENGTH = 48  # characters of the byte alphabet: 48 letters, 16 Chinese characters
 _MIN_PAIR_COUNT = 2  # a pair seen once is no pattern
 
 
@@ -70,23 +71,23 @@ class TextSample:
             text = data.decode()
             self.bytes_used += len(data)
             yield from _bounded(text)
-            if self.bytes_kept > _MOST_WORD_BYTES:
+            if self.bytes_kept > _MAX_WORD_BYTES:
                 fresh = set(split_words(text)) - words
                 word_bytes += sum(len(word.encode()) for word in fresh)
                 words |= fresh
-                if word_bytes >= _MOST_WORD_BYTES:
+                if word_bytes >= _MAX_WORD_BYTES:
                     return
 
 
 def _bounded(text: str) -> Iterator[str]:
     """The text itself; one with very long words (base64, a rule of 5 MB) as its words, in parts."""
     words = split_words(text)
-    if max(map(len, words), default=0) <= _LONGEST_WORD:
+    if max(map(len, words), default=0) <= _MAX_WORD_LENGTH:
         yield text
         return
     for word in words:
-        for start in range(0, len(word), _LONGEST_WORD):
-            yield word[start : start + _LONGEST_WORD]
+        for start in range(0, len(word), _MAX_WORD_LENGTH):
+            yield word[start : start + _MAX_WORD_LENGTH]
 
 
 def train_tokenizer(
@@ -138,7 +139,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _train_bpe(sample: TextSample, vocab_size: int) -> Any:
+def _train_bpe(sample: TextSample, vocab_size: int) -> Tokenizer:
     model = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = pre_tokenizers.Sequence([_split(), byte_level])
@@ -148,14 +149,14 @@ def _train_bpe(sample: TextSample, vocab_size: int) -> Any:
         min_frequency=_MIN_PAIR_COUNT,
         special_tokens=list(SPECIAL_STRINGS.values()),
         initial_alphabet=sorted(byte_alphabet()),
-        max_token_length=_LONGEST_TOKEN,
+        max_token_length=_MAX_TOKEN_LENGTH,
         show_progress=False,
     )
     model.train_from_iterator(sample.texts(), trainer)
     return model
 
 
-def _train_unigram(sample: TextSample, vocab_size: int) -> Any:
+def _train_unigram(sample: TextSample, vocab_size: int) -> Tokenizer:
     counts: Counter[str] = Counter()
     split = _split()
     for text in sample.texts():
@@ -176,5 +177,5 @@ def _train_unigram(sample: TextSample, vocab_size: int) -> Any:
     return model
 
 
-def _split() -> Any:
+def _split() -> pre_tokenizers.Split:
     return pre_tokenizers.Split(Regex(RUST_PATTERN), behavior="isolated")

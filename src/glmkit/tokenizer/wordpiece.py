@@ -1,6 +1,8 @@
 """BERT's wordpieces: words cut at spaces, punctuation and Chinese characters, then spelt with the longest entries.
 
-Source: `THUDM/GLM:data_utils/wordpiece.py` (BERT's published rules), J. Devlin et al. 2018.
+Source: `THUDM/GLM:data_utils/wordpiece.py` (BERT's published rules), J. Devlin et al. 2018. The `tokenizers` library
+would give other ids: its tables are of an older Unicode, so that it cuts differently at 759 assigned characters, and it
+lowers Σ without regard to its place in the word.
 """
 
 import unicodedata
@@ -36,7 +38,7 @@ class WordPiece:
 
     @classmethod
     def from_text(cls, text: str, *, lower: bool = True, source: str = "vocabulary") -> "WordPiece":
-        """From the text of a vocab.txt: one entry on each line."""
+        """Parse the text of a vocab.txt: one entry on each line."""
         lines = text.split("\n")
         if lines and not lines[-1]:
             lines.pop()
@@ -127,7 +129,7 @@ class _Words(dict[str, list[int]]):
 
 
 class _Clean(dict[int, str | None]):
-    """For `str.translate`: control characters go, white space becomes a space, Chinese characters stand alone."""
+    """Rules for `str.translate`: control characters go, white space is a space, Chinese characters stand alone."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)

@@ -73,7 +73,7 @@ class RoleTemplate(ChatTemplate):
 
     def history(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Dictionaries; those of the assistant always have metadata."""
-        own = {"assistant": {"metadata": ""}}
+        own: dict[str, dict[str, object]] = {"assistant": {"metadata": ""}}
         return [{**own.get(message.role, {}), **message.to_dict()} for message in messages]
 
     def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
