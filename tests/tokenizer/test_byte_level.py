@@ -144,8 +144,11 @@ def test_a_tokenizer_json_gives_what_the_library_gives(from_json: ByteLevelToken
     ("change", "reason"),
     [
         (lambda content: content.pop("model"), "not a tokenizer.json"),
-        (lambda content: content["model"]["vocab"].update({"中": 9000}), "token '中' is not byte-level BPE"),
-        (lambda content: content["model"]["vocab"].update({"aa": 9000}), "the ids of the vocabulary are not 0 .. 259"),
+        (lambda content: content["model"]["vocab"].update({"中": 259}), "entry '中' is not byte-level BPE"),
+        (
+            lambda content: content["model"]["vocab"].update({"aa": 9000}),
+            "260 entries, but id 9000 of 'aa' is out of line",
+        ),
     ],
 )
 def test_damaged_json(change: object, reason: str) -> None:
