@@ -54,7 +54,7 @@ def read_tools(path: str) -> Tools:
     return tools
 
 
-def _read_list(path: Path, what: str, step: str) -> Turns:
+def _read_list(path: Path, what: str, step: str) -> list[Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
