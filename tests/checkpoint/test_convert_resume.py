@@ -269,7 +269,6 @@ def quantized_state(config: GLMConfig) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.exhaustive
 def test_int4_of_eight_ranks(tmp_path: Path) -> None:
     """To 16 ranks nothing changes; to 4 and 2 the matrices cut by columns do, by less than half a step."""
     config = small(preset("glm-130b"))

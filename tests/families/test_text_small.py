@@ -45,6 +45,8 @@ def test_words(tmp_path: Path) -> None:
     assert tokenizer.encode_inputs("the [MASK] fox") == [2, 5, 4, 7, 3]
     assert tokenizer.encode_inputs("the", "fox") == [2, 5, 3, 7, 3]
     assert tokenizer.with_options(inputs="native").encode_inputs("the") == [2, 5, 0]
+    layout = tokenizer.row_layout([2, 5, 4, 7, 3])
+    assert (list(layout.positions), layout.prefix) == ([0, 1, 2, 3, 4], 5)
     # The training code lowers whole words, the later class letter by letter.
     assert tokenizer.encode("ΟΔΟΣ", specials=True) == [WORDS.index("οδος")]
     hub = tokenizer.with_options(reading="hub")
@@ -167,3 +169,21 @@ def test_a_small_ice_vocabulary(tmp_path: Path) -> None:
     assert list(layout.blocks) == [0, 0, 0, 0, 1, 2, 3, 4]
     assert layout.prefix == 4
     assert list(tokenizer.row_layout([9, 9]).positions) == [0, 1]
+
+
+def test_a_small_130b_vocabulary(tmp_path: Path) -> None:
+    """Parts around masks are encoded one by one; the end closes an open text."""
+    (tmp_path / "ice_text.model").write_bytes(sentencepiece_bytes(fallback=False))
+    tokenizer = load_130b(tmp_path, None)
+    assert tokenizer is not None
+    special = tokenizer.special
+    mask, gmask, sop, eop = special.mask, special.gmask, special.sop, special.eop
+    the, fox = tokenizer.encode("the"), tokenizer.encode("fox")
+    assert tokenizer.encode("the[MASK]fox[gMASK]", specials=True) == [*the, mask, *fox, gmask]
+    assert tokenizer.encode_inputs("the") == [*the, gmask, sop]
+    row = tokenizer.build_inputs([*the, mask, *fox], [7, 8])
+    assert row == [*the, mask, *fox, special.eos, sop, 7, 8, eop]
+    layout = tokenizer.row_layout(row)
+    start = row.index(sop)
+    assert list(layout.positions) == [*range(start), *[len(the)] * (len(row) - start)]
+    assert layout.prefix == start

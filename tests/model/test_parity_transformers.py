@@ -8,6 +8,8 @@ import torch
 from glmkit.config import GLMConfig
 from glmkit.model import GLM, KVCache
 
+pytestmark = pytest.mark.sampled(3)
+
 transformers = pytest.importorskip("transformers", reason="transformers is an extra")
 
 SHAPES: list[dict[str, Any]] = [

@@ -10,6 +10,8 @@ from glmkit.generate.engine import EngineCore, EngineLimits
 from support.kinds import KINDS, make, prompt_of
 from support.stepping import run, submit
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def before(holder: Any, name: str, hook: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
     """Call `hook` whenever that method begins."""

@@ -25,6 +25,8 @@ from support.kinds import make, prompt_of
 from support.served_models import small_base
 from support.watching import wait_for
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def idle(engine: Engine) -> bool:
     """Whether nobody is there and everything can be taken."""

@@ -14,6 +14,8 @@ from support.kinds import KINDS, make, prompt_of
 from support.stepping import cancel, run, submit
 from support.tiny import tiny_model
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def jobs_of(model: GLM, kind: str, count: int = 6) -> list[Greedy]:
     lengths = (3, 11, 26, 1, 7, 14)
