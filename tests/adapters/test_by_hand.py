@@ -21,8 +21,6 @@ from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.model import GLM
 from glmkit.model.cache import KVCache
 
-pytestmark = pytest.mark.sampled(4)
-
 MASK, GMASK, SOP, EOP, PAD = 70, 71, 74, 75, 3
 
 

@@ -27,8 +27,6 @@ from support.hostile import (
     write_zip,
 )
 
-pytestmark = pytest.mark.sampled(6)
-
 WRITERS = {"bin": write_zip, "pt": write_legacy, "pdparams": write_pickle}
 MEMORY = 200 * 2**20
 SHELL = "touch MARKER"
@@ -254,6 +252,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", BOMBS)
 def test_bombs_do_not_go_off(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body, reason = BOMBS[case]

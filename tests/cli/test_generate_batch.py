@@ -80,6 +80,7 @@ def error_of(capsys: pytest.CaptureFixture[str], model: Path, *options: str, sou
 # --- the same as alone ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -249,6 +250,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("bad", "message"), BAD)
 def test_a_bad_row_stops_the_run_and_keeps_what_is_done(
     base: Path, folder: Path, bad: Any, message: str, capsys: pytest.CaptureFixture[str]

@@ -181,7 +181,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(name: str, folder: Path, capsys
     assert facts["manifest"]["read"]["documents"] >= len(TEXTS)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["long.txt", "long.jsonl"])
 def test_a_line_of_five_megabytes_is_fine(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ("a line of words without an end " * 170_000)[: 5 * 2**20]

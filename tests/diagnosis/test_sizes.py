@@ -14,8 +14,6 @@ from glmkit.model import GLM
 from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant import quantize_modules
 
-pytestmark = pytest.mark.sampled(4)
-
 
 def drawn(name: str, seed: int) -> GLMConfig:
     """A preset with small random sizes; widths even, as two numbers share a byte."""

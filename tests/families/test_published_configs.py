@@ -12,8 +12,6 @@ from glmkit.families.family import Family, all_families, preset, preset_names
 from support.checkpoints import small_config
 from support.shared import shared_dir
 
-pytestmark = pytest.mark.sampled(4)
-
 PAIRS = [(family, layout) for family in all_families().values() for layout in family.layouts]
 IDS = [f"{family.name}-{layout.name}" for family, layout in PAIRS]
 BY_ID = dict(zip(IDS, PAIRS, strict=True))

@@ -9,8 +9,6 @@ from glmkit.generate import penalties as processors
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.sampling import keep_min_p, keep_top_k, keep_top_p
 
-pytestmark = pytest.mark.sampled(5)
-
 theirs = pytest.importorskip("transformers.generation.logits_process", reason="the reference is an extra")
 
 VOCABULARY = 13

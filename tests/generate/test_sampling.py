@@ -159,6 +159,7 @@ def _options(draw: random.Random) -> dict[str, Any]:
     return options
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", [7, 130, 4095, 9000, 65_024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_token_is_that_of_a_look_at_all_of_them(size: int, dtype: torch.dtype) -> None:

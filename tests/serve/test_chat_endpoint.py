@@ -60,6 +60,7 @@ def texts(parts: Sequence[dict[str, Any]], index: int = 0) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
+@pytest.mark.exhaustive
 def test_the_shortest_reply_is_measured_by_the_room_there_is(live: Live) -> None:
     said = answer(live, max_tokens=..., min_tokens=150)
     assert said["usage"]["completion_tokens"] >= 150

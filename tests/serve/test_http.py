@@ -10,8 +10,6 @@ import pytest
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
 
-pytestmark = pytest.mark.sampled(4)
-
 BODY = b'{"tokens": 2}'
 TEXT = {"text": "0 1 "}
 

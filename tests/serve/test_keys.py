@@ -10,8 +10,6 @@ import pytest
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
 
-pytestmark = pytest.mark.sampled(4)
-
 KEY, OTHER = "key-of-anna-1", "key-of-bert-2"
 BODY = b'{"tokens": 1, "pad": "s3cret text"}'
 

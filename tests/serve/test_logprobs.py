@@ -9,8 +9,6 @@ from glmkit.tokenizer.protocol import Tokenizer
 from support.served_models import small_base, small_chat
 from support.shared import shared_dir
 
-pytestmark = pytest.mark.sampled(4)
-
 TEXTS = ["The quick brown fox.", "凯旋门是为纪念胜利", "a 😀 b", "x\ny  z"]
 
 

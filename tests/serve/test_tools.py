@@ -14,8 +14,6 @@ from glmkit.serve.messages import ReplyCalls, call_arguments, call_text, convers
 from glmkit.serve.schema.chat import CalledToolDelta, ChatMessage, Tool
 from glmkit.tokenizer.chat_template import ChatTemplate, Message
 
-pytestmark = pytest.mark.sampled(4)
-
 TEMPLATES: dict[str, ChatTemplate] = {
     **{name: family_named(name).chat for name in ("chatglm", "chatglm2", "chatglm3", "glm-4")},
     "glm-4-0414": CHAT_0414,

@@ -57,7 +57,7 @@ def test_texts_are_cut() -> None:
     assert list(segments(" " * 5000)) == [" " * 5000]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("unit", ["a", "中", " ", "\n", "=", "7", "ab", "aé"])
 def test_long_runs_come_back_in_time(unit: str) -> None:
     """A megabyte without a place to cut; the library alone overflows its stack on the one of spaces."""

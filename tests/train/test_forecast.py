@@ -40,6 +40,7 @@ def really_kept(shape, rows, length, precision):
     return sum(kept.values())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("length", [40, 320])

@@ -27,6 +27,7 @@ def test_two_ranks_equal_one_process(tmp_path):
     assert resumed["losses"] == pytest.approx(train(Ranks(), None, longer)["losses"][6:], abs=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_resume_on_the_same_ranks_is_bit_equal(tmp_path):
     options = {**OPTIONS, "dropout": 0.2}
     whole = run_ranks(train, 2, None, options)
@@ -36,6 +37,7 @@ def test_resume_on_the_same_ranks_is_bit_equal(tmp_path):
     assert resumed[0]["weights"] == whole[0]["weights"]
 
 
+@pytest.mark.exhaustive
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
     results = run_ranks(signalled, 2, str(tmp_path), 1, 3)
     assert results == [(3, "SIGTERM"), (3, "SIGTERM")]

@@ -20,6 +20,7 @@ def fake_evaluator(model):
 EVALUATE = {"evaluate_every": 3, "evaluators": {"validation": fake_evaluator}}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_resume_is_bit_equal(tmp_path, name, stop_at):

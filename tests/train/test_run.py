@@ -30,6 +30,7 @@ def test_it_learns_evaluates_and_leaves_a_model(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "recipe.yaml").read_text().startswith("points:\n  noise: 0.1\ntraining:\n")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("step", [6, 17, 29])
 def test_killed_and_resumed_it_is_the_same_to_the_last_byte(tmp_path: Path, step: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -59,7 +59,9 @@ def test_what_can_never_fit_is_refused() -> None:
     check_empty(engine)
     # 40 tokens are shared; each of four rows needs five more: 10 + 4 * 2 blocks are more than 16, 10 + 3 * 2 are not.
     ticket = submit(engine, Greedy(model, [20] * 40, 5, copies=4))
-    with pytest.raises(RequestError, match="4 x 45 tokens do not fit this engine's cache of 64; ask for fewer answers"):
+    with pytest.raises(
+        RequestError, match="4 x 45 tokens do not fit this engine's cache of 64; ask for fewer or shorter answers"
+    ):
         run(engine, ticket)
     assert ticket.state == "failed"
     job = Greedy(model, [20] * 40, 5, copies=3)

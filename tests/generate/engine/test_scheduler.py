@@ -197,6 +197,7 @@ class World:
         return bool(plan.chunks or impossible or self.refused > before)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("start", range(0, 80, 10))
 def test_random_jobs(start: int) -> None:
     counters = []

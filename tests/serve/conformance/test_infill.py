@@ -9,8 +9,6 @@ import pytest
 
 from support.live import PATIENCE, Live
 
-pytestmark = pytest.mark.sampled(4)
-
 TEXT = {"base": "The [MASK] fox, 位于[gMASK].", "chatglm": "the [MASK] fox"}
 
 
