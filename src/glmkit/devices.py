@@ -67,17 +67,17 @@ def accelerator() -> str | None:
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Whether tensors of this device lie in the machine's own memory and are computed by its processor."""
+    """True for the machine's own processor and memory."""
     return device.type == CPU.type
 
 
 def has_fused_optimizers(device: torch.device) -> bool:
-    """Whether PyTorch's optimizers have a fused step for this kind of device."""
+    """True where PyTorch's optimizers have a fused step."""
     return device.type in _FUSED
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    """True for a processor that multiplies bfloat16 matrices in hardware."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -186,6 +186,6 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
 def _of_backend(
     device: torch.device, name: Literal["mem_get_info", "max_memory_allocated", "get_rng_state"], *arguments: Any
 ) -> Any:
-    """What a backend's function says of a device; None for a backend that has no such function."""
+    """Call a backend's function on a device; None for a backend that has no such function."""
     function = getattr(torch.get_device_module(device), name, None)
     return None if function is None else function(*(arguments or (device,)))

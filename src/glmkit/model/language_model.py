@@ -340,5 +340,5 @@ class GLM(nn.Module):
 
 
 def _can_look(input_ids_BT: Tensor, segments: Segments | None) -> bool:
-    """Whether values are checked: packed rows are our own batches, and a GPU would have to wait for the answer."""
+    """Tell whether values are checked: packed rows are our own batches, and a GPU would have to wait for the answer."""
     return segments is None and is_cpu(input_ids_BT.device) and input_ids_BT.numel() > 0

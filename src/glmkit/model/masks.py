@@ -1,4 +1,4 @@
-"""Who may look at whom: prefix-LM, causal and packed masks, as bounds first and as dense tensors only where needed.
+"""Attention masks (prefix-LM, causal, packed): bounds first, dense tensors only where needed.
 
 Legend: B batch, T query tokens, S key tokens.
 """

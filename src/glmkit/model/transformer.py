@@ -1,4 +1,4 @@
-"""The transformer: embeddings, blocks (one class per value of the `residual` axis), last norm.
+"""The transformer: norms (the `norm` axis), blocks (one class per value of the `residual` axis), embeddings.
 
 Legend: B batch, T tokens, H hidden width, L layers.
 """
@@ -7,14 +7,41 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from glmkit.config import GLMConfig
 
 from .attention import Attention, AttentionPlan, Cache, KeyValue
 from .mlp import build_mlp
-from .norm import build_norm
 from .positions import Rotary
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in fp32, rounded to the input's dtype, then times the weight.
+
+    Source: `huggingface/transformers:models/glm/modeling_glm.py`; ChatGLM2-6B's `modeling_chatglm.py` rounds after the
+    weight instead, which is the same in fp32.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def build_norm(config: GLMConfig) -> nn.Module:
+    """The norm of `config.norm` over the hidden width."""
+    if config.norm == "rms":
+        return RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
 
 class PreNormBlock(nn.Module):

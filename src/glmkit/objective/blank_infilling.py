@@ -25,7 +25,7 @@ _SENTENCE_GUESS = 8.0  # tokens; only for how much room to leave
 
 
 class Choice(NamedTuple):
-    """What one batch does: a mode, and whether token mode makes a single blank a text."""
+    """The task of one batch: a mode, and whether token mode makes a single blank a text."""
 
     mode: Mode
     single_span: bool = False
@@ -76,7 +76,7 @@ class BlankInfilling:
         return self.apply(texts, self.draw_mode(rng), rng, block_rng, tally=tally)
 
     def draw_short(self, rng: Rng) -> bool:
-        """Whether the batch's texts are cut into shorter ones."""
+        """Draw whether the batch's texts are cut into shorter ones."""
         return rng.random() < self.config.short_seq_prob
 
     def draw_mode(self, rng: Rng) -> Choice:
@@ -89,8 +89,8 @@ class BlankInfilling:
         return Choice("sentence" if draw < config.bert_prob + config.gap_sentence_prob else "gpt")
 
     def text_room(self, room: int, choice: Choice) -> int:
-        """How long a text may be so that its sample fits into `room` tokens, about always for generation and single
-        blanks, about four times of five for token blanks; sentences need a guess (one of eight tokens or more).
+        """Longest text, in tokens, whose sample fits into `room` tokens: about always for generation and single blanks,
+        about four times of five for token blanks; sentences need a guess (one of eight tokens or more).
 
         Each blank adds two tokens: its mask and a start (or end) token.
         """

@@ -8,7 +8,7 @@ but those numbers.
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from itertools import accumulate, chain
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Rng(Protocol):
     def randrange(self, start: int, stop: int | None = None, /) -> int: ...
     def randint(self, a: int, b: int, /) -> int: ...
     def choices(self, population: Sequence[T], weights: Sequence[float], /) -> list[T]: ...
-    def shuffle(self, x: MutableSequence[Any], /) -> None: ...
+    def shuffle(self, x: MutableSequence[T], /) -> None: ...
     def sample(self, population: Sequence[T], k: int, /) -> list[T]: ...
 
 
@@ -73,7 +73,7 @@ class CounterRng:
         cumulative = list(accumulate(weights))
         return [population[bisect_right(cumulative, self.random() * cumulative[-1], 0, len(cumulative) - 1)]]
 
-    def shuffle(self, x: MutableSequence[Any], /) -> None:
+    def shuffle(self, x: MutableSequence[T], /) -> None:
         """Fisher-Yates, in place."""
         draw = self.random
         for i in range(len(x) - 1, 0, -1):

@@ -4,7 +4,7 @@ Legend: N targets, C targets of one chunk, H hidden width, V vocabulary rows.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,10 +54,21 @@ def linear_cross_entropy(
     return LossSums(loss, entropy, z, targets_N.numel())
 
 
+class _Context(Protocol):
+    """The part of autograd's context that the loss uses."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor | None, Tensor | None]
+    weight_dtype: torch.dtype
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, z_loss: float, chunk: int
+        ctx: _Context, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, z_loss: float, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
@@ -100,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (entropy + z_loss * z_sum).float(), entropy, z_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)

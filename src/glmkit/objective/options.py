@@ -18,7 +18,7 @@ GenerationPositions = Literal["mask", "running"]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """How texts are turned into blanks and targets. Probabilities are in [0, 1], ratios are shares of a text's tokens.
+    """Rules that turn texts into blanks and targets. Probabilities are in [0, 1], ratios are shares of a text's tokens.
 
     Raises ConfigError when a value or a combination cannot be used.
     """
@@ -127,7 +127,7 @@ class ObjectiveConfig:
         shares = {"bert": self.bert_prob, "sentence": self.gap_sentence_prob, "gpt": self.gpt_prob}
         return tuple(mode for mode in get_args(Mode) if shares[mode] > 1e-9)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values."""
         return asdict(self)
 

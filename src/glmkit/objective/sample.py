@@ -1,4 +1,4 @@
-"""What the objective reads and what it makes: a text before, a sample after, and the tally of what was lost between."""
+"""Input and output of the objective: a text, a sample, and the tally of what was lost between them."""
 
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass
 class Tally:
-    """What became of texts: nothing leaves the objective uncounted."""
+    """Count of what became of texts: nothing leaves the objective uncounted."""
 
     texts: int = 0  # texts that entered corruption (after cutting into shorter ones)
     dropped: int = 0  # spans did not fit, or the text is too short to mask

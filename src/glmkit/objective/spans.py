@@ -1,4 +1,4 @@
-"""Where the blanks go: lengths, placement, documents, sentences. Pure functions of their arguments and the rng.
+"""Placement of blanks: lengths, positions, documents, sentences. Pure functions of their arguments and the rng.
 
 A span is (start, end), end excluded, in tokens of the text. The ORDER OF RNG CALLS is part of the contract: with
 `random.Random` the functions reproduce `THUDM/GLM:blocklm_utils.py` number for number.

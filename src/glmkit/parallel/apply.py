@@ -18,7 +18,7 @@ from .mesh import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelPlan:
-    """What to do with a model before it runs. Results stay the same, up to the rounding of compiled kernels.
+    """Changes to a model before it runs. Results stay the same, up to the rounding of compiled kernels.
 
     tensor: ranks that share each matrix. recompute: keep only every block's input for the backward pass and run the
     block again there. compile: compile every block (the first step of each new shape is slow). data: whether ranks hold

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from glmkit.errors import TrainingError
 
 
-def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int, *, method: str = "spawn") -> int:
+def launch(function: Callable[..., int], arguments: tuple[object, ...], nproc: int, *, method: str = "spawn") -> int:
     """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
 
     `function` must be importable (it crosses a process boundary) and return an exit status. SIGTERM and SIGINT are
@@ -25,7 +26,7 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int,
     context: Any = multiprocessing.get_context(method)
     with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
         rendezvous = (Path(folder) / "store").as_uri()
-        ranks = [
+        ranks: list[BaseProcess] = [
             context.Process(target=_enter, args=(function, arguments, rank, nproc, rendezvous), name=f"rank{rank}")
             for rank in range(nproc)
         ]
@@ -43,7 +44,7 @@ def launch(function: Callable[..., int], arguments: tuple[Any, ...], nproc: int,
                 signal.signal(number, handler)
 
 
-def _watch(ranks: list[Any]) -> int:
+def _watch(ranks: list[BaseProcess]) -> int:
     running = list(ranks)
     while running:
         wait([process.sentinel for process in running])
@@ -55,7 +56,7 @@ def _watch(ranks: list[Any]) -> int:
     return 0
 
 
-def _pass_on(ranks: list[Any]) -> Callable[[int, FrameType | None], None]:
+def _pass_on(ranks: list[BaseProcess]) -> Callable[[int, FrameType | None], None]:
     def handler(number: int, frame: FrameType | None) -> None:
         for process in ranks:
             if process.is_alive() and process.pid is not None:
@@ -64,7 +65,7 @@ def _pass_on(ranks: list[Any]) -> Callable[[int, FrameType | None], None]:
     return handler
 
 
-def _enter(function: Callable[..., int], arguments: tuple[Any, ...], rank: int, world: int, rendezvous: str) -> None:
+def _enter(function: Callable[..., int], arguments: tuple[object, ...], rank: int, world: int, rendezvous: str) -> None:
     # Ctrl-C reaches the whole process group; the parent passes it on once as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {

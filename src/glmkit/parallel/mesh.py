@@ -1,17 +1,19 @@
-"""Who we are among the processes of a run, and how they agree on things. One process needs no torch.distributed."""
+"""Rank of this process in a run, and agreement among ranks. One process needs no torch.distributed."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from glmkit.devices import CPU, choose_device, is_cpu, make_current
 from glmkit.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """True for the process that writes files and talks to the user."""
         return self.rank == 0
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order, on every rank. Small plain values only."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
+        values = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
 

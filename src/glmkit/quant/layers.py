@@ -6,7 +6,7 @@ Legend: R output rows, C input columns, Q stored bytes a row, U scales a row (se
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,17 @@ class QuantMatrix(nn.Module):
         return f"{rows} x {self.weight.shape[1] * 8 // self.bits}, bits={self.bits}, blocks={blocks}"
 
 
+class _Context(Protocol):
+    """Autograd's context, with the matrix instead of saved floats."""
+
+    matrix: QuantMatrix
+
+
 class _Product(torch.autograd.Function):
     """x @ W^T, and grad @ W in the backward pass with W dequantised again, so that no floats are kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: QuantMatrix) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, matrix: QuantMatrix) -> Tensor:
         ctx.matrix = matrix
         with torch.autocast(x.device.type, enabled=False):
             out = x.new_empty(*x.shape[:-1], matrix.weight.shape[0])
@@ -80,9 +86,9 @@ class _Product(torch.autograd.Function):
             return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, None]:
         (grad,) = grads
-        matrix: QuantMatrix = ctx.matrix
+        matrix = ctx.matrix
         pieces = (grad[..., a:b] @ matrix.floats(a, b, grad.dtype) for a, b in matrix.chunks())
         total = next(pieces)
         for piece in pieces:
