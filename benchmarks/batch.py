@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import glmkit
+from glmkit import threads
 from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import main as glm
 from glmkit.config import GLMConfig
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--model", type=Path, default=None)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    threads.fix(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         model = args.model or demo_directory(place)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import glmkit
+from glmkit import threads
 from glmkit.config import GLMConfig
 from glmkit.generate.engine import EngineCore, EngineLimits, Ticket
 from glmkit.generate.engine.job import Branch
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--only", choices=["small", "wide-fp32", "wide-bf16"])
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    threads.fix(args.threads)
     results = []
     if args.model:
         results.append(measure(args.model, glmkit.load(args.model).parts.model, args))

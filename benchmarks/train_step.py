@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glmkit import threads
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.model import GLM, Segments, init_weights
 from glmkit.objective.blank_infilling import BlankInfilling
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one warm-up (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    threads.fix(args.threads)
     kinds: dict[str, bool | None] = {"glm_mask": False, "glm_gpt_like": True, "gpt2": None}
     contenders = [
         ours("glm_mask", False, args.compile),

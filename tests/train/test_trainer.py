@@ -207,3 +207,22 @@ def test_asking_to_stop(tmp_path):
     trainer.on_step = lambda record: trainer.stop.ask("time is up") if record.step == 2 else None
     result = trainer.run()
     assert (result.reason, result.step) == ("time is up", 3)
+
+
+def test_a_small_step_takes_one_thread(monkeypatch):
+    monkeypatch.delenv("GLMKIT_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), []
+
+    def counting(model, batch):
+        seen.append(torch.get_num_threads())
+        return toy_loss(model, batch)
+
+    torch.set_num_threads(2)
+    try:
+        followed = losses(toy_trainer(steps=2, loss_fn=counting))
+        monkeypatch.setenv("GLMKIT_THREADS", "2")
+        fixed = losses(toy_trainer(steps=2, loss_fn=counting))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1] * 4 + [2] * 4
+    assert followed == pytest.approx(fixed, abs=1e-5)

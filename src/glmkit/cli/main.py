@@ -15,24 +15,25 @@ from glmkit.errors import GLMKitError, did_you_mean
 
 
 class Verb(NamedTuple):
-    """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`."""
+    """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`. computes: takes `--threads`."""
 
     module: str
     help: str
+    computes: bool = False
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb("glmkit.cli.demo", "pretrain a small GLM on Python's standard library and fill held-out blanks"),
+    "demo": Verb("glmkit.cli.demo", "pretrain a small GLM on Python's standard library and fill held-out blanks", True),
     "doctor": Verb("glmkit.cli.doctor", "say what a model directory holds, what is wrong with it, what to run next"),
     "info": Verb("glmkit.cli.info", "sizes, parameters and memory of a preset or a model directory"),
     "convert": Verb("glmkit.cli.convert", "write a checkpoint in another published layout, or cut it over other ranks"),
     "prepare": Verb("glmkit.cli.prepare", "text files -> tokenizer and memory-mapped token store"),
     "show": Verb("glmkit.cli.show", "print training samples in colour: ids, blanks, positions, mask, targets"),
-    "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues"),
-    "fill": Verb("glmkit.cli.fill", "fill every [MASK], [sMASK], [gMASK] of a text"),
-    "generate": Verb("glmkit.cli.generate", "continue a text"),
-    "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too"),
-    "serve": Verb("glmkit.cli.serve", "an OpenAI-compatible API, blank filling, and a page for the browser"),
+    "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues", True),
+    "fill": Verb("glmkit.cli.fill", "fill every [MASK], [sMASK], [gMASK] of a text", True),
+    "generate": Verb("glmkit.cli.generate", "continue a text", True),
+    "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too", True),
+    "serve": Verb("glmkit.cli.serve", "an OpenAI-compatible API, blank filling, and a page for the browser", True),
 }
 
 
@@ -118,7 +119,16 @@ def _run(name: str, rest: list[str]) -> int:
     module = importlib.import_module(verb.module)
     parser = OneLineParser(prog=f"glm {name}", description=verb.help)
     module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(rest))
+    if verb.computes:
+        about = "threads for everything that is computed (default: as many as a step is worth)"
+        parser.add_argument("--threads", type=int, metavar="N", default=None, help=about)
+    args = parser.parse_args(rest)
+    threads = vars(args).pop("threads", None)
+    if threads is not None:
+        from glmkit.threads import fix
+
+        fix(threads)
+    status: int = module.run(args)
     return status
 
 

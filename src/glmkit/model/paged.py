@@ -37,7 +37,8 @@ class PagedCache:
         self._layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.device = device
         self.prefix = 0  # tokens of the tuned prefix
-        self._scratch = torch.empty(0, dtype=dtype, device=device)
+        self._empty = torch.empty(0, dtype=dtype, device=device)
+        self._scratch: dict[int, Tensor] = {}  # by part of a step
         # Which slab (block, keys or values, head) comes where in a gathered (2,B,K,M).
         self.slab_offsets_21K1 = torch.arange(2 * self.heads, device=device).view(2, 1, self.heads, 1)
         self.head_offsets_2K = torch.arange(2 * self.heads, device=device) * block
@@ -104,13 +105,14 @@ class PagedCache:
         """(2*B*K*M,) what to gather for rows that lie in these blocks: keys then values, heads side by side."""
         return (table_BM[:, None] * (2 * self.heads) + self.slab_offsets_21K1).flatten()
 
-    def gather(self, layer: int, slabs: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B*K,S,D) in a buffer that the next call overwrites."""
+    def gather(self, layer: int, slabs: Tensor, rows: int, part: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values (B*K,S,D) in a buffer that the next call for the same part of a step overwrites."""
         flat = self._layers[layer].view(-1, self.block * self.width)
         size = len(slabs) * flat.shape[1]
-        if self._scratch.numel() < size:
-            self._scratch = self._scratch.new_empty(size)
-        out = self._scratch[:size].view(len(slabs), flat.shape[1])
+        scratch = self._scratch.get(part, self._empty)
+        if scratch.numel() < size:
+            scratch = self._scratch[part] = self._empty.new_empty(size)
+        out = scratch[:size].view(len(slabs), flat.shape[1])
         torch.index_select(flat, 0, slabs, out=out)
         keys, values = out.view(2, rows * self.heads, -1, self.width)
         return keys, values
@@ -120,8 +122,8 @@ class PagedCache:
 class Group:
     """Rows that attend in one call: B rows of T tokens each, the tokens [first, first + B*T) of the step.
 
-    slabs: what they gather; bias (B,T,S): 0 where a token sees a slot, -inf elsewhere. Both None for a row that starts
-    here and so sees nothing but its own new tokens, the first `part_a` of them in both directions.
+    slabs: what they gather; bias (B,T,S): 0 where a token sees a slot, -inf elsewhere. Both None for rows that start
+    here and so see nothing but their own new tokens, the first `part_a` of them in both directions.
     """
 
     first: int
@@ -147,8 +149,9 @@ class PagedStep:
     It is both the cache that `Attention` writes to and the plan by which it attends.
     """
 
-    def __init__(self, cache: PagedCache, slots_2RK: Tensor, groups: Sequence[Group]) -> None:
-        self._cache, self._slots_2RK, self._groups = cache, slots_2RK, groups
+    def __init__(self, cache: PagedCache, slots_2RK: Tensor, groups: Sequence[Group], part: int = 0) -> None:
+        """part: of steps that run side by side on one cache, which one; none may read what another writes."""
+        self._cache, self._slots_2RK, self._groups, self._part = cache, slots_2RK, groups, part
         self._layer = 0
 
     def write(self, layer: int, k_1RKD: Tensor, v_1RKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,12 +166,13 @@ class PagedStep:
         out = []
         for group in self._groups:
             stop = group.first + group.rows * group.length
-            q = q_1RND[:, group.first : stop]
             if group.slabs is None:
-                k, v = (x[:, group.first : stop] for x in (k_1RKD, v_1RKD))
-                out.append(two_calls(q, k, v, group.part_a, dropout))
+                parts = (x[0, group.first : stop] for x in (q_1RND, k_1RKD, v_1RKD))
+                q, k, v = (torch.unflatten(x, 0, (group.rows, group.length)) for x in parts)
+                out.append(two_calls(q, k, v, group.part_a, dropout).flatten(0, 1)[None])
                 continue
-            keys, values = self._cache.gather(self._layer, group.slabs, group.rows)
+            q = q_1RND[:, group.first : stop]
+            keys, values = self._cache.gather(self._layer, group.slabs, group.rows, self._part)
             out.append(_attend(q[0], keys, values, group))
         return out[0] if len(out) == 1 else torch.cat(out, 1)
 

@@ -20,6 +20,7 @@ from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.apply import without_sync
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
+from glmkit.threads import LayerWork, one_thread
 
 from . import random_state as rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
@@ -147,6 +148,7 @@ class Trainer(Generic[B]):
         self.on_step, self.on_checkpoint = on_step, on_checkpoint
         self.state = TrainState()
         self.stop = StopRequest()
+        self._work = LayerWork.of(model)
         if options.precision == "fp16" and is_cpu(self.device):
             raise ConfigError("precision fp16 needs CUDA (on a CPU fp16 is for storage only); use bf16 or fp32")
         self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
@@ -221,11 +223,17 @@ class Trainer(Generic[B]):
 
     def _step(self, iterator: Iterator[B]) -> tuple[StepRecord, str | None]:
         started = time.perf_counter()
-        state, ranks = self.state, self.ranks
-        micro_batches = self.plan.micro_batches(state.rows)
-        rows = micro_batches * self.plan.micro_batch_size
-        batches = list(islice(iterator, micro_batches // ranks.world_size))
+        micro_batches = self.plan.micro_batches(self.state.rows)
+        batches = list(islice(iterator, micro_batches // self.ranks.world_size))
         data_seconds = time.perf_counter() - started
+        with one_thread(self._work.is_small(max((batch.num_tokens for batch in batches), default=0))):
+            return self._update(batches, micro_batches, started, data_seconds)
+
+    def _update(
+        self, batches: Sequence[B], micro_batches: int, started: float, data_seconds: float
+    ) -> tuple[StepRecord, str | None]:
+        state, ranks = self.state, self.ranks
+        rows = micro_batches * self.plan.micro_batch_size
         counts = ranks.gather([Entry(b.index, b.mode, b.num_tokens, b.num_targets, b.num_dropped) for b in batches])
         everything = sorted(entry for part in counts for entry in part)
         check_targets(everything, micro_batches, step=state.step + 1)

@@ -4,7 +4,8 @@ Legend: R tokens of a pass, B sequences of a group, T tokens of each, M blocks o
 W tokens whose logits are wanted, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from glmkit.model import GLM
 from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
+from glmkit.threads import LayerWork, one_thread, share
 
 from .sequence import Chunk, Plan
 
 # Numbers that may be gathered for nothing to fill up a table, before sequences get a call of their own.
 _WASTE = 1 << 17
+# Tokens from which on a part of a pass keeps a thread of its own busy.
+_PART = 32
+
+Run = Callable[[], list[Tensor | None]]
 
 
 class Runner:
@@ -25,6 +31,7 @@ class Runner:
     def __init__(self, model: GLM, block: int, budget: int, *, allocate: bool) -> None:
         """budget: blocks for sequences. allocate: all at once; else the cache doubles as it is needed."""
         self._model, self._block, self._budget, self._allocate = model, block, budget, allocate
+        self._work = LayerWork.of(model)
         self.reset()
 
     @torch.inference_mode()
@@ -53,8 +60,18 @@ class Runner:
             self.cache.clear(plan.cleared)
         if plan.copies:
             self.cache.copy([source for source, _ in plan.copies], [target for _, target in plan.copies])
-        order = self._order(plan.chunks)
-        chunks = [plan.chunks[index] for index in order]
+        parts = self._parts(plan)
+        runs = [self._prepare([plan.chunks[index] for index in part], number) for number, part in enumerate(parts)]
+        with one_thread(self._work.is_small(plan.tokens)):
+            logits = share(runs)
+        outputs: list[Tensor | None] = [None] * len(plan.chunks)
+        for part, own in zip(parts, logits, strict=True):
+            for index, logits_MV in zip(part, own, strict=True):
+                outputs[index] = logits_MV
+        return outputs
+
+    def _prepare(self, chunks: Sequence[Chunk], part: int) -> Run:
+        """The forward pass over some chunks of a plan, ready to run; it gives the logits of each."""
         ids: list[int] = []
         first: list[int] = []
         second: list[int] = []
@@ -77,18 +94,47 @@ class Runner:
             wanted += range(len(ids) - chunk.wanted, len(ids))
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
-        step = PagedStep(self.cache, slots_2RK, self._groups(chunks))
-        hidden_RH = self._model.hidden(numbers[:1], position_ids=numbers[None, 1:3], cache=step)[0]
-        outputs: list[Tensor | None] = [None] * len(chunks)
+        step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part)
+        return partial(self._run, numbers[:3], step, wanted, [chunk.wanted for chunk in chunks])
+
+    def _run(self, inputs_3R: Tensor, step: PagedStep, wanted: Sequence[int], counts: list[int]) -> list[Tensor | None]:
+        hidden_RH = self._model.hidden(inputs_3R[:1], position_ids=inputs_3R[None, 1:], cache=step)[0]
         if not wanted:
-            return outputs
-        if len(wanted) < len(ids):
+            return [None] * len(counts)
+        if len(wanted) < len(hidden_RH):
             hidden_RH = hidden_RH.index_select(0, torch.tensor(wanted, device=hidden_RH.device))
-        logits_WV = self._model.head(hidden_RH)
-        parts = torch.split(logits_WV, [chunk.wanted for chunk in chunks])
-        for index, chunk, part in zip(order, chunks, parts, strict=True):
-            outputs[index] = part if chunk.wanted else None
-        return outputs
+        own = torch.split(self._model.head(hidden_RH), counts)
+        return [logits if count else None for logits, count in zip(own, counts, strict=True)]
+
+    def _parts(self, plan: Plan) -> list[list[int]]:
+        """Numbers of the chunks that run together: all, or for each thread some where products are small.
+
+        A chunk that finds blocks which this pass writes runs with their writer.
+        """
+        order = self._order(plan.chunks)
+        count = min(torch.get_num_threads(), plan.tokens // _PART) if self._work.is_small(plan.tokens) else 1
+        if count < 2:
+            return [order]
+        writers: dict[int, int] = {}
+        before, size = self.first - 1, self._block
+        for index, chunk in enumerate(plan.chunks):
+            line = self._table[chunk.slot, before + chunk.start // size : before + chunk.num_blocks]
+            writers |= dict.fromkeys(line.tolist(), index)
+        leader = list(range(len(plan.chunks)))
+        for index, chunk in enumerate(plan.chunks):
+            for other in {leader[writers[block]] for block in chunk.fresh if block in writers} - {leader[index]}:
+                leader = [leader[index] if own == other else own for own in leader]
+        bundles: dict[int, list[int]] = {}
+        for index in order:
+            bundles.setdefault(leader[index], []).append(index)
+        sizes = {lead: sum(len(plan.chunks[index].tokens) for index in own) for lead, own in bundles.items()}
+        loads = [0] * count
+        part_of = {}
+        for lead in sorted(sizes, key=lambda lead: -sizes[lead]):
+            part_of[lead] = loads.index(min(loads))
+            loads[part_of[lead]] += sizes[lead]
+        parts = [[index for index in order if part_of[leader[index]] == number] for number in range(count)]
+        return [part for part in parts if part]
 
     def _make_room(self, plan: Plan) -> None:
         """Let the cache reach to the last block that is used."""
@@ -100,10 +146,12 @@ class Runner:
                 self.cache.grow(min(max(last + 1, 2 * self.cache.blocks, 64), self.first + self._budget))
 
     def _order(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Short chunks of equal length side by side, of the longest sequences first; then the others."""
+        """Short chunks of equal length side by side, of the longest sequences first; then the others by length."""
         short = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) <= SHORT]
         short.sort(key=lambda index: (len(chunks[index].tokens), -chunks[index].num_blocks))
-        return short + [index for index, chunk in enumerate(chunks) if len(chunk.tokens) > SHORT]
+        long = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) > SHORT]
+        long.sort(key=lambda index: (len(chunks[index].tokens), chunks[index].start, chunks[index].part_a))
+        return short + long
 
     def _groups(self, chunks: Sequence[Chunk]) -> list[Group]:
         groups, at, index = [], 0, 0
@@ -112,9 +160,13 @@ class Runner:
         while index < len(chunks):
             chunk = chunks[index]
             length = len(chunk.tokens)
-            if length > SHORT and chunk.start == 0 and fresh:
-                groups.append(Group(at, 1, length, 0 if causal else min(chunk.part_a, length)))
-                at, index = at + length, index + 1
+            kind = _beginning(chunk, causal)
+            if length > SHORT and fresh and kind is not None:
+                count = 1
+                while index + count < len(chunks) and _beginning(chunks[index + count], causal) == kind:
+                    count += 1
+                groups.append(Group(at, count, *kind))
+                at, index = at + count * length, index + count
                 continue
             count, waste = 1, 0
             while length <= SHORT and index + count < len(chunks):
@@ -169,3 +221,9 @@ class Runner:
         self._table[slot, before + chunk.first_fresh : before + count] = chunk.fresh
         self._table[slot, before + count : before + self._filled[slot]] = 0
         self._filled[slot] = count
+
+
+def _beginning(chunk: Chunk, causal: bool) -> tuple[int, int] | None:
+    """Length and part A of a chunk that begins a sequence, None for others."""
+    length = len(chunk.tokens)
+    return None if chunk.start else (length, 0 if causal else min(chunk.part_a, length))

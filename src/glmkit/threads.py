@@ -1,0 +1,103 @@
+"""Threads that a piece of work is worth, and work shared among them by whole parts.
+
+PyTorch cuts every product among its threads and waits for the slowest. Small products gain little by that on quiet
+cores; where another process has one of the cores, each of thousands of them waits for a thread that does not run, and a
+step takes many times as long (docs/log.md, 2026-11-30). So a step of small products takes one thread, and where it can
+be cut into independent parts, each part takes one. The choice depends on the model and the step alone, never on time:
+what is computed twice is computed alike. `fix` leaves all to PyTorch, as many threads as are asked for.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .devices import is_cpu
+from .errors import RequestError
+
+T = TypeVar("T")
+
+# Multiply-adds in the products of one layer from which on it pays to wait for other threads: about 12 ms of one core.
+# There both mistakes cost at most a factor of two: one thread on quiet cores, several on busy ones.
+_WORTH = 1 << 28
+_FIXED = "GLMKIT_THREADS"  # in the environment, so that the processes of one run agree
+
+
+def fix(count: int) -> None:
+    """Let PyTorch use so many threads for everything, in this process and those that it starts.
+
+    Raises RequestError for less than 1.
+    """
+    if count < 1:
+        raise RequestError(f"threads are {count}; give a whole number of at least 1", param="threads")
+    os.environ |= {_FIXED: str(count), "OMP_NUM_THREADS": str(count)}
+    torch.set_num_threads(count)
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """Size of the products of one layer: numbers in its weights, and their bytes."""
+
+    numbers: int
+    num_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "LayerWork":
+        """Measure the first block of a model on a CPU, the whole of a model without blocks; nothing elsewhere."""
+        stack = next((child for child in model.modules() if isinstance(child, nn.ModuleList) and len(child)), None)
+        weights = [*(model if stack is None else stack[0]).parameters()]
+        if not weights or not is_cpu(weights[0].device):
+            return cls(0, 0)
+        return cls(sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights))
+
+    def is_small(self, tokens: int) -> bool:
+        """True where a step over so many tokens is not worth waiting for other threads."""
+        # Few tokens: reading a weight takes as long as two multiply-adds for each of its bytes.
+        work = max(self.numbers * tokens, 2 * self.num_bytes)
+        return 0 < work < _WORTH and torch.get_num_threads() > 1 and _FIXED not in os.environ
+
+
+@contextmanager
+def one_thread(small: bool = True) -> Iterator[None]:
+    """Keep this thread's products to itself inside, if the work is small."""
+    before = torch.get_num_threads()
+    if not small or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def share(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Results of independent tasks that run side by side, the first one in this thread, each in one thread."""
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    with one_thread():
+        others = [_pool(os.getpid()).submit(_alone, task, torch.is_inference_mode_enabled()) for task in tasks[1:]]
+        try:
+            first = tasks[0]()
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
+
+
+def _alone(task: Callable[[], T], inference: bool) -> T:
+    with torch.inference_mode(inference):
+        if torch.get_num_threads() > 1:  # the count of a new thread; it stays in this one
+            torch.set_num_threads(1)
+        return task()
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of this process: a fork takes none along."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="glmkit-part")
