@@ -27,6 +27,9 @@ class MemoryFile:
         self.tensors, self.path, self.extras = dict(tensors), Path(path), extras
         self.released: list[str] = []
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
     def keys(self) -> list[str]:
         return list(self.tensors)
 
@@ -104,7 +107,7 @@ def reading(layout: Layout, config: GLMConfig, ranks: list[dict[str, Tensor]]) -
     """The published tensors as our weights."""
     fused = fused_tensors(layout, config, expected_tensors(config), copies=False)
     files = [MemoryFile(rank) for rank in ranks]
-    return PublishedWeights(layout, fused, [{name: Source(file, name) for name in file.keys()} for file in files])  # noqa: SIM118
+    return PublishedWeights(layout, fused, [{name: Source(file, name) for name in file} for file in files])
 
 
 ALL = [*all_layouts(), (Family(name="glm", title="GLM"), OWN)]

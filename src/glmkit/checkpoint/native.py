@@ -8,13 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, about, closest
+
+from .files.safetensors_file import open_safetensors_file
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -121,43 +122,24 @@ def read_generation(
     return settings
 
 
-def load_weights(
-    model: nn.Module,
-    directory: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> None:
+def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Put a directory's weights into `model` (which may be on the meta device); strict in names and shapes.
 
-    Tensors stay memory-mapped on the CPU unless a dtype or device asks for a copy. Raises CheckpointError naming the
-    tensor and the closest expected name; then the model is unchanged.
+    Tensors stay memory-mapped on the CPU. Raises CheckpointError naming the tensor and the closest expected name; then
+    the model is unchanged.
     """
     path = Path(directory) / WEIGHTS_FILE
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    state: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            names = set(file.keys())
-            _check_names(path, names, set(expected))
-            for name in sorted(names):
-                tensor = file.get_tensor(name)
-                if tensor.shape != expected[name]:
-                    raise CheckpointError(
-                        f"{path}: {name} has shape {tuple(tensor.shape)}, the config asks for {tuple(expected[name])}"
-                    )
-                state[name] = tensor if dtype is None else tensor.to(dtype)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a complete model directory?") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error})", step="copy or download it again") from None
-    model.load_state_dict(state, strict=True, assign=True)
-
-
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    for name in sorted(expected - found):
-        close = closest(name, found - expected)
-        raise CheckpointError(f"{path}: {name} is missing" + (f"; the file has {close}" if close else ""))
-    for name in sorted(found - expected):
-        close = closest(name, expected)
-        raise CheckpointError(f"{path}: {name} is not part of this model" + (f"; closest: {close}" if close else ""))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    file = open_safetensors_file(path)
+    found = set(file)
+    for name in (*sorted(expected.keys() - found), *sorted(found - expected.keys())):
+        missing = name in expected
+        close = closest(name, found - expected.keys() if missing else expected)
+        what, hint = ("is missing", "the file has") if missing else ("is not part of this model", "closest:")
+        raise CheckpointError(f"{path}: {name} {what}" + (f"; {hint} {close}" if close else ""))
+    for name in sorted(found):
+        if file.info(name).shape != expected[name]:
+            raise CheckpointError(
+                f"{path}: {name} has shape {file.info(name).shape}, the config asks for {expected[name]}"
+            )
+    model.load_state_dict({name: file.read(name) for name in found}, strict=True, assign=True)

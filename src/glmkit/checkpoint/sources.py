@@ -41,7 +41,7 @@ def name_sources(
     """
     result: dict[str, Source] = {}
     for file in files:
-        for name in file.keys():  # noqa: SIM118 - a TensorFile is no mapping
+        for name in file:
             listed = None if index is None else index.get(name)
             again = Source(file, name)
             if name in result:

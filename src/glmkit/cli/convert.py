@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from glmkit.checkpoint.conversion.conversion import DTYPES, ConvertReport, convert
 from glmkit.checkpoint.conversion.transfer import Step
+from glmkit.errors import names_text
 from glmkit.progress import Progress
 
 EPILOG = """formats, as far as the model's family has them:
@@ -134,8 +135,7 @@ def summary(report: ConvertReport, destination: str) -> str:
         ("copied as they are", report.carried),
     ):
         if names:
-            rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            lines.append(f"  {label}: {', '.join(names[:NAMES_SHOWN])}{rest}")
+            lines.append(f"  {label}: {names_text(names, NAMES_SHOWN)}")
     for error in report.requantized:
         lines.append(
             f"  requantised {error.matrices} {error.kind}: error at most {error.largest:.3g}, RMS {error.rms:.3g} "

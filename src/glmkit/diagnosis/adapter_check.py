@@ -15,7 +15,7 @@ from glmkit.finite import all_finite
 from glmkit.loading import empty_model
 
 from .finding import Finding
-from .headers import Headers, attempt, tensor_names
+from .headers import Headers, attempt
 from .listing import Listing
 
 # Where settings and records name the model that the adapter was trained on.
@@ -32,7 +32,7 @@ def holds_adapter(listing: Listing, headers: Headers) -> bool:
     others = {name: file for name, file in headers.files.items() if name not in known}
     if not others:
         return marked
-    names = [key for file in others.values() for key in tensor_names(file)]
+    names = [key for file in others.values() for key in file]
     return bool(names) and all(any(mark in name for mark in marks) for name in names)
 
 

@@ -10,10 +10,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
-from glmkit.families.family import CONFIG_FILES, Family, all_families, first_config, tokenizer_texts
-
-from .contents import read_settings
-from .listing import list_directory
+from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, first_config, tokenizer_texts
 
 MOST_LAYERS = 1000
 
@@ -24,7 +21,7 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GL
     config: a preset's name or a file, for a directory that has none.
     Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config file does not help either.
     """
-    refuse_impossible(read_settings(list_directory(directory))[0], str(directory))
+    refuse_impossible(config_beside(directory)[1], str(directory))
     try:
         return open_checkpoint(directory, config=config).config
     except GLMKitError as error:

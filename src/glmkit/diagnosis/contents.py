@@ -1,19 +1,19 @@
 """Contents of files: those that are not what their names say, company that does not belong there, every number."""
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from glmkit.checkpoint.files.content import POINTER, WEB_PAGE
+from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.errors import names_text, size_text
 from glmkit.families.family import CONFIG_FILES, all_families
 from glmkit.finite import all_finite
 
 from .finding import Finding, Level
-from .headers import Headers, attempt, tensor_names
+from .headers import Headers, attempt
 from .listing import Entry, Kind, Listing
 
 _MUST_HOLD = (".model", ".json", ".txt", ".vocab", ".bin", ".pt", ".pth", ".safetensors", ".pdparams", ".ckpt")
@@ -134,21 +134,6 @@ def check_sibling(directory: Path, exists: Callable[[Path], bool] = Path.exists)
     return findings
 
 
-def read_settings(listing: Listing) -> tuple[dict[str, object], str]:
-    """(values, file name) of the first config file that is a JSON object; ({}, "") without one."""
-    for name in CONFIG_FILES:
-        entry = listing.named(name)
-        if entry is None or entry.problem or entry.kind == "strange":
-            continue
-        try:
-            values = json.loads(entry.path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            return values, name
-    return {}, ""
-
-
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,9 +143,9 @@ def check_numbers(headers: Headers, progress: Callable[[int], None] = lambda cou
     for name, file in headers.files.items():
         broken: list[str] = []
         zeros: list[str] = []
-        for tensor_name in tensor_names(file):
+        for tensor_name in file:
             info = file.info(tensor_name)
-            counts, finding = attempt(lambda file=file, key=tensor_name: _count(file.read(key)), file.path)  # type: ignore[misc]
+            counts, finding = attempt(partial(_count, file, tensor_name), file.path)
             file.release(tensor_name)
             progress(info.nbytes)
             if finding is not None:
@@ -186,9 +171,9 @@ def check_numbers(headers: Headers, progress: Callable[[int], None] = lambda cou
     return findings
 
 
-def _count(tensor: Tensor) -> tuple[int, bool]:
+def _count(file: TensorFile, name: str) -> tuple[int, bool]:
     """(numbers that are NaN or infinite, whether any number is not zero), chunk by chunk."""
-    bad, nonzero = 0, False
+    bad, nonzero, tensor = 0, False, file.read(name)
     rows = tensor.reshape(1) if tensor.dim() == 0 else tensor
     width = max(1, rows[0].numel()) if rows.shape[0] else 1
     for chunk in torch.split(rows, max(1, _CHUNK // width)):

@@ -11,13 +11,13 @@ from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, matc
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
-from glmkit.families.family import preset, preset_names
+from glmkit.families.family import config_beside, preset, preset_names
 
 from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
 from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
 from .check_ranks import check_ranks
 from .config_alone import config_file_alone, refuse_impossible
-from .contents import check_company, check_contents, check_numbers, check_sibling, read_settings
+from .contents import check_company, check_contents, check_numbers, check_sibling
 from .finding import Finding, has_errors, printable
 from .forecast import check_fit, forecast, quantize_to_fit
 from .headers import Headers, attempt, open_headers
@@ -89,7 +89,7 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
     headers = open_headers(entry for entry in place.of("weights") if entry.name not in bad)
     try:
         report.findings += headers.findings
-        settings, _ = read_settings(listing)
+        _, settings = config_beside(listing.directory)
         if holds_adapter(place, headers):
             _adapter(report, place)
         elif place.of("weights") or place.of("index"):
@@ -162,7 +162,7 @@ def _model(
 
     def walk() -> Checkpoint | None:
         nonlocal identified
-        refuse_impossible(read_settings(listing)[0], str(where))
+        refuse_impossible(config_beside(where)[1], str(where))
         try:
             identified = identify(open_files(detect(where)), read_given(orders.config), orders.family)
             return check(match(identified))
@@ -237,7 +237,7 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     if listing.of("adapter"):
         what = f"an adapter lies beside the model ({names_text(entry.name for entry in listing.of('adapter'))})"
         report.findings.append(Finding("note", what, str(listing.directory), "it is used only when it is asked for"))
-    settings, _ = read_settings(listing)
+    _, settings = config_beside(listing.directory)
     report.findings += check_kin(family, opened.layout, settings, listing.directory)
     report.findings += check_generation(config, family, listing)
     tokenizer, findings = check_tokenizer(listing.directory, config, family)

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def open_headers(entries: Iterable[Entry]) -> Headers:
         if entry.problem:
             headers.findings.append(unreadable(entry))
             continue
-        file, finding = attempt(lambda path=entry.path: open_tensor_file(path), entry.path)  # type: ignore[misc]
+        file, finding = attempt(partial(open_tensor_file, entry.path), entry.path)
         if finding is not None:
             headers.findings.append(finding)
         if file is not None:
@@ -58,11 +59,6 @@ def open_headers(entries: Iterable[Entry]) -> Headers:
         step = "mend the others first, then look again"
         headers.findings.append(Finding("error", what, first.where, step, files=tuple(unread)))
     return headers
-
-
-def tensor_names(file: TensorFile) -> list[str]:
-    """The names in a file, which is no mapping."""
-    return file.keys()
 
 
 def unreadable(entry: Entry) -> Finding:

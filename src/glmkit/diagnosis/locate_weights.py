@@ -1,6 +1,7 @@
 """Search for a directory's weights: beside the config, in the folder that `latest` names, or one level too deep."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 from glmkit.checkpoint.detect import read_tag, tag_folders
@@ -81,7 +82,7 @@ def _inner(listing: Listing) -> list[Path]:
         if _has_weights(path):
             found.append(path)
         elif name == "snapshots":
-            inside, _ = attempt(lambda path=path: list_directory(path), path)  # type: ignore[misc]
+            inside, _ = attempt(partial(list_directory, path), path)
             found += [path / inner for inner in (inside.folders if inside else ()) if _has_weights(path / inner)]
     return sorted(found, key=lambda path: (len(path.name), path.name))
 

@@ -1,6 +1,7 @@
 """An index and its shards: what is missing, left over, or not where the index says."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 from glmkit.checkpoint.detect import read_index
@@ -20,7 +21,7 @@ def check_shards(listing: Listing, headers: Headers) -> list[Finding]:
     findings: list[Finding] = []
     indexed: set[str] = set()
     for entry in listing.of("index"):
-        content, finding = attempt(lambda path=entry.path: read_index(path), entry.path)  # type: ignore[misc]
+        content, finding = attempt(partial(read_index, entry.path), entry.path)
         if finding is not None:
             findings.append(finding)
         if content is not None:

@@ -10,7 +10,7 @@ from glmkit.families.common.layout import Layout
 from glmkit.families.family import CONFIG_FILES, all_families
 
 from .finding import Finding
-from .headers import Headers, tensor_names
+from .headers import Headers
 from .listing import Listing
 
 _FUSED = ("q_proj", "k_proj", "v_proj")
@@ -20,7 +20,7 @@ def stored_types(files: Iterable[TensorFile]) -> list[str]:
     """'float16', 'int8', ... in the order of their bytes; those of a few numbers only (buffers) come last."""
     counted: Counter[str] = Counter()
     for file in files:
-        for name in tensor_names(file):
+        for name in file:
             info = file.info(name)
             counted[str(info.dtype).removeprefix("torch.")] += info.nbytes
     return [name for name, _ in counted.most_common()]
@@ -28,7 +28,7 @@ def stored_types(files: Iterable[TensorFile]) -> list[str]:
 
 def named_shapes(headers: Headers) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of every file."""
-    return [(name, file.info(name).shape) for file in headers.files.values() for name in tensor_names(file)]
+    return [(name, file.info(name).shape) for file in headers.files.values() for name in file]
 
 
 def guess_presets(place: Listing, headers: Headers) -> list[str]:

@@ -1,6 +1,7 @@
 """The description of a family, and the search for families: one file each, no registry to edit."""
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,19 @@ def tokenizer_texts(directory: Path) -> str:
     paths = [path for pattern in _TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
     small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
+
+
+def config_beside(directory: Path) -> tuple[str, Mapping[str, object]]:
+    """Name and content of the first config file that is a JSON object; ("", {}) without one."""
+    for name in CONFIG_FILES:
+        path = directory / name
+        try:
+            values = json.loads(path.read_bytes()) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            return name, values
+    return "", {}
 
 
 def first_config(layouts: Iterable[Layout], values: Mapping[str, object]) -> GLMConfig | None:

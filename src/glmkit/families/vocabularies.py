@@ -1,6 +1,5 @@
 """A tokenizer alone, from a directory of vocabulary files without weights: which family's is it?"""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 from .common.native_layout import FORMAT_KEY, OWN
-from .family import CONFIG_FILES, Family, all_families, family_named, first_config, preset, tokenizer_texts
+from .family import Family, all_families, config_beside, family_named, first_config, preset, tokenizer_texts
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm
@@ -54,7 +53,7 @@ def load_tokenizer(
         families = [replace(GLM, tokenizer=partial(load_glm, kind=cast(Kind, kind)))]
     elif has_tokenizer(folder):
         return TrainedTokenizer.load(folder)
-    name, values = _config(folder)
+    name, values = config_beside(folder)
     found, errors = _readable(folder, families, values, given)
     if not found:
         if errors:
@@ -112,15 +111,3 @@ def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, ob
         if read[0].claims(values, texts) >= _SURE or not set(repositories).isdisjoint(read[0].presets)
     ]
     return sure or found
-
-
-def _config(folder: Path) -> tuple[str, Mapping[str, object]]:
-    """The name and the content of the config beside the vocabulary; empty when there is none, or none to read."""
-    for name in CONFIG_FILES:
-        try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            return name, values
-    return "", {}

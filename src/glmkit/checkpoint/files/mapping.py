@@ -5,7 +5,7 @@ import os
 import platform
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -185,6 +185,10 @@ class TensorFile:
         The memory is then free for what is made of them at once: twice as fast when both do not fit.
         """
         self._file.keep_cached = False
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors, as in `keys`."""
+        return iter(self._entries)
 
     def keys(self) -> list[str]:
         """Names of the tensors."""
