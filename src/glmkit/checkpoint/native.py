@@ -130,6 +130,8 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """
     path = Path(directory) / WEIGHTS_FILE
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; is {path.parent} a complete model directory?")
     file = open_safetensors_file(path)
     found = set(file)
     for name in (*sorted(expected.keys() - found), *sorted(found - expected.keys())):
