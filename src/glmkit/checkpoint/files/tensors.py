@@ -41,9 +41,6 @@ class Omitted:
         return self.description
 
 
-# --- bits -------------------------------------------------------------------------------------------------------------
-
-
 def equal_bits(first: Tensor, second: Tensor) -> bool:
     """Compare dtype, shape and bits of two tensors: 0.0 differs from -0.0, a NaN equals itself.
 
