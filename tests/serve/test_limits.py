@@ -112,13 +112,13 @@ def test_the_largest_body_fits() -> None:
         assert httpx.post(f"{server.url}/v1/count", content=body + b" ", timeout=PATIENCE).status_code == 413
 
 
-def test_heads_that_are_no_http_or_too_large_get_an_error_in_our_shape() -> None:
+def test_heads_that_are_no_http_or_too_large_are_refused() -> None:
     for sent in (b"HELLO\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 100_000):
         with serving() as server, connected(server) as connection:
             connection.sendall(sent)
-            assert code(read_answer(connection)) == (400, "invalid_http")
+            assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 400 ")
             with contextlib.suppress(ConnectionError):  # what it did not read may make this a reset
-                assert read_all(connection) == b""
+                read_all(connection)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_head_that_never_ends_is_not_waited_for(begun: bytes) -> None:
             said = read_all(connection)
         except ConnectionError:
             said = b""
-        assert (b"HTTP/1.1 408" in said) == bool(begun)
+        assert said == b""
         eventually(lambda: not server.server.server_state.connections)
 
 
@@ -144,9 +144,30 @@ def test_drops_of_a_head_do_not_extend_its_time() -> None:
             for letter in b"POST /v1/count HTTP/1.1\r\nhost: " + b"x" * 10_000:
                 connection.sendall(bytes([letter]))
                 with contextlib.suppress(TimeoutError):
-                    if b"408" in connection.recv(100):
-                        break
+                    assert connection.recv(100) == b""
+                    break
         assert 0.2 < time.monotonic() - began < 5
+
+
+def test_the_next_head_on_a_connection_is_not_waited_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmkit.serve.server._KEEP_ALIVE", 0.3)
+    with serving(read_seconds=0.2) as server, connected(server) as connection:
+        connection.sendall(request(tokens=1))
+        assert read_answer(connection)[0] == 200
+        connection.sendall(head(None)[:-2])  # it ends uvicorn's own time for idle connections
+        with contextlib.suppress(ConnectionError):
+            assert read_all(connection) == b""
+        eventually(lambda: not server.server.server_state.connections)
+
+
+def test_an_answer_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind a proxy, which names another client than the one that is connected."""
+    monkeypatch.setattr("glmkit.serve.server._KEEP_ALIVE", 0.0)
+    engine = FakeEngine(seconds=0.1)
+    with serving(engine, read_seconds=0.1) as server:
+        headers = {"x-forwarded-for": "203.0.113.7"}
+        answer = httpx.post(f"{server.url}/v1/count", json={"tokens": 6}, headers=headers, timeout=PATIENCE)
+        assert answer.json() == {"text": "0 1 2 3 4 5 "}
 
 
 @pytest.mark.parametrize("begun", [head(100) + b'{"tokens":', head(None, "transfer-encoding: chunked") + b"5\r\n{"])
@@ -202,14 +223,15 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
         engine.release()
 
 
-def test_more_connections_than_allowed_are_told() -> None:
+def test_requests_on_more_connections_than_allowed_are_refused() -> None:
     with serving(max_connections=2) as server, contextlib.ExitStack() as stack:
         for _ in range(2):
             connection = stack.enter_context(connected(server))
             connection.sendall(request(tokens=1))
             assert read_answer(connection)[0] == 200
         third = stack.enter_context(connected(server))
-        assert code(read_answer(third)) == (503, "too_many_connections")
+        third.sendall(request(tokens=1))
+        assert third.makefile("rb").readline().startswith(b"HTTP/1.1 503 ")
         connection.close()
         eventually(lambda: len(server.server.server_state.connections) < 2)
         assert httpx.get(f"{server.url}/health").status_code == 200

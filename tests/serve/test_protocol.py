@@ -8,6 +8,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from glmkit.generate.params import GenerationParams
+from glmkit.serve.legacy_endpoint import EXAMPLE as ORIGINAL_EXAMPLE
+from glmkit.serve.legacy_endpoint import OriginalRequest
 from glmkit.serve.schema.chat import EXAMPLE as CHAT_EXAMPLE
 from glmkit.serve.schema.chat import ChatRequest, text_of
 from glmkit.serve.schema.common import Body, Usage, clash
@@ -15,8 +17,6 @@ from glmkit.serve.schema.completion import EXAMPLE as TEXT_EXAMPLE
 from glmkit.serve.schema.completion import CompletionRequest
 from glmkit.serve.schema.infill import EXAMPLE as INFILL_EXAMPLE
 from glmkit.serve.schema.infill import InfillRequest
-from glmkit.serve.schema.legacy import EXAMPLE as ORIGINAL_EXAMPLE
-from glmkit.serve.schema.legacy import OriginalRequest
 from glmkit.serve.schema.validation import first_problem, path, place
 
 USER = {"role": "user", "content": "q"}

@@ -3,15 +3,15 @@
 import importlib.util
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from typing import Any
 
 from glmkit.cli.text_input import add_load_arguments, open_model
-from glmkit.errors import RequestError
+from glmkit.errors import RequestError, size_text
 from glmkit.serve.settings import ServeSettings, read_keys
 
-# What the extra [serve] brings: module -> package.
+# Packages of the extra [serve] by the module that is imported.
 _PACKAGES = {
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
@@ -48,24 +48,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_load_arguments(parser)
 
 
-def run(args: Any) -> int:
+def run(args: Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; accepted requests are finished first."""
     settings = _settings(args)
     _check_packages(settings.page)
+    from glmkit.serve.app import create_app
     from glmkit.serve.server import bind
+    from glmkit.serve.server import run as run_server
 
     listening = bind(settings)
     try:
         lm = open_model(args)
-        from glmkit.serve.app import create_app
-        from glmkit.serve.server import run as run_server
-
         app = create_app(lm, settings)
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         engine = lm.engine
         line = (
-            f"glm serve: {url}  model {app.state.glm.model_id}, cache {_bytes(engine.cache_bytes)} for "
+            f"glm serve: {url}  model {app.state.glm.model_id}, cache {size_text(engine.cache_bytes)} for "
             f"{engine.limits.tokens:,} tokens, {engine.limits.rows} answers at once"
         )
         if not settings.loopback and not settings.api_keys:
@@ -83,11 +82,8 @@ def run(args: Any) -> int:
     return status
 
 
-def _settings(args: Any) -> ServeSettings:
-    values: dict[str, Any] = {}
-    for item in fields(ServeSettings):
-        if item.name not in (*_LISTS, "page"):
-            values[item.name] = getattr(args, item.name)
+def _settings(args: Namespace) -> ServeSettings:
+    values = {item.name: getattr(args, item.name) for item in fields(ServeSettings) if item.name in vars(args)}
     return ServeSettings(
         **values,
         page=not args.no_page,
@@ -101,7 +97,3 @@ def _check_packages(page: bool) -> None:
     missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise RequestError(f"glm serve needs {', '.join(missing)}; run: pip install 'glmkit[serve]'")
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,11 +1,10 @@
-"""The application: endpoints, guard and errors around one model."""
+"""The application: endpoints, guard and error answers around one model."""
 
 import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,10 +20,9 @@ from glmkit.session import LM
 from . import chat_endpoint, completions_endpoint, infill_endpoint, legacy_endpoint, status
 from .client import current
 from .error_responses import ApiError, as_api_error
-from .fallback import add_fallbacks
 from .metrics import Metrics
-from .middleware import Guard
-from .openapi import documented
+from .middleware import METHODS, Guard
+from .openapi import openapi_document
 from .page.mount import mount_page
 from .request_queue import RequestQueue
 from .settings import ServeSettings
@@ -68,17 +66,19 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
         redirect_slashes=False,
     )
     app.state.glm = state
-    add_errors(app)
+    _add_error_answers(app)
     for router in routers:
         app.include_router(router)
-    app.openapi = lambda: documented(app, keys=bool(settings.api_keys), model_id=model_id)  # type: ignore[method-assign]
-    add_fallbacks(app, routers, page=settings.page)
+    app.openapi = lambda: openapi_document(app, keys=bool(settings.api_keys), model_id=model_id)  # type: ignore[method-assign]
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    endpoints: defaultdict[str, set[str]] = defaultdict(set)
+    for route in routes:
+        endpoints[route.path] |= route.methods or set()
+    documents = [route for route in app.router.routes if isinstance(route, Route)]
+    _add_fallbacks(app, [*routes, *documents], page=settings.page)
     if settings.page:
         mount_page(app, state)
-    endpoints: defaultdict[str, set[str]] = defaultdict(set)
-    for route in (route for router in routers for route in router.routes if isinstance(route, Route)):
-        endpoints[route.path] |= route.methods or set()
-    app.add_middleware(Guard, settings=settings, metrics=metrics, queue=queue, endpoints=dict(endpoints))
+    app.add_middleware(Guard, state=state, endpoints=dict(endpoints))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -99,8 +99,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(state.queue.stop)
 
 
-def add_errors(app: FastAPI) -> None:
-    """Every exception as an answer in OpenAI's shape; what is left is the guard's."""
+def _add_error_answers(app: FastAPI) -> None:
+    """Answer every exception in OpenAI's shape; the guard answers those that come from elsewhere."""
 
     async def ours(request: Request, error: Exception) -> Response:
         client = current()
@@ -115,10 +115,40 @@ def add_errors(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers: Any = error.headers
-        return ApiError(error.status_code, str(error.detail), headers=headers).response()
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(GLMKitError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def _add_fallbacks(app: FastAPI, routes: Sequence[Route], *, page: bool) -> None:
+    """Answer 404 for unknown paths, 405 with Allow for known ones, and OPTIONS, in OpenAI's shape.
+
+    routes: everything but the page, which is added later and would take every path that is left; under /v1 and on the
+    paths of endpoints it gets none.
+    """
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    for route in routes:
+        taken[route.path] |= route.methods or set()
+    if page:
+        taken["/"] |= {"GET", "HEAD"}
+
+    async def answer(request: Request) -> Response:
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")) or "/"
+        methods = {method for route in routes if route.path_regex.match(path) for method in taken[route.path]}
+        if page and path == "/":
+            methods |= taken["/"]
+        if not methods:
+            raise ApiError(404, "there is nothing at this path; see /openapi.json", code="not_found")
+        methods |= {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
+        allow = {"allow": ", ".join(sorted(methods))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        raise ApiError(405, f"this path takes {allow['allow']} only", code="method_not_allowed", headers=allow)
+
+    others = {path: [method for method in METHODS if method not in methods] for path, methods in taken.items()}
+    everything = ("/v1", "/v1/{rest:path}") if page else ("/{rest:path}",)
+    for path, methods in {**others, **dict.fromkeys(everything, METHODS)}.items():
+        app.router.routes.append(Route(path, answer, methods=methods, include_in_schema=False))

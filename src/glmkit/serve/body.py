@@ -1,4 +1,4 @@
-"""Reading a request's body within its limits, and refusing what is no JSON object before anything is made of it."""
+"""Bodies of requests: read within limits of size and time, refused where another reader could take them otherwise."""
 
 import asyncio
 import json
@@ -7,12 +7,12 @@ import reprlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from starlette.types import Message
 
 from .error_responses import ApiError, ClientGone
-from .schema.validation import path
+from .schema.validation import Key, path
 
 # Media types under which clients send JSON; the last two are what common tools say unless told otherwise.
 _JSON_TYPES = ("application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")
@@ -22,7 +22,7 @@ _DEPTH = 64
 async def read_body(
     receive: Callable[[], Awaitable[Message]], headers: Iterable[tuple[bytes, bytes]], *, limit: int, seconds: float
 ) -> bytes:
-    """The whole body. Raises ApiError: 413 above `limit` bytes, 408 when it takes longer; ClientGone."""
+    """Read the whole body. Raises ApiError: 413 above `limit` bytes, 408 when it takes longer; ClientGone."""
     length = next((value for name, value in headers if name == b"content-length"), b"")
     if length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
@@ -39,29 +39,30 @@ async def read_body(
                 if not message.get("more_body", False):
                     return bytes(data)
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {seconds:g} s", code="request_timeout") from None
+        late = f"the body did not arrive within {seconds:g} s"
+        raise ApiError(408, late, code="request_timeout", headers={"connection": "close"}) from None
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises ApiError, 415, for a body that says it is something else than JSON in UTF-8."""
+    """Raise ApiError, 415, for a body that says it is something else than JSON in UTF-8."""
     given = {name: value.decode("latin-1").strip() for name, value in headers}
     if (coding := given.get(b"content-encoding", "identity").lower()) not in ("identity", ""):
-        raise _unsupported(f"content-encoding {_short(coding)} is not read; send the body as it is")
+        raise _unsupported(f"content-encoding {reprlib.repr(coding)} is not read; send the body as it is")
     kind, _, rest = given.get(b"content-type", "").partition(";")
     kind = kind.strip().lower()
     if kind and kind not in _JSON_TYPES and not kind.endswith("+json"):
-        raise _unsupported(f"content-type {_short(kind)} is not read; send application/json")
+        raise _unsupported(f"content-type {reprlib.repr(kind)} is not read; send application/json")
     for part in rest.split(";"):
         name, _, value = part.partition("=")
         if name.strip().lower() == "charset" and value.strip(' "').lower() not in ("utf-8", "utf8", "us-ascii"):
-            raise _unsupported(f"charset {_short(value.strip())} is not read; send UTF-8")
+            raise _unsupported(f"charset {reprlib.repr(value.strip())} is not read; send UTF-8")
 
 
-def read_object(data: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises ApiError, 400, saying what is wrong and where.
+def read_object(data: bytes) -> dict[str, object]:
+    """Parse the JSON object of a body. Raises ApiError, 400, saying what is wrong and where.
 
     Refused as well: names that come twice in an object, NaN and infinities, numbers too large for a double, halves of
-    surrogate pairs, more than 64 levels. What is wrong inside a value names the field.
+    surrogate pairs, more than 64 levels. An error inside a value names the field.
     """
     if not data.strip():
         raise _bad("the body is empty; send a JSON object")
@@ -71,116 +72,101 @@ def read_object(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         # Its bytes as halves of pairs, by which the field is found.
         first, text = error.start, data.decode("utf-8", "surrogateescape")
+    no_text = None if first is None else _bad(f"the body is not UTF-8 (byte {first})")
     try:
-        value, wrong = _parsed(text)
+        value, wrong = _parse(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise _not_utf8(first) or _bad(f"the body is not JSON: {error.msg} at {where}") from None
+        raise no_text or _bad(f"the body is not JSON: {error.msg} at {where}") from None
     except RecursionError:
-        raise _not_utf8(first) or _bad(f"the body has more than {_DEPTH} levels") from None
-    if first is not None or wrong or "\\u" in text or _deep(text):
-        for found in _unsendable(value, (), 1, first):
-            raise found
+        raise no_text or _too_deep() from None
+    if no_text or wrong or "\\u" in text or text.count("[") + text.count("{") > _DEPTH:
+        for found in _faults(value, (), 1, first):
+            raise found if found.param or no_text is None else no_text
     if not isinstance(value, dict):
-        raise _not_utf8(first) or _bad(f"the body is {_kind(value)}; send a JSON object")
-    assert not wrong
-    assert first is None
+        kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+        raise no_text or _bad(f"the body is {kinds.get(type(value), 'a number')}; send a JSON object")
     return value
 
 
 @dataclass(frozen=True)
-class _Unusable:
-    """Stands where something is that JSON or we do not take. keys: from there to the field itself."""
+class _Fault:
+    """A stand-in for a value that JSON or the API does not have. keys: from there to the field itself."""
 
     reason: str
     keys: tuple[str, ...] = ()
 
 
-def _parsed(text: str) -> tuple[Any, bool]:
-    """The value, and whether there is something `_Unusable` in it. Raises JSONDecodeError and RecursionError."""
-    wrong: list[_Unusable] = []
+def _parse(text: str) -> tuple[object, bool]:
+    """(value, True where it holds a `_Fault`). Raises JSONDecodeError and RecursionError."""
+    faults: list[_Fault] = []
 
-    def unusable(reason: str, *keys: str) -> _Unusable:
-        wrong.append(_Unusable(reason, keys))
-        return wrong[-1]
+    def fault(reason: str, *keys: str) -> _Fault:
+        faults.append(_Fault(reason, keys))
+        return faults[-1]
 
-    def unique(pairs: list[tuple[str, Any]]) -> Any:
+    def unique(pairs: list[tuple[str, object]]) -> object:
         found = dict(pairs)
         if len(found) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = next(name for name, count in counts.items() if count > 1)
-            return unusable(f"{_short(twice)} is given twice in one object", twice)
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            return fault(f"{reprlib.repr(twice)} is given twice in one object", twice)
         return found
 
-    def constant(name: str) -> Any:
-        return unusable(f"{name} is no JSON number")
+    def constant(name: str) -> object:
+        return fault(f"{name} is no JSON number")
 
-    def finite(digits: str) -> Any:
+    def finite(digits: str) -> object:
         value = float(digits)
-        return value if math.isfinite(value) else unusable(f"the number {_short(digits)} is too large")
+        return value if math.isfinite(value) else fault(f"the number {reprlib.repr(digits)} is too large")
 
-    def whole(digits: str) -> Any:
+    def whole(digits: str) -> object:
         try:
             return int(digits)
         except ValueError:
-            return unusable(f"the number {_short(digits)} has too many digits")
+            return fault(f"the number {reprlib.repr(digits)} has too many digits")
 
-    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": constant, "parse_float": finite}
+    load = partial(json.loads, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
     try:
-        return json.loads(text, **hooks), bool(wrong)
+        return load(text), bool(faults)
     except json.JSONDecodeError:
         raise
     except ValueError:  # whole numbers of thousands of digits; looking for them makes all others slower
-        return json.loads(text, **hooks, parse_int=whole), bool(wrong)
+        return load(text, parse_int=whole), bool(faults)
 
 
-def _unsendable(value: Any, keys: tuple[Any, ...], depth: int, first: int | None) -> Iterator[ApiError]:
-    """What is wrong inside a value at a place; first: the first byte that is not UTF-8."""
+def _faults(value: object, keys: tuple[Key, ...], depth: int, first: int | None) -> Iterator[ApiError]:
+    """Errors inside the value at these keys. first: the first byte of the body that is not UTF-8."""
+    field = path(keys)
     if depth > _DEPTH:
-        yield _not_utf8(first) or _bad(f"the body has more than {_DEPTH} levels")
-    elif isinstance(value, _Unusable):
-        name = path((*keys, *value.keys)) or None
-        where = f"{path(keys)}: " if keys else "the body is not usable: "
-        yield ApiError(400, f"{where}{value.reason}", param=name, code="invalid_json")
+        yield _too_deep()
+    elif isinstance(value, _Fault):
+        where = f"{field}: " if keys else "the body is not usable: "
+        yield _bad(f"{where}{value.reason}", path((*keys, *value.keys)))
     elif isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            name, half = path(keys) or "a name", ord(value[error.start])
+            half = ord(value[error.start])
             if first is not None and 0xDC80 <= half <= 0xDCFF:
-                message = f"{name} is not UTF-8 (byte {first})"
+                reason = f"is not UTF-8 (byte {first})"
             else:
-                message = f"{name} has half of a surrogate pair, \\u{half:04x}, which is no character"
-            yield ApiError(400, message, param=path(keys) or None, code="invalid_json")
+                reason = f"has half of a surrogate pair, \\u{half:04x}, which is no character"
+            yield _bad(f"{field or 'a name'} {reason}", field)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _unsendable(key, (), depth + 1, first)
-            yield from _unsendable(item, (*keys, key), depth + 1, first)
+            yield from _faults(key, (), depth + 1, first)
+            yield from _faults(item, (*keys, key), depth + 1, first)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _unsendable(item, (*keys, index), depth + 1, first)
+            yield from _faults(item, (*keys, index), depth + 1, first)
 
 
-def _deep(text: str) -> bool:
-    """Whether there may be too many levels; cheap, and seldom true without reason."""
-    return text.count("[") + text.count("{") > _DEPTH
+def _bad(message: str, param: str = "") -> ApiError:
+    return ApiError(400, message, param=param or None, code="invalid_json")
 
 
-def _not_utf8(first: int | None) -> ApiError | None:
-    return None if first is None else _bad(f"the body is not UTF-8 (byte {first})")
-
-
-def _kind(value: Any) -> str:
-    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-def _short(text: str) -> str:
-    return reprlib.repr(text)
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, message, code="invalid_json")
+def _too_deep() -> ApiError:
+    return _bad(f"the body has more than {_DEPTH} levels")
 
 
 def _unsupported(message: str) -> ApiError:

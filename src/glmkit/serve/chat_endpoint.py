@@ -1,9 +1,8 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`: conversations, with tools for the families that were taught to use them."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -22,7 +21,7 @@ from .schema.chat import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, C
 from .schema.common import Usage
 from .schema.validation import JsonRoute
 from .sse import Event, EventStream, documented, frame, text_frames
-from .state import Heading, State, heading
+from .state import Heading, State
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -34,13 +33,13 @@ router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
     responses=documented(ChatChunk),
     summary="Answer a conversation",
 )
-async def chat_completions(request: Request, body: ChatRequest) -> Any:
+async def chat_completions(request: Request, body: ChatRequest) -> ChatCompletion | EventStream:
     """OpenAI's chat completions, with tools for the families that were taught to use them."""
     state: State = request.app.state.glm
     state.check_model(body.model)
     template = chat_template(state.lm)
     jobs = Jobs(state, [_maker(state.lm, template, body)], given=body.model_fields_set, param="messages")
-    head = heading(state, "chatcmpl")
+    head = state.heading("chatcmpl")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:
@@ -52,7 +51,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
 
 
 def chat_template(lm: LM) -> ChatTemplate:
-    """How the model reads conversations. Raises ApiError for one that was not taught to."""
+    """The chat template of a model. Raises ApiError for one that was not taught to chat."""
     try:
         return lm.chat_template
     except RequestError as error:
@@ -61,7 +60,7 @@ def chat_template(lm: LM) -> ChatTemplate:
 
 
 def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[], ReplyJob]:
-    """Checks what the fields' types cannot say; raises ApiError."""
+    """The maker of the job, after the checks that types cannot make. Raises ApiError."""
     checks = (
         ("top_logprobs", body.top_logprobs is not None and not body.logprobs, "it needs logprobs: true"),
         ("max_completion_tokens", body.max_completion_tokens is not None and body.max_tokens is not None,
@@ -87,7 +86,7 @@ def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[], Re
 async def _chunks(
     jobs: Jobs[ReplyJob], lm: LM, template: ChatTemplate, body: ChatRequest, head: Heading
 ) -> AsyncIterator[Event]:
-    extra: dict[str, Any] = {"usage": None} if body.include_usage else {}
+    extra: dict[str, None] = {"usage": None} if body.include_usage else {}
 
     def chunk(choice: ChunkChoice) -> ChatChunk:
         return ChatChunk(**head, object="chat.completion.chunk", choices=[choice], **extra)
@@ -106,7 +105,7 @@ async def _chunks(
             if isinstance(event, Ended):
                 frames += [frame(chunk(piece)) for piece in choice.end(event)]
             elif not choice.plain:
-                frames += [frame(chunk(piece)) for piece in choice.hear(event)]
+                frames += [frame(chunk(piece)) for piece in choice.news(event)]
             elif event.text:
                 frames.append(texts[event.number](event.text))
         if frames:
@@ -130,18 +129,18 @@ class _Choice:
         self.plain = self._logprobs is None and self._decoder is None  # nothing is sent but text
 
     def whole(self, answer: Answer) -> ChatChoice:
-        """All of a finished answer."""
+        """The message of a finished answer."""
         raw, text = self._raw_text(answer), answer.text or ""
         calls = self._calls.calls(raw)
         text = _joined(text, self._calls.uncalled(raw))
-        called: dict[str, Any] = {"tool_calls": calls} if calls else {}
+        called = {"tool_calls": calls} if calls else {}
         message = AnswerMessage(role="assistant", content=text if text or not calls else None, refusal=None, **called)
         logprobs = None if self._logprobs is None else self._logprobs.chat(answer.logprobs or ())
         finish = _finish(answer, bool(calls))
         return ChatChoice(index=self._number, message=message, logprobs=logprobs, finish_reason=finish)
 
-    def hear(self, event: Piece) -> list[ChunkChoice]:
-        """What new tokens bring."""
+    def news(self, event: Piece) -> list[ChunkChoice]:
+        """The chunks of new tokens."""
         logprobs = None if self._logprobs is None or not event.logprobs else self._logprobs.chat(event.logprobs)
         chunks = []
         if event.text or logprobs is not None:
@@ -153,7 +152,7 @@ class _Choice:
         return chunks
 
     def end(self, event: Ended) -> list[ChunkChoice]:
-        """What comes at the end of the answer."""
+        """The chunks at the end of the answer."""
         raw = self._raw_text(event.answer)
         chunks = self._call_chunks(raw, final=True)
         if rest := self._calls.uncalled(raw):
@@ -162,7 +161,7 @@ class _Choice:
         return [*chunks, self.chunk(Delta(), _finish(event.answer, self._called))]
 
     def chunk(self, delta: Delta, finish: Finish | None = None) -> ChunkChoice:
-        """Something that has no tokens of its own."""
+        """A chunk that has no tokens of its own."""
         return ChunkChoice(index=self._number, delta=delta, logprobs=None, finish_reason=finish)
 
     def _call_chunks(self, raw: str, *, final: bool = False) -> list[ChunkChoice]:

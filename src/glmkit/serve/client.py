@@ -11,10 +11,10 @@ _CURRENT: ContextVar["Client | None"] = ContextVar("glmkit_client", default=None
 
 
 class Client:
-    """Made by the guard for each request; lives until its answer is complete.
+    """The client of one request, made by the guard; lives until the answer is complete.
 
     fields: names in the request's JSON object. accepted: a job of the request was taken, so its further ones are,
-    too, although the server has begun to drain. answered: the answer is complete; what the client does now is nothing.
+    too, although the server has begun to drain. answered: the answer is complete, and leaving changes nothing.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[Message]]) -> None:
@@ -30,32 +30,32 @@ class Client:
         self._last: list[Callable[[], None]] = []
 
     def watch(self) -> None:
-        """From now on notice when the client goes. The body must have been read."""
+        """Notice from now on when the client goes. The body must have been read."""
         if self._task is None and not self.answered:
             self._task = asyncio.create_task(self._listen())
 
     def when_gone(self, callback: Callable[[], None]) -> None:
-        """Call this in the event loop as soon as the client is gone."""
+        """Have this called in the event loop as soon as the client is gone."""
         self._callbacks[callback] = None
         if self.gone:
             callback()
 
     def when_over(self, callback: Callable[[], None]) -> None:
-        """Call this when the request is over in whichever way, also when its endpoint forgets to clean up."""
+        """Have this called when the request is over in whichever way, also when its endpoint forgets to clean up."""
         self._last.append(callback)
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """The opposite of `when_gone`."""
+        """Undo `when_gone`."""
         self._callbacks.pop(callback, None)
 
     async def disconnected(self) -> Message:
-        """Waits for the end of the connection, or of the answer."""
+        """Wait for the end of the connection, or of the answer."""
         self.watch()
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
     def left(self) -> None:
-        """The client is gone: everything that was done for it ends."""
+        """End everything that is done for the client, which is gone."""
         if self.answered or self.gone:
             return
         self.gone = True
@@ -64,7 +64,7 @@ class Client:
             callback()
 
     async def end(self) -> None:
-        """The request is over; stop watching."""
+        """Stop watching; the request is over."""
         self.answered = True
         self._gone.set()
         for callback in self._last:
@@ -92,5 +92,5 @@ def enter(client: Client) -> Token["Client | None"]:
 
 
 def leave(token: Token["Client | None"]) -> None:
-    """The opposite of `enter`."""
+    """Undo `enter`."""
     _CURRENT.reset(token)

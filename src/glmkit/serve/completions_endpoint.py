@@ -1,10 +1,9 @@
-"""`POST /v1/completions`: texts to go on with, or to fill in up to a suffix."""
+"""`POST /v1/completions`: texts to continue, or to fill up to a suffix."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -22,7 +21,7 @@ from .schema.common import TextLogprobs, Usage
 from .schema.completion import Completion, CompletionChoice, CompletionRequest, Finish
 from .schema.validation import JsonRoute
 from .sse import Event, EventStream, documented, frame, text_frames
-from .state import Heading, State, heading
+from .state import Heading, State
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
@@ -38,13 +37,13 @@ AnyJob = AnswersJob | BeamsJob | FillJob
     responses=documented(Completion),
     summary="Go on with a text",
 )
-async def completions(request: Request, body: CompletionRequest) -> Any:
-    """OpenAI's completions; with a suffix, models that fill in blanks write what stands before it."""
+async def completions(request: Request, body: CompletionRequest) -> Completion | EventStream:
+    """OpenAI's completions; with a suffix, models that fill blanks write the text before it."""
     state: State = request.app.state.glm
     state.check_model(body.model)
     asked = _Asked(state.lm, body)
     jobs = Jobs(state, asked.makers(), given=body.model_fields_set, param="prompt")
-    head = heading(state, "cmpl")
+    head = state.heading("cmpl")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:
@@ -57,7 +56,7 @@ async def completions(request: Request, body: CompletionRequest) -> Any:
 
 
 async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIterator[Event]:
-    extra: dict[str, Any] = {"usage": None} if asked.body.include_usage else {}
+    extra: dict[str, None] = {"usage": None} if asked.body.include_usage else {}
     count = len(asked.prompts) * asked.n
 
     def event(index: int, text: str, logprobs: TextLogprobs | None = None, finish: Finish | None = None) -> Completion:
@@ -85,13 +84,13 @@ async def _events(jobs: Jobs[AnyJob], asked: "_Asked", head: Heading) -> AsyncIt
 
 
 class _Asked:
-    """A request that has been checked: what to run for it, and how its answers are put together.
+    """A request that has been checked, its jobs and the assembly of its answers.
 
     A job writes all answers to a prompt; with a suffix (`fills`) each answer is a job of its own, for a blank has one.
     """
 
     def __init__(self, lm: LM, body: CompletionRequest) -> None:
-        """Raises ApiError for fields that do not go together, and RequestError for what parameters refuse."""
+        """Raises ApiError for fields that do not go together, and for values that parameters refuse."""
         self._lm, self.body = lm, body
         self.prompts = body.prompts
         self.n = body.n or 1
@@ -109,13 +108,13 @@ class _Asked:
             self._params = GenerationParams.from_mapping(options)
 
     def makers(self) -> list[Callable[[], AnyJob]]:
-        """What makes the jobs, in the order of their choices."""
+        """Makers of the jobs, in the order of their choices."""
         if not self.fills:
             return [partial(self._continuing, prompt) for prompt in self.prompts]
         return [partial(self._filling, prompt, number) for prompt in self.prompts for number in range(self.n)]
 
     def answers(self, jobs: Sequence[AnyJob]) -> list[Answer]:
-        """The answers that are given: of every prompt the `n` likeliest by the mean over their tokens, in order."""
+        """Choose the answers that are given: of every prompt the `n` likeliest by the mean over their tokens."""
         found = []
         for job in jobs:
             best = job.answers
@@ -137,11 +136,11 @@ class _Asked:
         return prompt if isinstance(prompt, str) else self._lm.tokenizer.decode(prompt)
 
     def logprobs(self) -> LogprobWriter | None:
-        """For one answer, where they were asked for."""
+        """The writer for one answer; None where no log-probabilities were asked for."""
         return None if self.body.logprobs is None else LogprobWriter(self._lm.tokenizer)
 
     def usage(self, jobs: Jobs[AnyJob]) -> Usage:
-        """Each prompt counts once, answers that were not given count as well."""
+        """Count the tokens: each prompt once, answers that were not given as well."""
         read = sum(job.prompt_tokens for job in jobs.jobs[:: self.n if self.fills else 1])
         written = sum(len(answer.ids) for job in jobs.jobs for answer in job.answers)
         return Usage.of(read, written, jobs.reused_tokens)

@@ -1,9 +1,8 @@
-"""Every error of the server in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Errors as the server answers them, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -19,7 +18,7 @@ _FIELDS = {
 
 
 class ApiError(Exception):
-    """An answer that is an error: its HTTP status and what the body says of it."""
+    """An answer that is an error: its HTTP status and the fields of its body."""
 
     def __init__(
         self,
@@ -35,7 +34,7 @@ class ApiError(Exception):
         self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON object, also for an event in the middle of a stream."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
@@ -45,7 +44,7 @@ class ApiError(Exception):
 
 
 class Overloaded(ApiError):  # noqa: N818
-    """As many requests wait as may; `retry_after` seconds from now there should be a place."""
+    """A refusal because as many requests wait as may; `retry_after` seconds from now there should be a place."""
 
     def __init__(self, waiting: int, retry_after: float) -> None:
         seconds = max(1, math.ceil(retry_after))
@@ -102,7 +101,7 @@ def model_not_found(name: str) -> ApiError:
 
 
 def as_api_error(error: BaseException, given: Collection[str] = (), default: str | None = None) -> ApiError:
-    """Any error as one that can be sent; what a user did not cause says nothing of its inside.
+    """Turn any error into one that can be sent; what a user did not cause says nothing of its inside.
 
     given: fields of the request's body, under whose names its parameters are shown. default: the field that is named
     where the error has no parameter that was given.
@@ -125,7 +124,7 @@ def _fields(param: str | None) -> tuple[str, ...]:
 
 
 def _is_ours(error: RequestError) -> bool:
-    """Whether an error that ended a request was raised because of another one, such as memory that ran out."""
+    """True for an error that ended a request because of another one, such as memory that ran out."""
     return isinstance(error.__cause__, RuntimeError | MemoryError)
 
 

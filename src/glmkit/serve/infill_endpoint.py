@@ -1,8 +1,7 @@
-"""`POST /v1/infill`: every blank of a text, each as it is written."""
+"""`POST /v1/infill`: a text with blanks, each of which is answered."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -16,7 +15,7 @@ from .schema.common import Usage
 from .schema.infill import Blank, Infill, InfillChunk, InfillRequest
 from .schema.validation import JsonRoute
 from .sse import Event, EventStream, documented, frame
-from .state import Heading, State, heading
+from .state import Heading, State
 
 router = APIRouter(route_class=JsonRoute, tags=["Blanks"])
 
@@ -24,10 +23,10 @@ router = APIRouter(route_class=JsonRoute, tags=["Blanks"])
 @router.post(
     "/v1/infill", response_model=Infill, responses=documented(InfillChunk), summary="Fill in the blanks of a text"
 )
-async def infill(request: Request, body: InfillRequest) -> Any:
-    """Each [MASK], [sMASK] and [gMASK] of the text is answered; later answers depend on earlier ones.
+async def infill(request: Request, body: InfillRequest) -> Infill | EventStream:
+    """Answer each [MASK], [sMASK] and [gMASK] of the text; later answers depend on earlier ones.
 
-    In a stream every event has more of one blank; the one before [DONE] is what comes without a stream.
+    In a stream every event has more of one blank; the one before [DONE] is the answer without a stream.
     """
     state: State = request.app.state.glm
     if body.model is not None:
@@ -44,7 +43,7 @@ async def infill(request: Request, body: InfillRequest) -> Any:
         given=body.model_fields_set,
         param="text",
     )
-    head = heading(state, "infill")
+    head = state.heading("infill")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:

@@ -1,10 +1,15 @@
-"""`POST /`: what ChatGLM-6B's own `api.py` served, for the clients that were written for it."""
+"""`POST /`: the interface of ChatGLM-6B's own `api.py`, for the clients that were written for it.
 
-from collections.abc import Mapping
+Source: `THUDM/ChatGLM-6B:api.py`.
+"""
+
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic.config import JsonDict
 
 from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
@@ -14,13 +19,46 @@ from glmkit.tokenizer.protocol import Tokenizer
 from .chat_endpoint import chat_template
 from .error_responses import refused
 from .request_jobs import Jobs
-from .schema.legacy import OriginalReply, OriginalRequest
+from .schema.common import Body, Count, JsonObject, Reply, by_kind
 from .schema.validation import JsonRoute
 from .state import State
 
 router = APIRouter(route_class=JsonRoute, tags=["ChatGLM-6B"])
 
 LENGTH, TOP_P, TEMPERATURE = 2048, 0.7, 0.95  # the published server's, for every family
+EXAMPLE: JsonDict = {"prompt": "你好", "history": [], "max_length": 2048, "top_p": 0.7, "temperature": 0.95}
+
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Round = Annotated[
+    Annotated[Pair, Tag("~pair")] | Annotated[JsonObject, Tag("~message")],
+    Discriminator(
+        by_kind({list: "~pair", dict: "~message"}),
+        custom_error_type="round_type",
+        custom_error_message="give [query, response] or {'role': ..., 'content': ...}",
+    ),
+]
+
+
+class OriginalRequest(Body):
+    """A question and the conversation so far, as the answer before gave it. null is the default everywhere."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    prompt: str
+    history: Annotated[list[Round], Field(max_length=2048)] | None = None
+    max_length: Count | None = Field(None, description="Prompt and answer together, in tokens; 2048 when absent.")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0.7 when absent.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0.95 when absent.")
+
+
+class OriginalReply(Reply):
+    """history: the longer conversation, in the model family's own form, for the next request."""
+
+    response: str | dict[str, object]
+    history: list[object]
+    status: int = 200
+    time: str = Field(description="Local time, as 2023-03-23 21:38:40.")
+    not_read: int | None = Field(None, description="Oldest turns of the history that had no room; absent when none.")
 
 
 @router.post(
@@ -63,7 +101,7 @@ async def answer(request: Request, body: OriginalRequest) -> OriginalReply:
 
 def _reply(
     job: ReplyJob, template: ChatTemplate, tokenizer: Tokenizer, messages: list[Message]
-) -> tuple[str | dict[str, Any], list[Any]]:
+) -> tuple[str | dict[str, object], Sequence[object]]:
     """The response and the longer history; a call of a tool that cannot be read stays what the model wrote."""
     try:
         response, longer = job.reply()

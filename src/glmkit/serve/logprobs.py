@@ -23,7 +23,7 @@ class LogprobWriter:
         self._characters = codecs.getincrementaldecoder("utf-8")("ignore")
 
     def chat(self, chosen: Sequence[Chosen]) -> ChatLogprobs:
-        """The next tokens."""
+        """The next tokens for chat completions."""
         content = []
         for one in chosen:
             raw = self._bytes(one.token)
@@ -31,11 +31,11 @@ class LogprobWriter:
             content.append(
                 TokenLogprob(token=_shown(raw), bytes=list(raw), logprob=_finite(one.logprob), top_logprobs=top)
             )
-            self._go_on(one.token)
+            self._advance(one.token)
         return ChatLogprobs(content=content)
 
     def text(self, chosen: Sequence[Chosen]) -> TextLogprobs:
-        """The next tokens. A token is among its own alternatives, also where it is not one of the likeliest."""
+        """The next tokens for completions. A token is among its alternatives, even if not one of the likeliest."""
         tokens, offsets = [], []
         tops: list[dict[str, float]] = []
         for one in chosen:
@@ -48,11 +48,11 @@ class LogprobWriter:
             top.setdefault(_text(raw), _finite(one.logprob))
             tops.append(top)
             self._offset += len(self._characters.decode(raw))
-            self._go_on(one.token)
+            self._advance(one.token)
         logprobs = [_finite(one.logprob) for one in chosen]
         return TextLogprobs(tokens=tokens, token_logprobs=logprobs, top_logprobs=tops, text_offset=offsets)
 
-    def _go_on(self, token: int) -> None:
+    def _advance(self, token: int) -> None:
         self._before, self._start = token, self._tokenizer.decode([token], skip_specials=False)
 
     def _alternative(self, token: int, logprob: float) -> Alternative:
@@ -60,7 +60,7 @@ class LogprobWriter:
         return Alternative(token=_shown(raw), bytes=list(raw), logprob=_finite(logprob))
 
     def _bytes(self, token: int) -> bytes:
-        """What a token stands for at this place: its space in front shows only behind another token."""
+        """The bytes that a token stands for here: its space in front shows only behind another token."""
         tokenizer, before = self._tokenizer, self._before
         name = tokenizer.id_to_token(token)
         if _BYTES.fullmatch(name):
@@ -73,12 +73,12 @@ class LogprobWriter:
 
 
 def _shown(raw: bytes) -> str:
-    """As text, where the bytes stand beside it."""
+    """Show bytes as text where they stand beside it."""
     return raw.decode("utf-8", "replace")
 
 
 def _text(raw: bytes) -> str:
-    """As text that tells tokens apart: bytes that are no whole character stand as \\xe4."""
+    """Show bytes as text that tells tokens apart: those that are no whole character stand as \\xe4."""
     return raw.decode("utf-8", "backslashreplace")
 
 

@@ -1,10 +1,12 @@
-"""Messages of a request as a conversation in the form of the model's family."""
+"""Messages, tools and calls between OpenAI's form and that of a model's family, both ways.
+
+No family is named here: of the forms there are, the one is taken that the family's own template reads back.
+"""
 
 import json
 import keyword
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import ChatTemplate, Message
@@ -22,16 +24,93 @@ from .schema.chat import (
     text_of,
 )
 
-# --- FOLDED serve/tools
-# Tools between OpenAI's form and that of a model family, both ways.
-#
-# Nothing here knows a family: of the forms there are, that one is taken which the family's own template reads back.
-
-
+_ROLES = {"developer": "system", "tool": "observation"}
 _OFFERED = Message("system", "", tools=())  # what a template must see to read a call
 
 
-def shown_tools(template: ChatTemplate, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def conversation(template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[Message]:
+    """Turn messages into those of a family; each call of a tool is one of the assistant's, its outcome an observation.
+
+    Outcomes stand in the order of their calls. Raises ApiError naming the field: for a role that the family has no form
+    for, for calls without outcomes and the other way round.
+    """
+    turns: list[Message] = []
+    calls: dict[str, str] = {}  # calls that wait for their outcome: id, name
+    order: list[str] = []
+    outcomes: dict[str, Message] = {}
+    for index, message in enumerate(messages):
+        field = f"messages[{index}]"
+        _check_role(template, message, field)
+        if isinstance(message, ToolMessage):
+            _check_outcome(message, calls, field)
+            outcomes[message.tool_call_id] = Message("observation", text_of(message.content))
+            del calls[message.tool_call_id]
+            if not calls:
+                turns += [outcomes[call] for call in order]
+            continue
+        if calls:
+            raise _unanswered(calls, field)
+        if isinstance(message, AssistantMessage):
+            turns += _assistant(template, message, field)
+            order = [call.id for call in message.tool_calls or ()]
+            calls, outcomes = {call.id: call.function.name for call in message.tool_calls or ()}, {}
+            if len(calls) < len(order):
+                raise ApiError(
+                    400, f"{field}.tool_calls has an id twice; give each its own", param=f"{field}.tool_calls"
+                )
+        else:
+            turns.append(Message(_ROLES.get(message.role, message.role), text_of(message.content)))
+    if calls:
+        raise _unanswered(calls, "messages")
+    return turns
+
+
+def _assistant(template: ChatTemplate, message: AssistantMessage, field: str) -> list[Message]:
+    text = text_of(message.content)
+    if message.content is None and not message.tool_calls:
+        name = f"{field}.content"
+        raise ApiError(400, f"{name} is missing; give a text, or tool_calls", param=name)
+    turns = [Message("assistant", text)] if text or not message.tool_calls else []
+    for number, call in enumerate(message.tool_calls or ()):
+        written = call_text(template, call.function.name, call.function.arguments)
+        if written is None:
+            name = f"{field}.tool_calls[{number}].function.arguments"
+            raise ApiError(400, f"{name} must be the text of a JSON object that {template.name} can read", param=name)
+        turns.append(Message("assistant", written, call.function.name))
+    return turns
+
+
+def _check_role(template: ChatTemplate, message: ChatMessage, field: str) -> None:
+    calls = isinstance(message, AssistantMessage) and message.tool_calls
+    role = "observation" if calls else _ROLES.get(message.role, message.role)
+    if role not in template.roles:
+        name = f"{field}.tool_calls" if calls else f"{field}.role"
+        known = [role for role in ("system", "user", "assistant", "tool") if _ROLES.get(role, role) in template.roles]
+        what = f"{name} is there" if calls else f"{name} is {message.role!r}"
+        raise ApiError(400, f"{what}; {template.name} knows the roles {', '.join(known)} only", param=name)
+
+
+def _check_outcome(message: ToolMessage, calls: dict[str, str], field: str) -> None:
+    name = f"{field}.tool_call_id"
+    if message.tool_call_id not in calls:
+        given = message.tool_call_id[:60]
+        raise ApiError(400, f"{name} is {given!r}, which no call before waits for; give the id of a call", param=name)
+    called = calls[message.tool_call_id]
+    if message.name is not None and message.name != called:
+        name = f"{field}.name"
+        raise ApiError(400, f"{name} is {message.name[:60]!r}, the call was of {called!r}; leave it out", param=name)
+
+
+def _unanswered(calls: dict[str, str], param: str) -> ApiError:
+    call, name = next(iter(calls.items()))
+    message = f"{param}: the call {call[:60]!r} of {name!r} has no outcome; send it in a message with the role 'tool'"
+    return ApiError(400, message, param=param)
+
+
+# --- tools and calls --------------------------------------------------------------------------------------------------
+
+
+def shown_tools(template: ChatTemplate, tools: Sequence[Tool]) -> list[dict[str, object]]:
     """The tools as the family was taught to read them: functions alone where it takes them so."""
     functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
     try:
@@ -66,16 +145,16 @@ class ReplyCalls:
     def __init__(self, template: ChatTemplate, offered: Sequence[str], *, several: bool = True) -> None:
         """several: False gives the first call only."""
         self._template, self._offered = template, frozenset(offered)
-        self._most = None if several else 1
+        self._max = None if several else 1
         self._ids: list[str] = []
         self._sent = 0  # calls whose arguments are out
 
     def deltas(self, text: str, *, final: bool = False) -> list[CalledToolDelta]:
-        """What is new in the raw text of the reply so far: names as soon as they stand, then whole arguments."""
+        """News of the raw text of the reply so far: names as soon as they stand, then whole arguments."""
         if not self._offered or "\n" not in text:
             return []
         pieces = split_reply(self._template, text)
-        calls = [(place, *piece) for place, piece in enumerate(pieces) if piece[0] in self._offered][: self._most]
+        calls = [(place, *piece) for place, piece in enumerate(pieces) if piece[0] in self._offered][: self._max]
         deltas = []
         for index, (place, name, content) in enumerate(calls):
             if index == len(self._ids):
@@ -89,8 +168,8 @@ class ReplyCalls:
         return deltas
 
     def calls(self, text: str) -> list[CalledTool]:
-        """All calls of a finished reply's raw text."""
-        found = [piece for piece in split_reply(self._template, text) if piece[0] in self._offered][: self._most]
+        """Read the calls from a finished reply's raw text."""
+        found = [piece for piece in split_reply(self._template, text) if piece[0] in self._offered][: self._max]
         return [
             CalledTool(
                 id=new_id(),
@@ -101,7 +180,7 @@ class ReplyCalls:
         ]
 
     def uncalled(self, text: str) -> str:
-        """What looks like a call and is none, as it was written; the reply's clean text does not have it."""
+        """Texts that look like calls and are none, as they were written; the reply's clean text lacks them."""
         pieces = split_reply(self._template, text)
         return "\n".join(f"{name}\n{content.strip()}" for name, content in pieces if name and name not in self._offered)
 
@@ -131,7 +210,7 @@ def _read(template: ChatTemplate, name: str, content: str) -> object:
     return call.get("parameters") if isinstance(call, Mapping) else None
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
+def _json_object(text: str) -> dict[str, object] | None:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -139,91 +218,9 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _python_call(values: Mapping[str, Any]) -> str:
+def _python_call(values: Mapping[str, object]) -> str:
     """A call as a fenced python expression; what cannot be written so is not read back either."""
     if not all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
         return ""
     arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
     return f"```python\ntool_call({arguments})\n```"
-
-
-_ROLES = {"developer": "system", "tool": "observation"}
-
-
-def conversation(template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[Message]:
-    """The messages; each call of a tool is one of the assistant's, its outcome an observation.
-
-    Outcomes stand in the order of their calls. Raises ApiError naming the field: for a role that the family has no form
-    for, for calls without outcomes and the other way round.
-    """
-    turns: list[Message] = []
-    calls: dict[str, str] = {}  # calls that wait for their outcome: id, name
-    order: list[str] = []
-    outcomes: dict[str, Message] = {}
-    for index, message in enumerate(messages):
-        place = f"messages[{index}]"
-        _check_role(template, message, place)
-        if isinstance(message, ToolMessage):
-            _check_outcome(message, calls, place)
-            outcomes[message.tool_call_id] = Message("observation", text_of(message.content))
-            del calls[message.tool_call_id]
-            if not calls:
-                turns += [outcomes[call] for call in order]
-            continue
-        if calls:
-            raise _unanswered(calls, place)
-        if isinstance(message, AssistantMessage):
-            turns += _assistant(template, message, place)
-            order = [call.id for call in message.tool_calls or ()]
-            calls, outcomes = {call.id: call.function.name for call in message.tool_calls or ()}, {}
-            if len(calls) < len(order):
-                raise ApiError(
-                    400, f"{place}.tool_calls has an id twice; give each its own", param=f"{place}.tool_calls"
-                )
-        else:
-            turns.append(Message(_ROLES.get(message.role, message.role), text_of(message.content)))
-    if calls:
-        raise _unanswered(calls, "messages")
-    return turns
-
-
-def _assistant(template: ChatTemplate, message: AssistantMessage, place: str) -> list[Message]:
-    text = text_of(message.content)
-    if message.content is None and not message.tool_calls:
-        name = f"{place}.content"
-        raise ApiError(400, f"{name} is missing; give a text, or tool_calls", param=name)
-    turns = [Message("assistant", text)] if text or not message.tool_calls else []
-    for number, call in enumerate(message.tool_calls or ()):
-        written = call_text(template, call.function.name, call.function.arguments)
-        if written is None:
-            name = f"{place}.tool_calls[{number}].function.arguments"
-            raise ApiError(400, f"{name} must be the text of a JSON object that {template.name} can read", param=name)
-        turns.append(Message("assistant", written, call.function.name))
-    return turns
-
-
-def _check_role(template: ChatTemplate, message: ChatMessage, place: str) -> None:
-    calls = isinstance(message, AssistantMessage) and message.tool_calls
-    role = "observation" if calls else _ROLES.get(message.role, message.role)
-    if role not in template.roles:
-        name = f"{place}.tool_calls" if calls else f"{place}.role"
-        known = [role for role in ("system", "user", "assistant", "tool") if _ROLES.get(role, role) in template.roles]
-        what = f"{name} is there" if calls else f"{name} is {message.role!r}"
-        raise ApiError(400, f"{what}; {template.name} knows the roles {', '.join(known)} only", param=name)
-
-
-def _check_outcome(message: ToolMessage, calls: dict[str, str], place: str) -> None:
-    name = f"{place}.tool_call_id"
-    if message.tool_call_id not in calls:
-        given = message.tool_call_id[:60]
-        raise ApiError(400, f"{name} is {given!r}, which no call before waits for; give the id of a call", param=name)
-    called = calls[message.tool_call_id]
-    if message.name is not None and message.name != called:
-        name = f"{place}.name"
-        raise ApiError(400, f"{name} is {message.name[:60]!r}, the call was of {called!r}; leave it out", param=name)
-
-
-def _unanswered(calls: dict[str, str], param: str) -> ApiError:
-    call, name = next(iter(calls.items()))
-    message = f"{param}: the call {call[:60]!r} of {name!r} has no outcome; send it in a message with the role 'tool'"
-    return ApiError(400, message, param=param)

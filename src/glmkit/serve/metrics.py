@@ -1,4 +1,4 @@
-"""What Prometheus gets: requests, time to the first token, tokens, how full the engine is. One registry a server."""
+"""Measurements for Prometheus: requests, time to the first token, tokens, load of the engine. One registry a server."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,7 +17,7 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 
 
 class Metrics:
-    """All measurements of one server."""
+    """The measurements of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -47,32 +47,32 @@ class Metrics:
         )
 
     def show_engine(self, snapshot: Callable[[], Snapshot], waiting: Callable[[], int]) -> None:
-        """Add the engine's own numbers, which are asked for when somebody reads the metrics."""
+        """Add the engine's own numbers, which are taken when somebody reads the metrics."""
         self.registry.register(_EngineNumbers(snapshot, waiting))
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """An HTTP request is over."""
+        """Count an HTTP request that is over."""
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def rejected(self, reason: str) -> None:
-        """A request was not taken: queue_full, draining, api_key, too_large, too_slow."""
+        """Count a request that was not taken: queue_full, draining, api_key, too_large, too_slow."""
         self._rejected.labels(reason).inc()
 
     def stepped(self, before: Snapshot, after: Snapshot) -> None:
-        """The engine has made a step."""
+        """Count a step of the engine."""
         if rows := after.counters.decode_rows - before.counters.decode_rows:
             self._rows.observe(rows)
 
     def ended(self, ticket: Ticket, began: float) -> None:
-        """A job is over, in whichever way. began: when its request came, in seconds of `time.monotonic`."""
+        """Count a job that is over, in whichever way. began: when its request came, in seconds of `time.monotonic`."""
         if ticket.began is not None:
             self._first.observe(ticket.began - began)
         if ticket.error is not None:
             self._cancelled.labels(_reason(ticket.error)).inc()
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The measurements in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -90,10 +90,10 @@ class _EngineNumbers(Collector):
         now = self._snapshot()
         counters = now.counters
         gauges = {
-            "glm_requests_waiting": ("Requests that wait for a place.", self._waiting()),
+            "glm_requests_waiting": ("Requests that wait for a slot.", self._waiting()),
             "glm_requests_running": ("Requests that the engine works on.", now.running),
             "glm_rows_running": ("Answers being written.", now.rows),
-            "glm_free_tokens": ("Free places of the cache.", now.free_tokens),
+            "glm_free_tokens": ("Free positions of the cache.", now.free_tokens),
         }
         counts = {
             "glm_steps": ("Steps of the engine.", counters.steps),

@@ -1,4 +1,4 @@
-"""What every request passes before the endpoints: a key, limits of size and time, a name, a line in the log.
+"""Checks and records of every request around the endpoints: key, limits of size and time, name, a line in the log.
 
 Plain ASGI, so that streams go through unchanged and unbuffered.
 """
@@ -8,8 +8,7 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -18,19 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .body import check_headers, read_body, read_object
 from .client import Client, enter, leave
 from .error_responses import ApiError, ClientGone, as_api_error
-from .metrics import Metrics
-from .request_queue import RequestQueue
-from .settings import ServeSettings
+from .state import State
 
 logger = logging.getLogger("glmkit.serve")
 access = logging.getLogger("glmkit.serve.access")
 
-# Under this key of a request's scope a connection leaves the way to break it off.
-ABORT = "glmkit.abort"
-# And here the way to ask whether what it is given now has to wait for the client.
-PAUSED = "glmkit.paused"
+ABORT = "glmkit.abort"  # key of a request's scope: a function that breaks its connection off
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _NO_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 _CLOSED = 499
 _LARGE = 1 << 16  # bytes of a body
@@ -40,26 +34,18 @@ class Guard:
     """Middleware around everything else.
 
     The API, /metrics and /openapi.json ask for a key where keys are set; /health and the page do not: the page holds no
-    secrets and gives its user's key with each call of the API. endpoints: the methods of
-    each path; what is posted to one is a JSON object.
+    secrets and gives its user's key with each call of the API. endpoints: the methods of each path; a body that is
+    posted to one is a JSON object.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        settings: ServeSettings,
-        metrics: Metrics,
-        queue: RequestQueue,
-        endpoints: Mapping[str, Collection[str]],
-    ) -> None:
-        self._app, self._settings, self._metrics, self._queue = app, settings, metrics, queue
-        self._endpoints = endpoints
-        self._keys = [key.encode() for key in settings.api_keys]
+    def __init__(self, app: ASGIApp, state: State, endpoints: Mapping[str, Collection[str]]) -> None:
+        self.app, self.state, self.endpoints = app, state, endpoints
+        self._keys = [key.encode() for key in state.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request; part of the ASGI interface."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await _Exchange(self, scope, receive, send).run()
         else:
@@ -68,11 +54,11 @@ class Guard:
     def check(self, path: str, method: str, headers: Headers) -> None:
         """Raises ApiError: 401 without a valid key, 403 for another site's page."""
         if self._keys and _is_api(path, method) and method != "OPTIONS" and not self._has_key(headers):
-            self._metrics.rejected("api_key")
+            self.state.metrics.rejected("api_key")
             given = "this API key is not valid" if "authorization" in headers else "no API key was given"
             message = f"{given}; send the header 'Authorization: Bearer KEY'"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-        origins = self._settings.cors_origins
+        origins = self.state.settings.cors_origins
         allowed = "*" in origins or headers.get("origin") in origins
         # Browsers send this themselves; without it any site could make its visitors' browsers use a local server.
         if method not in ("GET", "HEAD", "OPTIONS") and headers.get("sec-fetch-site") == "cross-site" and not allowed:
@@ -91,28 +77,25 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        self._guard, self._send = guard, send
-        self._settings, self._metrics, self._queue = guard._settings, guard._metrics, guard._queue
-        self._outer = scope
-        self._paused: Callable[[], bool] | None = scope.get(PAUSED)
+        self._guard, self._state, self._settings = guard, guard.state, guard.state.settings
+        self._outer, self._receive, self._send = scope, receive, send
         # A copy, for the server's own one must go on saying HEAD.
-        self._scope: MutableMapping[str, Any] = {
-            **scope,
-            "root_path": scope.get("root_path") or guard._settings.root_path,
-        }
+        self._scope: Scope = {**scope, "root_path": scope.get("root_path") or self._settings.root_path}
         self._headers = Headers(raw=scope["headers"])
-        self._method = scope["method"]
+        self._method: str = scope["method"]
         self._path = _path(self._scope)
         given = self._headers.get("x-request-id", "")
         self._id = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        self._receive = receive
+        self._loop = asyncio.get_running_loop()
         self._client = Client(receive)
         self._body: bytes | None = None
         self._status = 0
         self._finished = False
+        self._sending: float | None = None  # loop time since which a message waits for the client
+        self._watchdog: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Answer it; every way out is counted and logged."""
+        """Answer the request; every way out is counted and logged."""
         token = enter(self._client)
         try:
             try:
@@ -126,6 +109,8 @@ class _Exchange:
                 await self._refuse(as_api_error(error))
         finally:
             leave(token)
+            if self._watchdog is not None:
+                self._watchdog.cancel()
             self._record()
             await self._client.end()
 
@@ -135,9 +120,9 @@ class _Exchange:
             await self._take_body()
         if self._method == "HEAD":
             self._scope["method"] = "GET"
-        elif self._method not in _METHODS:
+        elif self._method not in METHODS:
             self._scope["method"] = "TRACE"  # which no path takes: the answer says what it takes
-        await self._guard._app(self._scope, self._next, self._say)
+        await self._guard.app(self._scope, self._next, self._say)
 
     async def _take_body(self) -> None:
         headers: Iterable[tuple[bytes, bytes]] = self._outer["headers"]
@@ -152,9 +137,9 @@ class _Exchange:
             )
         except ApiError as error:
             if error.status in (408, 413):
-                self._metrics.rejected(error.code or "")
+                self._state.metrics.rejected(error.code or "")
             raise
-        if self._method == "POST" and "POST" in self._guard._endpoints.get(self._path, ()):
+        if self._method == "POST" and "POST" in self._guard.endpoints.get(self._path, ()):
             check_headers(headers)
             large = len(self._body) > _LARGE  # takes long enough that streams would stall
             read = await asyncio.to_thread(read_object, self._body) if large else read_object(self._body)
@@ -163,57 +148,61 @@ class _Exchange:
             self._scope["headers"] = [*others, (b"content-type", b"application/json")]
 
     async def _next(self) -> Message:
-        """`receive` of the endpoints: the body, which is here already, then the end of the connection."""
+        """Give the endpoints the body, which is here already, then the end of the connection."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         return await self._client.disconnected()
 
     async def _say(self, message: Message) -> None:
-        """`send` of the endpoints. Does nothing once the client is gone, or reads nothing for too long."""
+        """Send a message of the endpoints; do nothing once the client is gone, or reads nothing for too long."""
         if self._client.gone:
             return
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             headers["x-request-id"] = self._id
-            if self._queue.draining:
+            if self._state.queue.draining:
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
+            self._watchdog = self._loop.call_later(self._settings.write_seconds, self._watch)
         elif not message.get("more_body", False):
             self._finished = True
             self._client.answered = True
-        if self._paused is not None and not self._paused():
-            await self._send(message)
-            return
-        try:
-            async with asyncio.timeout(self._settings.write_seconds):
-                await self._send(message)
-        except TimeoutError:
-            await self._break_off()
+        self._sending = self._loop.time()
+        await self._send(message)
+        self._sending = None
+
+    def _watch(self) -> None:
+        """Break off when a message has waited for the client as long as it may, else look again when it would have."""
+        waited = 0.0 if self._sending is None else self._loop.time() - self._sending
+        if waited >= self._settings.write_seconds:
+            self._break_off()
+        else:
+            self._watchdog = self._loop.call_later(self._settings.write_seconds - waited, self._watch)
 
     async def _refuse(self, error: ApiError) -> None:
         if self._status == 0:
             await error.response()(self._scope, self._next, self._say)
         elif not self._finished:
-            await self._break_off()
+            self._break_off()
+            await asyncio.sleep(0)  # the server notices before it asks why nothing was said
 
-    async def _break_off(self) -> None:
+    def _break_off(self) -> None:
         """End the connection in the middle of an answer, so that it cannot be taken for a complete one."""
         self._client.answered = False
         self._client.left()
         if abort := self._outer.get(ABORT):
             abort()
-            await asyncio.sleep(0)  # the server notices before it asks why nothing was said
 
     def _record(self) -> None:
-        seconds = asyncio.get_running_loop().time() - self._client.started
+        seconds = self._loop.time() - self._client.started
         status = self._status if self._status and not self._client.gone else _CLOSED
         route = getattr(self._scope.get("route"), "path", "")
         if not route:  # it was refused before its endpoint was looked for
-            route = self._path if self._path in self._guard._endpoints else "other"
-        method = self._method if self._method in _METHODS else "OTHER"
-        self._metrics.answered(route, method, status, seconds)
+            route = self._path if self._path in self._guard.endpoints else "other"
+        method = self._method if self._method in METHODS else "OTHER"
+        self._state.metrics.answered(route, method, status, seconds)
         client = self._outer.get("client")
         # The path as it was sent: percent-encoded, so that it cannot write lines of its own.
         raw = self._outer.get("raw_path", b"").decode("latin-1")[:200]
@@ -221,12 +210,12 @@ class _Exchange:
         access.info("%s %s %s %d %.3fs %s", client[0] if client else "-", method, shown, status, seconds, self._id)
 
 
-def _path(scope: Mapping[str, Any]) -> str:
+def _path(scope: Scope) -> str:
     """The path below the one that a proxy puts before it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 
 
 def _is_api(path: str, method: str) -> bool:
-    """What asks for a key; all else belongs to the page, or says only whether the server is well."""
+    """True where a key is asked for; all else belongs to the page, or says only whether the server is well."""
     return path.startswith("/v1/") or path in ("/v1", "/metrics", "/openapi.json") or (path == "/" and method == "POST")

@@ -1,11 +1,11 @@
-"""The OpenAPI document: what FastAPI makes of the endpoints, with the errors that they have in common."""
+"""The OpenAPI document: FastAPI's, with the errors that all endpoints have in common."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-# What every endpoint may answer, and what those with a body may, too.
+# Errors of every endpoint, and further ones of those with a body.
 _ALWAYS = {
     400: "The request is not valid; `param` names the field.",
     405: "The path takes other methods.",
@@ -22,6 +22,8 @@ _WITH_BODY = {
     429: "As many requests wait as may; Retry-After says when to try again.",
     504: "The answer was not complete in time.",
 }
+Json = dict[str, Any]
+
 _TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR = {
     "title": "Error",
@@ -44,8 +46,8 @@ _ERROR = {
 }
 
 
-def documented(app: FastAPI, *, keys: bool, model_id: str) -> dict[str, Any]:
-    """The document, made once. keys: whether API keys are asked for. model_id: the served model, the only right one."""
+def openapi_document(app: FastAPI, *, keys: bool, model_id: str) -> Json:
+    """The document, made once. keys: API keys are asked for. model_id: the served model, the only right one."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers
@@ -64,8 +66,8 @@ def documented(app: FastAPI, *, keys: bool, model_id: str) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _name_model(operation: dict[str, Any], schemas: dict[str, Any], model_id: str) -> None:
-    """Where a model is asked for, say which, in the schema and its examples."""
+def _name_model(operation: Json, schemas: Json, model_id: str) -> None:
+    """Name the served model where one is asked for, in the schema and its examples."""
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "model":
             parameter["example"] = model_id
@@ -84,7 +86,7 @@ def _name_model(operation: dict[str, Any], schemas: dict[str, Any], model_id: st
     ]
 
 
-def _add_errors(operation: dict[str, Any], path: str, *, keys: bool) -> None:
+def _add_errors(operation: Json, path: str, *, keys: bool) -> None:
     asks = keys and path != "/health"
     errors = {**_ALWAYS, **(_WITH_KEYS if asks else {})}
     if "requestBody" in operation:

@@ -1,4 +1,4 @@
-"""Running the server: the socket, uvicorn, and how it ends: accepted requests first."""
+"""The running server: its socket, uvicorn, and an end that finishes accepted requests first."""
 
 import asyncio
 import contextlib
@@ -8,15 +8,19 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from types import FrameType
+from typing import NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from glmkit.errors import ConfigError
 
-from .connection import connection_class
+from .middleware import ABORT
 from .settings import ServeSettings
 from .state import State
 
@@ -25,6 +29,16 @@ logger = logging.getLogger("glmkit.serve")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LINGER = 0.25  # seconds from the last answer to the end of the connections
 _KEEP_ALIVE = 65  # seconds; longer than clients keep idle connections, so that they close them and not we
+_HEAD_BYTES = 1 << 16  # of the line and the headers of a request
+
+Address = tuple[str, int]
+
+
+class _Idle(NamedTuple):
+    """since: loop time of the end of a connection's last request; seconds: until it may send no next one."""
+
+    since: float
+    seconds: float
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -47,7 +61,7 @@ def bind(settings: ServeSettings) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server that ends as it should.
+    """uvicorn's server with an orderly end and a limit of time for requests that never become whole.
 
     The first SIGTERM or SIGINT drains: nothing new is taken, what was accepted is finished, within drain_seconds. The
     second one ends at once. `ended_by` is then its number. `ready` is called when requests are taken.
@@ -55,22 +69,30 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: ServeSettings, ready: Callable[[], None] | None = None) -> None:
         config = Config(
-            app,
-            http=connection_class(settings.read_seconds, settings.max_connections),
+            self._answer,
+            http="h11",
             ws="none",
+            interface="asgi3",
             log_config=None,
-            access_log=False,
+            access_log=False,  # it would show queries; the guard writes a log without them
             server_header=False,
+            proxy_headers=False,  # they are read behind `_answer`, which needs the address of the connection itself
+            limit_concurrency=settings.max_connections + 1,
+            h11_max_incomplete_event_size=_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=1,
             lifespan="on",
         )
         super().__init__(config)
         self.ended_by: int | None = None
+        # The same protocol under uvicorn's types of its own.
+        self._app: ASGIApp = ProxyHeadersMiddleware(app, config.forwarded_allow_ips)  # type: ignore[arg-type,assignment]
         self._settings = settings
         self._state: State = app.state.glm
         self._ready = ready
         self._forced: asyncio.Event | None = None
+        self._busy: set[Address] = set()
+        self._idle: dict[Address, _Idle] = {}
         self.loop: asyncio.AbstractEventLoop  # while it runs
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,6 +102,42 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._ready is not None:
             self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Break off connections that for too long have sent no whole head of a request; ten times a second."""
+        now = self.loop.time()
+        before, self._idle = self._idle, {}
+        for address, transport in self._transports():
+            if address not in self._busy:
+                idle = before.get(address) or _Idle(now, self._settings.read_seconds)
+                self._idle[address] = idle
+                if now - idle.since > idle.seconds:
+                    transport.abort()
+        return await super().on_tick(counter)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, for uvicorn: with the way to break the connection off, and counted as busy meanwhile."""
+        address = scope.get("client")
+        if scope["type"] != "http" or address is None:
+            await self._app(scope, receive, send)
+            return
+        scope[ABORT] = partial(self._abort, address)
+        self._busy.add(address)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._busy.discard(address)
+            self._idle[address] = _Idle(self.loop.time(), _KEEP_ALIVE + self._settings.read_seconds)
+
+    def _abort(self, address: Address) -> None:
+        for other, transport in self._transports():
+            if other == address:
+                transport.abort()
+
+    def _transports(self) -> list[tuple[Address, asyncio.Transport]]:
+        """Open connections by the address of their client."""
+        transports = [connection.transport for connection in self.server_state.connections]
+        return [(transport.get_extra_info("peername")[:2], transport) for transport in transports]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -97,7 +155,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def handle_exit(self, sig: int, frame: Any = None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
         """The first time drain, the second time end."""
         if not self.should_exit:
             self.should_exit = True
@@ -140,8 +198,8 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = max(1, round(self._settings.drain_seconds - spent))
         if self.force_exit:
             queue.stop(wait=False)
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
+            for _, transport in self._transports():
+                transport.abort()
         await super().shutdown(sockets)
         if self.force_exit:  # which uvicorn leaves out, so that it would be cancelled with a traceback
             await self.lifespan.shutdown()

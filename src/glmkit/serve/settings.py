@@ -1,12 +1,12 @@
-"""What a server is told: address, limits, keys. Checked once, before anything is opened; needs no optional package."""
+"""Settings of a server: address, limits, keys. Checked before anything is opened; needs no optional package."""
 
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from glmkit.errors import ConfigError
 
@@ -14,9 +14,10 @@ KEYS_VARIABLE = "GLM_API_KEYS"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOOPBACK = ("localhost", "::1")
 _LARGE = 2**40
+T = TypeVar("T")
 
 
-def _setting(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
+def _setting(default: T, help: str, low: float | None = None, high: float | None = None) -> T:
     """A field with its line of help and its limits; the unit is in the name or in the help."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
@@ -66,12 +67,12 @@ class ServeSettings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """True when only this machine can reach the server."""
         return self.host in _LOOPBACK or self.host.startswith("127.")
 
 
-def _check(name: str, value: Any, kind: Any, limits: Any) -> None:
-    """Raises ConfigError for a value of the wrong type or beyond its limits."""
+def _check(name: str, value: object, kind: object, limits: Mapping[str, float | None]) -> None:
+    """Raise ConfigError for a value of the wrong type or beyond its limits."""
     if value is None and kind in (int | None, str | None):
         return
     if kind == tuple[str, ...]:
@@ -83,18 +84,20 @@ def _check(name: str, value: Any, kind: Any, limits: Any) -> None:
         fine, what = isinstance(value, bool), "true or false"
     else:
         number = (int, float) if kind is float else int
-        fine = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
         what = "a number" if kind is float else "a whole number"
         low, high = limits["low"], limits["high"] if limits["high"] is not None else _LARGE
-        if fine and not low <= value <= high:
-            bounds = f"at least {low:g}" if value < low else f"at most {high}"
-            raise ConfigError(f"{name} is {value}; give {bounds}")
+        fine = False
+        if isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value):
+            fine = True
+            if low is not None and not low <= value <= high:
+                bounds = f"at least {low:g}" if value < low else f"at most {high}"
+                raise ConfigError(f"{name} is {value}; give {bounds}")
     if not fine:
         raise ConfigError(f"{name} is {value!r}; give {what}")
 
 
 def read_keys(given: Iterable[str], file: str | os.PathLike[str] | None) -> tuple[str, ...]:
-    """All API keys: those given, one on each line of a file, and those of GLM_API_KEYS with commas between.
+    """Collect the API keys: those given, one on each line of a file, and those of GLM_API_KEYS with commas between.
 
     Empty lines and lines that begin with # are none. Raises ConfigError for a file that cannot be read or has no key.
     """

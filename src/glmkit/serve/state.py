@@ -1,4 +1,4 @@
-"""What every endpoint needs: the model, the way to the engine, the settings. `request.app.state.glm` is one."""
+"""State of a running server, which every endpoint needs, and the head of its answers."""
 
 import hashlib
 import time
@@ -15,9 +15,18 @@ from .request_queue import RequestQueue
 from .settings import ServeSettings
 
 
+class Heading(TypedDict):
+    """Fields of all answers, and of every event of a stream. created: seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
 @dataclass
 class State:
-    """created: when the server began, in seconds since 1970."""
+    """Model, way to the engine, settings: `request.app.state.glm`. created: the server's start, seconds since 1970."""
 
     lm: LM
     queue: RequestQueue
@@ -27,37 +36,23 @@ class State:
     created: int
 
     def check_model(self, name: str) -> None:
-        """Raises ApiError, 404, for a model that is not the served one."""
+        """Raise ApiError, 404, for a model that is not the served one."""
         if name != self.model_id:
             raise model_not_found(name)
 
-
-# --- FOLDED serve/heading
-# What stands at the head of every answer and of each event of a stream.
-
-
-class Heading(TypedDict):
-    """Fields that all answers have. created: seconds since 1970."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-def heading(state: State, kind: str) -> Heading:
-    """A new one; kind: the beginning of the id."""
-    return {
-        "id": f"{kind}-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": state.model_id,
-        "system_fingerprint": fingerprint(state.lm),
-    }
+    def heading(self, kind: str) -> Heading:
+        """A new heading; kind: the beginning of the id."""
+        return {
+            "id": f"{kind}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": self.model_id,
+            "system_fingerprint": fingerprint(self.lm),
+        }
 
 
 @lru_cache(maxsize=2)
 def fingerprint(lm: LM) -> str:
-    """The same for the same model, vocabulary and kind of numbers: then a seed gives the same answer."""
+    """A name of model, vocabulary and kind of numbers; while it stays the same, a seed gives the same answer."""
     weight = next(lm.model.parameters())
     tokenizer = lm.parts.tokenizer
     parts = (repr(lm.config), str(weight.dtype), weight.device.type, tokenizer.fingerprint() if tokenizer else "")

@@ -1,6 +1,6 @@
-"""How the server is, what it measures, and which model it serves."""
+"""Endpoints about the server itself: its health, its measurements, the model that it serves."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
@@ -10,6 +10,7 @@ from .error_responses import model_not_found
 from .state import State
 
 router = APIRouter()
+Status = Literal["ok", "draining", "failed"]
 
 
 class Queue(BaseModel):
@@ -26,7 +27,7 @@ class Queue(BaseModel):
 class Health(BaseModel):
     """ok: it takes requests. draining: it is being stopped. failed: it must be started again."""
 
-    status: Literal["ok", "draining", "failed"]
+    status: Status
     model: str
     queue: Queue
 
@@ -41,7 +42,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models."""
+    """The list of models, which has one."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -58,7 +59,7 @@ async def health(request: Request) -> JSONResponse:
     state = _state(request)
     queue = state.queue
     now = queue.snapshot
-    status = "failed" if queue.failed is not None else "draining" if queue.draining else "ok"
+    status: Status = "failed" if queue.failed is not None else "draining" if queue.draining else "ok"
     shown = Queue(
         waiting=queue.waiting,
         max_waiting=state.settings.max_waiting,
@@ -67,8 +68,8 @@ async def health(request: Request) -> JSONResponse:
         max_rows=queue.max_rows,
         free_tokens=now.free_tokens,
     )
-    body: dict[str, Any] = {"status": status, "model": state.model_id, "queue": shown.model_dump()}
-    return JSONResponse(body, status_code=200 if status == "ok" else 503)
+    body = Health(status=status, model=state.model_id, queue=shown)
+    return JSONResponse(body.model_dump(), status_code=200 if status == "ok" else 503)
 
 
 @router.get(

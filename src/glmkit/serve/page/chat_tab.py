@@ -37,7 +37,7 @@ class _Turn:
 
 
 class _Turns:
-    """What happens to a conversation; each update is (messages, input box)."""
+    """Changes of a conversation; each update is (messages, input box)."""
 
     def __init__(self, caller: Caller, facts: Facts, controls: Parameters) -> None:
         self._caller, self._facts, self._controls = caller, facts, controls

@@ -1,4 +1,4 @@
-"""What the page needs to know of the model and the server."""
+"""Facts of the model and the server that the page shows."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What the tabs share in answering: the call to the server, its key, and what people read when it is refused."""
+"""Shared parts of answering in the tabs: the call to the server, its key, and the notices of refusals."""
 
 from collections.abc import AsyncGenerator, Mapping
 from html import escape

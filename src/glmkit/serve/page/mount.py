@@ -130,7 +130,7 @@ class _PageRoute(BaseRoute):
         self._page, self._sessions = page, sessions
 
     def matches(self, scope: Scope) -> tuple[Match, dict[str, Any]]:
-        """As a route does, without scope changes."""
+        """Match like a route, without scope changes."""
         if scope["type"] == "http" and is_page_path(scope["method"], _path(scope)):
             return Match.FULL, {}
         return Match.NONE, {}

@@ -1,4 +1,4 @@
-"""Which answers are being written for which open page, so that they can be stopped."""
+"""Answers that are being written for each open page, so that they can be stopped."""
 
 from collections import defaultdict
 from collections.abc import Iterator

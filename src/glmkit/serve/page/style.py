@@ -169,7 +169,7 @@ def theme() -> Any:
 
 
 def head(*, names: Mapping[str, Sequence[str]], hints: Mapping[str, Sequence[str]]) -> str:
-    """What stands in the page's head besides the CSS: its icon and what depends on the browser's language.
+    """The page's head besides the CSS: its icon and the parts that depend on the browser's language.
 
     names: of the buttons that have but an icon, in English and in Chinese, by their mark in the page; hints: what empty
     results say, by the id of their component.

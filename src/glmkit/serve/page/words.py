@@ -73,7 +73,7 @@ _CHINESE = ("zh", "zh-CN", "zh-SG", "zh-TW", "zh-HK")
 
 
 def translations(blanks: Sequence[str]) -> dict[str, dict[str, str]]:
-    """All texts by the browser's language, for the parts of the page that the browser translates."""
+    """Texts by the browser's language, for the parts of the page that the browser translates."""
     english, chinese = ({key: texts[language] for key, texts in _WORDS.items()} for language in (0, 1))
     english["fill_input_info"] = english["fill_input_info"].format(blanks=" or ".join(blanks))
     chinese["fill_input_info"] = chinese["fill_input_info"].format(blanks=" 或 ".join(blanks))

@@ -1,1 +1,1 @@
-"""What goes over the wire: requests, responses and chunks, as strict types that also make the OpenAPI document."""
+"""Requests, responses and chunks as they go over the wire: strict types that also make the OpenAPI document."""

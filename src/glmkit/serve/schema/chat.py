@@ -1,6 +1,6 @@
-"""`/v1/chat/completions`: OpenAI's fields and some more; what is refused says so in the schema."""
+"""Types of `/v1/chat/completions`: OpenAI's fields and some more; the schema shows those that are refused."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
@@ -9,9 +9,7 @@ from glmkit.generate.params import MAX_ALTERNATIVES
 
 from .common import Alternatives, Answering, Body, ChatLogprobs, Count, Empty, JsonObject, Off, Reply, Usage, by_kind
 
-# --- FOLDED serve/protocol/tools
-# Functions that a model may ask for, and its calls of them.
-
+# --- functions that a model may ask for, and its calls of them --------------------------------------------------------
 
 FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -78,8 +76,7 @@ class CalledToolDelta(Reply):
     function: CalledFunctionDelta
 
 
-# --- FOLDED serve/protocol/messages
-# Messages of a conversation, told apart by their role.
+# --- messages of a conversation, told apart by their role -------------------------------------------------------------
 
 
 class TextPart(Body):
@@ -102,7 +99,7 @@ Content = Annotated[
 
 
 class SystemMessage(Body):
-    """What holds for the whole conversation."""
+    """Instructions for the whole conversation."""
 
     role: Literal["system", "developer"]
     content: Content
@@ -110,7 +107,7 @@ class SystemMessage(Body):
 
 
 class UserMessage(Body):
-    """What a person said."""
+    """A person's message."""
 
     role: Literal["user"]
     content: Content
@@ -118,7 +115,7 @@ class UserMessage(Body):
 
 
 class AssistantMessage(Body):
-    """What the model said before. The fields that only answers have may come back as they were sent: empty."""
+    """An earlier answer of the model. The fields that only answers have may come back as they were sent: empty."""
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -127,11 +124,11 @@ class AssistantMessage(Body):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[object], Field(max_length=0)] | None = None
 
 
 class ToolMessage(Body):
-    """What a called function gave."""
+    """The outcome of a called function."""
 
     role: Literal["tool"]
     content: Content
@@ -202,11 +199,11 @@ class ChatRequest(Answering):
 
     @property
     def longest(self) -> int | None:
-        """As in `Answering`, under either name."""
+        """The longest answer, in tokens, under either of its names."""
         return self.max_tokens or self.max_completion_tokens
 
-    def options(self) -> dict[str, Any]:
-        """As in `Writing`, and the alternatives."""
+    def options(self) -> dict[str, object]:
+        """Give the options as `Answering` does, and the number of alternatives."""
         alternatives = {"logprobs": self.top_logprobs or 0} if self.logprobs else {}
         return {**super().options(), **alternatives}
 
@@ -245,7 +242,7 @@ class ChatCompletion(Reply):
 
 
 class Delta(Reply):
-    """What is new in an answer; absent fields say nothing."""
+    """News of an answer; absent fields say nothing."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None

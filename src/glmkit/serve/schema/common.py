@@ -17,6 +17,8 @@ from glmkit.generate.params import MAX_ALTERNATIVES, OPTIONS, Face, Option, opti
 # Far beyond every use, and within 64 bits for all who read the document of the interface.
 LARGEST = 2**31 - 1
 
+# --- JSON values ------------------------------------------------------------------------------------------------------
+
 
 class Body(BaseModel):
     """A JSON object in a request; fields that it does not have are refused."""
@@ -31,12 +33,12 @@ class Reply(BaseModel):
 
 
 def whole(value: object) -> object:
-    """A whole number written as 1.0 as one; anything else as it is."""
+    """Turn a whole number written as 1.0 into one; give anything else back as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _plain(value: object) -> object:
-    """Raises ValueError for what JSON cannot hold, wherever it is: NaN, infinities, lone surrogates."""
+    """Raise ValueError for what JSON cannot hold, wherever it is: NaN, infinities, lone surrogates."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -74,8 +76,8 @@ Off = Annotated[Literal[False], BeforeValidator(_off)]
 WHOLE = BeforeValidator(whole)
 Count = Annotated[int, Field(ge=1, le=LARGEST), WHOLE]
 CountOrNone = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_plain)]
-Empty = Annotated[dict[str, Any], Field(max_length=0), BeforeValidator(_plain)]
+JsonObject = Annotated[dict[str, object], BeforeValidator(_plain)]
+Empty = Annotated[dict[str, object], Field(max_length=0), BeforeValidator(_plain)]
 
 
 # --- options of decoding ----------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def _type_of(option: Option) -> Any:
     return Annotated[int, Field(ge=low, le=most if high is None else high), WHOLE]
 
 
-def _described(option: Option) -> Any:
+def _described(option: Option) -> object:
     text = option.api_help or option.help
     most = "" if option.max_items is None else f"; {option.max_items} {option.item}s at most"
     return Field(None, description=f"{text[0].upper()}{text[1:]}{most}.")
@@ -142,10 +144,10 @@ class Writing(Body):
 
     @property
     def include_usage(self) -> bool:
-        """Whether the stream ends with a count of tokens."""
+        """True when the stream is to end with a count of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """Fields of `GenerationParams` that were given, and a seed in any case.
 
         `top_p` 0 leaves the likeliest token alone, as the smallest mass above 0 does.
@@ -173,10 +175,10 @@ class Answering(Writing):
         """The longest answer that was asked for, in tokens."""
         return self.max_tokens
 
-    def options(self) -> dict[str, Any]:
-        """As in `Writing`; of beams, which are greedy, the `n` best are given."""
+    def options(self) -> dict[str, object]:
+        """Give the options as `Writing` does; of beams, which are greedy, the `n` best are returned."""
         values = super().options()
-        if values.get("num_beams", 1) > 1:
+        if (self.num_beams or 1) > 1:
             values = {"temperature": 0.0, **values}
             values |= {"num_return_sequences": values.pop("n")} if "n" in values else {}
         return values
@@ -236,7 +238,7 @@ class Alternative(Reply):
 
     token: str
     bytes: list[int] | None = Field(description="Of its UTF-8 text, which may be less than a character.")
-    logprob: float = Field(description="Natural logarithm of the model's own probability, before every cut.")
+    logprob: float = Field(description="Natural logarithm of the model's own probability, before every filter.")
 
 
 class TokenLogprob(Alternative):

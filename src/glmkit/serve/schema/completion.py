@@ -1,6 +1,6 @@
-"""`/v1/completions`: texts to go on with, or to fill up to a suffix."""
+"""Types of `/v1/completions`: texts to continue, or to fill up to a suffix."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
@@ -17,8 +17,8 @@ EXAMPLE: JsonDict = {
 MOST_PROMPTS, MOST_ALTERNATIVES, MOST_TRIED = 128, 5, 20
 
 
-def _all_whole(value: Any) -> Any:
-    """What `WHOLE` does, for a long list at once."""
+def _all_whole(value: object) -> object:
+    """Do what `WHOLE` does, for a long list at once."""
     return [whole(item) for item in value] if isinstance(value, list) and float in {*map(type, value)} else value
 
 
@@ -26,7 +26,7 @@ TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1), BeforeValidator(_all_whole)]
 
 
-def _kind(value: Any) -> str | None:
+def _kind(value: object) -> str | None:
     if isinstance(value, str):
         return "~text"
     if not isinstance(value, list):

@@ -1,6 +1,6 @@
-"""`/v1/infill`: a text with blanks, each of which is answered."""
+"""Types of `/v1/infill`: a text with blanks, each of which is answered."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -22,7 +22,7 @@ class InfillRequest(Writing):
         None, description="One part B for all blanks, or one blank after the other; the family's way when absent."
     )
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """Keys of `GenerationParams`."""
         return {"max_new_tokens": self.max_tokens or 64, **super().options()}
 

@@ -1,20 +1,22 @@
-"""What is wrong with a request: the first problem that its types found, in one line, with the field's name."""
+"""Validation of requests by their types: one clear error, with the name of the field."""
 
 import reprlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Sized
 from typing import Any, cast
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic_core import ErrorDetails
 
 from glmkit.errors import did_you_mean
 
 from ..error_responses import ApiError
 from .common import Body
 
-# Where leaving it out is not all that can be done.
+Key = int | str  # of an object or a list in the body
+
+# Advice where leaving a field out is not all that can be done.
 _INSTEAD = {
     "functions": "use tools",
     "function_call": "use tool_choice",
@@ -46,57 +48,69 @@ _BOUNDS = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
-    """param: the field as a path, "messages[0].content"; None where the body as a whole is meant."""
+class JsonRoute(APIRoute):
+    """A route whose request is one `Body`; the first error of its types becomes an `ApiError` that names the field."""
 
-    message: str
-    param: str | None = None
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give FastAPI's handler with other errors behind it."""
+        handler = super().get_route_handler()
+        field = self.body_field
+        model = None if field is None else cast(type[Body], field.field_info.annotation)
+
+        async def read(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestValidationError as error:
+                if model is None:
+                    raise
+                raise first_problem(error.errors(), model, error.body) from None
+
+        return read
 
 
-def first_problem(errors: Sequence[Mapping[str, Any]], model: type[Body], body: Any) -> Problem:
-    """The first of pydantic's errors. Their places begin with "body", as FastAPI gives them.
+def first_problem(errors: Sequence[ErrorDetails], model: type[Body], body: object) -> ApiError:
+    """The first of pydantic's errors, whose `loc` begins with "body", as FastAPI gives it. `param` is a path.
 
     An unknown field comes before a missing one, for it is often that one with its name misspelt.
     """
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]
     error = unknown[0] if unknown and errors[0]["type"] == "missing" else errors[0]
-    keys = place(error["loc"][1:], body, missing=error["type"] == "missing")
+    keys = field_keys(error["loc"][1:], body, missing=error["type"] == "missing")
     kind, given = error["type"], error["input"]
     if kind.startswith("union_tag"):
         given = given.get("role") if isinstance(given, Mapping) else given
         keys, known = [*keys, "role"], str(error["ctx"].get("expected_tags", "a role such as 'user'"))
         wrong = "is missing" if kind == "union_tag_not_found" else f"is {_short(given)}"
-        return Problem(f"{path(keys)} {wrong}; give {known}", path(keys))
+        return ApiError(400, f"{path(keys)} {wrong}; give {known}", param=path(keys))
     if not keys:
-        return Problem(_whole_body(kind, given))
+        return ApiError(400, _whole_body(kind, given))
     name = path(keys)
     if kind == "extra_forbidden":
-        return Problem(_unknown(keys, model), name)
-    return Problem(_sentence(name, kind, given, error), name)
+        return ApiError(400, _unknown(keys, model), param=name)
+    return ApiError(400, _sentence(name, kind, given, error), param=name)
 
 
-def place(loc: Sequence[Any], body: Any, *, missing: bool = False) -> list[Any]:
+def field_keys(loc: Sequence[Key], body: object, *, missing: bool = False) -> list[Key]:
     """Keys and indices from the body to a value, without the tags of unions, which are not in the body."""
-    keys: list[Any] = []
+    keys: list[Key] = []
     for number, key in enumerate(loc):
-        inside = isinstance(body, Mapping) and key in body
-        if inside or (isinstance(body, list) and isinstance(key, int) and key < len(body)):
-            body = body[key]
+        held = dict(enumerate(body)) if isinstance(body, list) else body
+        if isinstance(held, Mapping) and key in held:
+            body = held[key]
             keys.append(key)
         elif missing and number == len(loc) - 1:
             keys.append(key)
     return keys
 
 
-def path(keys: Sequence[Any]) -> str:
-    """["messages", 0, "content"] as messages[0].content."""
+def path(keys: Sequence[Key]) -> str:
+    """Write ["messages", 0, "content"] as messages[0].content."""
     parts = (f"[{key}]" if isinstance(key, int) else f".{_plain(key)}" for key in keys)
     return "".join(parts).removeprefix(".")
 
 
-def _sentence(name: str, kind: str, given: Any, error: Mapping[str, Any]) -> str:
-    context = error.get("ctx", {})
+def _sentence(name: str, kind: str, given: object, error: ErrorDetails) -> str:
+    context, size = error.get("ctx", {}), len(given) if isinstance(given, Sized) else 0
     what = f"{name} is {_short(given)}"
     instead = _INSTEAD.get(name) or _INSTEAD.get(name.split(".")[-1]) or _INSTEAD.get(name.split(".")[0])
     if kind == "none_required" or (instead and kind in ("too_long", "literal_error")):
@@ -108,10 +122,11 @@ def _sentence(name: str, kind: str, given: Any, error: Mapping[str, Any]) -> str
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         return f"{what}; give {words} {context[bound]}"
+    length = context.get("actual_length") or size
     sizes: dict[str, Callable[[], str]] = {
-        "too_long": lambda: f"{name} has {_count(context, given)} items; give at most {context['max_length']}",
-        "too_short": lambda: f"{name} has {_count(context, given)} items; give at least {context['min_length']}",
-        "string_too_long": lambda: f"{name} has {len(given)} characters; give at most {context['max_length']}",
+        "too_long": lambda: f"{name} has {length} items; give at most {context['max_length']}",
+        "too_short": lambda: f"{name} has {size} items; give at least {context['min_length']}",
+        "string_too_long": lambda: f"{name} has {size} characters; give at most {context['max_length']}",
         "string_too_short": lambda: f"{name} is empty; give a text, or leave it out",
         "string_pattern_mismatch": lambda: f"{what}; give what matches {context['pattern']}",
         "finite_number": lambda: f"{what}; give a finite number",
@@ -122,7 +137,7 @@ def _sentence(name: str, kind: str, given: Any, error: Mapping[str, Any]) -> str
     return f"{what}; give {_KINDS[kind.removesuffix('_type')]}" if _is_known(kind) else f"{what}; {error['msg']}"
 
 
-def _unknown(keys: Sequence[Any], model: type[Body]) -> str:
+def _unknown(keys: Sequence[Key], model: type[Body]) -> str:
     name, short = path(keys), str(keys[-1])
     known = set(model.model_fields)
     if len(keys) > 1:
@@ -132,21 +147,17 @@ def _unknown(keys: Sequence[Any], model: type[Body]) -> str:
     return f"unknown field {_short(name)}; {hint}"
 
 
-def _whole_body(kind: str, given: Any) -> str:
+def _whole_body(kind: str, given: object) -> str:
     if kind == "missing":
         return "the request has no body; send a JSON object"
     return f"the body is {_short(given)}; send a JSON object"
-
-
-def _count(context: Mapping[str, Any], given: Any) -> int:
-    return int(context.get("actual_length") or (len(given) if hasattr(given, "__len__") else 0))
 
 
 def _is_known(kind: str) -> bool:
     return kind.endswith("_type") and kind.removesuffix("_type") in _KINDS
 
 
-def _plain(key: Any) -> str:
+def _plain(key: Key) -> str:
     """A key as a short line that can be sent, whatever a client wrote there."""
     text = str(key)[:80]
     return text if text.isprintable() else repr(text)[1:-1]
@@ -157,34 +168,9 @@ _repr.maxstring = _repr.maxother = 60
 _repr.maxlong = 30
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value as JSON people write it, cut where it is long."""
     special = {True: "true", False: "false"}
     if isinstance(value, bool):
         return special[value]
     return "null" if value is None else _repr.repr(value)
-
-
-# --- FOLDED serve/protocol/reading
-# One clear error, with the name of the field, for a request that its types refuse.
-
-
-class JsonRoute(APIRoute):
-    """A route whose request is one `Body`. Whatever is wrong with it becomes one `ApiError` that names the field."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler with other errors behind it."""
-        handler = super().get_route_handler()
-        field = self.body_field
-        model = None if field is None else cast(type[Body], field.field_info.annotation)
-
-        async def read(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except RequestValidationError as error:
-                if model is None:
-                    raise
-                problem = first_problem(error.errors(), model, error.body)
-                raise ApiError(400, problem.message, param=problem.param) from None
-
-        return read
