@@ -17,7 +17,7 @@ from glmkit.serve.schema.completion import EXAMPLE as TEXT_EXAMPLE
 from glmkit.serve.schema.completion import CompletionRequest
 from glmkit.serve.schema.infill import EXAMPLE as INFILL_EXAMPLE
 from glmkit.serve.schema.infill import InfillRequest
-from glmkit.serve.schema.validation import first_problem, path, place
+from glmkit.serve.schema.validation import field_keys, first_problem, path
 
 USER = {"role": "user", "content": "q"}
 BODIES: dict[type[Body], dict[str, Any]] = {
@@ -322,8 +322,14 @@ def test_usage_adds_up() -> None:
 
 def test_places_leave_out_what_is_not_in_the_body() -> None:
     body = {"messages": [{"role": "user", "content": [{"type": "x"}]}]}
-    assert place(("messages", 0, "user", "content", "~parts", 0, "type"), body) == ["messages", 0, "content", 0, "type"]
-    assert place(("messages", 0, "user", "text"), body, missing=True)[-1] == "text"
+    assert field_keys(("messages", 0, "user", "content", "~parts", 0, "type"), body) == [
+        "messages",
+        0,
+        "content",
+        0,
+        "type",
+    ]
+    assert field_keys(("messages", 0, "user", "text"), body, missing=True)[-1] == "text"
     assert path(["messages", 0, "content", 1, "text"]) == "messages[0].content[1].text"
 
 

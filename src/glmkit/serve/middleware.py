@@ -22,7 +22,8 @@ from .state import State
 logger = logging.getLogger("glmkit.serve")
 access = logging.getLogger("glmkit.serve.access")
 
-ABORT = "glmkit.abort"  # key of a request's scope: a function that breaks its connection off
+# Keys of a request's scope: a function that breaks its connection off; True while a part of its body may be unread.
+ABORT, UNREAD = "glmkit.abort", "glmkit.unread"
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _NO_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
@@ -97,6 +98,7 @@ class _Exchange:
     async def run(self) -> None:
         """Answer the request; every way out is counted and logged."""
         token = enter(self._client)
+        self._outer[UNREAD] = "content-length" in self._headers or "transfer-encoding" in self._headers
         try:
             try:
                 await self._answer()
@@ -116,7 +118,7 @@ class _Exchange:
 
     async def _answer(self) -> None:
         self._guard.check(self._path, self._method, self._headers)
-        if self._method not in _NO_BODY or "content-length" in self._headers or "transfer-encoding" in self._headers:
+        if self._method not in _NO_BODY or self._outer[UNREAD]:
             await self._take_body()
         if self._method == "HEAD":
             self._scope["method"] = "GET"
@@ -135,6 +137,7 @@ class _Exchange:
             self._body = await read_body(
                 self._receive, headers, limit=limits.max_body_bytes, seconds=limits.read_seconds
             )
+            self._outer[UNREAD] = False
         except ApiError as error:
             if error.status in (408, 413):
                 self._state.metrics.rejected(error.code or "")

@@ -20,7 +20,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from glmkit.errors import ConfigError
 
-from .middleware import ABORT
+from .middleware import ABORT, UNREAD
 from .settings import ServeSettings
 from .state import State
 
@@ -35,7 +35,7 @@ Address = tuple[str, int]
 
 
 class _Idle(NamedTuple):
-    """since: loop time of the end of a connection's last request; seconds: until it may send no next one."""
+    """since: loop time of the end of a connection's last answer; seconds: for the next request, or the rest of this."""
 
     since: float
     seconds: float
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
             ws="none",
             interface="asgi3",
             log_config=None,
-            access_log=False,  # it would show queries; the guard writes a log without them
+            access_log=False,
             server_header=False,
             proxy_headers=False,  # they are read behind `_answer`, which needs the address of the connection itself
             limit_concurrency=settings.max_connections + 1,
@@ -83,6 +83,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
             lifespan="on",
         )
+        # It would show queries, which may hold keys; the guard writes a log without them.
+        logging.getLogger("uvicorn.access").disabled = True
         super().__init__(config)
         self.ended_by: int | None = None
         # The same protocol under uvicorn's types of its own.
@@ -127,7 +129,8 @@ class Server(uvicorn.Server):
             await self._app(scope, receive, send)
         finally:
             self._busy.discard(address)
-            self._idle[address] = _Idle(self.loop.time(), _KEEP_ALIVE + self._settings.read_seconds)
+            more = 0 if scope.get(UNREAD) else _KEEP_ALIVE
+            self._idle[address] = _Idle(self.loop.time(), more + self._settings.read_seconds)
 
     def _abort(self, address: Address) -> None:
         for other, transport in self._transports():
