@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmkit.adapters.attach import attached
+from glmkit.adapters.attach import adapter_off, attached
 from glmkit.adapters.prefix.encoder import PrefixEncoder
 from glmkit.adapters.prefix.prefix_adapter import PrefixAdapter
 from glmkit.config import GLMConfig, SpecialIds
@@ -178,3 +178,17 @@ def encoder_of(model: GLM) -> PrefixEncoder:
     found = attached(model)
     assert isinstance(found, PrefixAdapter)
     return found.encoder
+
+
+def adapter_delta(model: GLM, input_ids: Tensor) -> float:
+    """The largest change of a logit that the adapter makes on `input_ids` (B,T): 0 means that it does nothing."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            with_it = model(input_ids).float()
+            with adapter_off(model):
+                without = model(input_ids).float()
+    finally:
+        model.train(training)
+    return float((with_it - without).abs().max())

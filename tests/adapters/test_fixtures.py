@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.published import encoder_of
-from glmkit.adapters.attach import adapter_delta
+from adapters.published import adapter_delta, encoder_of
 from glmkit.adapters.directory import save_adapter
 from glmkit.loading import load_parts
 from glmkit.model import GLM

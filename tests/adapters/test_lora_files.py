@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.paddle_files import write_paddle
-from adapters.published import TINY, ids, matrix_shapes, tiny_model, with_deltas
-from glmkit.adapters.attach import adapter_delta, attached, detach_adapter, merge_adapter, new_adapter
+from adapters.published import TINY, adapter_delta, ids, matrix_shapes, tiny_model, with_deltas
+from glmkit.adapters.attach import attached, detach_adapter, merge_adapter, new_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.adapters.lora.layer import LoraLinear, LowRank, grouped_to_dense, join_rows, split_rows
 from glmkit.adapters.lora.lora_adapter import LoraOptions

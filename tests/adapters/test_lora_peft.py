@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.published import TINY, Skeleton, ids, tiny_model, transformers_pair, with_deltas
-from glmkit.adapters.attach import adapter_delta, attached, detach_adapter, merge_adapter
+from adapters.published import TINY, Skeleton, adapter_delta, ids, tiny_model, transformers_pair, with_deltas
+from glmkit.adapters.attach import attached, detach_adapter, merge_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.families.family import all_families
 

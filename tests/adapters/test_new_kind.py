@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import glmkit
-from adapters.published import ids, tiny_model
+from adapters.published import adapter_delta, ids, tiny_model
 from glmkit import adapters
 from glmkit.adapters.adapter import all_kinds, kind_named
 from glmkit.adapters.attach import (
-    adapter_delta,
     adapter_off,
     attached,
     detach_adapter,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.published import TINY, encoder_of, ids, tiny_model, transformers_pair
-from glmkit.adapters.attach import adapter_delta, detach_adapter, merge_adapter, new_adapter
+from adapters.published import TINY, adapter_delta, encoder_of, ids, tiny_model, transformers_pair
+from glmkit.adapters.attach import detach_adapter, merge_adapter, new_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.adapters.prefix.encoder import PrefixEncoder, build_encoder, prefix_width
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions

@@ -10,7 +10,7 @@ from glmkit.families.common import round_chat as chatglm_chat
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import DATE_MARK, ChatTemplate, ReplyStream
 from glmkit.tokenizer.inputs import InputTokenizer
-from support.chat import VOCABULARIES
+from support.chat import VOCABULARIES, WholeReply
 from support.served_models import CHAT_FAMILIES, small_chat
 from support.shared import shared_dir
 
@@ -32,26 +32,8 @@ PARTS = [
 ]  # fmt: skip
 
 
-class Whole:
-    """The reply as the published code reads it: all of it, again and again."""
-
-    def __init__(self, template: ChatTemplate) -> None:
-        self._template, self._text, self._sent = template, "", 0
-
-    def feed(self, text: str) -> None:
-        self._text += text
-
-    def shown(self) -> str:
-        return self._template.shown(self._text)
-
-    def fresh(self, *, final: bool = False) -> str:
-        settled = self._template.settled(self._text, final=final)
-        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
-        return piece
-
-
 def assert_same_steps(template: ChatTemplate, pieces: list[str], draw: random.Random) -> None:
-    cleaner, whole = template.cleaner(), Whole(template)
+    cleaner, whole = template.cleaner(), WholeReply(template)
     for number, piece in enumerate(pieces):
         cleaner.feed(piece)
         whole.feed(piece)
@@ -84,7 +66,7 @@ def assert_same_streams(template: ChatTemplate, tokenizer: InputTokenizer, seed:
             few += tokenizer.encode(part)
         ids = draw.choices(few, k=60)
         stream, slow = ReplyStream(template, tokenizer), ReplyStream(template, tokenizer)
-        slow._cleaner = Whole(template)
+        slow._cleaner = WholeReply(template)
         for index in ids:
             assert stream.push(index) == slow.push(index), number
             assert stream.fresh() == slow.fresh(), number

@@ -11,6 +11,7 @@ from glmkit.families.family import family_named
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
+from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 from support.tiny import tiny_config
@@ -57,3 +58,21 @@ def say(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> None:
         return logits_RV
 
     monkeypatch.setattr(GLM, "head", head)
+
+
+class WholeReply:
+    """The reply as the published code reads it: all of it, again and again."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template, self._text, self._sent = template, "", 0
+
+    def feed(self, text: str) -> None:
+        self._text += text
+
+    def shown(self) -> str:
+        return self._template.shown(self._text)
+
+    def fresh(self, *, final: bool = False) -> str:
+        settled = self._template.settled(self._text, final=final)
+        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
+        return piece

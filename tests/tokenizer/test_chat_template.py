@@ -17,6 +17,7 @@ from glmkit.tokenizer.chat_template import (
     without_part_of,
 )
 from glmkit.tokenizer.inputs import InputTokenizer
+from support.chat import WholeReply
 from tokenizer.tiny_ranks import tiny_tokenizer
 
 
@@ -52,6 +53,9 @@ class Plain(ChatTemplate):
 
     def settled(self, text: str, *, final: bool = False) -> str:
         return text.upper() if final else text.upper()[:-1]
+
+    def cleaner(self) -> WholeReply:
+        return WholeReply(self)
 
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         return (tokenizer.special.eos,)

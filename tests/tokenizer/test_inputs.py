@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
-from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side, Strategy, truncate
+from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side, Strategy
 
 SPECIAL = SpecialIds(pad=0, eos=1, cls=2, mask=3, smask=None, gmask=4, sop=5, eop=6)
 
@@ -82,9 +82,9 @@ def test_truncation(first: int, second: int | None, room: int, side: Side, strat
     expected = cut_one_by_one(ids, pair, room, side, strategy)
     if expected is None:
         with pytest.raises(TokenizerError, match=r"max_length leaves .* raise max_length by at least \d"):
-            truncate(ids, pair, room, side=side, strategy=strategy)
+            Letters().truncate(ids, pair, room, side=side, strategy=strategy)
     else:
-        assert truncate(ids, pair, room, side=side, strategy=strategy) == expected
+        assert Letters().truncate(ids, pair, room, side=side, strategy=strategy) == expected
 
 
 def test_added_tokens_stay() -> None:

@@ -3,9 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor
-
 from glmkit.errors import RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
@@ -102,20 +99,6 @@ def adapter_off(model: GLM) -> Iterator[None]:
         yield
     finally:
         adapter.put_on(model)
-
-
-def adapter_delta(model: GLM, input_ids: Tensor) -> float:
-    """The largest change of a logit that the adapter makes on `input_ids` (B,T): 0 means that it does nothing."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            with_it = model(input_ids).float()
-            with adapter_off(model):
-                without = model(input_ids).float()
-    finally:
-        model.train(training)
-    return float((with_it - without).abs().max())
 
 
 def _release(adapter: Adapter) -> None:

@@ -156,9 +156,9 @@ class ChatTemplate(ABC):
     def settled(self, text: str, *, final: bool = False) -> str:
         """The part of an unfinished reply's text that no later token can change; with `final`, all of it."""
 
+    @abstractmethod
     def cleaner(self) -> ReplyCleaner:
-        """A reader of one reply, piece by piece. A template whose `shown` and `settled` take long has its own."""
-        return _WholeReply(self)
+        """A reader of one reply, piece by piece: at any time `shown` and `settled` of the text so far."""
 
     @abstractmethod
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
@@ -233,24 +233,6 @@ class ReplyStream:
     def _read(self, text: str) -> None:
         self._raw.add(text)
         self._cleaner.feed(text)
-
-
-class _WholeReply:
-    """A reply that is looked at from its beginning again and again."""
-
-    def __init__(self, template: ChatTemplate) -> None:
-        self._template, self._raw, self._sent = template, Gathered(), 0
-
-    def feed(self, text: str) -> None:
-        self._raw.add(text)
-
-    def shown(self) -> str:
-        return self._template.shown(self._raw.text())
-
-    def fresh(self, *, final: bool = False) -> str:
-        settled = self._template.settled(self._raw.text(), final=final)
-        piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
-        return piece
 
 
 def token_id(tokenizer: InputTokenizer, name: str) -> int:

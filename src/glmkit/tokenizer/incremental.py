@@ -139,9 +139,7 @@ codecs.register_error(_EACH_BYTE, _replace_one_byte)
 class Decodes(Protocol):
     """The part of a `Tokenizer` that gives text."""
 
-    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-        """Text of the ids."""
-        ...
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str: ...
 
 
 @runtime_checkable

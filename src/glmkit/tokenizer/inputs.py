@@ -3,7 +3,6 @@
 Legend: B rows, T columns.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 
 from .explain import Explainable
+from .protocol import Tokenizer
 
 Side = Literal["left", "right"]
 Strategy = Literal["longest_first", "only_first", "only_second"]
@@ -57,7 +56,7 @@ class PaddedBatch:
         return seen_BTT[:, None]
 
 
-class InputTokenizer(Explainable, ABC):
+class InputTokenizer(Explainable, Tokenizer, ABC):
     """A `Tokenizer` that also builds the input of its models.
 
     A subclass gives what `Tokenizer` asks for, `build_inputs`, and `row_layout` where its models are not causal.
@@ -66,46 +65,14 @@ class InputTokenizer(Explainable, ABC):
     padding_side: Side = "right"
     truncation_side: Side = "right"
 
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """See `Tokenizer`."""
-
-    @property
-    @abstractmethod
-    def special(self) -> SpecialIds:
-        """See `Tokenizer`."""
-
-    @abstractmethod
-    def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        """See `Tokenizer`."""
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-        """See `Tokenizer`."""
-
-    @abstractmethod
-    def id_to_token(self, index: int) -> str:
-        """See `Tokenizer`."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """See `Tokenizer`."""
-
-    @abstractmethod
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """See `Tokenizer`."""
-
     @abstractmethod
     def build_inputs(self, ids: Sequence[int], pair: Sequence[int] | None = None) -> list[int]:
         """The ids with the tokens that the model expects around them; `pair` is the second text or the answer."""
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """See `Tokenizer`."""
         return [self.encode(text) for text in texts]
 
     def without_blank_space(self, text: str) -> str:
-        """See `Tokenizer`."""
         return text
 
     @property
@@ -159,7 +126,30 @@ class InputTokenizer(Explainable, ABC):
         strategy: Strategy = "longest_first",
     ) -> tuple[list[int], list[int] | None]:
         """Cut one row, or two, to `room` tokens together. Raises TokenizerError as `encode_inputs` does."""
-        return truncate(ids, pair, room, side=side or self.truncation_side, strategy=strategy)
+        side = side or self.truncation_side
+        if strategy not in get_args(Strategy):
+            raise TokenizerError(f"strategy is {strategy!r}", step=f"use one of {', '.join(get_args(Strategy))}")
+        if side not in get_args(Side):
+            raise TokenizerError(f"truncation side is {side!r}", step="use left or right")
+        first, second = len(ids), 0 if pair is None else len(pair)
+        excess = first + second - room
+        if excess > 0:
+            if pair is not None and strategy == "longest_first":
+                fits = excess <= first + second
+                first, second = _longest_first(first, second, max(room, 0))
+            elif strategy == "only_second":
+                fits = excess < second
+                second -= excess
+            else:
+                fits = excess < first
+                first -= excess
+            if not fits:
+                texts = f"{len(ids)} tokens" if pair is None else f"{len(ids)} and {len(pair)} tokens"
+                raise TokenizerError(
+                    f"max_length leaves {room} of the {texts} beside what is added, too few for strategy {strategy}",
+                    step=f"raise max_length by at least {max(1 - room, 1)}",
+                )
+        return _keep(ids, first, side), None if pair is None else _keep(pair, second, side)
 
     def pad_batch(
         self,
@@ -176,40 +166,6 @@ class InputTokenizer(Explainable, ABC):
         layouts = [self.row_layout(row) for row in rows]
         side = side or self.padding_side
         return pad_rows(rows, layouts, pad_id=self.pad_id, side=side, length=length, multiple_of=multiple_of)
-
-
-def truncate(
-    ids: Sequence[int],
-    pair: Sequence[int] | None,
-    room: int,
-    *,
-    side: Side,
-    strategy: Strategy = "longest_first",
-) -> tuple[list[int], list[int] | None]:
-    """Cut one row, or two, to `room` tokens together. See `InputTokenizer.encode_inputs`."""
-    if strategy not in get_args(Strategy):
-        raise TokenizerError(f"strategy is {strategy!r}", step=f"use one of {', '.join(get_args(Strategy))}")
-    if side not in get_args(Side):
-        raise TokenizerError(f"truncation side is {side!r}", step="use left or right")
-    first, second = len(ids), 0 if pair is None else len(pair)
-    excess = first + second - room
-    if excess > 0:
-        if pair is not None and strategy == "longest_first":
-            fits = excess <= first + second
-            first, second = _longest_first(first, second, max(room, 0))
-        elif strategy == "only_second":
-            fits = excess < second
-            second -= excess
-        else:
-            fits = excess < first
-            first -= excess
-        if not fits:
-            texts = f"{len(ids)} tokens" if pair is None else f"{len(ids)} and {len(pair)} tokens"
-            raise TokenizerError(
-                f"max_length leaves {room} of the {texts} beside what is added, too few for strategy {strategy}",
-                step=f"raise max_length by at least {max(1 - room, 1)}",
-            )
-    return _keep(ids, first, side), None if pair is None else _keep(pair, second, side)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -121,8 +121,7 @@ class LoraAdapter(Adapter):
         stems = [*found.updates, *(stem for stem, _ in found.whole)]
         naming = choose_naming(namings(base), stems, transposed=files.origin == PADDLE, source=str(files.weights))
         updates = _own_updates(base.model, found, naming)
-        for group in _tied_record(files):
-            _tie(updates, group)
+        _tie(updates, files)
         replaced: dict[str, nn.Parameter] = {}
         for (stem, parameter), tensor in found.whole.items():
             parts = naming.find(stem) or ()
@@ -233,22 +232,19 @@ def _own_updates(model: GLM, found: LoraContents, naming: Naming) -> dict[str, L
     return updates
 
 
-def _tied_record(files: AdapterFiles) -> list[list[str]]:
+def _tie(updates: dict[str, LowRank], files: AdapterFiles) -> None:
+    """Share one A again where it was one when we wrote it, which PEFT's files cannot say."""
     tied = files.record.get("tied", [])
     if not isinstance(tied, list) or not all(isinstance(group, list) for group in tied):
         raise CheckpointError(
             f"{files.weights.parent}: {RECORD}: tied is {tied!r}; it must be a list of lists of names"
         )
-    return tied
-
-
-def _tie(updates: dict[str, LowRank], group: Sequence[str]) -> None:
-    """Share one A again where it was one when we wrote it, which PEFT's files cannot say."""
-    members = [stem for stem in group if stem in updates]
-    for stem in members[1:]:
-        first, other = updates[members[0]], updates[stem]
-        if torch.equal(first.a_RI, other.a_RI):
-            updates[stem] = LowRank(first.a_RI, other.b_OR, other.scale)
+    for group in tied:
+        members = [stem for stem in group if stem in updates]
+        for stem in members[1:]:
+            first, other = updates[members[0]], updates[stem]
+            if torch.equal(first.a_RI, other.a_RI):
+                updates[stem] = LowRank(first.a_RI, other.b_OR, other.scale)
 
 
 def _replacements(

@@ -18,7 +18,7 @@ from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
 
 from .encoder import PrefixEncoder
-from .published import MARK, check_settings, paddle_prefix, published_settings, published_tensors, read_prefix
+from .published import MARK, PUBLISHED_PREFIX, check_settings, paddle_prefix, read_prefix
 
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 _CONFIG = "config.json"
@@ -105,9 +105,10 @@ class PrefixAdapter(Adapter):
             known = saving.layout.write_config(base.config, Extras())
         if not known:
             saving.notes.append(f"{_CONFIG} holds the prefix's two settings only; give a layout for the base's as well")
-        tensors = saving.converted(published_tensors(self.encoder), self.info.dtype)
-        torch.save(tensors, saving.folder / _WEIGHTS[0])
-        write_json(saving.folder / _CONFIG, published_settings(self.encoder, known))
+        tensors = {PUBLISHED_PREFIX + name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}
+        torch.save(saving.converted(tensors, self.info.dtype), saving.folder / _WEIGHTS[0])
+        own = {"pre_seq_len": self.encoder.length, "prefix_projection": self.encoder.trans is not None}
+        write_json(saving.folder / _CONFIG, {**known, **own})
         return OWN.name, {}
 
     # --- on the model -------------------------------------------------------------------------------------------------

@@ -89,16 +89,6 @@ def _inside(files: AdapterFiles) -> dict[str, Tensor]:
     return {name.rpartition(MARK)[2]: tensor for name, tensor in files.tensors.items()}
 
 
-def published_tensors(encoder: PrefixEncoder) -> dict[str, Tensor]:
-    """The encoder's weights under the names that the published training code gives them."""
-    return {PUBLISHED_PREFIX + name: tensor.detach() for name, tensor in encoder.state_dict().items()}
-
-
-def published_settings(encoder: PrefixEncoder, base: Mapping[str, object]) -> dict[str, object]:
-    """`config.json` as the published training code leaves it: the base's own keys and two more."""
-    return {**base, "pre_seq_len": encoder.length, "prefix_projection": encoder.trans is not None}
-
-
 def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, Tensor], dict[str, object]]:
     """(tensors, `prefix_config.json`) as PaddleNLP keeps them. Raises CheckpointError for widths it cannot have."""
     shared, table = config.kv_heads * config.head_dim, encoder.embedding.embedding_dim
