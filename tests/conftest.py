@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,8 +73,16 @@ def _unlisted(config: pytest.Config) -> Iterator[tuple[str, str]]:
             yield where, reason
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker process skipped: modules skipped at collection are reported nowhere else."""
+    _SKIPS.update(getattr(node, "workeroutput", {}).get("skips", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if exitstatus == pytest.ExitCode.OK and next(_unlisted(session.config), None):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skips"] = _SKIPS
+    elif exitstatus == pytest.ExitCode.OK and next(_unlisted(session.config), None):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

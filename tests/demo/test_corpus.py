@@ -55,6 +55,7 @@ def test_the_library_is_there_without_tests_and_idle(library):
     assert sum(len(module.text) for module in library.modules) > 5_000_000
 
 
+@pytest.mark.exhaustive
 def test_all_tables_of_encodings_are_one_cluster(library, parts):
     tables = {
         module.name

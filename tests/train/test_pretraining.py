@@ -236,6 +236,7 @@ def test_a_useless_preview_is_refused_at_the_start(recipe, store, tmp_path, caps
     assert main(arguments(recipe, store, tmp_path, *more)) == 0  # nobody asks for previews then
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_in_a_checkpoint_is_one_line(recipe, store, tmp_path):
     more = ("--max_steps", "2", "--checkpoint.every", "1", "--evaluation.every", "0", "--quiet")
     limit = 40_000  # metrics and recipe fit, the weights do not

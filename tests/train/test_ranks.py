@@ -50,6 +50,7 @@ def test_nan_on_one_rank_is_told_on_all(tmp_path):
     assert "loss is nan at step 3 in micro-batch 9 (mode bert)" in first
 
 
+@pytest.mark.exhaustive
 def test_a_broken_rank_ends_the_others():
     with pytest.raises(AssertionError, match="rank 1 broke"):
         run_ranks(fail_on_one, 2)
