@@ -36,6 +36,7 @@ def test_three_kills(tmp_path):
     assert len(read_metrics(tmp_path / "broken")) == 60 + 6
 
 
+@pytest.mark.exhaustive
 def test_sigterm_saves_and_exits_with_0(tmp_path):
     store = toy_store(tmp_path / "store")
     recipe = kill_resume.write_recipe(tmp_path / "recipe.yaml", steps=100_000)

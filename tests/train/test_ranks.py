@@ -37,7 +37,6 @@ def test_resume_on_the_same_ranks_is_bit_equal(tmp_path):
     assert resumed[0]["weights"] == whole[0]["weights"]
 
 
-@pytest.mark.exhaustive
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
     results = run_ranks(signalled, 2, str(tmp_path), 1, 3)
     assert results == [(3, "SIGTERM"), (3, "SIGTERM")]
