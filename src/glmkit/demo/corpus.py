@@ -11,7 +11,6 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from glmkit.demo.clusters import CONTAINMENT, JACCARD, SHINGLE, clusters, copies, overlap
 from glmkit.errors import DataError
@@ -95,7 +94,7 @@ class CorpusFacts:
     jaccard: float = JACCARD
     containment: float = CONTAINMENT
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 

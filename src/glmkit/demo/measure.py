@@ -36,7 +36,7 @@ class Measured:
     predictions: dict[Kind, list[list[int]]]
     rivals: dict[str, list[int]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Values for report.json: rates as {rate, low, high, n}, ratios as {ratio, low, high}."""
         return {
             "exact_match": _dicts(self.exact_match),

@@ -6,6 +6,8 @@ from typing import Any
 
 from glmkit.train.plot import loss_curve
 
+Values = Mapping[str, Any]  # parts of report.json
+
 KIND_NAMES = {"single_token": "one token", "multi_token": "2 to 6 tokens", "identifier": "one identifier"}
 BASELINE_NAMES = {
     "unigram": "most frequent token",
@@ -81,7 +83,7 @@ _LEGEND = (
 )
 
 
-def page(values: Mapping[str, Any]) -> str:
+def page(values: Values) -> str:
     """The whole page from the content of report.json (`Report.to_dict`)."""
     body = "\n".join(
         (
@@ -106,7 +108,7 @@ def page(values: Mapping[str, Any]) -> str:
     )
 
 
-def _tiles(values: Mapping[str, Any]) -> str:
+def _tiles(values: Values) -> str:
     ratio = values["ratio_to_left"]["ratio"]
     tiles = [
         (_percent(values["exact_match"]["single_token"]["rate"]), "of single-token blanks filled exactly"),
@@ -121,7 +123,7 @@ def _tiles(values: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _rates(values: Mapping[str, Any]) -> str:
+def _rates(values: Values) -> str:
     rows = []
     for kind, rate in values["exact_match"].items():
         rows.append(_rate_row(KIND_NAMES.get(kind, kind), "this model", rate, model=True))
@@ -147,7 +149,7 @@ def _rates(values: Mapping[str, Any]) -> str:
     )
 
 
-def _rate_row(kind: str, name: str, rate: Mapping[str, Any], *, model: bool = False) -> str:
+def _rate_row(kind: str, name: str, rate: Values, *, model: bool = False) -> str:
     low, high = 100 * rate["low"], 100 * rate["high"]
     bar = (
         f'<div class="bar"><i style="width:{100 * rate["rate"]:.1f}%"></i>'
@@ -160,7 +162,7 @@ def _rate_row(kind: str, name: str, rate: Mapping[str, Any], *, model: bool = Fa
     )
 
 
-def _loss(values: Mapping[str, Any]) -> str:
+def _loss(values: Values) -> str:
     svg = loss_curve(
         [(x, y) for x, y in values["training_losses"] if y is not None],
         [(x, y) for x, y in values["validation_losses"] if y is not None],
@@ -172,7 +174,7 @@ def _loss(values: Mapping[str, Any]) -> str:
     )
 
 
-def _example(example: Mapping[str, Any]) -> str:
+def _example(example: Values) -> str:
     truth, said = _visible(example["truth"]), _visible(example["prediction"])
     filled = f"<ins>{truth}</ins>" if example["correct"] else f"<del>{said}</del><ins>{truth}</ins>"
     verdict = '<span class="right">right</span>' if example["correct"] else '<span class="wrong">wrong</span>'
@@ -181,15 +183,15 @@ def _example(example: Mapping[str, Any]) -> str:
         for name, answer in example["rivals"].items()
         if name != "unigram"
     )
-    kind = KIND_NAMES.get(example["kind"], example["kind"])
+    kind = str(example["kind"])
     return (
         f"<article><header><span>{escape(example['document'])}, line {example['line']}</span>"
-        f"<span>{escape(kind)}: {verdict}{'; ' + others if others else ''}</span></header>"
+        f"<span>{escape(KIND_NAMES.get(kind, kind))}: {verdict}{'; ' + others if others else ''}</span></header>"
         f"<pre>{escape(example['before'])}{filled}{escape(example['after'])}</pre></article>"
     )
 
 
-def _facts(values: Mapping[str, Any]) -> str:
+def _facts(values: Values) -> str:
     corpus = values["corpus"]
     text = {
         "modules": f"{corpus['modules']:,}",
@@ -233,7 +235,7 @@ def _visible(text: str) -> str:
     return escape(text)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -247,7 +249,7 @@ def _times(ratio: float | None) -> str:
     return "n/a" if ratio is None else f"{ratio:.2f}×"
 
 
-def _interval(ratio: Mapping[str, Any]) -> str:
+def _interval(ratio: Values) -> str:
     if ratio["low"] is None:
         return _times(ratio["ratio"])
     return f"{_times(ratio['ratio'])} ({ratio['low']:.2f} to {ratio['high']:.2f})"

@@ -12,7 +12,7 @@ from glmkit.families.family import preset
 from glmkit.objective.options import ObjectiveConfig
 
 from .run_config import RunConfig, SectionReader, plain_section
-from .schema import build, convert, option, refuse_unknown
+from .schema import AT_LEAST_1, NOT_NEGATIVE, build, convert, option, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ class DataSection:
     """The prepared data, and the way from texts to rows."""
 
     path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
-    sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs")
+    sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs", AT_LEAST_1)
     layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
-    row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length")
+    row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length", AT_LEAST_1)
     samples_per_row: int | None = option(None, "packed: equal shares of a row; null = fill rows with what comes")
     aggregate_generation: bool = option(False, "samples_per_row for generation batches too")
     non_sentence_start: float = option(0.0, "share of long texts that may start inside a sentence")
     sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
     add_cls: bool = option(True, "put [CLS] before every document")
-    workers: int = option(1, "processes that build batches beside training; 0 = in the training process")
+    workers: int = option(1, "processes that build batches beside training; 0 = in the training process", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,6 @@ class TrainConfig(RunConfig):
         del values["model"]["fields"]
         values["model"] |= plain_section(self.model.fields)
         return values
-
-    def check(self) -> None:
-        """Raises ConfigError for combinations that no field can refuse alone."""
-        super().check()
-        if self.data.workers < 0:
-            raise ConfigError(f"data.workers is {self.data.workers}; it must not be negative")
-        for name, value in (("sequence_length", self.data.sequence_length), ("row_length", self.data.row_length)):
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} is {value}; it must be at least 1")
 
 
 def _model_section(values: Mapping[str, object]) -> ModelSection:

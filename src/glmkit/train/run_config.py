@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_type_hints
 from glmkit.errors import ConfigError
 
 from .schedule import BatchPlan, BatchRamp, Schedule
-from .schema import build, option, refuse_unknown
+from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, UP_TO_1, build, option, refuse_unknown
 
 SectionReader = Callable[[Mapping[str, object]], object]
 
@@ -17,14 +17,18 @@ SectionReader = Callable[[Mapping[str, object]], object]
 class TrainingSection:
     """Length of the run, size of a step, precision, device."""
 
-    max_steps: int | None = option(None, "optimizer steps")
-    max_samples: int | None = option(None, "rows to train on, instead of max_steps")
-    micro_batch_size: int = option(8, "rows of one forward pass of one rank")
-    batch_size: int | None = option(None, "rows of one optimizer step, all ranks together (null: see next key)")
-    gradient_accumulation_steps: int | None = option(None, "micro-batches of a rank per step, instead of batch_size")
+    max_steps: int | None = option(None, "optimizer steps", AT_LEAST_1)
+    max_samples: int | None = option(None, "rows to train on, instead of max_steps", AT_LEAST_1)
+    micro_batch_size: int = option(8, "rows of one forward pass of one rank", AT_LEAST_1)
+    batch_size: int | None = option(
+        None, "rows of one optimizer step, all ranks together (null: see next key)", AT_LEAST_1
+    )
+    gradient_accumulation_steps: int | None = option(
+        None, "micro-batches of a rank per step, instead of batch_size", AT_LEAST_1
+    )
     batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow to batch_size")  # noqa: RUF009
-    z_loss: float = option(0.0, "weight of log(Z)^2, Z the softmax's denominator")
-    clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping")
+    z_loss: float = option(0.0, "weight of log(Z)^2, Z the softmax's denominator", NOT_NEGATIVE)
+    clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping", NOT_NEGATIVE)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16: autocast; fp16: also loss scaling, CUDA only")
     recompute: bool = option(False, "recompute activations in the backward pass: less memory, about 30 % more time")
     compile: bool = option(False, "torch.compile every block")
@@ -39,12 +43,12 @@ class OptimizerSection:
 
     name: Literal["adamw", "muon"] = option("adamw", "muon: hidden matrices by Muon, the rest by AdamW")
     learning_rate: float = option(1e-4, "peak rate of AdamW")
-    adam_beta1: float = option(0.9, "AdamW: decay of the first moment")
-    adam_beta2: float = option(0.999, "AdamW: decay of the second moment")
-    adam_eps: float = option(1e-8, "AdamW: added to the root of the second moment")
-    weight_decay: float = option(0.01, "decoupled; on matrices and embeddings, not on biases and norms")
+    adam_beta1: float = option(0.9, "AdamW: decay of the first moment", BELOW_1)
+    adam_beta2: float = option(0.999, "AdamW: decay of the second moment", BELOW_1)
+    adam_eps: float = option(1e-8, "AdamW: added to the root of the second moment", POSITIVE)
+    weight_decay: float = option(0.01, "decoupled; on matrices and embeddings, not on biases and norms", NOT_NEGATIVE)
     muon_learning_rate: float | None = option(None, "peak rate of Muon; null = learning_rate, scaled to AdamW's RMS")
-    muon_momentum: float = option(0.95, "Muon: momentum (Nesterov)")
+    muon_momentum: float = option(0.95, "Muon: momentum (Nesterov)", BELOW_1)
     muon_weight_decay: float | None = option(None, "Muon: decoupled weight decay; null = weight_decay")
 
 
@@ -53,7 +57,7 @@ class ScheduleSection:
     """The learning rate over time, in steps or in samples."""
 
     lr_decay_style: Literal["linear", "cosine", "constant"] = option("linear", "shape after the warm-up")
-    warmup_ratio: float = option(0.01, "share of lr_decay_iters spent on the linear warm-up")
+    warmup_ratio: float = option(0.01, "share of lr_decay_iters spent on the linear warm-up", UP_TO_1)
     lr_decay_iters: int | None = option(None, "step where the decay ends; null = max_steps")
     lr_decay_ratio: float = option(0.1, "final rate / peak rate")
     lr_start: float = option(0.0, "rate where the warm-up starts")
@@ -65,17 +69,17 @@ class ScheduleSection:
 class CheckpointSection:
     """The rhythm of checkpoints, and the ones to keep."""
 
-    every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal")
-    keep_last: int = option(3, "newest checkpoints kept")
-    keep_every: int | None = option(None, "also keep checkpoints at multiples of this many steps")
+    every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal", NOT_NEGATIVE)
+    keep_last: int = option(3, "newest checkpoints kept", AT_LEAST_1)
+    keep_every: int | None = option(None, "also keep checkpoints at multiples of this many steps", AT_LEAST_1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
     """The rhythm of evaluations, and the preview texts."""
 
-    every: int = option(1000, "steps between evaluations on the validation split; 0 = never")
-    batches: int = option(100, "micro-batches per mode")
+    every: int = option(1000, "steps between evaluations on the validation split; 0 = never", NOT_NEGATIVE)
+    batches: int = option(100, "micro-batches per mode", AT_LEAST_1)
     previews: tuple[str, ...] = option((), "texts with [MASK], [sMASK] or [gMASK], filled at every evaluation")
 
 
@@ -132,10 +136,6 @@ class RunConfig:
         t, s = self.training, self.schedule
         if (t.max_steps is None) == (t.max_samples is None):
             raise ConfigError("give one of training.max_steps and training.max_samples")
-        for name in ("max_steps", "max_samples", "batch_size", "gradient_accumulation_steps", "micro_batch_size"):
-            value = getattr(t, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"training.{name} is {value}; it must be at least 1")
         if t.batch_size is not None and t.gradient_accumulation_steps is not None:
             raise ConfigError("give one of training.batch_size and training.gradient_accumulation_steps")
         if t.batch_ramp is not None and t.batch_size is None:
@@ -144,29 +144,6 @@ class RunConfig:
             raise ConfigError("schedule.warmup_samples and schedule.lr_decay_samples go together")
         if s.lr_decay_samples is not None and s.lr_decay_iters is not None:
             raise ConfigError("give one of schedule.lr_decay_iters and schedule.lr_decay_samples")
-        if not 0 <= s.warmup_ratio <= 1:
-            raise ConfigError(f"schedule.warmup_ratio is {s.warmup_ratio}; it must be in [0, 1]")
-        for where, value in (
-            ("training.clip_grad", t.clip_grad),
-            ("optimizer.weight_decay", self.optimizer.weight_decay),
-            ("checkpoint.every", self.checkpoint.every),
-            ("evaluation.every", self.evaluation.every),
-            ("training.z_loss", t.z_loss),
-        ):
-            if value < 0:
-                raise ConfigError(f"{where} is {value}; it must not be negative")
-        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
-            if not 0 <= getattr(self.optimizer, name) < 1:
-                raise ConfigError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be in [0, 1)")
-        if self.optimizer.adam_eps <= 0:
-            raise ConfigError(f"optimizer.adam_eps is {self.optimizer.adam_eps}; it must be positive")
-        for where, value in (
-            ("checkpoint.keep_last", self.checkpoint.keep_last),
-            ("evaluation.batches", self.evaluation.batches),
-            ("checkpoint.keep_every", self.checkpoint.keep_every),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{where} is {value}; it must be at least 1")
 
     def batch_plan(self, world_size: int = 1) -> BatchPlan:
         """Rows and micro-batches of every step for `world_size` ranks."""

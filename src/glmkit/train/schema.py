@@ -1,18 +1,32 @@
 """Plain values (YAML, command line) -> frozen dataclasses, with one kind of error: key, value, limit, next step."""
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glmkit.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
 
-def option(default: Any = MISSING, help: str = "") -> Any:
+class Limit(NamedTuple):
+    """The numbers that an option takes, and the words for a refused one."""
+
+    words: str
+    allows: Callable[[float], bool]
+
+
+AT_LEAST_1 = Limit("it must be at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = Limit("it must not be negative", lambda value: value >= 0)
+POSITIVE = Limit("it must be positive", lambda value: value > 0)
+UP_TO_1 = Limit("it must be in [0, 1]", lambda value: 0 <= value <= 1)
+BELOW_1 = Limit("it must be in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def option(default: Any = MISSING, help: str = "", limit: Limit | None = None) -> Any:
     """A dataclass field with its one-line help text (units included); no default means it must be given."""
-    metadata = {"help": help}
+    metadata = {"help": help, "limit": limit}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -30,7 +44,7 @@ def build(cls: type[T], values: object, *, where: str) -> T:
     """An instance of the dataclass `cls` from plain values, recursively.
 
     Raises ConfigError naming `where`.key for an unknown key (with the closest spelling), a missing one, or a value of
-    the wrong type. Numbers may be written as text (`1e-4` without a dot is text in YAML 1.1).
+    the wrong type or beyond its limit. Numbers may be written as text (`1e-4` without a dot is text in YAML 1.1).
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'recipe'} is {values!r}; it must be a section of `key: value` lines")
@@ -38,6 +52,9 @@ def build(cls: type[T], values: object, *, where: str) -> T:
     hints = get_type_hints(cls)
     given = {name: convert(value, hints[name], where=_join(where, name)) for name, value in values.items()}
     for f in fields(cls):  # type: ignore[arg-type]
+        limit, value = f.metadata.get("limit"), given.get(f.name)
+        if limit is not None and value is not None and not limit.allows(value):
+            raise ConfigError(f"{_join(where, f.name)} is {value}; {limit.words}")
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{_join(where, f.name)} is missing; give a value{_hint(f)}")
     return cls(**given)
