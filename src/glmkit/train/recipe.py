@@ -128,7 +128,9 @@ def flags() -> list[Leaf]:
     ]
     presets = ", ".join(PRESETS)
     objective = Leaf("objective.preset", "text or null", None, f"a published mixture to start from: {presets}")
-    return [*model, objective, *(leaf for leaf in leaves(TrainConfig) if not leaf.name.startswith("model."))]
+    others = [leaf for leaf in leaves(TrainConfig) if not leaf.name.startswith("model.")]
+    others.sort(key=lambda leaf: not leaf.name.startswith(("data.", "objective.")))  # the task's own come first
+    return [*model, objective, *others]
 
 
 def _parse(dotted: str, value: object) -> object:
