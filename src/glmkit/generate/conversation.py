@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
 
 from .detokenize import ChatDetokenizer
 from .engine import Engine, Ticket
-from .engine.job import Branch
 from .engine.ticket import MAX_UNREAD
 from .jobs.answers import make_job
 from .outputs import Answer, Ended, Event, Finish, Listener, Piece, TokenLogprob
@@ -186,6 +183,7 @@ class ReplyJob:
             return self._detokenizers[-1]
 
         self._job = make_job(turn.prompt, turn.params, turn.prompts.config, detokenizer=detokenizer, listener=listener)
+        self.start, self.advance = self._job.start, self._job.advance
         self.max_sequences, self.max_sequence_tokens = self._job.max_sequences, self._job.max_sequence_tokens
         self.prompt_tokens, self.dropped = self._job.prompt_tokens, turn.dropped
 
@@ -200,14 +198,6 @@ class ReplyJob:
             self._job.listener = listener
         else:
             self._job.listener = lambda event: listener(self._shown(event))
-
-    def start(self) -> Sequence[Branch]:
-        """As in `Job`."""
-        return self._job.start()
-
-    def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
-        """As in `Job`."""
-        return self._job.advance(logits_MV)
 
     @property
     def answers(self) -> list[Answer]:

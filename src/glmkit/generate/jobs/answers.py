@@ -51,6 +51,7 @@ class AnswersJob:
         self.drafted = self.accepted = 0
         self._prompt, self._params, self._vocab_size = prompt, params, config.vocab_size
         self._detokenizer = detokenizer
+        self._plain = params.greedy and not params.penalises  # all choices of a step in one look
         self._done: dict[int, Answer] = {}
         self._decoders: list[tuple[int, AnswerDecoder]] = []  # (number of the answer, decoder) of each sequence
 
@@ -67,7 +68,7 @@ class AnswersJob:
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """As in `Job`."""
         best = None
-        if self._params.greedy and not self._params.penalises:
+        if self._plain:
             flat = iter(likeliest(logits_MV[0] if len(logits_MV) == 1 else torch.cat(list(logits_MV))))
             best = [[next(flat) for _ in own_MV] for own_MV in logits_MV]
         forks = not self._decoders
