@@ -1,6 +1,7 @@
 """An index and its shards: what is missing, left over, or not where the index says."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def check_shards(listing: Listing, headers: Headers) -> list[Finding]:
     for entry in listing.of("index"):
         content, finding = attempt(partial(read_index, entry.path), entry.path)
         if finding is not None:
-            findings.append(finding)
+            findings.append(replace(finding, next_step=finding.next_step or "download it again"))
         if content is not None:
             indexed |= set(content[0].values())
             findings += _check_index(entry, *content, listing, headers)
