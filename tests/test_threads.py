@@ -35,7 +35,14 @@ def test_the_work_of_a_layer() -> None:
 
 @pytest.mark.parametrize(
     ("numbers", "tokens", "small"),
-    [(442_000, 1, True), (442_000, 512, True), (442_000, 1024, False), (201_000_000, 1, False), (12_600_000, 1, True)],
+    [
+        (442_000, 1, True),
+        (442_000, 512, True),
+        (442_000, 1024, False),
+        (201_000_000, 1, False),
+        (12_600_000, 1, False),
+        (7_100_000, 1, True),
+    ],
 )
 def test_only_model_and_step_decide(numbers: int, tokens: int, small: bool) -> None:
     assert LayerWork(numbers, 4 * numbers).is_small(tokens) is small

@@ -24,8 +24,11 @@ from .errors import RequestError
 T = TypeVar("T")
 
 # Multiply-adds in the products of one layer from which on it pays to wait for other threads: about 12 ms of one core.
-# There both mistakes cost at most a factor of two: one thread on quiet cores, several on busy ones.
+# There both mistakes cost at most a factor of two on two cores: one thread on quiet cores, several on busy ones.
 _WORTH = 1 << 28
+# Bytes of a layer's weights from which on several threads read them, however few the tokens. One core reads these in
+# about 3 ms; where there are many cores, a single one would cost more than a busy one does.
+_WORTH_READING = 32 << 20
 _FIXED = "GLMKIT_THREADS"  # in the environment, so that the processes of one run agree
 
 
@@ -58,9 +61,8 @@ class LayerWork:
 
     def is_small(self, tokens: int) -> bool:
         """True where a step over so many tokens is not worth waiting for other threads."""
-        # Few tokens: reading a weight takes as long as two multiply-adds for each of its bytes.
-        work = max(self.numbers * tokens, 2 * self.num_bytes)
-        return 0 < work < _WORTH and torch.get_num_threads() > 1 and _FIXED not in os.environ
+        small = 0 < self.numbers * tokens < _WORTH and self.num_bytes < _WORTH_READING
+        return small and torch.get_num_threads() > 1 and _FIXED not in os.environ
 
 
 @contextmanager
