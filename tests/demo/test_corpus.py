@@ -83,15 +83,16 @@ def test_every_module_is_in_one_cluster_and_no_cluster_straddles(library, parts)
 
 def test_shares_are_as_stated_and_nothing_is_lost(library, parts):
     facts = parts.facts(unreadable=len(library.unreadable))
-    assert facts.unreadable_files == len(library.unreadable)
+    assert facts["unreadable_files"] == len(library.unreadable)
     total = sum(len(module.text) for module in library.modules)
-    assert 0.075 < facts.held_out_characters / total <= 0.08
-    assert 0.035 < facts.validation_characters / total <= 0.04
+    assert 0.075 < facts["held_out_characters"] / total <= 0.08
+    assert 0.035 < facts["validation_characters"] / total <= 0.04
     assert (
-        facts.train_modules + facts.validation_modules + facts.held_out_modules + facts.copies_left_out == facts.modules
+        facts["train_modules"] + facts["validation_modules"] + facts["held_out_modules"] + facts["copies_left_out"]
+        == facts["modules"]
     )
-    assert facts.modules == len(library.modules)
-    assert 0 < facts.held_out_seen < 0.4  # idioms: five words are short
+    assert facts["modules"] == len(library.modules)
+    assert 0 < facts["held_out_seen"] < 0.4  # idioms: five words are short
     # No module may be most of a set.
     for part in (parts.validation, parts.held_out):
         assert max(len(module.text) for module in part) < 0.26 * sum(len(module.text) for module in part)

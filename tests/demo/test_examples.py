@@ -1,5 +1,7 @@
 """Examples: the lines around a blank."""
 
+from dataclasses import asdict
+
 from glmkit.demo.blanks import Blank
 from glmkit.demo.counts import Tuning
 from glmkit.demo.examples import CONTEXT_CHARACTERS, examples
@@ -26,7 +28,7 @@ def test_two_lines_on_each_side_and_what_was_said():
         {"m.py": text},
         SPELLED,
     )
-    assert [made.to_dict() for made in found] == [
+    assert [asdict(made) for made in found] == [
         {
             "kind": "single_token",
             "document": "m.py",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from glmkit.demo.corpus import CorpusFacts
 from glmkit.demo.counts import Tuning
 from glmkit.demo.examples import Example, filled_text, print_examples, rates_table
 from glmkit.demo.measure import Measured
@@ -77,20 +76,23 @@ def report() -> Report:
         predictions={},
         rivals={},
     )
-    corpus = CorpusFacts(
-        modules=668,
-        clusters=490,
-        largest_cluster=89,
-        train_modules=415,
-        train_characters=7_946_013,
-        validation_modules=32,
-        validation_characters=422_274,
-        held_out_modules=115,
-        held_out_characters=844_618,
-        copies_left_out=106,
-        held_out_seen=0.21,
-        unreadable_files=0,
-    )
+    corpus = {
+        "modules": 668,
+        "clusters": 490,
+        "largest_cluster": 89,
+        "train_modules": 415,
+        "train_characters": 7_946_013,
+        "validation_modules": 32,
+        "validation_characters": 422_274,
+        "held_out_modules": 115,
+        "held_out_characters": 844_618,
+        "copies_left_out": 106,
+        "held_out_seen": 0.21,
+        "unreadable_files": 0,
+        "shingle_words": 5,
+        "jaccard": 0.3,
+        "containment": 0.5,
+    }
     return Report(
         seconds=312.4,
         phases={"training a tokenizer": 9.5, "pretraining": 240.0},

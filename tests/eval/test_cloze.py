@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glmkit.errors import DataError
-from glmkit.eval.cloze import Ratio, exact_match, exact_matches, rate_ratio
+from glmkit.eval.cloze import Rate, Ratio, exact_match, exact_matches, rate_ratio
 
 
 def flags(hits: int, n: int) -> np.ndarray:
@@ -40,8 +40,8 @@ def test_groups_widen_the_interval_when_their_blanks_go_wrong_together():
 
 
 def test_one_group_has_no_spread_and_all_right_has_none():
-    assert exact_match(flags(3, 10), groups=["a"] * 10).to_dict() == {"rate": 0.3, "low": 0.3, "high": 0.3, "n": 10}
-    assert exact_match(flags(10, 10)).to_dict() == {"rate": 1.0, "low": 1.0, "high": 1.0, "n": 10}
+    assert exact_match(flags(3, 10), groups=["a"] * 10) == Rate(0.3, 0.3, 0.3, 10)
+    assert exact_match(flags(10, 10)) == Rate(1.0, 1.0, 1.0, 10)
 
 
 def test_many_blanks_are_resampled_in_parts_with_the_same_law():
@@ -67,7 +67,7 @@ def test_ratio_is_paired():
 def test_ratio_to_nothing_is_not_a_number():
     assert rate_ratio(flags(5, 10), flags(0, 10)) == Ratio(None, None, None)
     once = rate_ratio(flags(5, 10), flags(1, 10))  # a third of the resamples have no hit at all
-    assert once.to_dict() == {"ratio": 5.0, "low": None, "high": None}
+    assert once == Ratio(5.0, None, None)
 
 
 def test_ratio_over_documents():

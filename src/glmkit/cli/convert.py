@@ -21,6 +21,9 @@ A conversion that was killed goes on where it stopped when the same command is r
 example: glm convert glm-130b-sat glm-130b-4way --to sat --tensor-parallel 4
 """
 NAMES_SHOWN = 4
+_OPTIONS = (  # of the verb, passed on as they are
+    "to", "tensor_parallel", "dtype", "weights", "shard_size", "requantize", "config", "family", "restart",
+)  # fmt: skip
 STAGES = {"check": "checking what is there", "write": "writing", "verify": "verifying"}
 
 
@@ -28,32 +31,25 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("source", metavar="SRC", help="directory of a checkpoint, in any layout")
-    parser.add_argument("destination", metavar="DST", help="directory to make; it appears only when it is complete")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="layout to write (see below)")
-    parser.add_argument(
-        "--tensor-parallel", type=int, metavar="N",
-        help="rank files to write (default: as many as SRC has where both layouts are cut, else 1)",
-    )  # fmt: skip
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of floating-point tensors (default: as stored)")
-    parser.add_argument(
-        "--weights", choices=["safetensors", "bin"],
-        help="kind of file, Hugging Face formats only (default safetensors)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shard-size", metavar="SIZE",
-        help="largest file, Hugging Face formats only, such as 500MB or 2GiB (default 5GB)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--requantize", action="store_true",
-        help="let quantised integers change where other ranks need other scales; the added error is reported",
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="C", help="config file or preset, for a source that ships none")
-    parser.add_argument("--family", metavar="F", help="family of the source, where several share its layout")
-    parser.add_argument("--no-verify", action="store_true", help="do not read the result again and compare it")
-    parser.add_argument("--restart", action="store_true", help="throw away what an earlier, unfinished run has left")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add = parser.add_argument
+    add("source", metavar="SRC", help="directory of a checkpoint, in any layout")
+    add("destination", metavar="DST", help="directory to make; it appears only when it is complete")
+    add("--to", required=True, metavar="FORMAT", help="layout to write (see below)")
+    ranks_help = "rank files to write (default: as many as SRC has where both layouts are cut, else 1)"
+    add("--tensor-parallel", type=int, metavar="N", help=ranks_help)
+    add("--dtype", choices=list(DTYPES), help="of floating-point tensors (default: as stored)")
+    weights_help = "kind of file, Hugging Face formats only (default safetensors)"
+    add("--weights", choices=["safetensors", "bin"], help=weights_help)
+    size_help = "largest file, Hugging Face formats only, such as 500MB or 2GiB (default 5GB)"
+    add("--shard-size", metavar="SIZE", help=size_help)
+    change_help = "let quantised integers change where other ranks need other scales; the added error is reported"
+    add("--requantize", action="store_true", help=change_help)
+    add("--config", metavar="C", help="config file or preset, for a source that ships none")
+    add("--family", metavar="F", help="family of the source, where several share its layout")
+    add("--no-verify", action="store_true", help="do not read the result again and compare it")
+    add("--restart", action="store_true", help="throw away what an earlier, unfinished run has left")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: Namespace) -> int:
@@ -62,17 +58,9 @@ def run(args: Namespace) -> int:
         report = convert(
             args.source,
             args.destination,
-            to=args.to,
-            tensor_parallel=args.tensor_parallel,
-            dtype=args.dtype,
-            weights=args.weights,
-            shard_size=args.shard_size,
-            requantize=args.requantize,
-            config=args.config,
-            family=args.family,
-            restart=args.restart,
             verify=not args.no_verify,
             progress=_shown(progress),
+            **{name: getattr(args, name) for name in _OPTIONS},
         )
     if args.json:
         json.dump(facts(report), sys.stdout, ensure_ascii=False, indent=2)

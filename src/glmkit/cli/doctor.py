@@ -32,16 +32,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         f"{parser.description or 'examine a model directory'}. Reads headers only, runs no code of the directory. "
         "Exit status: 0 usable (warnings are no hindrance), 1 not usable, 2 wrong arguments."
     )
-    parser.add_argument("directory", metavar="DIR", help="model or adapter directory, complete or not")
-    parser.add_argument(
-        "--config",
-        metavar="NAME_OR_FILE",
-        default=None,
-        help="preset or config file, for directories that ship none (Megatron, SAT)",
-    )
-    parser.add_argument("--family", metavar="F", default=None, help="where several share a layout (chatglm2, chatglm3)")
-    parser.add_argument("--deep", action="store_true", help="read every number, to find NaN and infinity")
-    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="model or adapter directory, complete or not")
+    config_help = "preset or config file, for directories that ship none (Megatron, SAT)"
+    add("--config", metavar="NAME_OR_FILE", help=config_help)
+    add("--family", metavar="F", help="where several share a layout (chatglm2, chatglm3)")
+    add("--deep", action="store_true", help="read every number, to find NaN and infinity")
+    add("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
 def run(args: Namespace) -> int:

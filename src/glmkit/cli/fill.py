@@ -11,13 +11,7 @@ from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     add_text_arguments(parser)
-    parser.add_argument(
-        "--max_tokens",
-        metavar="N",
-        type=int,
-        default=64,
-        help="longest answer per blank, in tokens (default: %(default)s)",
-    )
+    parser.add_argument("--max_tokens", metavar="N", type=int, default=64, help="longest answer per blank, in tokens")
     parser.add_argument(
         "--order",
         choices=["shared", "inserted"],

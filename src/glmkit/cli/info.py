@@ -17,14 +17,11 @@ from glmkit.families.family import all_families, preset, preset_names
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "source", metavar="DIR", nargs="?", default=None, help="model directory, or a preset's name; none: list presets"
-    )
-    parser.add_argument("--preset", metavar="NAME", default=None, help="a published size, such as glm-10b")
-    parser.add_argument(
-        "--config", metavar="NAME_OR_FILE", default=None, help="preset or config file, for a DIR that ships none"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
+    add = parser.add_argument
+    add("source", metavar="DIR", nargs="?", help="model directory, or a preset's name; none: list presets")
+    add("--preset", metavar="NAME", help="a published size, such as glm-10b")
+    add("--config", metavar="NAME_OR_FILE", help="preset or config file, for a DIR that ships none")
+    add("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
 def run(args: Namespace) -> int:
@@ -57,18 +54,11 @@ def _config(args: Namespace) -> tuple[str, GLMConfig]:
             return str(args.source), config_of_directory(directory, args.config)
         if directory.exists():
             raise ConfigError(f"{args.source} is a file; give the directory it lies in")
-        if args.source not in preset_names():
-            raise ConfigError(f"{args.source} is no directory, and {_no_preset(args.source)}")
-    name = args.preset if args.preset is not None else args.source
-    return name, preset(name)
-
-
-def _no_preset(name: str) -> str:
-    try:
-        preset(name)
-    except ConfigError as error:
-        return str(error)
-    raise AssertionError(f"{name} is a preset")
+        try:
+            return args.source, preset(args.source)
+        except ConfigError as error:
+            raise ConfigError(f"{args.source} is no directory, and {error}") from None
+    return args.preset, preset(args.preset)
 
 
 def _facts(config: GLMConfig) -> dict[str, object]:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import fields
 
 from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.rows import ReadOptions
@@ -24,71 +25,51 @@ example: glm prepare books/ 'news/*.jsonl.gz' --text-field content --vocab-size 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory, glob or dataset of the hub")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the store to write; appears only when complete")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="file, directory, glob or dataset of the hub")
+    add("--output", required=True, metavar="DIR", help="the store to write; appears only when complete")
+    add("--overwrite", action="store_true", help="replace an existing store")
 
-    reading = parser.add_argument_group("reading")
-    reading.add_argument(
-        "--text-field", default="text", metavar="NAME", help="field or column with the text (default text)"
-    )
-    reading.add_argument(
-        "--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())],
-        help="of all files; default auto: by suffix. With a format named, directories give every file",
-    )  # fmt: skip
-    reading.add_argument("--split-lines", action="store_true", help="text files: each line is a document")
-    reading.add_argument("--split-blank-lines", action="store_true", help="text files: blank lines separate documents")
-    reading.add_argument(
-        "--max-document-bytes", type=int, default=LINE_LIMIT, metavar="BYTES",
-        help=f"text files: longer documents are cut at line ends (default {LINE_LIMIT:,})",
-    )  # fmt: skip
-    reading.add_argument(
-        "--keep-crlf", action="store_true", help="text files: keep CR LF line ends (default: become LF)"
-    )
-    reading.add_argument(
-        "--on-bad-row", default="error", choices=["error", "skip"],
-        help="stop at a row without usable text (default error), or leave it out and count it",
-    )  # fmt: skip
-    reading.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents (default: all)")
-    reading.add_argument("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
+    add = parser.add_argument_group("reading").add_argument
+    add("--text-field", default="text", metavar="NAME", help="field or column with the text (default text)")
+    format_help = "of all files; default auto: by suffix. With a format named, directories give every file"
+    add("--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())], help=format_help)
+    add("--split-lines", action="store_true", help="text files: each line is a document")
+    add("--split-blank-lines", action="store_true", help="text files: blank lines separate documents")
+    cut_help = f"text files: longer documents are cut at line ends (default {LINE_LIMIT:,})"
+    add("--max-document-bytes", type=int, default=LINE_LIMIT, metavar="BYTES", help=cut_help)
+    add("--keep-crlf", action="store_true", help="text files: keep CR LF line ends (default: become LF)")
+    bad_help = "stop at a row without usable text (default error), or leave it out and count it"
+    add("--on-bad-row", default="error", choices=["error", "skip"], help=bad_help)
+    add("--max-documents", type=int, metavar="N", help="stop after N documents (default: all)")
+    add("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
 
-    tokenizer = parser.add_argument_group("tokenizer")
-    tokenizer.add_argument(
-        "--tokenizer", metavar="DIR", help="use the tokenizer of this store or model instead of training one"
+    add = parser.add_argument_group("tokenizer").add_argument
+    add("--tokenizer", metavar="DIR", help="use the tokenizer of this store or model instead of training one")
+    vocabulary_help = (
+        f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "
+        f"(default {DEFAULT_VOCAB_SIZE:,}, or as many as the text gives)"
     )
-    tokenizer.add_argument(
-        "--vocab-size", type=int, metavar="N",
-        help=f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "
-        f"(default {DEFAULT_VOCAB_SIZE:,}, or as many as the text gives)",
-    )  # fmt: skip
-    tokenizer.add_argument("--tokenizer-type", choices=["bpe", "unigram"], help="to train (default bpe)")
-    tokenizer.add_argument(
-        "--tokenizer-sample-bytes", type=int, metavar="BYTES",
-        help=f"text that the tokenizer is trained on at most, chosen by hash (default {DEFAULT_SAMPLE_BYTES:,})",
-    )  # fmt: skip
+    add("--vocab-size", type=int, metavar="N", help=vocabulary_help)
+    add("--tokenizer-type", choices=["bpe", "unigram"], help="to train (default bpe)")
+    sample_help = f"text that the tokenizer is trained on at most, chosen by hash (default {DEFAULT_SAMPLE_BYTES:,})"
+    add("--tokenizer-sample-bytes", type=int, metavar="BYTES", help=sample_help)
 
-    parser.add_argument(
-        "--validation-share", type=float, default=0.01, metavar="SHARE",
-        help="of the documents, chosen by hash, from 0 to below 1 (default 0.01)",
-    )  # fmt: skip
-    parser.add_argument("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents")
-    parser.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one for each processor)")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--json", action="store_true", help="print the manifest and the remarks as JSON")
+    add = parser.add_argument
+    share_help = "of the documents, chosen by hash, from 0 to below 1 (default 0.01)"
+    add("--validation-share", type=float, default=0.01, metavar="SHARE", help=share_help)
+    add("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents")
+    add("--workers", type=int, metavar="N", help="encoding processes (default: one for each processor)")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the manifest and the remarks as JSON")
 
 
 def run(args: Namespace) -> int:
     if args.split_lines and args.split_blank_lines:
         raise DataError("--split-lines and --split-blank-lines exclude each other; choose one")
     read = ReadOptions(
-        text_field=args.text_field,
-        format=args.format,
         split_text="lines" if args.split_lines else "blank_lines" if args.split_blank_lines else "file",
-        max_document_bytes=args.max_document_bytes,
-        keep_crlf=args.keep_crlf,
-        on_bad_row=args.on_bad_row,
-        max_documents=args.max_documents,
-        hub_split=args.hub_split,
+        **{item.name: getattr(args, item.name) for item in fields(ReadOptions) if item.name != "split_text"},
     )
     if args.tokenizer is not None:
         for name in ("vocab_size", "tokenizer_type", "tokenizer_sample_bytes"):

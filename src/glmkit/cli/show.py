@@ -24,24 +24,17 @@ _PRESET = "glm_large_chinese"  # all three modes
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument(
-        "source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a recipe (file or name)"
-    )
-    parser.add_argument("--data", metavar="DIR", default=None, help="prepared data for a recipe that names none")
-    parser.add_argument("--index", type=int, default=0, help="first batch, counted from 0 (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=3, help="samples to show (default: %(default)s)")
-    parser.add_argument("--mode", choices=get_args(Mode), default=None, help="show this mode only (default: as drawn)")
-    parser.add_argument("--seed", type=int, default=None, help="of the batches (default: the recipe's, or 1234)")
-    parser.add_argument(
-        "--sequence_length", type=int, default=None, help="longest text in tokens (default: the recipe's, or 512)"
-    )
-    parser.add_argument(
-        "--preset", default=None, help=f"objective for a store: {', '.join(PRESETS)} (default: {_PRESET})"
-    )
-    parser.add_argument(
-        "--columns", type=int, default=64, help="tokens shown of each sample; 0 = all (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print samples whole, as JSON")
+    add = parser.add_argument
+    add("source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a recipe (file or name)")
+    add("--data", metavar="DIR", help="prepared data for a recipe that names none")
+    add("--index", type=int, default=0, help="first batch, counted from 0")
+    add("--count", type=int, default=3, help="samples to show")
+    add("--mode", choices=get_args(Mode), help="show this mode only (default: as drawn)")
+    add("--seed", type=int, help="of the batches (default: the recipe's, or 1234)")
+    add("--sequence_length", type=int, help="longest text in tokens (default: the recipe's, or 512)")
+    add("--preset", help=f"objective for a store: {', '.join(PRESETS)} (default: {_PRESET})")
+    add("--columns", type=int, default=64, help="tokens shown of each sample; 0 = all")
+    add("--json", action="store_true", help="print samples whole, as JSON")
 
 
 def run(args: Namespace) -> int:

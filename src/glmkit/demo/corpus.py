@@ -9,7 +9,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from glmkit.demo.clusters import CONTAINMENT, JACCARD, SHINGLE, clusters, copies, overlap
@@ -55,47 +55,25 @@ class Split:
     clusters: tuple[tuple[str, ...], ...]  # names, every module of the corpus in exactly one
     held_out_seen: float  # share of the held-out shingles that training has too (below the near-duplicate thresholds)
 
-    def facts(self, *, unreadable: int = 0) -> "CorpusFacts":
-        """The figures of this split; `unreadable`: files that `collect` could not use."""
-        largest = max(self.clusters, key=len, default=())
-        return CorpusFacts(
-            modules=sum(map(len, self.clusters)),
-            clusters=len(self.clusters),
-            largest_cluster=len(largest),
-            train_modules=len(self.train),
-            train_characters=_characters(self.train),
-            validation_modules=len(self.validation),
-            validation_characters=_characters(self.validation),
-            held_out_modules=len(self.held_out),
-            held_out_characters=_characters(self.held_out),
-            copies_left_out=len(self.copies),
-            held_out_seen=self.held_out_seen,
-            unreadable_files=unreadable,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusFacts:
-    """Figures for the report: counts of modules, clusters and characters, and the thresholds of a near-duplicate."""
-
-    modules: int
-    clusters: int
-    largest_cluster: int  # modules
-    train_modules: int
-    train_characters: int
-    validation_modules: int
-    validation_characters: int
-    held_out_modules: int
-    held_out_characters: int
-    copies_left_out: int
-    held_out_seen: float
-    unreadable_files: int
-    shingle_words: int = SHINGLE
-    jaccard: float = JACCARD
-    containment: float = CONTAINMENT
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+    def facts(self, *, unreadable: int = 0) -> dict[str, int | float]:
+        """Figures for the report, with the thresholds of copies; `unreadable`: files that `collect` could not use."""
+        return {
+            "modules": sum(map(len, self.clusters)),
+            "clusters": len(self.clusters),
+            "largest_cluster": max(map(len, self.clusters), default=0),
+            "train_modules": len(self.train),
+            "train_characters": _characters(self.train),
+            "validation_modules": len(self.validation),
+            "validation_characters": _characters(self.validation),
+            "held_out_modules": len(self.held_out),
+            "held_out_characters": _characters(self.held_out),
+            "copies_left_out": len(self.copies),
+            "held_out_seen": self.held_out_seen,
+            "unreadable_files": unreadable,
+            "shingle_words": SHINGLE,
+            "jaccard": JACCARD,
+            "containment": CONTAINMENT,
+        }
 
 
 def collect(root: str | os.PathLike[str] | None = None) -> Collected:

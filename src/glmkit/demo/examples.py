@@ -1,7 +1,7 @@
 """Filled blanks in their lines, with the answer and the truth: as values, and on a terminal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.text import Text
 from glmkit.demo.blanks import Blank, Kind
 from glmkit.demo.measure import Measured
 from glmkit.demo.page import BASELINE_NAMES, KIND_NAMES
-from glmkit.eval.cloze import Rate, Ratio
+from glmkit.eval.cloze import Rate
 
 CONTEXT_LINES = 2  # before and after the line of the blank
 CONTEXT_CHARACTERS = 200  # on each side, so that a very long line does not flood the page
@@ -30,9 +30,6 @@ class Example:
     prediction: str
     correct: bool
     rivals: dict[str, str]  # baseline -> its answer; single tokens only
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def examples(
@@ -82,27 +79,11 @@ def _spell(ids: Sequence[int], spelled: Sequence[bytes]) -> str:
 
 
 def _around(text: str, span: tuple[int, int]) -> tuple[str, str, str]:
-    start, end = span
-    first = max(_lines_back(text, start), start - CONTEXT_CHARACTERS)
-    last = min(_lines_on(text, end), end + CONTEXT_CHARACTERS)
-    return text[first:start], text[start:end], text[end:last]
-
-
-def _lines_back(text: str, place: int) -> int:
-    for _ in range(CONTEXT_LINES + 1):
-        place = text.rfind("\n", 0, place)
-        if place < 0:
-            return 0
-    return place + 1
-
-
-def _lines_on(text: str, place: int) -> int:
-    place -= 1
-    for _ in range(CONTEXT_LINES + 1):
-        place = text.find("\n", place + 1)
-        if place < 0:
-            return len(text)
-    return place
+    """The lines before a span of characters, the span, and the lines after it."""
+    before, inside, after = text[: span[0]], text[slice(*span)], text[span[1] :]
+    above = "\n".join(before.split("\n")[-CONTEXT_LINES - 1 :])[-CONTEXT_CHARACTERS:]
+    below = "\n".join(after.split("\n")[: CONTEXT_LINES + 1])[:CONTEXT_CHARACTERS]
+    return above, inside, below
 
 
 def print_examples(examples: Sequence[Example], console: Console) -> None:
@@ -137,7 +118,9 @@ def rates_table(measured: Measured) -> Table:
         table.add_row(KIND_NAMES[kind], Text("this model", style="bold"), *_cells(rate), "")
         if kind == "single_token":
             for name, baseline in measured.baselines.items():
-                table.add_row("", BASELINE_NAMES[name], *_cells(baseline), _ratio(measured.ratios[name]))
+                ratio = measured.ratios[name].ratio
+                shown = "" if ratio is None else f"{ratio:.2f}"
+                table.add_row("", BASELINE_NAMES[name], *_cells(baseline), shown)
         elif kind in measured.chains:
             table.add_row("", "left, repeated", *_cells(measured.chains[kind]), "")
     return table
@@ -145,7 +128,3 @@ def rates_table(measured: Measured) -> Table:
 
 def _cells(rate: Rate) -> tuple[str, str, str]:
     return f"{100 * rate.rate:.1f} %", f"{100 * rate.low:.1f} to {100 * rate.high:.1f}", f"{rate.n:,}"
-
-
-def _ratio(ratio: Ratio) -> str:
-    return "" if ratio.ratio is None else f"{ratio.ratio:.2f}"

@@ -44,8 +44,8 @@ class Measured:
             "baselines": _dicts(self.baselines),
             "baseline_left_chain": _dicts(self.chains),
             "baseline_tuning": asdict(self.tuning),
-            **{f"ratio_to_{name}": ratio.to_dict() for name, ratio in self.ratios.items()},
-            **{f"ratio_to_{name}_by_document": ratio.to_dict() for name, ratio in self.ratios_by_document.items()},
+            **{f"ratio_to_{name}": asdict(ratio) for name, ratio in self.ratios.items()},
+            **{f"ratio_to_{name}_by_document": asdict(ratio) for name, ratio in self.ratios_by_document.items()},
         }
 
 
@@ -103,4 +103,4 @@ def _row(blanks: Sequence[Blank], side: str) -> np.ndarray[Any, np.dtype[np.int6
 
 
 def _dicts(values: Mapping[Any, Rate]) -> dict[str, Any]:
-    return {str(name): value.to_dict() for name, value in values.items()}
+    return {str(name): asdict(value) for name, value in values.items()}

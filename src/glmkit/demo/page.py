@@ -16,63 +16,41 @@ BASELINE_NAMES = {
 }
 
 _STYLE = """
-:root { color-scheme: light dark; --text: #1c2128; --soft: #59636e; --page: #ffffff; --card: #f5f7f9; --line: #d8dee4;
-  --accent: #0b62c4; --second: #b35900; --good: #116329; --good-back: #d2f4da; --bad: #a40e26; --bad-back: #ffdcd7; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e9ee; --soft: #9aa5b1; --page: #0f1318; --card: #181e25;
-  --line: #313a45; --accent: #62a8ff; --second: #f0a04b; --good: #7ee093; --good-back: #12361d; --bad: #ff9d94;
-  --bad-back: #4a1512; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1.2rem 1rem 3rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.3rem 0; text-wrap: balance; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
-p { margin: 0.4rem 0; }
-.soft, caption, figcaption, dt { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11.5rem, 44%), 1fr)); gap: 0.6rem;
-  margin: 1.2rem 0; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem 0.8rem; }
-.tile b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); font-size: 0.85rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-caption { text-align: left; font-size: 0.85rem; padding-bottom: 0.4rem; }
+:root { color-scheme: light dark; --soft: light-dark(#59636e, #9aa5b1); --card: light-dark(#f5f7f9, #181e25);
+  --line: light-dark(#d8dee4, #313a45); --accent: light-dark(#0b62c4, #62a8ff); --second: light-dark(#b35900, #f0a04b);
+  --good: light-dark(#116329, #7ee093); --bad: light-dark(#a40e26, #ff9d94); }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
+  background: light-dark(#ffffff, #0f1318); color: light-dark(#1c2128, #e4e9ee); }
+.soft, caption, figcaption, dt { color: var(--soft); text-align: left; }
+.tiles, .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11.5rem, 44%), 1fr)); gap: 0.6rem; }
+.facts { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 0 2rem; }
+.tiles p { background: var(--card); margin: 0; padding: 0.6rem 0.8rem; }
+.tiles b { display: block; font-size: 1.45rem; }
+table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 0.35rem 0.5rem 0.35rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; }
-th, td { overflow-wrap: normal; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-tr.model td { font-weight: 600; }
-.bar { position: relative; height: 0.7rem; min-width: 5rem; background: var(--card); border-radius: 3px; }
-.bar i { position: absolute; top: 0; bottom: 0; left: 0; background: var(--soft); opacity: 0.6; border-radius: 3px; }
-tr.model .bar i { background: var(--accent); opacity: 1; }
-.bar u { position: absolute; top: 0.27rem; height: 0.16rem; background: var(--text); }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.model { font-weight: 600; }
 figure { margin: 0; }
-svg.curve { width: 100%; height: auto; display: block; max-width: 46rem; }
+svg.curve { width: 100%; max-width: 46rem; }
 svg.curve text { fill: var(--soft); font-size: 13px; }
-svg.curve .grid { stroke: var(--line); stroke-width: 1; }
-svg.curve polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg.curve .raw { stroke: var(--accent); stroke-width: 1; opacity: 0.25; }
-svg.curve .train { stroke: var(--accent); }
+svg.curve .grid { stroke: var(--line); }
+svg.curve polyline { fill: none; stroke: var(--accent); stroke-width: 2; }
+svg.curve .raw { stroke-width: 1; opacity: 0.25; }
 svg.curve polyline.validation { stroke: var(--second); stroke-dasharray: 5 4; }
 svg.curve circle.validation { fill: var(--second); }
-.key::before { content: ""; display: inline-block; width: 0.9rem; height: 0.2rem; margin-right: 0.35rem;
-  vertical-align: middle; background: var(--accent); }
-.key.second::before { background: var(--second); }
-.key { margin-right: 1rem; }
-article { border: 1px solid var(--line); border-radius: 8px; margin: 0.7rem 0; overflow: hidden; }
-article header { display: flex; flex-wrap: wrap; gap: 0.2rem 0.8rem; justify-content: space-between;
-  background: var(--card); padding: 0.35rem 0.7rem; font-size: 0.85rem; }
-pre { margin: 0; padding: 0.6rem 0.7rem; overflow-x: auto;
-  font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-ins, del { border-radius: 3px; padding: 0.08em 0.15em; text-decoration: none; }
-ins { background: var(--good-back); color: var(--good); }
-del { background: var(--bad-back); color: var(--bad); text-decoration: line-through; margin-right: 0.15em; }
-.right { color: var(--good); } .wrong { color: var(--bad); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 0 2rem; }
+.train { color: var(--accent); } .validation { color: var(--second); }
+article { border: 1px solid var(--line); margin: 0.7rem 0; }
+article header { display: flex; flex-wrap: wrap; gap: 0 0.8rem; justify-content: space-between; padding: 0.35rem 0.7rem;
+  background: var(--card); font-size: 0.85rem; }
+pre { margin: 0; padding: 0.6rem 0.7rem; overflow-x: auto; font: 13px/1.5 ui-monospace, monospace; }
+ins, .right { color: var(--good); } del, .wrong { color: var(--bad); }
+ins { text-decoration: none; font-weight: 600; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 0.15rem 0.8rem; margin: 0; font-size: 0.9rem; }
-dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
-h3 { font-size: 0.95rem; margin: 1rem 0 0.3rem; }
-@media (max-width: 34rem) { table { font-size: 0.85rem; } th.picture, td.picture { display: none; } }
+dd { margin: 0; }
+@media (max-width: 34rem) { meter { display: none; } }
 """
 
+_SIGNS = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "␣"})
 _INTRODUCTION = (
     '<p class="soft">Trained by blank infilling on the standard library of the Python it ran under, then asked to fill '
     "blanks in modules that were held out together with all their near-copies.</p>"
@@ -85,22 +63,21 @@ _LEGEND = (
 
 def page(values: Values) -> str:
     """The whole page from the content of report.json (`Report.to_dict`)."""
-    body = "\n".join(
-        (
-            "<h1>A small GLM, trained here and tested on source it has not seen</h1>",
-            _INTRODUCTION,
-            _tiles(values),
-            "<h2>Exact match on held-out modules</h2>",
-            _rates(values),
-            "<h2>Loss</h2>",
-            _loss(values),
-            "<h2>Filled blanks</h2>",
-            _LEGEND,
-            "\n".join(_example(example) for example in values["examples"]),
-            "<h2>Facts</h2>",
-            _facts(values),
-        )
+    parts = (
+        "<h1>A small GLM, trained here and tested on source it has not seen</h1>",
+        _INTRODUCTION,
+        _tiles(values),
+        "<h2>Exact match on held-out modules</h2>",
+        _rates(values),
+        "<h2>Loss</h2>",
+        _loss(values),
+        "<h2>Filled blanks</h2>",
+        _LEGEND,
+        *map(_example, values["examples"]),
+        "<h2>Facts</h2>",
+        _facts(values),
     )
+    body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -109,36 +86,36 @@ def page(values: Values) -> str:
 
 
 def _tiles(values: Values) -> str:
-    ratio = values["ratio_to_left"]["ratio"]
+    seconds, loss = values["seconds"], values["validation_loss"]
     tiles = [
         (_percent(values["exact_match"]["single_token"]["rate"]), "of single-token blanks filled exactly"),
-        (_times(ratio), "the left-neighbour count model"),
+        (_times(values["ratio_to_left"]["ratio"]), "the left-neighbour count model"),
         (_times(values["ratio_to_left_right"]["ratio"]), "the both-neighbours count model"),
-        (_duration(values["seconds"]), "for everything on this page"),
+        (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min", "for everything on this page"),
         (_count(values["parameters"]), "parameters"),
         (f"{_count(values['tokens_per_second'])}/s", f"training tokens, {_count(values['tokens_seen'])} in all"),
-        (_number(values["validation_loss"]), "validation loss, nats per token"),
+        ("n/a" if loss is None else f"{loss:.3f}", "validation loss, nats per token"),
     ]
-    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles)
+    cells = (f"<p><b>{value}</b>{label}</p>" for value, label in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def _rates(values: Values) -> str:
     rows = []
     for kind, rate in values["exact_match"].items():
-        rows.append(_rate_row(KIND_NAMES.get(kind, kind), "this model", rate, model=True))
+        rows.append(_rate_row(KIND_NAMES[kind], "this model", rate, model=True))
         if kind == "single_token":
             for name, baseline in values["baselines"].items():
-                rows.append(_rate_row("", BASELINE_NAMES.get(name, name), baseline))
+                rows.append(_rate_row("", BASELINE_NAMES[name], baseline))
         elif kind in values["baseline_left_chain"]:
             rows.append(_rate_row("", "left neighbour, repeated", values["baseline_left_chain"][kind]))
     single = values["exact_match_by_document"]["single_token"]
-    sizes = ", ".join(f"{rate['n']:,} of {KIND_NAMES.get(kind, kind)}" for kind, rate in values["exact_match"].items())
+    sizes = ", ".join(f"{rate['n']:,} of {KIND_NAMES[kind]}" for kind, rate in values["exact_match"].items())
     return (
         "<table><caption>Share of blanks with every token right; 95 % bootstrap intervals over blanks.</caption>"
-        '<thead><tr><th>blank</th><th>by</th><th class="picture"></th><th class="number">exact</th>'
+        '<thead><tr><th>blank</th><th>by</th><th></th><th class="number">exact</th>'
         f'<th class="number">95 %</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f'<p class="soft">Blanks: {escape(sizes)}, drawn uniformly over the places of held-out text. The count models '
+        f'<p class="soft">Blanks: {sizes}, drawn uniformly over the places of held-out text. The count models '
         "are trained on the model's training tokens and tuned on validation text. For one token, they and the model "
         "are told that it is one and not white space; for several, the left-neighbour model goes on from its own "
         "answers and is told where to stop, which the model is not. "
@@ -150,15 +127,10 @@ def _rates(values: Values) -> str:
 
 
 def _rate_row(kind: str, name: str, rate: Values, *, model: bool = False) -> str:
-    low, high = 100 * rate["low"], 100 * rate["high"]
-    bar = (
-        f'<div class="bar"><i style="width:{100 * rate["rate"]:.1f}%"></i>'
-        f'<u style="left:{low:.1f}%;width:{max(high - low, 0.2):.1f}%"></u></div>'
-    )
     return (
-        f"<tr{' class=model' if model else ''}><td>{escape(kind)}</td><td>{escape(name)}</td>"
-        f'<td class="picture">{bar}</td>'
-        f'<td class="number">{_percent(rate["rate"])}</td><td class="number">{low:.1f} to {high:.1f}</td></tr>'
+        f"<tr{' class=model' if model else ''}><td>{kind}</td><td>{name}</td>"
+        f'<td><meter value="{rate["rate"]:.3f}"></meter></td><td class="number">{_percent(rate["rate"])}</td>'
+        f'<td class="number">{100 * rate["low"]:.1f} to {100 * rate["high"]:.1f}</td></tr>'
     )
 
 
@@ -168,25 +140,22 @@ def _loss(values: Values) -> str:
         [(x, y) for x, y in values["validation_losses"] if y is not None],
         x_label="training tokens",
     )
-    return (
-        f'<figure>{svg}<figcaption><span class="key">training</span><span class="key second">validation</span>'
-        "nats per target token</figcaption></figure>"
-    )
+    key = '<b class="train">training</b>, <b class="validation">validation</b>'
+    return f"<figure>{svg}<figcaption>{key}: nats per target token</figcaption></figure>"
 
 
 def _example(example: Values) -> str:
     truth, said = _visible(example["truth"]), _visible(example["prediction"])
     filled = f"<ins>{truth}</ins>" if example["correct"] else f"<del>{said}</del><ins>{truth}</ins>"
-    verdict = '<span class="right">right</span>' if example["correct"] else '<span class="wrong">wrong</span>'
-    others = ", ".join(
-        f"{escape(BASELINE_NAMES.get(name, name))}: <code>{_visible(answer)}</code>"
+    verdict = "right" if example["correct"] else "wrong"
+    others = "".join(
+        f"; {BASELINE_NAMES[name]}: <code>{_visible(answer)}</code>"
         for name, answer in example["rivals"].items()
         if name != "unigram"
     )
-    kind = str(example["kind"])
     return (
         f"<article><header><span>{escape(example['document'])}, line {example['line']}</span>"
-        f"<span>{escape(KIND_NAMES.get(kind, kind))}: {verdict}{'; ' + others if others else ''}</span></header>"
+        f'<span>{KIND_NAMES[example["kind"]]}: <b class="{verdict}">{verdict}</b>{others}</span></header>'
         f"<pre>{escape(example['before'])}{filled}{escape(example['after'])}</pre></article>"
     )
 
@@ -206,7 +175,7 @@ def _facts(values: Values) -> str:
         "files that were not UTF-8": f"{corpus['unreadable_files']:,}",
     }
     lost = {
-        f"{KIND_NAMES.get(kind, kind)}: {reason.replace('_', ' ')}": f"{number:,}"
+        f"{KIND_NAMES[kind]}: {reason.replace('_', ' ')}": f"{number:,}"
         for kind, reasons in values["blanks_left_out"].items()
         for reason, number in reasons.items()
     }
@@ -228,11 +197,7 @@ def _facts(values: Values) -> str:
 
 def _visible(text: str) -> str:
     """Escaped text in which nothing is invisible: an empty answer and white space alone are shown as signs."""
-    if not text:
-        return "∅"
-    if text.isspace():
-        return escape(text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣"))
-    return escape(text)
+    return escape(text.translate(_SIGNS) if text.isspace() else text) or "∅"
 
 
 def _plain(value: object) -> str:
@@ -255,16 +220,8 @@ def _interval(ratio: Values) -> str:
     return f"{_times(ratio['ratio'])} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
 def _count(number: float) -> str:
     for size, suffix in ((1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.1f}{suffix}"
     return f"{number:.0f}"
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"

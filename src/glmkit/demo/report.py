@@ -5,12 +5,11 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmkit.demo.corpus import CorpusFacts
 from glmkit.demo.examples import Example
 from glmkit.demo.measure import Measured
 from glmkit.demo.page import page
@@ -35,35 +34,19 @@ class Report:
     parameters: int
     validation_loss: float
     measured: Measured
-    corpus: CorpusFacts
+    corpus: Facts
     model: Facts
     training: Facts
     machine: Facts
     training_losses: Points
     validation_losses: Points
-    examples: Sequence[Example] = ()
-    blanks_left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # kind -> reason -> places
+    blanks_left_out: Mapping[str, Mapping[str, int]]  # kind -> reason -> places
+    examples: Sequence[Example]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of report.json: numbers that are not finite become null."""
-        values = {
-            "seconds": self.seconds,
-            "phases": dict(self.phases),
-            "tokens_per_second": self.tokens_per_second,
-            "tokens_seen": self.tokens_seen,
-            "parameters": self.parameters,
-            "validation_loss": self.validation_loss,
-            **self.measured.to_dict(),
-            "corpus": self.corpus.to_dict(),
-            "model": dict(self.model),
-            "training": dict(self.training),
-            "machine": dict(self.machine),
-            "training_losses": [list(point) for point in self.training_losses],
-            "validation_losses": [list(point) for point in self.validation_losses],
-            "blanks_left_out": {kind: dict(reasons) for kind, reasons in self.blanks_left_out.items()},
-            "examples": [example.to_dict() for example in self.examples],
-        }
-        finite = _finite(values)
+        own = {name: value for name, value in vars(self).items() if name != "measured"}
+        finite = _finite(own | self.measured.to_dict())
         assert isinstance(finite, dict)
         return finite
 
@@ -81,6 +64,8 @@ class Report:
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return _finite(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

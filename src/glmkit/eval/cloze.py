@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,6 @@ class Rate:
     high: float
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"rate": self.rate, "low": self.low, "high": self.high, "n": self.n}
-
 
 @dataclass(frozen=True)
 class Ratio:
@@ -36,9 +32,6 @@ class Ratio:
     ratio: float | None
     low: float | None
     high: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"ratio": self.ratio, "low": self.low, "high": self.high}
 
 
 def exact_matches(predictions: Sequence[Sequence[int]], truths: Sequence[Sequence[int]]) -> Flags:
@@ -57,7 +50,6 @@ def exact_match(
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Rate:
     """The share of True in `correct` (n,), with a percentile bootstrap interval.
 
@@ -67,7 +59,7 @@ def exact_match(
     flags = _checked(correct)
     sums = _by_group([flags], groups)
     drawn = _bootstrap(sums, resamples, seed)
-    low, high = _interval(drawn[:, 1] / drawn[:, 0], level)
+    low, high = _interval(drawn[:, 1] / drawn[:, 0])
     return Rate(float(flags.mean()), low, high, len(flags))
 
 
@@ -78,7 +70,6 @@ def rate_ratio(
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Ratio:
     """Rate of `correct` over rate of `baseline`, (n,) each and on the same blanks, with a paired bootstrap interval.
 
@@ -94,7 +85,7 @@ def rate_ratio(
     ratio = float(ours.sum() / theirs.sum())
     if not drawn[:, 2].all():  # a resample without a hit has no ratio, so the interval has no upper end
         return Ratio(ratio, None, None)
-    low, high = _interval(drawn[:, 1] / drawn[:, 2], level)
+    low, high = _interval(drawn[:, 1] / drawn[:, 2])
     return Ratio(ratio, low, high)
 
 
@@ -131,6 +122,6 @@ def _bootstrap(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[
     return np.concatenate(parts)
 
 
-def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
