@@ -122,7 +122,7 @@ class Jobs(Generic[J]):
         return False
 
     def _check_deadline(self) -> None:
-        """For jobs that have no ticket yet, which would look after it."""
+        """Raise DeadlineExceeded for jobs that have no ticket yet, which would look after it."""
         client, seconds = current(), self._state.settings.deadline_seconds
         if client is not None and asyncio.get_running_loop().time() - client.started > seconds:
             raise DeadlineExceeded(seconds)

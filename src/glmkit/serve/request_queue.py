@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Throughput:
-    """How often requests end, from the times of the last ones."""
+    """The rate at which requests end, from the times of the last ones."""
 
     def __init__(self, size: int = 32, clock: Callable[[], float] = monotonic) -> None:
         self._times: deque[float] = deque(maxlen=size)
@@ -47,7 +47,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class _Stay:
-    """What ends a ticket from outside, and since when its request waits, in seconds of the event loop."""
+    """Ends of a ticket from outside. began: seconds of the event loop at which its request came."""
 
     began: float
     timer: asyncio.TimerHandle | None

@@ -65,7 +65,7 @@ class EventStream(Response):
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As in ASGI."""
+        """Send the stream; part of the ASGI interface."""
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             others = [asyncio.create_task(self._beats(send))]
