@@ -130,7 +130,7 @@ class LM:
     def answers(
         self, texts: Sequence[str | Sequence[int]], *, own_stops: bool = True, **options: Unpack[GenerationOptions]
     ) -> list[list[Answer]]:
-        """For every text its answers (`n`, or the best `num_return_sequences` beams), all texts in one batch.
+        """Answers to every text (`n`, or the best `num_return_sequences` beams), all texts in one batch.
 
         Each is the same as alone. texts: also token ids, see `continue_job`. own_stops False: only `stop` and
         `stop_ids` end an answer, not the model's own ids. Options and errors as in `generate`.
@@ -160,7 +160,7 @@ class LM:
         whole: bool = True,
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
-        """What `engine.submit` takes to continue a text; its `answers` are complete once it is over.
+        """The job that continues a text, for `engine.submit`; its `answers` are complete once it is over.
 
         text: or the ids of a whole prompt as the model reads it, to which nothing is added. Padding ids in front are
         not read, but count for penalties and beam_length "row", as in transformers. Without a tokenizer answers have
@@ -210,7 +210,7 @@ class LM:
         order: str | None = None,
         listener: Listener | None = None,
     ) -> FillJob:
-        """What `engine.submit` takes to fill a text; its `filled()` is the result once it is over.
+        """The job that fills a text, for `engine.submit`; its `filled()` is the result once it is over.
 
         params: max_new_tokens is the longest answer of each blank. listener: its events carry the number of the blank.
         order and errors as in `fill`.
@@ -253,7 +253,7 @@ class LM:
         trim: bool = False,
         listener: Listener | None = None,
     ) -> ReplyJob:
-        """What `engine.submit` takes to answer messages; its `reply` reads a finished answer.
+        """The job that answers messages, for `engine.submit`; its `reply` reads a finished answer.
 
         messages: of the roles that the family's template knows, in order. options: as of `Turn`. tools: in the family's
         form, put into the first message. trim: leave out the oldest turns where there is no room, else that is an

@@ -40,7 +40,7 @@ class FakeEngine:
     def open(self) -> list[FakeTicket]:
         return [ticket for ticket in self.tickets if not ticket.over]
 
-    def submit(self, job: Any) -> FakeTicket:
+    def submit(self, job: Any, _: Any) -> FakeTicket:
         if job > 100:
             raise RequestError(f"{job} steps never fit")
         self.tickets.append(FakeTicket(job, job))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from glmkit.data.records import Record
 from glmkit.errors import GLMKitError, RequestError
-from glmkit.generate.engine import Engine, Ticket
+from glmkit.generate.engine import Batch, Engine, Ticket
 
 from .requests import Request
 
@@ -40,6 +40,7 @@ class Window:
 
         lines: records at work at once. stop_at_problem: nothing is begun behind a record that cannot be answered.
         """
+        self._batch = Batch()
         self._engine, self._ask, self._lines, self._stop = engine, ask, lines, stop_at_problem
         self._entries: deque[_Entry] = deque()
         self._working: dict[Ticket, tuple[Record, Request, _Entry]] = {}
@@ -100,7 +101,7 @@ class Window:
             if record.fields is None:
                 raise RequestError(record.problem)
             request = self._ask(record)
-            self._working[self._engine.submit(request.job)] = record, request, entry
+            self._working[self._engine.submit(request.job, Ticket(batch=self._batch))] = record, request, entry
         except GLMKitError as error:
             self._ended = self._stop
             entry.outcome = Result(record, None, error)

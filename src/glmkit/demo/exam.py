@@ -57,7 +57,7 @@ class Exam:
                     max_new_tokens=_LONGEST[blank.kind], forbidden=white if blank.kind == "single_token" else ()
                 )
                 jobs.append(FillJob(self._row(lm, blank), params, lm.config, lm.special))
-            engine.run(*[engine.submit(job) for job in jobs])
+            engine.run_all(jobs, rows=engine.limits.rows)
             return [job.spans[0] for job in jobs]
 
         return fill

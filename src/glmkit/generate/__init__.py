@@ -1,1 +1,1 @@
-"""Filling blanks token by token, and choosing tokens."""
+"""Generation: prompts, decoding, jobs, and the engine that runs them."""

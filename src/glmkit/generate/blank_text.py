@@ -59,7 +59,7 @@ class BlankText:
         return "".join([*parts, written[-1]]), answers
 
     def _begins_word(self, span: Sequence[int], answer: str) -> bool:
-        """Whether an answer that is decoded without a space in front has one inside a text."""
+        """True when an answer that is decoded without a space in front has one inside a text."""
         if not span or answer[:1].isspace():
             return False
         return self._tokenizer.decode([*span, *span])[len(answer) :][:1].isspace()

@@ -42,7 +42,7 @@ class ChatStep:
 
     @cached_property
     def history(self) -> Turns:
-        """With the reply so far, in the family's published form; made when it is asked for."""
+        """The conversation with the reply so far, in the family's published form; made when it is asked for."""
         return self._so_far.history()
 
 
@@ -70,7 +70,7 @@ class Turn:
     def __init__(
         self, prompts: Prompts, messages: Sequence[Message], options: Mapping[str, Any], *, trim: bool = True
     ) -> None:
-        """Builds the prompt.
+        """Build the prompt.
 
         options: fields of `GenerationParams`, and max_length. None is the default: the family's published temperature
         and top_p, another seed each time, and for lengths: max_new_tokens is the longest reply, max_length prompt and
@@ -99,7 +99,7 @@ class Turn:
 
     @classmethod
     def asked(cls, prompts: Prompts, query: str, history: History, options: Mapping[str, Any]) -> "Turn":
-        """Of a history and a query.
+        """A turn from a history and a query.
 
         history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed.
         options: also system and tools, which go into the system message that the history begins with (it is made where

@@ -68,7 +68,7 @@ Listener = Callable[[Event], None]
 
 
 def token_logprobs(logits_BV: Tensor, tokens: Sequence[int], count: int, forbidden: Tensor) -> list[TokenLogprob]:
-    """For each row the chosen token and the `count` most likely ones.
+    """Log-probabilities of each row's chosen token and of the `count` most likely ones.
 
     The distribution is the model's own: before penalties, temperature and filters, over all rows of the vocabulary,
     so that the numbers are those of scoring the same text. Forbidden ids are not among the alternatives.

@@ -1,4 +1,4 @@
-"""What a model reads: a text, a conversation or a text with blanks, in its family's published form."""
+"""Prompts from a text, a conversation or a text with blanks, in the published form of the model's family."""
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ class Prompts:
 
     @property
     def config(self) -> GLMConfig:
-        """The model's."""
+        """The model's configuration."""
         return self._parts.config
 
     @property
@@ -46,7 +46,7 @@ class Prompts:
 
     @property
     def template(self) -> ChatTemplate:
-        """How the model reads conversations. Raises RequestError for a family that was not taught to chat."""
+        """The form of conversations. Raises RequestError for a family that was not taught to chat."""
         family = self._parts.family
         template = None if family is None else family.chat
         if template is None:
@@ -84,7 +84,7 @@ class Prompts:
     def continuation(
         self, text: str | Sequence[int], *, own_stops: bool = True, whole: bool = True, name: str = "the text"
     ) -> Prompt:
-        """A text to go on with.
+        """The prompt of a text to continue.
 
         A text becomes part A with a generation mask behind it, or gets the tokens that its tokenizer puts around every
         input, as the family has it; a mask written in it is ordinary text. Token ids are taken for the whole prompt,
@@ -126,7 +126,7 @@ class Prompts:
         return tuple(dict.fromkeys([*own, *self._parts.generation.stop_ids]))
 
     def blanks(self, text: str, *, name: str = "the text") -> tuple[BlankText, list[int]]:
-        """A text with blanks, and its part A as the model reads it. name: how errors call the text.
+        """A text with blanks, and its part A as the model reads it. name: of the text in errors.
 
         Raises RequestError for a model that fills none, and what `BlankText` raises.
         """
@@ -140,7 +140,7 @@ class Prompts:
 
     @property
     def block_positions(self) -> bool:
-        """Whether row 1 of the positions counts inside a span, as in training."""
+        """True when row 1 of the positions counts inside a span, as in training."""
         return self._parts.generation.block_positions is not False
 
     @property
@@ -152,7 +152,7 @@ class Prompts:
 
     @property
     def _fills_spans(self) -> bool:
-        """Whether a continuation is the span of a generation mask."""
+        """True when a continuation is the span of a generation mask."""
         config = self._parts.config
         return config.mask != "causal" and config.blank_order != "gmask_first"
 

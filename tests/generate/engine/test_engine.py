@@ -326,3 +326,30 @@ print(next(stream), flush=True)
     )  # fmt: skip
     assert done.returncode == (130 if "Interrupt" in how else 0) or done.returncode == -signal.SIGINT, done.stderr
     assert "Fatal" not in done.stderr
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_a_batch_runs_the_same_side_by_side_whenever_it_is_run(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder is slow, and still no step is made without the jobs that belong into it."""
+    model, chance = make("causal"), random.Random(5)
+
+    def passes() -> list[list[int]]:
+        engine, seen = Engine(model, EngineLimits(block=4)), list[list[int]]()
+        forward = engine._core._runner.forward
+
+        def noted(plan: Any) -> Any:
+            seen.append([len(chunk.tokens) for chunk in plan.chunks])
+            return forward(plan)
+
+        submit = engine.submit
+        monkeypatch.setattr(engine._core._runner, "forward", noted)
+        monkeypatch.setattr(engine, "submit", lambda *given: (threading.Event().wait(0.002), submit(*given))[1])
+        engine.run_all(
+            [Greedy(model, prompt_of("causal", n, n), 3 + n % 4, copies=1 + n % 2) for n in lengths], rows=rows
+        )
+        return seen
+
+    lengths = [chance.randrange(1, 12) for _ in range(12)]
+    first = passes()
+    assert first == passes()
+    assert len(first[0]) == (12 if rows == 64 else max(1, len(first[0])))

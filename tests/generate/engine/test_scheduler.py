@@ -171,7 +171,7 @@ class World:
 
     def step(self) -> bool:
         """One pass; False when nobody could move."""
-        if all(ticket.full for ticket in self.left):
+        if all(ticket.held for ticket in self.left):
             return False
         before = self.refused
         plan = self.scheduler.plan()
@@ -180,7 +180,7 @@ class World:
             self.end(ticket)
         self.check()
         assert len({chunk.slot for chunk in plan.chunks}) == len(plan.chunks)
-        assert not any(ticket.full for ticket, _, _ in self.planned(plan)), "nobody runs ahead of a reader"
+        assert not any(ticket.held for ticket, _, _ in self.planned(plan)), "nobody runs ahead of a reader"
         if plan.chunks and self.chance.random() < 0.05:
             for _, sequence, chunk in self.planned(plan):  # an accident: nothing, or anything, was written
                 for block in sequence.blocks[chunk.start // self.limits.block :]:
@@ -210,7 +210,7 @@ def test_random_jobs(start: int) -> None:
                 world.end(world.chance.choice(list(world.left)))
                 world.check()
             world.fall_behind()
-            assert world.step() or all(ticket.full for ticket in world.left)
+            assert world.step() or all(ticket.held for ticket in world.left)
         for _ in range(3000):
             if not world.left:
                 break

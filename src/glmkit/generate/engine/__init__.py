@@ -3,6 +3,6 @@
 from .core import EngineCore
 from .engine import Engine
 from .limits import EngineCounters, EngineLimits, Snapshot
-from .ticket import Ticket
+from .ticket import Batch, Ticket
 
-__all__ = ["Engine", "EngineCore", "EngineCounters", "EngineLimits", "Snapshot", "Ticket"]
+__all__ = ["Batch", "Engine", "EngineCore", "EngineCounters", "EngineLimits", "Snapshot", "Ticket"]

@@ -47,11 +47,11 @@ class BlockPool:
             self._references[block] += 1
 
     def is_shared(self, block: int) -> bool:
-        """Whether it has more than one owner."""
+        """True when it has more than one owner."""
         return self._references[block] > 1
 
     def is_idle(self, block: int) -> bool:
-        """Whether it has none, and its content can still be found."""
+        """True when it has no owner, and its content can still be found."""
         return block in self._idle
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -80,7 +80,7 @@ class BlockPool:
         return True
 
     def forget(self, block: int) -> None:
-        """Its content is not to be found any more, if it was."""
+        """Let its content not be found any more."""
         key = self._keys.pop(block, None)
         if key is not None:
             del self._by_key[key]

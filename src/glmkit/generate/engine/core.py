@@ -99,7 +99,7 @@ class EngineCore:
             self._scheduler.add(ticket)
 
     def snapshot(self) -> Snapshot:
-        """What goes on between two steps."""
+        """The counts between two steps."""
         scheduler = self._scheduler
         return Snapshot(
             waiting=len(scheduler.waiting),
@@ -127,7 +127,7 @@ class EngineCore:
             if ticket.over:  # cancelled
                 self.remove(ticket)
         before = len(self._live)
-        if all(ticket.full for ticket in self._live):
+        if all(ticket.held for ticket in self._live):
             return False
         plan = self._scheduler.plan()
         for ticket in self._scheduler.impossible:
@@ -214,6 +214,8 @@ class EngineCore:
         if ticket.has_news:
             self.counters.written_tokens += ticket.publish()
         ticket.end("done" if error is None else "failed", error)
+        if ticket.batch is not None:
+            ticket.batch.open = False
         self._news[ticket] = None
 
     def _too_small(self, ticket: Ticket) -> RequestError:

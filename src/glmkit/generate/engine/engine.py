@@ -1,4 +1,4 @@
-"""The engine: one thread that steps, and the door to it for Python calls and a server alike."""
+"""The engine: one thread that makes the steps, and one way to it for Python calls and a server."""
 
 import atexit
 import logging
@@ -18,7 +18,7 @@ from glmkit.model import GLM
 from .core import EngineCore
 from .job import Job
 from .limits import EngineCounters, EngineLimits, Snapshot
-from .ticket import Post, Ticket, check_process, wait_all, wait_any
+from .ticket import Batch, Post, Ticket, check_process, wait_all, wait_any
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class Inbox:
 
     def close(self) -> None:
         """Let the thread end after its step."""
+        if self.process != os.getpid():  # it stayed behind, perhaps with the lock
+            return
         with self.changed:
             self.closed = True
             self.changed.notify()
@@ -73,11 +75,12 @@ class Inbox:
 
 
 class Engine:
-    """Runs jobs (`glmkit.generate.engine.job`) together on one model. For any number of threads and event loops.
+    """Runner of jobs (`glmkit.generate.engine.job`) on one model, for any number of threads and event loops.
 
-    The engine's own thread makes the steps. It starts with the first request, holds no reference to the engine while
-    there is nothing to do, and ends with it. failed: the defect that ended the thread; no request is taken then.
-    on_step: called in the thread after each step, with the snapshots before and after it.
+    The engine's own thread makes the steps. It starts with the first request, computes with as many threads as the main
+    thread would, holds no reference to the engine while there is nothing to do, and ends with it. failed: the defect
+    that ended the thread; no request is taken then. on_step: called in the thread after each step, with the snapshots
+    before and after it.
     """
 
     def __init__(self, model: GLM, limits: EngineLimits | None = None, *, allocate: bool = False) -> None:
@@ -94,6 +97,7 @@ class Engine:
         self.on_step: Callable[[Snapshot, Snapshot], None] | None = None
         self.snapshot = core.snapshot()
         self._process = os.getpid()
+        self._threads = torch.get_num_threads()
         self._open_tickets: set[Ticket] = set()
         self._inbox = Inbox()
         weakref.finalize(self, self._inbox.close).atexit = False
@@ -114,7 +118,10 @@ class Engine:
         ticket = ticket or Ticket()
         ticket.attach(job, self._look_at)
         self._open_tickets.add(ticket)
-        self._inbox.put(partial(self._begin, ticket, torch.get_num_threads()))
+        if threading.current_thread() is threading.main_thread():
+            # Their number belongs to a thread. Others may have got theirs in the middle of a step that needs only one.
+            self._threads = torch.get_num_threads()
+        self._inbox.put(partial(self._begin, ticket))
         self._start_thread()
         if self._inbox.closed:  # just now
             ticket.cancel(RequestError("the engine has ended", code="engine_failed"))
@@ -137,13 +144,16 @@ class Engine:
         Raises the first error, and cancels the others.
         """
         tickets: list[Ticket] = []
+        batch, left = Batch(), deque(jobs)
         try:
-            for job in jobs:
-                while sum(ticket.job.max_sequences for ticket in tickets) > max(rows - job.max_sequences, 0):
-                    wait_any(tickets)
-                    tickets = _unfinished(tickets)
-                tickets.append(self.submit(job))
-            wait_all(tickets)
+            while left or tickets:
+                while left and sum(t.job.max_sequences for t in tickets) <= max(rows - left[0].max_sequences, 0):
+                    tickets.append(self.submit(left.popleft(), Ticket(batch=batch)))
+                wait_any(tickets)
+                for ticket in tickets:
+                    if ticket.error is not None:
+                        raise ticket.error
+                tickets = [ticket for ticket in tickets if not ticket.over]
         finally:
             for ticket in tickets:
                 ticket.cancel()
@@ -173,7 +183,7 @@ class Engine:
 
     @property
     def ended(self) -> bool:
-        """Whether it takes no more requests: it was closed, or has failed."""
+        """True when it takes no more requests: it was closed, or has failed."""
         return self._inbox.closed
 
     @property
@@ -248,10 +258,9 @@ class Engine:
         if self._process == os.getpid():
             self._inbox.put(_nothing)  # the next step sees it
 
-    def _begin(self, ticket: Ticket, threads: int) -> None:
-        # Their number belongs to a thread; this one works as the caller's would have.
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
+    def _begin(self, ticket: Ticket) -> None:
+        if self._threads != torch.get_num_threads():
+            torch.set_num_threads(self._threads)
         if not ticket.over:
             self._core.submit(ticket)
 
@@ -304,14 +313,6 @@ def _wake(tickets: Sequence[Ticket]) -> None:
     for ticket in tickets:
         if ticket.wake is not None:
             ticket.wake()
-
-
-def _unfinished(tickets: Sequence[Ticket]) -> list[Ticket]:
-    """Those that are not over. Raises the error of one that has failed."""
-    for ticket in tickets:
-        if ticket.error is not None:
-            raise ticket.error
-    return [ticket for ticket in tickets if not ticket.over]
 
 
 def _drive(inbox: Inbox, found: "weakref.ref[Engine]") -> None:

@@ -1,4 +1,4 @@
-"""The protocol of what the engine runs: a few sequences of one request that grow together, step by step.
+"""The protocol of a job: a few sequences of one request that grow together, step by step.
 
 Legend: M tokens of a branch whose logits are asked for, V vocabulary rows.
 The engine knows nothing of sampling, texts or stops: it feeds tokens, gives logits, keeps the cache.

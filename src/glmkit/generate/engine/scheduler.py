@@ -1,6 +1,7 @@
 """Choice of the sequences that go on in the next pass, and of those that give up their blocks.
 
-Tickets run in order of arrival. A ticket whose reader is behind is not scheduled, and gives up its blocks to any other.
+Tickets run in order of arrival. A ticket that is held (its reader is behind) is not scheduled, and gives up its blocks
+to any other.
 """
 
 from collections import Counter, deque
@@ -44,7 +45,7 @@ class _Pass:
     read_tokens: int = 0
 
     def leave_out(self, ticket: Ticket) -> None:
-        """Nothing of this ticket happens."""
+        """Take a ticket out of the pass."""
         self.feeds = [feed for feed in self.feeds if feed.ticket is not ticket]
         self.copies = [copy for copy in self.copies if copy[0] is not ticket]
 
@@ -130,10 +131,10 @@ class Scheduler:
         """The next pass. Blocks are taken here; `commit` counts what was read."""
         now = self._pass = _Pass()
         for ticket in tuple(self.running):
-            if ticket.running and not ticket.full:
+            if ticket.running and not ticket.held:
                 self._decode(ticket, now)
         for ticket in tuple(self.running):
-            if ticket.running and not ticket.full:
+            if ticket.running and not ticket.held:
                 self._prefill(ticket, now)
         for ticket in self._admitted(now):
             self._prefill(ticket, now)
@@ -291,7 +292,7 @@ class Scheduler:
         """
         block = self.pool.take()
         while block is None:
-            last = self._put_off() or self.running[-1]
+            last = self._last_held() or self.running[-1]
             if last is ticket:
                 break
             now.leave_out(last)
@@ -306,9 +307,9 @@ class Scheduler:
             now.impossible.append(ticket)
         return block
 
-    def _put_off(self) -> Ticket | None:
-        """The last running ticket whose reader is behind."""
-        return next((ticket for ticket in reversed(self.running) if ticket.full), None)
+    def _last_held(self) -> Ticket | None:
+        """The last running ticket that is held."""
+        return next((ticket for ticket in reversed(self.running) if ticket.held), None)
 
     def _preempt(self, ticket: Ticket) -> None:
         self.running.remove(ticket)
@@ -335,7 +336,7 @@ class Scheduler:
         for ticket in tuple(self.waiting):
             if now.read_tokens >= self.limits.step_tokens or now.impossible:
                 return
-            if ticket.full:
+            if ticket.held:
                 continue
             while not self._has_slots_for(ticket):
                 if not self._make_way():
@@ -355,8 +356,8 @@ class Scheduler:
             yield ticket
 
     def _make_way(self) -> bool:
-        """Let a ticket whose reader is behind give up its place; False when there is none."""
-        ticket = self._put_off()
+        """Let a ticket that is held give up its place; False when there is none."""
+        ticket = self._last_held()
         if ticket is not None:
             self._preempt(ticket)
             self.counters.preemptions += 1
@@ -367,7 +368,7 @@ class Scheduler:
         return taken + ticket.job.max_sequences <= self.limits.rows
 
     def _has_room_for(self, ticket: Ticket) -> bool:
-        """Whether blocks for all it begins with are there, besides those that others still need for their prompts."""
+        """True when blocks for all it begins with are there, besides those that others still need for their prompts."""
         block = self.limits.block
         promised = sum(
             -(-len(sequence.tokens) // block) - len(sequence.blocks)

@@ -23,6 +23,16 @@ Post = Callable[[Callable[[], None]], object]
 MAX_UNREAD = 64
 
 
+class Batch:
+    """Tickets whose holder submits more as others end. open: it waits for them.
+
+    They run only then, so that the jobs that run side by side, and with them the rounding of sums, depend on nothing
+    but the jobs.
+    """
+
+    open = False
+
+
 class Ticket:
     """A request from before its job is made to its end.
 
@@ -40,16 +50,18 @@ class Ticket:
         overflow: BaseException | None = None,
         wake: Callable[[], None] | None = None,
         post: Post | None = None,
+        batch: Batch | None = None,
     ) -> None:
         """events: keep what the job tells of its answers. max_unread: so many unread events at most; None: any number.
 
         overflow: the error that ends a request with more of them; without it the job is put off until they are read.
+        batch: runs only while its holder waits.
         """
         self.wake, self.post = wake, post
         self.error: BaseException | None = None
         self.began: float | None = None  # `time.monotonic` at the first event
         self.reused_tokens = 0  # of its prompts, found in the cache
-        self._listens, self._max_unread, self._overflow = events, max_unread, overflow
+        self._listens, self._max_unread, self._overflow, self.batch = events, max_unread, overflow, batch
         self._job: Job | None = None
         self._tell: Callable[[Ticket], None] | None = None
         self._process = os.getpid()
@@ -73,12 +85,12 @@ class Ticket:
 
     @property
     def state(self) -> State:
-        """Waiting also means: put off, because others needed its place in the cache."""
+        """The state; "waiting" also for a job that was put off because others needed its blocks."""
         return self._ended or ("running" if self.running else "waiting")
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen."""
+        """True when nothing more will happen."""
         return self._ended is not None
 
     @property
@@ -140,8 +152,13 @@ class Ticket:
             job.listener = self._hear
 
     @property
+    def held(self) -> bool:
+        """True while the job is put off: until its events are read, or its holder waits for it."""
+        return self.full or (self.batch is not None and not self.batch.open)
+
+    @property
     def full(self) -> bool:
-        """Whether the job is put off until its events are read."""
+        """True while as many events are unread as may be."""
         return self._max_unread is not None and self._overflow is None and len(self._events) >= self._max_unread
 
     def publish(self) -> int:
@@ -201,6 +218,10 @@ def wait_any(tickets: Sequence[Ticket]) -> None:
         check_process(ticket._process)
         ticket.wake = partial(news.put, None)
     while tickets and not any(ticket.over for ticket in tickets):
+        for ticket in tickets:
+            if ticket.batch is not None and not ticket.batch.open and (tell := ticket._tell) is not None:
+                ticket.batch.open = True
+                tell(ticket)
         news.get()
 
 
