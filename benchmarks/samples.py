@@ -94,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     documents: Documents
     if options.store:
-        documents = store = TokenStore.open(options.store)
+        documents = store = TokenStore(options.store)
         tokenizer = store.tokenizer()
         special, table = tokenizer.special, sentence_end_table(tokenizer)
     else:

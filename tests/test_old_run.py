@@ -29,7 +29,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_store_opens_and_holds_its_texts(old_run: Path) -> None:
-    store = TokenStore.open(old_run / "store", verify=True)
+    store = TokenStore(old_run / "store", verify=True)
     assert (len(store), store.num_tokens) == (6, 1563)
     validation = store.split("validation")
     assert (len(validation), validation.num_tokens) == (4, 771)

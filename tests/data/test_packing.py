@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmkit.data.packing import balanced, collate, pack
+from glmkit.data.packing import balanced, pack
 from glmkit.errors import DataError
 from glmkit.model.masks import dense_from_segments
 from glmkit.objective.counter_rng import CounterRng
@@ -40,8 +40,8 @@ def test_two_samples_in_a_row_do_not_see_each_other() -> None:
 
 
 def test_one_sample_a_row_is_padded_to_the_longest_or_a_multiple() -> None:
-    assert collate([ONE, TWO]).input_ids.shape == (2, 7)
-    batch = collate([ONE, TWO], pad_to_multiple=4)
+    assert pack([[ONE], [TWO]]).input_ids.shape == (2, 7)
+    batch = pack([[ONE], [TWO]], pad_to_multiple=4)
     assert batch.input_ids.shape == (2, 8)
     assert batch.segments.bounds == ((0, 0, 4, 6), (1, 0, 4, 7))
 
@@ -65,7 +65,7 @@ def test_no_sample_at_all() -> None:
 
 
 def test_moving_a_batch_keeps_its_numbers() -> None:
-    batch = collate([ONE, TWO], index=9)
+    batch = pack([[ONE], [TWO]], index=9)
     moved = batch.to("cpu")
     assert torch.equal(moved.input_ids, batch.input_ids)
     assert (moved.index, moved.segments) == (9, batch.segments)

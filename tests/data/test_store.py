@@ -39,7 +39,7 @@ def test_documents_are_the_encoded_texts_with_eos(store: Path) -> None:
 def test_splits_and_the_manifest(store: Path) -> None:
     validation = TokenStore(store).split("validation")
     assert (validation.name, len(validation)) == ("validation", 3)
-    assert TokenStore.open(store, "validation", verify=True).tokens.tolist() == validation.tokens.tolist()
+    assert TokenStore(store, "validation", verify=True).tokens.tolist() == validation.tokens.tolist()
     entry = validation.manifest["splits"]["validation"]
     assert entry["documents"] == 3
     assert entry["tokens"] == validation.num_tokens

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmkit.data.packing import collate
+from glmkit.data.packing import pack
 from glmkit.objective.pairs import build_input_from_ids
 from glmkit.objective.sample import Sample
 from glmkit.objective.spans import place
@@ -72,7 +72,7 @@ def test_whole_batches(number: int) -> None:
     given = case("construct_blocks", number)
     maker = objective(given["max_seq_length"], **given["options"])
     texts = [text(sample["text"], sample["loss_mask"]) for sample in given["samples"]]
-    batch = collate(maker.construct(texts, random.Random(given["call_index"])))
+    batch = pack([[sample] for sample in maker.construct(texts, random.Random(given["call_index"]))])
     expected = given["expect"]
     assert batch.mode == expected["mode"]
     assert batch.input_ids.tolist() == expected["text"]
@@ -109,7 +109,7 @@ def test_padding() -> None:
     for number, length in enumerate((3, 4)):
         arrays = [np.array(part[number])[:length] for part in (inputs, targets, masks)]
         samples.append(Sample(*arrays, np.array(positions[number])[:, :length], 1, "bert"))
-    batch = collate(samples)
+    batch = pack([[sample] for sample in samples])
     assert batch.input_ids.tolist() == inputs
     assert batch.targets.tolist() == targets
     assert batch.loss_mask.long().tolist() == masks

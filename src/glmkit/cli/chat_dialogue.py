@@ -23,7 +23,7 @@ class HistoryFile:
     """A history as JSON, in the published form of its family; written whole or not at all."""
 
     def __init__(self, path: str) -> None:
-        """Raises RequestError when it could not be written: its directory is missing, or it is one."""
+        """Check that it can be written; raises RequestError when its directory is missing, or it is one."""
         self.path = Path(path)
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise RequestError(f"the history file {path} cannot be written there; give a file in an existing directory")
@@ -278,7 +278,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _check(settings: Values) -> None:
-    """Raises RequestError for parameters that mean nothing."""
+    """Check that the parameters mean something; raises RequestError."""
     given = {name: value for name, value in settings.items() if value is not None}
     # Without a limit the reply has room for any least length.
     GenerationParams(**{"max_new_tokens": max(1, given.get("min_new_tokens", 1)), **given})

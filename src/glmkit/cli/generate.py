@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
 
 
 def _check_stream(args: Namespace, options: Values) -> None:
-    """Raises RequestError for what cannot be streamed."""
+    """Check that this can be streamed; raises RequestError."""
     clashes = {
         "--input": args.input is not None,
         "--json": args.json,

@@ -17,7 +17,7 @@ class Help(argparse.HelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises RequestError, one line, where argparse would print its usage and exit; reads --a-b and --a_b alike."""
+    """Parse --a-b and --a_b alike; raises RequestError, one line, where argparse would print its usage and exit."""
 
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)

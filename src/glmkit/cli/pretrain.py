@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from pathlib import Path
 
 from torch import nn
@@ -54,22 +54,8 @@ def add_arguments(parser: OneLineParser) -> None:
     for leaf in flags():
         default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
         about = f"{leaf.help}; {default}" if leaf.help else default
-        keys.add_argument(
-            f"--{leaf.name}",
-            default=SUPPRESS,
-            metavar="X",
-            help=f"{about} ({leaf.kind})".replace("%", "%%"),
-        )
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The verb's own options, as the processes of a run need them."""
-
-    resume: str
-    ignore_memory_forecast: bool
-    quiet: bool
-    as_json: bool
+        about = f"{about} ({leaf.kind})".replace("%", "%%")
+        keys.add_argument(f"--{leaf.name}", default=SUPPRESS, metavar="X", help=about)
 
 
 def run(args: Namespace) -> int:
@@ -82,31 +68,30 @@ def run(args: Namespace) -> int:
     if config.data.path is None or config.output.directory is None:
         missing = "--data DIR (written by `glm prepare`)" if config.data.path is None else "--output DIR"
         raise ConfigError(f"pretraining needs {missing}")
-    options = _Options(args.resume, args.ignore_memory_forecast, args.quiet, args.json)
     if args.nproc != 1 and "RANK" not in os.environ:
         plan_run(config, PretrainingData.open(config.data.path).tokenizer, args.nproc)  # mistakes are told once, here
-        return launch(_run_rank, (config, options), args.nproc)
-    return _train(config, options)
+        return launch(_run_rank, (config, args), args.nproc)
+    return _train(config, args)
 
 
-def _run_rank(config: TrainConfig, options: _Options) -> int:
+def _run_rank(config: TrainConfig, args: Namespace) -> int:
     """One process of several: errors become one line here, as there is no caller to do it."""
     try:
-        return _train(config, options)
+        return _train(config, args)
     except (GLMKitError, OSError) as error:
         print(f"glm pretrain: rank {os.environ['RANK']}: {error}", file=sys.stderr)
         return 2
 
 
-def _train(config: TrainConfig, options: _Options) -> int:
+def _train(config: TrainConfig, args: Namespace) -> int:
     with joined(config.training.device) as ranks:
         outcome = pretrain(
             config,
             ranks=ranks,
-            resume=options.resume,
-            ignore_memory_forecast=options.ignore_memory_forecast,
+            resume=args.resume,
+            ignore_memory_forecast=args.ignore_memory_forecast,
             previews=_previews,
-            quiet=options.quiet,
+            quiet=args.quiet,
         )
         if not ranks.is_main:
             return 0
@@ -120,7 +105,7 @@ def _train(config: TrainConfig, options: _Options) -> int:
         "directory": str(outcome.directory),
         "model": None if outcome.model is None else str(outcome.model),
     }
-    if options.as_json:
+    if args.json:
         print(json.dumps(summary))
         return 0
     if outcome.model is not None:

@@ -10,7 +10,7 @@ from glmkit.objective.counter_rng import CounterRng, Rng
 from glmkit.objective.options import Mode
 from glmkit.objective.sample import Sample, Tally, TextSample
 
-from .packing import Batch, balanced, collate, pack
+from .packing import Batch, balanced, pack
 from .samples import TextPieces, TextSampler
 
 # Third counter of the generators: what the numbers are for.
@@ -90,11 +90,10 @@ class TrainingBatches:
             texts = [self.texts.draw(text_rng, longest) for _ in range(missing)]
             samples += _with_targets(objective.apply(texts, choice, rng, block_rng))
         multiple = self.rows.pad_to_multiple
-        if not shortened:
-            return collate(samples, index=index, pad_to_multiple=multiple, num_dropped=num_dropped)
-        # Shorter texts are as many tokens in more samples: they share the usual number of rows.
-        shares = balanced([len(sample) for sample in samples], count)
-        rows = [[samples[item] for item in share] for share in shares]
+        rows = [[sample] for sample in samples]
+        if shortened:  # as many tokens in more samples: they share the usual number of rows
+            shares = balanced([len(sample) for sample in samples], count)
+            rows = [[samples[item] for item in share] for share in shares]
         return pack(rows, index=index, pad_to_multiple=multiple, num_dropped=num_dropped)
 
     def _packed(self, index: int, text_rng: Rng, rng: Rng, block_rng: Rng | None) -> Batch:
@@ -184,4 +183,5 @@ class EvaluationBatches:
         samples = self.objective.apply(texts, Choice(self.mode), rng, tally=tally)
         if not samples:  # a validation pass goes on: the text as it is, without targets
             samples = [self.objective.forms.blank(texts[0], [], rng, self.mode)]
-        return collate(samples, index=index, pad_to_multiple=self.pad_to_multiple, num_dropped=tally.dropped)
+        rows = [[sample] for sample in samples]
+        return pack(rows, index=index, pad_to_multiple=self.pad_to_multiple, num_dropped=tally.dropped)

@@ -1,11 +1,11 @@
 """Batches in order, made ahead by worker processes."""
 
 import signal
+import sys
 from collections.abc import Iterator
-from itertools import count
 from typing import Generic, Protocol, TypeVar
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from glmkit.errors import ConfigError, GLMKitError
 
@@ -29,21 +29,6 @@ class _ByIndex(Dataset[B | GLMKitError]):
             return self.batches.batch(index)
         except GLMKitError as error:  # as a value: raised in a worker it would arrive as a page of traceback
             return error
-
-
-class _Indices(Sampler[int]):
-    def __init__(self, start: int, stop: int | None, stride: int) -> None:
-        self.start, self.stop, self.stride = start, stop, stride
-
-    def __iter__(self) -> Iterator[int]:
-        if self.stop is None:
-            return count(self.start, self.stride)
-        return iter(range(self.start, self.stop, self.stride))
-
-    def __len__(self) -> int:
-        if self.stop is None:
-            raise TypeError("an endless loader has no length")
-        return len(range(self.start, self.stop, self.stride))
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -86,11 +71,12 @@ class BatchLoader(Generic[B]):
                 f"start {start}, num_workers {num_workers}, prefetch_factor {prefetch_factor}: none may be negative, "
                 "and prefetch_factor must be at least 1"
             )
+        self._endless = stop is None
         first = start + (rank - start) % world_size
         self._loader: DataLoader[B | GLMKitError] = DataLoader(
             _ByIndex(batches),
             batch_size=None,
-            sampler=_Indices(first, stop, world_size),
+            sampler=range(first, sys.maxsize if stop is None else stop, world_size),
             num_workers=num_workers,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,
@@ -105,4 +91,6 @@ class BatchLoader(Generic[B]):
             yield item
 
     def __len__(self) -> int:
+        if self._endless:
+            raise TypeError("an endless loader has no length")
         return len(self._loader)

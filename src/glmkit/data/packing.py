@@ -77,7 +77,8 @@ def pack(
     row_length: T; the fullest row without it, rounded up to pad_to_multiple. A row with more tokens than row_length is
     an error, or with "truncate" loses the end of what does not fit (part B first, with its targets), counted in
     num_cut.
-    An empty row is all padding. Raises DataError for an overlong row or no sample at all.
+    One sample a row is `pad_batch` of `THUDM/GLM:blocklm_utils.py`. An empty row is all padding.
+    Raises DataError for an overlong row or no sample at all.
     """
     used = [sum(map(len, row)) for row in rows]
     if not any(used):
@@ -121,26 +122,6 @@ def pack(
         num_targets=int(np.count_nonzero(loss_mask)),
         num_dropped=num_dropped,
         num_cut=num_cut,
-    )
-
-
-def collate(
-    samples: Sequence[Sample],
-    *,
-    index: int = 0,
-    row_length: int | None = None,
-    pad_to_multiple: int = 1,
-    on_overlong: OnOverlong = "error",
-    num_dropped: int = 0,
-) -> Batch:
-    """One sample a row, padded on the right with 0 to the longest (`THUDM/GLM:blocklm_utils.py`, pad_batch)."""
-    return pack(
-        [[sample] for sample in samples],
-        index=index,
-        row_length=row_length,
-        pad_to_multiple=pad_to_multiple,
-        on_overlong=on_overlong,
-        num_dropped=num_dropped,
     )
 
 

@@ -1,6 +1,5 @@
 """Whole rows of an input file, each with its place and its own JSON text, so that a result can be put beside it."""
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +10,8 @@ from glmkit.errors import DataError
 
 from .json_files import holds_lines, json_line, json_values
 from .rows import BadRow, describe
-from .streams import COMPRESSIONS, open_stream, read_lines
-from .tables import CsvReader
+from .streams import COMPRESSIONS, bare_suffix, open_stream, read_lines
+from .tables import csv_fields
 
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
@@ -50,13 +49,11 @@ def dump(value: object) -> bytes:
 
 def record_format(path: Path) -> str:
     """The format of a file, by its suffix. Raises DataError for one that is not known."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in RECORD_FORMATS:
+    suffix = bare_suffix(path)
+    if suffix not in RECORD_FORMATS:
         known = " ".join(RECORD_FORMATS)
         raise DataError(f"{path}: unknown suffix; give a file named {known}, also with .gz or .zst")
-    return RECORD_FORMATS[suffixes[-1]]
+    return RECORD_FORMATS[suffix]
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -105,28 +102,19 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
 def _table_records(
     stream: io.BufferedReader, path: Path, position: Callable[[], int], *, tabs: bool
 ) -> Iterator[Record]:
-    reader = CsvReader(stream, path, tabs=tabs)
     header: list[str] | None = None
-    while True:
-        where = reader.where
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if header is None:
-                raise DataError(f"{where}: broken CSV: {error}") from None
-            yield _unusable("", where, position(), f"broken CSV: {error}")
-            continue
+    for where, fields in csv_fields(stream, path, tabs=tabs):
         if not fields:
             continue
         if header is None:
+            if isinstance(fields, str):
+                raise DataError(f"{where}: {fields}")
             header = fields
             if len(set(header)) != len(header):
                 raise DataError(f"{where}: two columns have the same name; the first line must name the columns")
-            continue
-        broken = next((text for text in fields if _is_broken(text)), None)
-        if broken is not None:
+        elif isinstance(fields, str):
+            yield _unusable("", where, position(), fields)
+        elif not _is_unicode("".join(fields)):
             yield _unusable(fields, where, position(), "invalid UTF-8")
         elif len(fields) != len(header):
             yield _unusable(fields, where, position(), f"{len(fields)} fields, but the header has {len(header)}")
@@ -144,11 +132,8 @@ def _unusable(value: object, where: str, position: int, problem: str) -> Record:
     return Record(where, dump({"input": value})[:-1], None, problem, position)
 
 
-def _is_broken(text: str) -> bool:
-    if text.isascii():
-        return False
+def _is_unicode(text: str) -> bool:
     try:
-        text.encode()
+        return bool(text.isascii() or text.encode())
     except UnicodeEncodeError:
-        return True
-    return False
+        return False

@@ -85,17 +85,18 @@ def decode_utf8(data: bytes, where: str) -> Row:
         return BadRow(where, "invalid_utf8", f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x})")
 
 
-def check_text(text: str, where: str) -> Row:
-    """The text itself unless it holds something that no document may hold. Empty text is fine here."""
+def check_text(text: str, where: str, field: str | None = None) -> Row:
+    """The text (of a field) itself unless it holds something that no document may hold. Empty text is fine here."""
+    of_field = "" if field is None else f"field {field!r}: "
     if "\0" in text:
-        position = text.index("\0")
-        return BadRow(where, "nul_byte", f"NUL byte at character {position} (binary data?)")
+        return BadRow(where, "nul_byte", f"{of_field}NUL byte at character {text.index(chr(0))} (binary data?)")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
-            return BadRow(where, "lone_surrogate", f"lone surrogate U+{code:04X}, which is not valid Unicode")
+            what = f"{of_field}lone surrogate U+{code:04X}, which is not valid Unicode"
+            return BadRow(where, "lone_surrogate", what)
     return text
 
 
@@ -115,10 +116,7 @@ def text_of_row(row: object, name: str, where: str) -> Row:
     if not isinstance(value, str):
         hint = "" if value is None else f"; {candidates(row)}"
         return BadRow(where, "wrong_type", f"field {name!r} is {describe(value)}, not text{hint}")
-    checked = check_text(value, where)
-    if isinstance(checked, BadRow):
-        return BadRow(where, checked.reason, f"field {name!r}: {checked.message}")
-    return checked
+    return check_text(value, where, name)
 
 
 def candidates(row: Mapping[object, object]) -> str:

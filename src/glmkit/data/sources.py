@@ -13,7 +13,7 @@ from glmkit.errors import DataError
 from .hub import hub_rows, is_hub_name
 from .json_files import json_rows
 from .rows import BadRow, ReadOptions, ReadReport, Row
-from .streams import COMPRESSIONS, open_stream
+from .streams import COMPRESSIONS, bare_suffix, open_stream
 from .tables import csv_rows, parquet_rows
 from .text_files import text_documents
 
@@ -63,7 +63,7 @@ class Sources:
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> None:
-        """Raises DataError when an input does not exist or holds nothing readable; OSError from the file system."""
+        """Find the files. Raises DataError for an input that does not exist or holds nothing readable, and OSError."""
         self.options = options or ReadOptions()
         self.ignored: Counter[str] = Counter()  # reason -> number of entries in directories and globs
         self.notes: list[str] = []
@@ -224,17 +224,10 @@ class Sources:
         ]
 
     def _format_of(self, path: Path) -> str | None:
-        return _known_format(path) if self.options.format == "auto" else self.options.format
+        return FORMATS.get(bare_suffix(path)) if self.options.format == "auto" else self.options.format
 
 
 def _looks_like_a_path(path: Path) -> bool:
     """True if a name that does not exist and could be a dataset's is more likely a slip in a path."""
-    has_suffix = _known_format(path) is not None or path.suffix.lower() in COMPRESSIONS
+    has_suffix = bare_suffix(path) in FORMATS or path.suffix.lower() in COMPRESSIONS
     return has_suffix or path.is_symlink() or (path.parent != Path() and path.parent.is_dir())
-
-
-def _known_format(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return FORMATS.get(suffixes[-1]) if suffixes else None

@@ -105,11 +105,6 @@ class TokenStore:
                 "the store is damaged, prepare it again"
             )
 
-    @classmethod
-    def open(cls, directory: str | os.PathLike[str], split: str = "train", *, verify: bool = False) -> "TokenStore":
-        """The same as the constructor."""
-        return cls(directory, split, verify=verify)
-
     def tokenizer(self) -> TrainedTokenizer:
         """The tokenizer that the store was written with. Raises TokenizerError when its files are not as written."""
         tokenizer = TrainedTokenizer.load(self.directory)

@@ -19,6 +19,12 @@ _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
+def bare_suffix(path: Path) -> str:
+    """The suffix in lower case, without that of a compression."""
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return name.suffix.lower()
+
+
 def open_stream(path: Path, count: Callable[[int], None]) -> io.BufferedReader:
     """A buffered stream of the file's (unpacked) bytes. `count` is called with the bytes read from disk.
 

@@ -16,86 +16,63 @@ from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 _BATCH_ROWS = 256
 
 
-class CsvReader(Iterator[list[str]]):
-    """Fields of every row; bytes that are not UTF-8 travel as surrogates until it is known whether they matter.
+def csv_fields(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Iterator[tuple[str, list[str] | str]]:
+    """(place, fields) of every row, or (place, what is broken in it); a blank line has no fields.
 
     CSV follows RFC 4180: fields may be quoted and then hold line breaks. TSV has no quoting: a quote is a character.
-    Raises csv.Error for a row that is broken, and DataError for one beyond LINE_LIMIT, behind which nothing is known.
+    Bytes that are not UTF-8 travel as surrogates until it is known whether they matter. Raises DataError for a row
+    beyond LINE_LIMIT, behind which nothing is known.
     """
+    csv.field_size_limit(LINE_LIMIT)
+    characters = 0  # of the row that is being read
 
-    def __init__(self, stream: io.BufferedReader, path: Path, *, tabs: bool) -> None:
-        csv.field_size_limit(LINE_LIMIT)
-        self._path, self._characters = path, 0  # characters of the row that is being read
-        lines = self._lines(stream)
-        if tabs:
-            self._rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            self._rows = csv.reader(lines, strict=True)
-
-    @property
-    def where(self) -> str:
-        """The place of the next row, for messages."""
-        return f"{self._path}: line {self._rows.line_num + 1}"
-
-    def __next__(self) -> list[str]:
-        where, self._characters = self.where, 0
-        try:
-            return next(self._rows)
-        except csv.Error:
-            if self._characters <= LINE_LIMIT:
-                raise
-            what = f"a field is longer than {LINE_LIMIT:,} characters, the limit"
-            raise DataError(f"{where}: {what}; is a quote not closed?") from None
-
-    def _lines(self, stream: io.BufferedReader) -> Iterator[str]:
-        for _, line in read_lines(stream, self._path):
+    def lines() -> Iterator[str]:
+        nonlocal characters
+        for _, line in read_lines(stream, path):
             text = line.decode(errors="surrogateescape")
-            self._characters += len(text)
+            characters += len(text)
             yield text
+
+    if tabs:
+        rows = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(lines(), strict=True)
+    while True:
+        where, characters = f"{path}: line {rows.line_num + 1}", 0
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if characters > LINE_LIMIT:
+                what = f"a field is longer than {LINE_LIMIT:,} characters, the limit"
+                raise DataError(f"{where}: {what}; is a quote not closed?") from None
+            yield where, f"broken CSV: {error}"
+        else:
+            yield where, fields
 
 
 def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tabs: bool) -> Iterator[Row]:
     """The text column of every row; the first row names the columns."""
-    reader = CsvReader(stream, path, tabs=tabs)
-    header = _header(reader, path)
+    rows = csv_fields(stream, path, tabs=tabs)
+    where, header = next(rows, (str(path), None))
     if header is None:
         return
-    column = _column(header, path, options.text_field)
-    while True:
-        where = reader.where
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield BadRow(where, "broken_csv", f"broken CSV: {error}")
-            continue
-        if not fields:  # a blank line
-            continue
-        if len(fields) != len(header):
-            yield BadRow(where, "ragged_row", f"{len(fields)} fields, but the header has {len(header)}")
-            continue
-        text = check_text(fields[column], where)
-        if isinstance(text, BadRow):
-            message = text.message
-            if text.reason == "lone_surrogate":
-                text = BadRow(where, "invalid_utf8", "")
-                message = "invalid UTF-8"
-            yield BadRow(where, text.reason, f"field {options.text_field!r}: {message}")
-            continue
-        yield text
-
-
-def _header(reader: CsvReader, path: Path) -> list[str] | None:
-    try:
-        header = next(reader)
-    except StopIteration:
-        return None
-    except csv.Error as error:
-        raise DataError(f"{path}: line 1: broken CSV: {error}") from None
+    if isinstance(header, str):
+        raise DataError(f"{where}: {header}")
     if any("\0" in name or not name.isprintable() for name in header):
-        raise DataError(f"{path}: line 1: the header is not text; is this a table?")
-    return header
+        raise DataError(f"{where}: the header is not text; is this a table?")
+    column = _column(header, path, options.text_field)
+    for where, fields in rows:
+        if isinstance(fields, str):
+            yield BadRow(where, "broken_csv", fields)
+        elif fields and len(fields) != len(header):
+            yield BadRow(where, "ragged_row", f"{len(fields)} fields, but the header has {len(header)}")
+        elif fields:
+            text = check_text(fields[column], where, options.text_field)
+            if isinstance(text, BadRow) and text.reason == "lone_surrogate":
+                text = BadRow(where, "invalid_utf8", f"field {options.text_field!r}: invalid UTF-8")
+            yield text
 
 
 def _column(names: list[str], path: Path, field: str) -> int:
@@ -175,7 +152,4 @@ def _parquet_row(value: str | bytes | None, where: str, name: str) -> Row:
             value = value.decode()
         except UnicodeDecodeError as error:
             return BadRow(where, "invalid_utf8", f"field {name!r}: invalid UTF-8 at byte {error.start}")
-    checked = check_text(value, where)
-    if isinstance(checked, BadRow):
-        return BadRow(where, checked.reason, f"field {name!r}: {checked.message}")
-    return checked
+    return check_text(value, where, name)

@@ -39,7 +39,7 @@ class Exam:
 
     def counts(self, store: Path) -> NeighbourCounts:
         """Count baselines on the tokens the model trained on, tuned on validation blanks."""
-        counts = NeighbourCounts(np.asarray(TokenStore.open(store, "train").tokens), len(self.spelled), self.allowed)
+        counts = NeighbourCounts(np.asarray(TokenStore(store, "train").tokens), len(self.spelled), self.allowed)
         places = sum(int(self.allowed[text.ids].sum()) for text in self._validation)
         tune_counts(counts, self._draw(self._validation, "single_token", min(_TUNING_BLANKS, places)).blanks)
         return counts

@@ -67,12 +67,8 @@ def check_base(directory: Path, base: Path) -> tuple[GLMConfig | None, Family | 
     """Try the adapter on its base, without memory: (the base's config and family, findings)."""
     opened, finding = attempt(lambda: open_checkpoint(base), base)
     if opened is None:
-        step = f"look at it with `glm doctor {shlex.quote(str(base))}`"
-        return (
-            None,
-            None,
-            [Finding("warning", f"its base cannot be opened: {finding and finding.what}", str(base), step)],
-        )
+        what, step = f"its base cannot be opened: {finding and finding.what}", f"glm doctor {shlex.quote(str(base))}"
+        return None, None, [Finding("warning", what, str(base), f"look at it with `{step}`")]
     _, finding = attempt(
         lambda: apply_adapter(empty_model(opened.config), directory, family=opened.family, layout=opened.layout),
         directory,

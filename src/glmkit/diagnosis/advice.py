@@ -50,15 +50,10 @@ def adapter_command(directory: str, base: object, config: GLMConfig | None) -> s
     size = named.rpartition("/")[2].lower()
     if config is None and size in preset_names():
         config = preset(size)
-    return call(config, f"{quoted(named)} --adapter {quoted(directory)}")
+    return call(config, f"{shlex.quote(named)} --adapter {shlex.quote(directory)}")
 
 
 def call(config: GLMConfig | None, arguments: str) -> str:
     """The verb that a model of this kind of mask answers to, its arguments and a text."""
     causal = config is not None and config.mask == "causal"
     return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'
-
-
-def quoted(path: str) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(path)

@@ -137,8 +137,9 @@ def check_sibling(directory: Path, exists: Callable[[Path], bool] = Path.exists)
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def check_numbers(headers: Headers, progress: Callable[[int], None] = lambda count: None) -> list[Finding]:
-    """Findings per file. `progress` is called with the bytes of each tensor that was read."""
+def check_numbers(headers: Headers, progress: Callable[[int, int], None]) -> list[Finding]:
+    """Findings per file. `progress` is called with the bytes read so far and those of all files."""
+    done, total = 0, sum(file.nbytes for file in headers.files.values())
     findings: list[Finding] = []
     for name, file in headers.files.items():
         broken: list[str] = []
@@ -147,7 +148,8 @@ def check_numbers(headers: Headers, progress: Callable[[int], None] = lambda cou
             info = file.info(tensor_name)
             counts, finding = attempt(partial(_count, file, tensor_name), file.path)
             file.release(tensor_name)
-            progress(info.nbytes)
+            done += info.nbytes
+            progress(done, total)
             if finding is not None:
                 findings.append(finding)
                 continue

@@ -1,5 +1,6 @@
 """The examination of one directory, from its list of files to the command to run next."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import config_beside, preset, preset_names
 
 from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
-from .advice import adapter_command, already_said, call, new_errors, quoted, with_step
+from .advice import adapter_command, already_said, call, new_errors, with_step
 from .check_ranks import check_ranks
 from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_numbers, check_sibling
@@ -32,7 +33,6 @@ from .vocabulary import (
     check_kin,
     check_tokenizer,
     closest_preset,
-    has_text,
     titles_of_tokenizer,
     vocabulary_alone,
 )
@@ -105,7 +105,7 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
             tokenizers = titles_of_tokenizer(listing)
             report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
         if orders.deep:
-            report.findings += _read_all(headers, orders.progress)
+            report.findings += check_numbers(headers, orders.progress)
     finally:
         headers.close()
 
@@ -118,18 +118,6 @@ def _rows_asked(settings: Mapping[str, object], config: ConfigLike | None) -> in
         return preset(config).vocab_size
     found = settings.get("vocab_size", settings.get("padded_vocab_size"))
     return found if config is None and type(found) is int else None
-
-
-def _read_all(headers: Headers, progress: Progress) -> list[Finding]:
-    total = sum(file.nbytes for file in headers.files.values())
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return check_numbers(headers, advance)
 
 
 def _adapter(report: Report, place: Listing) -> None:
@@ -146,8 +134,8 @@ def _adapter(report: Report, place: Listing) -> None:
     report.findings += new_errors(findings, report.findings)
     if not report.usable:
         return
-    if base is not None and (config is None or family is None or not has_text(base, config, family)):
-        report.next_command = f"glm doctor {quoted(str(base))}"
+    if base is not None and (config is None or family is None or check_tokenizer(base, config, family)[0] is None):
+        report.next_command = f"glm doctor {shlex.quote(str(base))}"
     else:
         report.next_command = adapter_command(report.directory, base or facts.get("base"), config)
 
@@ -232,7 +220,7 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     report.findings += [Finding("note", note, str(opened.directory)) for note in opened.notes]
     if opened.prefix:
         what = f"a P-Tuning prefix of {len(opened.prefix)} tensors lies among the weights"
-        step = f"load it as its own adapter: --adapter {quoted(report.directory)}"
+        step = f"load it as its own adapter: --adapter {shlex.quote(report.directory)}"
         report.findings.append(Finding("note", what, str(opened.directory), step))
     if listing.of("adapter"):
         what = f"an adapter lies beside the model ({names_text(entry.name for entry in listing.of('adapter'))})"
@@ -253,10 +241,10 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
 
 
 def _next_command(report: Report, config: GLMConfig, orders: _Orders, *, speaks: bool) -> str:
-    given = f" --config {quoted(str(orders.config))}" if isinstance(orders.config, str | Path) else ""
+    given = f" --config {shlex.quote(str(orders.config))}" if isinstance(orders.config, str | Path) else ""
     if not speaks:
-        return f"glm info {quoted(report.directory)}{given}"
+        return f"glm info {shlex.quote(report.directory)}{given}"
     bits = quantize_to_fit(report.forecast) if config.quantization is None else ""
     given += f" --quantize {bits}" if bits else ""
-    given += f" --family {quoted(orders.family)}" if orders.family else ""
-    return call(config, quoted(report.directory) + given)
+    given += f" --family {shlex.quote(orders.family)}" if orders.family else ""
+    return call(config, shlex.quote(report.directory) + given)

@@ -1,6 +1,6 @@
 """Memory that each use of a model needs, against what this machine has free."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from glmkit.config import GLMConfig
 from glmkit.errors import size_text
@@ -29,10 +29,6 @@ class Use:
     fits_gpu: bool | None
     remark: str = ""
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON-able values."""
-        return asdict(self)
-
 
 def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int | None, gpu: int | None) -> list[Use]:
     """The table of uses. stored: bytes of the tensors on disk. ram, gpu: free bytes; None = unknown or absent.
@@ -55,11 +51,7 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
             ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
         ]
     rows += [
-        (
-            "fine-tune with LoRA",
-            base + TRAINED_BYTES * lora_parameters(config),
-            f"{name}; rank {LORA_RANK} on q, k, v",
-        ),
+        ("fine-tune with LoRA", base + TRAINED_BYTES * lora_parameters(config), f"{name}; rank {LORA_RANK} on q, k, v"),
         ("P-Tuning v2", base + TRAINED_BYTES * prefix, f"{name}; {PREFIX_LENGTH} positions"),
     ]
     return [

@@ -1,6 +1,6 @@
 """The report on one directory."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from .finding import Finding, has_errors
 from .forecast import Use
@@ -34,6 +34,6 @@ class Report:
             "findings": [finding.to_dict() for finding in self.findings],
             "free_ram_bytes": self.free_ram,
             "free_gpu_bytes": self.free_gpu,
-            "forecast": [use.to_dict() for use in self.forecast],
+            "forecast": [asdict(use) for use in self.forecast],
             "next": self.next_command,
         }

@@ -147,11 +147,6 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
     return tokenizer, [*compare_ids(directory, config, tokenizer), *_declared(directory, family, tokenizer)]
 
 
-def has_text(directory: Path, config: GLMConfig, family: Family) -> bool:
-    """True when texts can be given to the model in a directory."""
-    return check_tokenizer(directory, config, family)[0] is not None
-
-
 def _declared(directory: Path, family: Family, tokenizer: Tokenizer) -> list[Finding]:
     """Tokenizer settings that, read alone as other programs do, give other ids than the weights ask for."""
     path = directory / "tokenizer_config.json"

@@ -21,14 +21,6 @@ _TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map
 _TEXT_LIMIT = 1 << 20  # bytes
 
 
-def _no_tokenizer(directory: Path, config: GLMConfig | None) -> Tokenizer | None:
-    return None
-
-
-def _default_claim(values: Mapping[str, object], texts: str) -> int:
-    return 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Everything that is particular to one family; declarative, importable without torch.
@@ -43,8 +35,8 @@ class Family:
     title: str
     presets: Mapping[str, GLMConfig] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
-    claims: Callable[[Mapping[str, object], str], int] = _default_claim
-    tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = _no_tokenizer
+    claims: Callable[[Mapping[str, object], str], int] = lambda values, texts: 1
+    tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = lambda directory, config: None
     tokenizer_files: tuple[str, ...] = ()
     chat: ChatTemplate | None = None
 

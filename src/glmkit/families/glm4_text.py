@@ -143,28 +143,14 @@ _BUILT_IN = {
 }
 
 
-def self_description(own_name: str) -> str:
-    """The first sentence of the tool prompt, which tells the model who it is."""
-    return (
-        f"你是一个名为 {own_name} 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
-        "你的任务是针对用户的问题和要求提供适当的答复和支持。"
-    )
-
-
-def tool_sections(tools: Sequence[Mapping[str, object]], model: str) -> str:
-    """A section for each tool: {"type": "function", "function": {...}} or the type of a built-in one.
-
-    Raises RequestError for a tool of another type.
-    """
-    return "".join(f"\n\n{_section(tool, model)}" for tool in tools)
-
-
-def functions(tools: Sequence[Mapping[str, object]]) -> str:
-    """Sections of functions, given with or without {"function": ...} around them. Raises RequestError."""
-    return "\n".join(_function(tool.get("function") or tool) for tool in tools)
+_SELF_DESCRIPTION = (  # the first sentence of the tool prompt, which tells the model who it is
+    "你是一个名为 {} 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。"
+)
 
 
 def _section(tool: Mapping[str, object], model: str) -> str:
+    """A tool: {"type": "function", "function": {...}} or the type of a built-in one. Raises RequestError for others."""
     kind = tool.get("type")
     if kind == "function":
         return _function(tool.get("function"))
@@ -213,8 +199,9 @@ class SelfDescribingTemplate(_JsonCalls):
         written: list[Message] = []
         for message in messages:
             if message.tools:
-                sections = tool_sections(message.tools, self.name)
-                written.append(Message("system", self_description(self._own_name) + "\n\n# 可用工具" + sections))
+                sections = "".join(f"\n\n{_section(tool, self.name)}" for tool in message.tools)
+                described = _SELF_DESCRIPTION.format(self._own_name)
+                written.append(Message("system", f"{described}\n\n# 可用工具{sections}"))
             if message.content:
                 written.append(Message(message.role, message.content, message.metadata))
         return written
@@ -227,7 +214,8 @@ class ToolsFirstTemplate(_JsonCalls):
 
     def expand(self, messages: Sequence[Message]) -> list[Message]:
         tools = [tool for message in messages for tool in message.tools or ()]
-        written = [Message("system", "# 可用工具\n\n" + functions(tools))] if tools else []
+        functions = "\n".join(_function(tool.get("function") or tool) for tool in tools)  # with or without "function"
+        written = [Message("system", f"# 可用工具\n\n{functions}")] if tools else []
         kept = [message for message in messages if message.content or not message.tools]
         for wanted in (True, False):
             chosen = (message for message in kept if (message.role == "system") is wanted)

@@ -69,13 +69,6 @@ class CommandTokenizer(ComposedTokenizer):
         names = {_UNK: "", _BOS: "", _EOS: "", **{i: name if self._named else "" for i, name in self._names.items()}}
         return CommandStream(self._new_run(), names, self._known, lenient=self._named)
 
-    def command_id(self, name: str) -> int:
-        """The id of <pad>, <bos>, <eos> or a command. Raises TokenizerError for any other name."""
-        ids = {"<pad>": _UNK, "<bos>": _BOS, "<eos>": _EOS, **{name: index for index, name in self._names.items()}}
-        if name not in ids:
-            raise TokenizerError(f"{name!r} is no command of this tokenizer; there are {', '.join(ids)}")
-        return ids[name]
-
     def fingerprint(self) -> str:
         flags = f"{super().fingerprint()} {self.encode_special_tokens}"
         return hashlib.sha256(flags.encode()).hexdigest()
