@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -334,6 +335,82 @@ def test_a_reader_of_sentences_is_found(source: str) -> None:
 def test_showing_an_error_is_no_reading() -> None:
     shown = "x = f'{where}: {error}'\n    y = ' '.join(str(error).split())\n    z = str(error).split('\\n')[0]"
     assert read_sentences(ast.parse(f"try:\n    f()\nexcept ValueError as error:\n    {shown}")) == []
+
+
+# --- the shape of the tree --------------------------------------------------------------------------------------------
+
+MAX_SOURCES, MIN_MEDIAN, SMALL = 310, 125, 60
+RIDDLES = re.compile(r"^(What|Where|How|Who|Whose|All|Of|Whether|When|Why|Which|As|That|From|In|To|By|For|With)\b")
+
+
+def importers() -> dict[str, set[str]]:
+    """Module -> the modules that import it."""
+    users: dict[str, set[str]] = {name: set() for name in MODULES}
+    for module, path in MODULES.items():
+        for _, name in imports_of(parsed(path), module, path.name == "__init__.py"):
+            if name in users:
+                users[name].add(module)
+    return users
+
+
+def small_with_one_user(lines: dict[str, int], users: dict[str, set[str]]) -> list[str]:
+    """Files under 60 lines that a single module imports; entry points (a verb, __main__) and families apart."""
+    return [
+        f"{module} ({lines[module]} lines)"
+        for module in lines
+        if lines[module] < SMALL
+        and len(users[module]) < 2
+        and not re.match(r"glmkit\.(cli|families|__main__)\b", module)
+    ]
+
+
+def same_basenames(users: dict[str, set[str]]) -> list[str]:
+    """Pairs of modules of one name in two packages of which one imports the other."""
+    package = {module: module.rpartition(".")[0] for module in users}
+    joined = {(package[user], package[module]) for module, own in users.items() for user in own if user in users}
+    named: dict[str, list[str]] = {}
+    for module in users:
+        if MODULES.get(module, Path()).name != "__init__.py":
+            named.setdefault(module.rpartition(".")[2], []).append(module)
+    pairs = [(a, b) for same in named.values() for i, a in enumerate(same) for b in same[i + 1 :]]
+    return [f"{a} | {b}" for a, b in pairs if {(package[a], package[b]), (package[b], package[a])} & joined]
+
+
+def test_the_tree_is_of_few_full_files() -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if path.name != "__init__.py"}
+    assert len(SOURCES) <= MAX_SOURCES
+    assert statistics.median(lines.values()) >= MIN_MEDIAN
+    users = importers()
+    assert small_with_one_user(lines, users) == [], "fold them into their user"
+    assert same_basenames(users) == [], "one of the two wants another name"
+
+
+def test_a_small_file_and_a_second_basename_are_found() -> None:
+    assert small_with_one_user({"glmkit.data.x": 10}, {"glmkit.data.x": {"glmkit.data.store"}})
+    users = {
+        "glmkit.model.norm": {"glmkit.generate.beams"},
+        "glmkit.generate.beams": set(),
+        "glmkit.generate.norm": set(),
+    }
+    assert same_basenames(users) == ["glmkit.model.norm | glmkit.generate.norm"]
+
+
+def riddles(tree: ast.AST) -> list[str]:
+    """Docstrings that begin with neither a noun nor an imperative."""
+    kinds = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    documented = [(node, ast.get_docstring(node) or "") for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [
+        f"line {getattr(node, 'lineno', 1)}: {text.splitlines()[0]}" for node, text in documented if RIDDLES.match(text)
+    ]
+
+
+def test_docstrings_begin_with_a_noun_or_an_imperative() -> None:
+    assert found_in(lambda path: riddles(parsed(path))) == []
+
+
+def test_a_riddle_is_found() -> None:
+    assert riddles(ast.parse('def f():\n    """Where the tokens stand."""'))
+    assert not riddles(ast.parse('def f():\n    """Positions of the tokens."""'))
 
 
 # --- light imports ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from glmkit.serve.page.marked import BlankedText, continued
+from glmkit.serve.page.text_tabs import BlankedText, continued
 
 MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 
