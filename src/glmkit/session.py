@@ -61,7 +61,7 @@ class LM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises TokenizerError when the directory ships none."""
+        """Raise TokenizerError when the directory ships none."""
         return self._prompts.tokenizer
 
     @property
@@ -321,7 +321,7 @@ def _params(params: GenerationParams | Values | None) -> GenerationParams:
 
 
 def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False) -> GenerationParams:
-    """Raises RequestError for parameters that ask for several answers, or for log-probabilities that nobody sees.
+    """Raise RequestError for parameters that ask for several answers, or for log-probabilities that nobody sees.
 
     logprobs: they are given. other: the method that gives what this one does not.
     """

@@ -101,7 +101,7 @@ class RequestMaker:
         self._masks = [lm.tokenizer.id_to_token(index) for index in masks]
 
     def __call__(self, record: Record) -> Request:
-        """Raises RequestError naming the field that cannot be used."""
+        """Raise RequestError naming the field that cannot be used."""
         fields = record.fields
         assert fields is not None
         taken = next((name for name in map(self._prefix.__add__, _ADDED) if name in fields), None)

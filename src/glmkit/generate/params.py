@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def check_type(name: str, value: object, kind: type, what: str, param: str | None = None) -> None:
-    """Raises RequestError naming the argument unless `value` is a `kind`; True and False are no numbers."""
+    """Raise RequestError naming the argument unless `value` is a `kind`; True and False are no numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         param = name if param is None and name.isidentifier() else param
         raise RequestError(f"{name} is {reprlib.repr(value)}", step=f"give {what}", param=param)
@@ -229,7 +229,7 @@ class GenerationParams:
     )
 
     def __post_init__(self) -> None:
-        """Raises RequestError for values that mean nothing or do not go together."""
+        """Raise RequestError for values that mean nothing or do not go together."""
         for option in OPTIONS.values():
             object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
         if self.min_new_tokens > self.max_new_tokens:
@@ -360,7 +360,7 @@ class ChatOptions(_Common, total=False):
 
 
 def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
-    """Raises RequestError for an option that is not among the known ones, with the closest name."""
+    """Raise RequestError for an option that is not among the known ones, with the closest name."""
     known = sorted(known)
     for name in options:
         if name not in known:

@@ -30,7 +30,7 @@ class Prompts:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises TokenizerError when the model's directory ships none."""
+        """Raise TokenizerError when the model's directory ships none."""
         parts = self._parts
         if parts.tokenizer is None:
             files = ("tokenizer.json", *(parts.family.tokenizer_files if parts.family else ()))
@@ -192,7 +192,7 @@ class Prompts:
 
 
 def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:
-    """Raises RequestError for what is no list of them."""
+    """Raise RequestError for what is no list of them."""
     if not isinstance(ids, Iterable) or isinstance(ids, bytes | Mapping):
         raise RequestError(f"text is {reprlib.repr(ids)}; give a text (str), or token ids where they are taken")
     row = [*ids]

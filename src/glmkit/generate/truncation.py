@@ -106,7 +106,7 @@ class Shortener:
     """
 
     def __init__(self, prompts: Prompts, length: int, side: Side = "left") -> None:
-        """Raises RequestError for a length that leaves no token of a text."""
+        """Raise RequestError for a length that leaves no token of a text."""
         if side not in get_args(Side):
             raise RequestError(f"truncation_side is {side!r}; use left or right")
         self._prompts, self._side = prompts, side

@@ -90,7 +90,7 @@ class _Asked:
     """
 
     def __init__(self, lm: LM, body: CompletionRequest) -> None:
-        """Raises ApiError for fields that do not go together, and for values that parameters refuse."""
+        """Raise ApiError for fields that do not go together, and for values that parameters refuse."""
         self._lm, self.body = lm, body
         self.prompts = body.prompts
         self.n = body.n or 1

@@ -53,7 +53,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008, "reason": "there are no web sockets here"})
 
     def check(self, path: str, method: str, headers: Headers) -> None:
-        """Raises ApiError: 401 without a valid key, 403 for another site's page."""
+        """Raise ApiError: 401 without a valid key, 403 for another site's page."""
         if self._keys and _is_api(path, method) and method != "OPTIONS" and not self._has_key(headers):
             self.state.metrics.rejected("api_key")
             given = "this API key is not valid" if "authorization" in headers else "no API key was given"

@@ -46,7 +46,7 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = _setting((), "web origin that may call the API from a browser, may be repeated")
 
     def __post_init__(self) -> None:
-        """Raises ConfigError."""
+        """Raise ConfigError."""
         for item in fields(self):
             _check(item.name, getattr(self, item.name), item.type, item.metadata)
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))

@@ -30,7 +30,7 @@ class SentencePieceModel:
     """A `TextModel` read from the bytes of a `.model` file."""
 
     def __init__(self, data: bytes, *, source: str = "vocabulary") -> None:
-        """Raises TokenizerError when the bytes are no SentencePiece model."""
+        """Raise TokenizerError when the bytes are no SentencePiece model."""
         import sentencepiece
 
         self.data, self.source = data, source

@@ -22,7 +22,7 @@ class Entry:
 
 
 def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None:
-    """Raises TrainingError when micro-batches are missing or one of them has no target."""
+    """Raise TrainingError when micro-batches are missing or one of them has no target."""
     if len(entries) < expected:
         raise TrainingError(
             f"the data ended at step {step}: {len(entries)} of {expected} micro-batches came; "

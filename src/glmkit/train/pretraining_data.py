@@ -34,7 +34,7 @@ class PretrainingData:
 
     @classmethod
     def open(cls, directory: str | Path) -> "PretrainingData":
-        """Raises DataError or TokenizerError when `directory` was not written by `glm prepare`."""
+        """Raise DataError or TokenizerError when `directory` was not written by `glm prepare`."""
         store = TokenStore(directory)
         tokenizer = store.tokenizer()
         return cls(store, tokenizer, sentence_end_table(tokenizer))

@@ -110,7 +110,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Raises ConfigError naming section.key, the value and the closest spelling or the expected type."""
+        """Raise ConfigError naming section.key, the value and the closest spelling or the expected type."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"a recipe must be sections of `key: value` lines, not {type(values).__name__}")
         refuse_unknown(values, [f.name for f in fields(cls)], "")
@@ -132,7 +132,7 @@ class RunConfig:
         return {name: plain_section(asdict(getattr(self, name))) for name in (*own, *shared)}
 
     def check(self) -> None:
-        """Raises ConfigError for combinations that no field can refuse alone."""
+        """Raise ConfigError for combinations that no field can refuse alone."""
         t, s = self.training, self.schedule
         if (t.max_steps is None) == (t.max_samples is None):
             raise ConfigError("give one of training.max_steps and training.max_samples")

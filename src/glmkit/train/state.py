@@ -34,7 +34,7 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainState":
-        """Raises CheckpointError when a count is missing."""
+        """Raise CheckpointError when a count is missing."""
         try:
             return cls(**{f.name: values[f.name] for f in fields(cls)})
         except KeyError as error:

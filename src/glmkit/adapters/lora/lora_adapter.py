@@ -39,7 +39,7 @@ class LoraOptions:
     root: bool = False
 
     def build(self, base: Base) -> "LoraAdapter":
-        """Raises ConfigError for a target that no naming has, with the known ones, and for a rank below 1."""
+        """Raise ConfigError for a target that no naming has, with the known ones, and for a rank below 1."""
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ConfigError(f"LoRA rank is {self.rank!r}; it must be a whole number of at least 1")
         *published, own = (_linears(base.model, naming) for naming in namings(base))

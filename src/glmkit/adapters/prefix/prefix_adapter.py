@@ -35,7 +35,7 @@ class PrefixOptions:
     dropout: float = 0.1
 
     def build(self, base: Base) -> "PrefixAdapter":
-        """Raises ConfigError for a length below 1 and for a dropout outside [0, 1)."""
+        """Raise ConfigError for a length below 1 and for a dropout outside [0, 1)."""
         encoder = PrefixEncoder(
             base.config,
             self.length,

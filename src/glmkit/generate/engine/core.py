@@ -54,7 +54,7 @@ class EngineCore:
         return token * self.limits.blocks * self.limits.block
 
     def check(self, job: Job) -> None:
-        """Raises RequestError for a job that can never fit: too many sequences or tokens."""
+        """Raise RequestError for a job that can never fit: too many sequences or tokens."""
         count, tokens, limits = job.max_sequences, job.max_sequence_tokens, self.limits
         if count > limits.rows:
             raise RequestError(
@@ -188,7 +188,7 @@ class EngineCore:
             self._scheduler.grow(ticket, branches)
 
     def _check(self, ticket: Ticket, branch: Branch) -> None:
-        """Raises RequestError for ids and positions that the model does not have."""
+        """Raise RequestError for ids and positions that the model does not have."""
         tokens, config = branch.tokens, self.model.config
         first, second = branch.positions
         length = len(tokens)

@@ -26,7 +26,7 @@ class EngineLimits:
     block: int = 16
 
     def __post_init__(self) -> None:
-        """Raises RequestError for values that are no whole numbers of at least 1."""
+        """Raise RequestError for values that are no whole numbers of at least 1."""
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name == "tokens" and value is None:

@@ -202,7 +202,7 @@ class Ticket:
 
 
 def check_process(process: int) -> None:
-    """Raises RequestError in a process that was forked from `process`: the engine's thread stayed behind."""
+    """Raise RequestError in a process that was forked from `process`: the engine's thread stayed behind."""
     if process != os.getpid():
         raise RequestError(
             "this process was forked from the one that loaded the model, and the engine's thread stayed there; "

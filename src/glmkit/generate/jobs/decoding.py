@@ -28,7 +28,7 @@ def likeliest(logits_MV: Tensor) -> list[Best]:
 
 
 def check_stops(params: GenerationParams, detokenizer: MakeDetokenizer | None) -> None:
-    """Raises RequestError for stop texts where there is no text."""
+    """Raise RequestError for stop texts where there is no text."""
     if params.stop and detokenizer is None:
         raise RequestError("stop texts need a tokenizer; load the model with one, or use stop_ids", param="stop")
 

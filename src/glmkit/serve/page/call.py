@@ -55,7 +55,7 @@ class Call:
         self._said.put_nowait(None)
 
     async def __aenter__(self) -> Self:
-        """Raises CallError when the answer is not 200."""
+        """Raise CallError when the answer is not 200."""
         self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         try:
             start = await self._said.get()
