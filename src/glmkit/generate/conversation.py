@@ -189,7 +189,7 @@ class ReplyJob:
 
     @property
     def listener(self) -> Listener | None:
-        """As in `Job`."""
+        """Listener, as `Job` has it."""
         return self._job.listener
 
     @listener.setter

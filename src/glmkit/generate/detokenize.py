@@ -36,12 +36,12 @@ class ChatDetokenizer:
         return self.stream.shown if self._shows else None
 
     def push(self, index: int, /) -> str:
-        """As in `Detokenizer`."""
+        """Take more ids, as `Detokenizer` has it."""
         self._shows = self.stream.add(index)
         return self.stream.fresh()
 
     def flush(self) -> str:
-        """As in `Detokenizer`."""
+        """End the text, as `Detokenizer` has it."""
         return self.stream.fresh(final=True)
 
 

@@ -255,7 +255,7 @@ class GenerationParams:
 
     @classmethod
     def from_mapping(cls, values: Values) -> "GenerationParams":
-        """From plain values; a value of None is the default. Raises RequestError naming an unknown key."""
+        """Make parameters from plain values; a value of None is the default. Raises RequestError naming an unknown key."""
         refuse_unknown(values, OPTIONS)
         return cls(**{key: value for key, value in values.items() if value is not None})
 
@@ -270,7 +270,7 @@ class GenerationParams:
 
     @cached_property
     def penalises(self) -> bool:
-        """Whether the tokens so far change the scores of the next one."""
+        """True when the tokens so far change the scores of the next one."""
         return (
             self.repetition_penalty != 1
             or bool(self.presence_penalty or self.frequency_penalty)
@@ -279,7 +279,7 @@ class GenerationParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """True when the likeliest token is taken."""
         return self.temperature == 0
 
 

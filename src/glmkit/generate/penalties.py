@@ -51,7 +51,7 @@ def penalise(scores_BV: Tensor, params: GenerationParams, tokens_BL: Tensor, num
 
 
 def check_numbers(largest: float, length: int) -> None:
-    """Raises RequestError when `largest`, of the logits behind `length` tokens, is NaN; it is where one of them is."""
+    """Raise RequestError when `largest`, of the logits behind `length` tokens, is NaN; it is where one of them is."""
     if math.isnan(largest):
         raise RequestError(f"the model gave NaN after {length} tokens; load it with dtype='float32'")
 

@@ -40,7 +40,7 @@ class Jobs(Generic[J]):
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        """Raises ApiError, also for what is wrong with any of the jobs."""
+        """Raise ApiError, also for what is wrong with any of the jobs."""
         with refused(self._given, self._param):
             ticket = self._admit()
             try:
@@ -129,7 +129,7 @@ class Jobs(Generic[J]):
 
 
 def check_together(body: Writing) -> None:
-    """Raises ApiError for fields that do not go together."""
+    """Raise ApiError for fields that do not go together."""
     if (found := clash(body)) is not None:
         name, reason = found
         raise ApiError(400, f"{name}: {reason}", param=name)

@@ -169,7 +169,7 @@ class RequestQueue:
             client.accepted = True
 
     def check(self, ticket: Ticket) -> None:
-        """Raises what has ended a ticket, if something but its job's end has."""
+        """Raise what has ended a ticket, if something but its job's end has."""
         if ticket.error is not None:
             raise EngineFailed if ticket.error is self.failed else ticket.error
 

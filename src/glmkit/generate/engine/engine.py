@@ -45,7 +45,7 @@ class Inbox:
             return not self._ended
 
     def take(self) -> list[Order]:
-        """All orders, without waiting."""
+        """Take all orders, without waiting."""
         orders: list[Order] = []
         while self._orders:
             orders.append(self._orders.popleft())
@@ -163,7 +163,7 @@ class Engine:
         self._between_steps(self._core.reset)
 
     def reread(self) -> None:
-        """As `reset`, but jobs that run go on: what they have so far is read again, by the weights as they are now."""
+        """Reset, but let running jobs go on: what they have so far is read again, by the weights as they are now."""
         self._between_steps(self._core.reread)
 
     def close(self, reason: BaseException | None = None, *, wait: bool = True) -> None:

@@ -177,7 +177,7 @@ class Scheduler:
         return list(tickets)
 
     def _decode(self, ticket: Ticket, now: _Pass) -> None:
-        """All sequences that decode, each with all its new tokens."""
+        """Plan all sequences that decode, each with all its new tokens."""
         for sequence in ticket.sequences:
             length = len(sequence.tokens)
             if sequence.prefill or sequence.read == length:

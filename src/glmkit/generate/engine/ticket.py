@@ -79,7 +79,7 @@ class Ticket:
 
     @property
     def job(self) -> Job:
-        """What was submitted with it."""
+        """The submitted job."""
         assert self._job is not None, "the ticket was not submitted"
         return self._job
 
@@ -108,7 +108,7 @@ class Ticket:
                 self.notify()
 
     def take(self) -> list[Event]:
-        """All events that are there; none twice. A job that was put off for them goes on."""
+        """Take all events that are there; none twice. A job that was put off for them goes on."""
         full, taken = self.full, []
         while self._events:
             taken.append(self._events.popleft())
@@ -192,12 +192,12 @@ class Ticket:
 
     @property
     def has_news(self) -> bool:
-        """Whether the step that is being made has told events."""
+        """True when the running step has told events."""
         return bool(self._fresh)
 
     @property
     def is_fed(self) -> bool:
-        """Whether all of its sequences are read to their end."""
+        """True when all of its sequences are read to their end."""
         return all(sequence.read == len(sequence.tokens) for sequence in self.sequences)
 
 

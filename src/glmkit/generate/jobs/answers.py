@@ -61,12 +61,12 @@ class AnswersJob:
         return [self._done[number] for number in sorted(self._done)]
 
     def start(self) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Begin, as `Job` has it."""
         prompt = self._prompt
         return [Branch(prompt.ids, prompt.positions.at(0, len(prompt.ids)), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Go on, as `Job` has it."""
         best = None
         if self._plain:
             flat = iter(likeliest(logits_MV[0] if len(logits_MV) == 1 else torch.cat(list(logits_MV))))

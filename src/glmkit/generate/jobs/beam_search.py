@@ -164,12 +164,12 @@ class BeamsJob:
         self._existing_E = torch.zeros(1, dtype=torch.long)  # the beams that the sequences of the last step belong to
 
     def start(self) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Begin, as `Job` has it."""
         prompt = self._prompt
         return [Branch(prompt.ids, prompt.positions.at(0, len(prompt.ids)), part_a=prompt.part_a)]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Go on, as `Job` has it."""
         params, given = self._params, self._prompt.given
         if self._beams is None:
             device, stops, forbidden = logits_MV[0].device, self._prompt.stops, self._prompt.forbidden

@@ -113,11 +113,11 @@ class FillJob:
         return Filled(*self._text.filled(self.spans), self.spans)
 
     def start(self) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Begin, as `Job` has it."""
         return [self._open()]
 
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
-        """As in `Job`."""
+        """Go on, as `Job` has it."""
         decoder = self._decoder or self._begin(logits_MV[0].device)
         decoder.take(logits_MV[0])
         if decoder.answer is None:
