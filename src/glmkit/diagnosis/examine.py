@@ -1,8 +1,9 @@
 """The examination of one directory, from its list of files to the command to run next."""
 
+import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glmkit.checkpoint.configure import ConfigLike, read_given
@@ -15,7 +16,6 @@ from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import config_beside, preset, preset_names
 
 from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
-from .advice import adapter_command, already_said, call, new_errors, with_step
 from .check_ranks import check_ranks
 from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_numbers, check_sibling
@@ -36,6 +36,12 @@ from .vocabulary import (
     titles_of_tokenizer,
     vocabulary_alone,
 )
+
+_TWO_RELEASES = "weights and config may be of different releases; take both from one"
+_ALL_RANKS = "a rank may be missing, and each holds a part of every matrix; copy all of them, of one release"
+_CORRECT_ADAPTER = "correct the settings beside the adapter, or copy it again"
+_CORRECT = "correct that in the config file, or download it again"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 Progress = Callable[[int, int], None]
 
@@ -131,13 +137,13 @@ def _adapter(report: Report, place: Listing) -> None:
         config, family, more = check_base(place.directory, base)
         findings += more
     report.facts |= facts | ({} if family is None else {"family": family.name, "title": family.title})
-    report.findings += new_errors(findings, report.findings)
+    report.findings += _new_errors(findings, report.findings)
     if not report.usable:
         return
     if base is not None and (config is None or family is None or check_tokenizer(base, config, family)[0] is None):
         report.next_command = f"glm doctor {shlex.quote(str(base))}"
     else:
-        report.next_command = adapter_command(report.directory, base or facts.get("base"), config)
+        report.next_command = _adapter_command(report.directory, base or facts.get("base"), config)
 
 
 def _model(
@@ -163,8 +169,8 @@ def _model(
     if opened is not None:
         _describe(report, opened, listing, place, orders)
         return
-    if finding is not None and not already_said(finding, report.findings):
-        report.findings.append(with_step(finding, place))
+    if finding is not None and not _already_said(finding, report.findings):
+        report.findings.append(_with_step(finding, place))
     report.findings += suggest_config(listing, place, headers)
     alone = (
         config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])
@@ -247,4 +253,47 @@ def _next_command(report: Report, config: GLMConfig, orders: _Orders, *, speaks:
     bits = quantize_to_fit(report.forecast) if config.quantization is None else ""
     given += f" --quantize {bits}" if bits else ""
     given += f" --family {shlex.quote(orders.family)}" if orders.family else ""
-    return call(config, shlex.quote(report.directory) + given)
+    return _call(config, shlex.quote(report.directory) + given)
+
+
+# --- what to do next --------------------------------------------------------------------------------------------------
+
+
+def _with_step(finding: Finding, place: Listing) -> Finding:
+    """An error of opening weights, with what to do about it."""
+    if finding.kind == "bad_config":  # the weights are not to blame
+        step = _CORRECT
+    elif finding.next_step:
+        step = finding.next_step.replace("config=", "--config")
+    else:
+        step = _ALL_RANKS if any(entry.rank is not None for entry in place.of("weights")) else _TWO_RELEASES
+    return replace(finding, next_step=step)
+
+
+def _new_errors(found: Iterable[Finding], earlier: Iterable[Finding]) -> list[Finding]:
+    """Findings about an adapter, each error with a step, without errors that earlier ones state more precisely."""
+    return [
+        replace(finding, next_step=finding.next_step or _CORRECT_ADAPTER) if finding.level == "error" else finding
+        for finding in found
+        if finding.level != "error" or not _already_said(finding, earlier)
+    ]
+
+
+def _already_said(finding: Finding, earlier: Iterable[Finding]) -> bool:
+    """True when an earlier error is about a file of this one, so that it says the same more precisely."""
+    return any(set(finding.files) & set(other.files) for other in earlier if other.level == "error")
+
+
+def _adapter_command(directory: str, base: object, config: GLMConfig | None) -> str:
+    """A call of the model with its adapter. base: its directory, or what the settings call it."""
+    named = str(base) if isinstance(base, Path) or _HUB_NAME.fullmatch(str(base)) else "MODEL"
+    size = named.rpartition("/")[2].lower()
+    if config is None and size in preset_names():
+        config = preset(size)
+    return _call(config, f"{shlex.quote(named)} --adapter {shlex.quote(directory)}")
+
+
+def _call(config: GLMConfig | None, arguments: str) -> str:
+    """The verb that a model of this kind of mask answers to, its arguments and a text."""
+    causal = config is not None and config.mask == "causal"
+    return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'

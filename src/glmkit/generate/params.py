@@ -255,7 +255,7 @@ class GenerationParams:
 
     @classmethod
     def from_mapping(cls, values: Values) -> "GenerationParams":
-        """Make parameters from plain values; a value of None is the default. Raises RequestError naming an unknown key."""
+        """Make parameters from plain values, None being the default. Raises RequestError naming an unknown key."""
         refuse_unknown(values, OPTIONS)
         return cls(**{key: value for key, value in values.items() if value is not None})
 
