@@ -23,7 +23,6 @@ from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.generate.params import OPTIONS, GenerationParams, Values
 from glmkit.progress import Progress
-from glmkit.session import LM
 
 BATCH_EPILOG = """a file of prompts:
   glm generate MODEL --input in.jsonl --output out.jsonl --batch_size 16
@@ -105,7 +104,10 @@ def _run(args: Namespace, options: Values, output: Output, done: int, first: Rec
         lm, options, task=args.task, prompt_field=args.prompt_field, template=args.template, order=args.order,
         src_length=args.src_length, truncation_side=args.truncation_side, prefix=args.added_prefix,
     )  # fmt: skip
-    window = _window(lm, maker, args)
+    each = max(maker.params.n, maker.params.num_beams)
+    lines = args.batch_size or max(1, ROWS // each)
+    engine = lm.start_engine(EngineLimits(rows=lines * each))  # room for the rows' answers or beams
+    window = Window(engine, maker, lines=lines, stop_at_problem=args.on_error == "stop")
     errors = 0
     total, begun = Path(args.input).stat().st_size, first.position if done else 0
     with (
@@ -222,14 +224,6 @@ def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
     )  # fmt: skip
     named |= {name: getattr(args, name) for name in names}
     return {"glmkit": __version__, **named, "options": asdict(params), "files": files}
-
-
-def _window(lm: LM, maker: RequestMaker, args: Namespace) -> Window:
-    """Make room for as many rows at once as were asked for, each with its answers or beams."""
-    each = max(maker.params.n, maker.params.num_beams)
-    lines = args.batch_size or max(1, ROWS // each)
-    engine = lm.start_engine(EngineLimits(rows=lines * each))
-    return Window(engine, maker, lines=lines, stop_at_problem=args.on_error == "stop")
 
 
 def _error(record: Record, problem: GLMKitError | None, args: Namespace) -> dict[str, object]:

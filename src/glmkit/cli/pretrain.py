@@ -34,17 +34,16 @@ def add_arguments(parser: OneLineParser) -> None:
         "glm pretrain RECIPE [--data DIR] [--output DIR] [--resume auto|never|PATH] [--dry-run] [--nproc N]\n"
         "                    [--SECTION.KEY VALUE ...]"
     )
-    parser.add_argument("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
-    parser.add_argument(
-        "--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)"
-    )
-    parser.add_argument("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
-    parser.add_argument("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
-    parser.add_argument("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--json", action="store_true", help="print the result or the dry run as JSON")
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
+    add("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
+    add("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
+    add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
+    add("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
+    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the result or the dry run as JSON")
     short = parser.add_argument_group("well-known names for keys of the recipe")
     for name, dotted in ALIASES.items():
         short.add_argument(f"--{name}", default=SUPPRESS, metavar="X", help=dotted)

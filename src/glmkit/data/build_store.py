@@ -96,8 +96,12 @@ def prepare(
                 for split, encoded in encode_all(second.batches(progress), tokenizer, workers if is_long else 1):
                     writer.append(split, encoded)
                 _require_training(sources, second.report, writer.counts("train")[0] > 0)
+                arguments = [
+                    {"name": entry.name, "files": len(entry.files), "bytes": entry.size, "documents": entry.documents}
+                    for entry in sources.inputs
+                ]
                 facts = {
-                    "input": _input_facts(sources),
+                    "input": {"arguments": arguments, "ignored": dict(sorted(sources.ignored.items()))},
                     "read": second.report.to_dict(),
                     "duplicates": {"documents": second.duplicates, "dropped": drop_duplicates},
                     "tokenizer_training": training,
@@ -239,16 +243,6 @@ def _refuse_overlap(sources: Sources, target: Path) -> None:
             real = path.resolve()
             if real == place or real in place.parents or place in real.parents:
                 raise DataError(f"{target}: the output overlaps with the input {path}; choose a place outside of it")
-
-
-def _input_facts(sources: Sources) -> dict[str, object]:
-    return {
-        "arguments": [
-            {"name": entry.name, "files": len(entry.files), "bytes": entry.size, "documents": entry.documents}
-            for entry in sources.inputs
-        ],
-        "ignored": dict(sorted(sources.ignored.items())),
-    }
 
 
 def _notes(

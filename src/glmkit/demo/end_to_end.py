@@ -17,7 +17,7 @@ from glmkit.demo.measure import measure
 from glmkit.demo.report import Report, machine_facts
 from glmkit.demo.timed_training import SEQUENCE, VOCABULARY, train
 from glmkit.errors import RequestError
-from glmkit.session import LM, load
+from glmkit.session import load
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
 
@@ -85,16 +85,24 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
         exam = Exam(tokenizer, parts, count=options.blanks, window=SEQUENCE - 1, seed=options.seed)
         measured = measure(exam.blanks, exam.filler(lm), exam.counts(store), seed=options.seed)
     shown = examples(exam.blanks, measured, exam.texts, exam.spelled)
+    parameters = sum(p.numel() for p in lm.model.parameters())
     report = Report(
         seconds=clock.elapsed(),
         phases=clock.phases,
         tokens_per_second=course.tokens / course.seconds,
         tokens_seen=course.tokens,
-        parameters=sum(p.numel() for p in lm.model.parameters()),
+        parameters=parameters,
         validation_loss=course.validation[-1][1],
         measured=measured,
         corpus=parts.facts(unreadable=len(found.unreadable)),
-        model=_model_facts(lm),
+        model={
+            "parameters": parameters,
+            "layers": lm.config.num_layers,
+            "width": lm.config.hidden_size,
+            "heads": lm.config.num_heads,
+            "positions": lm.config.positions,
+            "vocabulary": lm.tokenizer.vocab_size,
+        },
         training=course.facts(),
         machine=machine_facts(),
         training_losses=course.training,
@@ -116,15 +124,3 @@ def _model_directory(output: Path) -> Path:
     target = output / "model"
     shutil.rmtree(target, ignore_errors=True)
     return made.rename(target)
-
-
-def _model_facts(lm: LM) -> dict[str, str | int | float]:
-    config = lm.config
-    return {
-        "parameters": sum(p.numel() for p in lm.model.parameters()),
-        "layers": config.num_layers,
-        "width": config.hidden_size,
-        "heads": config.num_heads,
-        "positions": config.positions,
-        "vocabulary": lm.tokenizer.vocab_size,
-    }

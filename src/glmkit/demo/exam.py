@@ -1,12 +1,13 @@
 """The demo's exam: blanks from held-out modules, how the model answers them, and the counts it is compared with."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from glmkit.data.store import TokenStore
-from glmkit.demo.blanks import KINDS, Blank, Drawn, Kind, Tokenized, blankable, draw, pieces, tokenize_texts
+from glmkit.demo.blanks import KINDS, Blank, Kind, Tokenized, blankable, draw, pieces, tokenize_texts
 from glmkit.demo.corpus import Module, Split
 from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
@@ -25,9 +26,12 @@ class Exam:
     """Blanks drawn once; `window` tokens of text around and including each."""
 
     def __init__(self, tokenizer: TrainedTokenizer, parts: Split, *, count: int, window: int, seed: int) -> None:
-        self.tokenizer, self.count, self.window, self.seed = tokenizer, count, window, seed
+        self.tokenizer = tokenizer
         self.spelled = pieces(tokenizer)
         self.allowed = blankable(self.spelled)
+        self._draw = partial(
+            draw, allowed=self.allowed, spelled=self.spelled, eos=tokenizer.special.eos, window=window, seed=seed
+        )
         self.texts = {module.name: module.text for module in parts.held_out}
         self._validation = self._tokenized(parts.validation)
         held_out = self._tokenized(parts.held_out)
@@ -56,27 +60,12 @@ class Exam:
                 params = GenerationParams(
                     max_new_tokens=_LONGEST[blank.kind], forbidden=white if blank.kind == "single_token" else ()
                 )
-                jobs.append(FillJob(self._row(lm, blank), params, lm.config, lm.special))
+                row = [lm.special.require("cls"), *blank.window[: blank.start], lm.special.mask]
+                jobs.append(FillJob([*row, *blank.window[blank.end :]], params, lm.config, lm.special))
             engine.run_all(jobs, rows=engine.limits.rows)
             return [job.spans[0] for job in jobs]
 
         return fill
 
-    def _row(self, lm: LM, blank: Blank) -> list[int]:
-        special = lm.special
-        return [special.require("cls"), *blank.window[: blank.start], special.mask, *blank.window[blank.end :]]
-
     def _tokenized(self, modules: Sequence[Module]) -> list[Tokenized]:
         return tokenize_texts(self.tokenizer, [(module.name, module.text) for module in modules], self.spelled)
-
-    def _draw(self, texts: Sequence[Tokenized], kind: Kind, count: int) -> Drawn:
-        return draw(
-            texts,
-            kind,
-            count,
-            allowed=self.allowed,
-            spelled=self.spelled,
-            eos=self.tokenizer.special.eos,
-            window=self.window,
-            seed=self.seed,
-        )

@@ -14,8 +14,6 @@ from glmkit.eval.cloze import Rate, Ratio, exact_match, exact_matches, rate_rati
 # Predicted ids for each blank, the end-of-piece left out. A blank shows its window without `truth`, not its length.
 Fill = Callable[[Sequence[Blank]], list[list[int]]]
 
-BASELINES = ("unigram", "left", "left_right")
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -72,9 +70,11 @@ def measure(blanks: Mapping[Kind, Sequence[Blank]], fill: Fill, counts: Neighbou
     singles = blanks["single_token"]
     truth = np.array([blank.truth[0] for blank in singles], dtype=np.int64)
     left, right = _row(singles, "left"), _row(singles, "right")
-    answers = dict(
-        zip(BASELINES, (counts.unigram(len(singles)), counts.left(left), counts.left_right(left, right)), strict=True)
-    )
+    answers = {
+        "unigram": counts.unigram(len(singles)),
+        "left": counts.left(left),
+        "left_right": counts.left_right(left, right),
+    }
     right_answers = {name: answer == truth for name, answer in answers.items()}
     ours, documents = hits["single_token"], [blank.document for blank in singles]
     return Measured(

@@ -8,13 +8,12 @@ import ast
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
-from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import ChatDefaults, Message
 
-from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, CommandTokenizer, load_commands
+from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, load_commands
 from .common.role_chat import RoleTemplate
 from .common.round_chat import RoundTemplate
 
@@ -23,16 +22,9 @@ __all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "load_tokenizer_2", "load_toke
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
-def load_tokenizer_2(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
-    """ChatGLM2's tokenizer in a directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
-    return load_commands(directory, config, COMMANDS)
-
-
-def load_tokenizer_3(directory: Path, config: GLMConfig | None) -> CommandTokenizer | None:
-    """ChatGLM3's tokenizer in a directory, None when `tokenizer.model` is absent. Raises TokenizerError."""
-    return load_commands(directory, config, (*COMMANDS, *ROLE_TOKENS), markers=ROLE_TOKENS, named=True)
-
-
+# Tokenizers of a directory and a config, None when `tokenizer.model` is absent.
+load_tokenizer_2 = partial(load_commands, commands=COMMANDS)
+load_tokenizer_3 = partial(load_commands, commands=(*COMMANDS, *ROLE_TOKENS), markers=ROLE_TOKENS, named=True)
 CHAT_2 = RoundTemplate(
     name="ChatGLM2-6B",
     defaults=ChatDefaults(max_length=8192, temperature=0.8, top_p=0.8),

@@ -88,9 +88,7 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> ChatGLMTokenize
         )
     offset = IMAGE_CODES if known else declared if known is None and declared else 0
     vocabulary = load_vocabulary(folder, offset=offset)
-    if vocabulary is None:
-        return None
-    return ChatGLMTokenizer(vocabulary)
+    return None if vocabulary is None else ChatGLMTokenizer(vocabulary)
 
 
 def _declared_images(folder: Path) -> int | None:

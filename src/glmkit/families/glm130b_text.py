@@ -75,8 +75,5 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> GLM130BTokenize
     The file of icetk (130,000 pieces) or that of ChatGLM-6B, which has the same pieces; ids begin at 20,000 unless the
     config is too small for them.
     """
-    offset = 0 if has_images(config) is False else IMAGE_CODES
-    vocabulary = load_vocabulary(Path(directory), offset=offset)
-    if vocabulary is None:
-        return None
-    return GLM130BTokenizer(vocabulary)
+    vocabulary = load_vocabulary(directory, offset=0 if has_images(config) is False else IMAGE_CODES)
+    return None if vocabulary is None else GLM130BTokenizer(vocabulary)
