@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from glmkit.checkpoint.detect import WEIGHT_SUFFIXES
+
 # Files of a model directory that its answers come from; logs and notes may change.
-_KINDS = {
-    ".json", ".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".model", ".txt", ".tiktoken", ".yaml", ".yml",
-}  # fmt: skip
+_KINDS = {*WEIGHT_SUFFIXES, ".json", ".model", ".txt", ".tiktoken", ".yaml", ".yml"}
 _WHOLE = 16 << 20  # bytes; files up to here are read whole
 _BLOCK = 64 << 10  # bytes; of longer ones that many at 256 offsets, the first and the last among them
 _BLOCKS = 256

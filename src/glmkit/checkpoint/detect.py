@@ -21,6 +21,8 @@ from .native import read_json
 
 TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
 ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin")
+# Endings of files of weights that are read; a new kind of file is named here and in `_INDEXED`.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams")
 _INDEXED = ("model.safetensors", "pytorch_model.bin")
 _MAX_INDEX = 4 << 20  # bytes
 

@@ -14,9 +14,9 @@ from glmkit.finite import all_finite
 
 from .finding import Finding, Level
 from .headers import Headers, attempt
-from .listing import Entry, Kind, Listing
+from .listing import WEIGHTS, Entry, Kind, Listing
 
-_MUST_HOLD = (".model", ".json", ".txt", ".vocab", ".bin", ".pt", ".pth", ".safetensors", ".pdparams", ".ckpt")
+_MUST_HOLD = (".model", ".json", ".txt", ".vocab", *WEIGHTS)
 _MOST_FILES = 2000  # of a directory that are looked into
 _CHUNK = 1 << 22  # numbers looked at together: a few MiB of anonymous memory, whatever the tensor
 

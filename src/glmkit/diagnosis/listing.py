@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from glmkit.adapters.adapter import all_kinds
-from glmkit.checkpoint.detect import TAG_FILES
+from glmkit.checkpoint.detect import TAG_FILES, WEIGHT_SUFFIXES
 
 Kind = Literal[
     "weights", "index", "config", "code", "training", "leftover", "adapter", "tag", "other", "strange", "unread"
 ]
 
 _READ = ("weights", "index")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".ckpt")
+WEIGHTS = (*WEIGHT_SUFFIXES, ".ckpt")
 # What trainers leave beside weights: optimizer and scheduler states, random states, their arguments.
 _TRAINING = re.compile(
     r"optimizer.*|scheduler\.pt|rng_state.*|random_states.*|training_args\.bin|trainer_state\.json|trainer\.json|"
@@ -130,6 +130,6 @@ def _kind(name: str) -> Kind:
         return "index"
     if _TRAINING.fullmatch(name):
         return "training"
-    if name.endswith(_WEIGHTS):
+    if name.endswith(WEIGHTS):
         return "weights"
     return "code" if name.endswith(".py") else "other"
