@@ -39,6 +39,7 @@ class Metrics:
             "glm_step_rows", "Answers that got a token in a step; sum / count is the mean batch size.", buckets=_ROWS,
             registry=self.registry,
         )  # fmt: skip
+        self._written = Counter("glm_tokens_written", "Tokens of answers.", registry=self.registry)
         self._rejected = Counter(
             "glm_rejected", "Requests that were not taken, by reason.", ["reason"], registry=self.registry
         )
@@ -63,6 +64,7 @@ class Metrics:
         """Count a step of the engine."""
         if rows := after.counters.decode_rows - before.counters.decode_rows:
             self._rows.observe(rows)
+        self._written.inc(after.counters.written_tokens - before.counters.written_tokens)
 
     def ended(self, ticket: Ticket, began: float) -> None:
         """Count a job that is over, in whichever way. began: when its request came, in seconds of `time.monotonic`."""
@@ -99,7 +101,6 @@ class _EngineNumbers(Collector):
             "glm_steps": ("Steps of the engine.", counters.steps),
             "glm_tokens_read": ("Tokens of prompts that were read.", counters.read_tokens),
             "glm_tokens_reused": ("Tokens of prompts found in the cache.", counters.reused_tokens),
-            "glm_tokens_written": ("Tokens of answers.", counters.written_tokens),
             "glm_tokens_drafted": ("Tokens fed ahead of the model's choice.", counters.drafted),
             "glm_tokens_accepted": ("Those of them that stayed.", counters.accepted),
             "glm_preemptions": ("Jobs that gave up their cache for a while.", counters.preemptions),
