@@ -140,12 +140,12 @@ def test_large_file_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sink = Sparse()
         container = ZipWriter(sink, "large")  # type: ignore[arg-type]
         entry = Entry("w", TensorInfo(torch.uint8, (size,)), list)
-        container.add("data.pkl", [torch_file._pickle(path, [entry], None, {})])
+        container.add("data.pkl", torch_file._pickle(path, [entry], None, {}))
         container.begin("data/0", size)
         sink.size += size - 1
         container.data(b"\x07")
         container.end()
-        container.add("version", [b"3\n"])
+        container.add("version", b"3\n")
         container.directory()
     with zipfile.ZipFile(path) as archive:
         _, first, second = archive.infolist()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmkit.objective.blank_infilling import Choice, Tally
+from glmkit.objective.blank_infilling import Choice
 from glmkit.objective.counter_rng import CounterRng, Rng
 from glmkit.objective.options import ObjectiveConfig
-from glmkit.objective.sample import Sample, TextSample
-from objective.toy import CLS, EOP, EOS, GMASK, MASK, SENTENCE_END, SMASK, SOP, STEADY, objective, text
+from glmkit.objective.sample import Sample, Tally, TextSample
+from objective.toy import CLS, EOP, EOS, GMASK, MASK, SENTENCE_END, SMASK, SOP, STEADY, construct, objective, text
 
 MASKS = (MASK, SMASK, GMASK)
 
@@ -81,7 +81,7 @@ def test_every_sample_holds_its_whole_text(
     maker = objective(400, task_mask=True, **options)
     rng: Rng = CounterRng(seed) if counter_based else random.Random(seed)
     tally = Tally()
-    samples = maker.construct(batch, rng, tally=tally)
+    samples = construct(maker, batch, rng, tally=tally)
     assert tally.texts == len(batch) == len(samples) + tally.dropped
     assert tally.without_targets == sum(sample.num_targets == 0 for sample in samples)
     left = [given.tokens.tolist() for given in batch]
@@ -94,7 +94,7 @@ def test_every_sample_holds_its_whole_text(
 @settings(STEADY, max_examples=40)
 @given(texts(), st.integers(0, 2**32))
 def test_token_blanks_stay_in_documents_and_apart(given_text: TextSample, seed: int) -> None:
-    for sample in objective(400, bert_prob=1.0).construct([given_text], CounterRng(seed)):
+    for sample in construct(objective(400, bert_prob=1.0), [given_text], CounterRng(seed)):
         part_a = sample.input_ids[: sample.prefix_length]
         blanks = part_a == MASK
         assert not (blanks[:-1] & blanks[1:]).any()
@@ -119,7 +119,7 @@ def test_one_sampler_for_both_generators(given_text: TextSample, seed: int) -> N
             self.random = random.Random(seed).random
 
     maker = objective(400, bert_prob=0.4, gap_sentence_prob=0.3)
-    one, two = (maker.construct([given_text], rng) for rng in (Recorder(seed), Replay()))
+    one, two = (construct(maker, [given_text], rng) for rng in (Recorder(seed), Replay()))
     assert [sample.input_ids.tolist() for sample in one] == [sample.input_ids.tolist() for sample in two]
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from glmkit.errors import ConfigError, DataError
-from glmkit.objective.blank_infilling import BlankInfilling, Sentinels, Tally
+from glmkit.objective.blank_infilling import BlankInfilling
+from glmkit.objective.forms import Sentinels
 from glmkit.objective.options import ObjectiveConfig
+from glmkit.objective.sample import Tally
 from objective.toy import (
     CLS,
     DBLOCK,
@@ -21,6 +23,7 @@ from objective.toy import (
     SPECIAL,
     ScriptedRng,
     as_lists,
+    construct,
     objective,
     text,
 )
@@ -63,7 +66,7 @@ def test_a_token_batch_from_its_draws() -> None:
     # Spans: 1+3 = 4..8; then 1+4+1+9 = 15..17. Shuffled: second first.
     tokens = [CLS, *range(31, 49), EOS]
     rng = ScriptedRng(floats=[0.9, 0.9, 0.0, 0.2, 0.7], ints=[9, 3], orders=[[1, 0], [0, 1], [1, 0]])
-    (sample,) = objective(bert_prob=1.0, bert_ratio=0.3).construct([text(tokens)], rng)
+    (sample,) = construct(objective(bert_prob=1.0, bert_ratio=0.3), [text(tokens)], rng)
     assert rng.is_used_up()
     assert rng.ranges == [(0, 12)] * 2
     part_a = [CLS, 31, 32, 33, MASK, 38, 39, 40, 41, 42, 43, 44, MASK, 47, 48, EOS]
@@ -83,7 +86,7 @@ def test_sentences_leave_the_words_before_an_eos_out_and_take_a_later_cls_in() -
     # Budget int(0.3 * 12) = 3: the third alone has 3 tokens.
     rng = ScriptedRng(floats=[0.9, 0.9, 0.0], orders=[[2, 0, 1, 3], [0]])
     maker = objective(bert_prob=0.0, gap_sentence_prob=1.0, gap_sentence_ratio=0.3, task_mask=True)
-    (sample,) = maker.construct([text(tokens)], rng)
+    (sample,) = construct(maker, [text(tokens)], rng)
     assert rng.is_used_up()
     assert sample.input_ids.tolist() == [CLS, 21, 30, 22, 40, 23, EOS, SMASK, 25, 26, SOP, CLS, 24, 50]
     assert sample.targets[10:].tolist() == [CLS, 24, 50, EOP]
@@ -93,7 +96,7 @@ def test_sentences_leave_the_words_before_an_eos_out_and_take_a_later_cls_in() -
 def test_suffix_generation() -> None:
     # n = 8: G in randint(int(.5 * 8), 6) = 4; suffix because .1 < .5. Source 4 tokens; no end token, n + 1 in all.
     rng = ScriptedRng(floats=[0.9, 0.9, 0.9, 0.1], ints=[4])
-    (sample,) = objective(bert_prob=0.0, task_mask=True).construct([text(DOCUMENT)], rng)
+    (sample,) = construct(objective(bert_prob=0.0, task_mask=True), [text(DOCUMENT)], rng)
     assert rng.ranges == [(4, 7)]
     assert as_lists(sample) == {
         "text": [CLS, 11, 12, 13, GMASK, SOP, 14, 15, 16],
@@ -107,7 +110,7 @@ def test_suffix_generation() -> None:
 def test_infill_generation() -> None:
     # The same G, not a suffix (.6): one span of 4 in the 6 words, gap drawn from 0 .. 6 - 4 - 1 + 1 = 2.
     rng = ScriptedRng(floats=[0.9, 0.9, 0.9, 0.6], ints=[4, 2])
-    (sample,) = objective(bert_prob=0.0, task_mask=True).construct([text(DOCUMENT)], rng)
+    (sample,) = construct(objective(bert_prob=0.0, task_mask=True), [text(DOCUMENT)], rng)
     assert rng.ranges == [(4, 7), (0, 3)]
     assert sample.input_ids.tolist() == [CLS, 11, 12, GMASK, EOS, SOP, 13, 14, 15, 16]
     assert sample.targets[5:].tolist() == [13, 14, 15, 16, EOP]
@@ -117,7 +120,7 @@ def test_infill_generation() -> None:
 def test_several_documents_always_give_a_suffix_that_skips_cls() -> None:
     tokens = [CLS, 11, 12, EOS, CLS, 13, 14, 15]
     rng = ScriptedRng(floats=[0.9, 0.9, 0.9], ints=[5])
-    (sample,) = objective(bert_prob=0.0).construct([text(tokens)], rng)
+    (sample,) = construct(objective(bert_prob=0.0), [text(tokens)], rng)
     assert sample.input_ids.tolist() == [CLS, 11, 12, MASK, SOP, EOS, CLS, 13, 14]
     assert sample.targets[4:].tolist() == [EOS, CLS, 13, 14, 15]
     assert sample.loss_mask.tolist() == [0, 0, 0, 0, 1, 0, 1, 1, 1]
@@ -125,7 +128,7 @@ def test_several_documents_always_give_a_suffix_that_skips_cls() -> None:
 
 def test_running_positions_of_suffixes() -> None:
     maker = objective(bert_prob=0.0, gpt_infill_prob=1.0, generation_positions="running", task_mask=True)
-    (sample,) = maker.construct([text(DOCUMENT)], ScriptedRng(floats=[0.9, 0.9, 0.9, 0.1], ints=[4]))
+    (sample,) = construct(maker, [text(DOCUMENT)], ScriptedRng(floats=[0.9, 0.9, 0.9, 0.1], ints=[4]))
     assert sample.position_ids[0].tolist() == list(range(9))
 
 
@@ -163,19 +166,19 @@ def test_bert_like_gpt_like_t5_like() -> None:
     tokens = [CLS, *range(31, 49), EOS]
     # int(.15 * 20) = 3 spans of one token, no draw for lengths; gaps from 0 .. 18 - 3 - 3 + 1 = 13: 0, 5 and 13 put
     # them at 1 + 0, 1 + 2 + 5 and 1 + 4 + 13.
-    (sample,) = bert.construct([text(tokens)], ScriptedRng(floats=[0.9, 0.9, 0.0], ints=[0, 13, 5]))
+    (sample,) = construct(bert, [text(tokens)], ScriptedRng(floats=[0.9, 0.9, 0.0], ints=[0, 13, 5]))
     assert sample.input_ids[20:].tolist() == [SOP, 31, SOP, 38, SOP, 48]
     assert sample.targets[20:].tolist() == [31, EOP, 38, EOP, 48, EOP]
 
     gpt = BlankInfilling(ObjectiveConfig.preset("gpt_like"), SPECIAL, SENTENCE_END, 80)
-    (sample,) = gpt.construct([text(DOCUMENT)], ScriptedRng(floats=[0.9, 0.9, 0.9]))
+    (sample,) = construct(gpt, [text(DOCUMENT)], ScriptedRng(floats=[0.9, 0.9, 0.9]))
     assert sample.input_ids.tolist() == [CLS, GMASK, SOP, 11, 12, 13, 14, 15, 16]
     assert sample.targets[2:].tolist() == [11, 12, 13, 14, 15, 16, EOS]
     assert sample.num_targets == len(DOCUMENT) - 1
 
     t5 = BlankInfilling(ObjectiveConfig.preset("t5_like"), SPECIAL, SENTENCE_END, 80)
     pair = [CLS, 11, 12, 30, 13, 14, 15, 16, EOS]  # the mark after 3 of 7 words is nearest the middle
-    (sample,) = t5.construct([text(pair)], ScriptedRng(floats=[0.9, 0.9, 0.9]))
+    (sample,) = construct(t5, [text(pair)], ScriptedRng(floats=[0.9, 0.9, 0.9]))
     assert sample.input_ids.tolist() == [CLS, 11, 12, 30, GMASK, EOS, SOP, 13, 14, 15, 16]
     assert sample.targets[6:].tolist() == [13, 14, 15, 16, EOP]
 
@@ -184,18 +187,17 @@ def test_texts_that_cannot_be_blanked_are_counted() -> None:
     # One word: a drawn length of 4 does not fit. Two tokens: nothing to generate from. Six tokens: a budget of zero.
     tally = Tally()
     rng = ScriptedRng(floats=[0.9, 0.0, 0.7], ints=[])
-    assert objective(single_span_prob=0.5).construct([text([CLS, 31, EOS])], rng, tally=tally) == []
+    assert construct(objective(single_span_prob=0.5), [text([CLS, 31, EOS])], rng, tally=tally) == []
     assert (tally.texts, tally.dropped) == (1, 1)
 
     tally = Tally()
     maker = objective(bert_prob=0.0)
-    assert maker.construct([text([CLS, EOS])], ScriptedRng(floats=[0.9] * 3, ints=[0]), tally=tally) == []
+    assert construct(maker, [text([CLS, EOS])], ScriptedRng(floats=[0.9] * 3, ints=[0]), tally=tally) == []
     assert tally.dropped == 1
 
     tally = Tally()
-    (sample,) = objective(bert_prob=1.0).construct(
-        [text(DOCUMENT[:6])], ScriptedRng(floats=[0.9, 0.9, 0.0]), tally=tally
-    )
+    rng = ScriptedRng(floats=[0.9, 0.9, 0.0])
+    (sample,) = construct(objective(bert_prob=1.0), [text(DOCUMENT[:6])], rng, tally=tally)
     assert sample.num_targets == 0
     assert (tally.dropped, tally.without_targets) == (0, 1)
 

@@ -12,7 +12,7 @@ from glmkit.data.packing import pack
 from glmkit.objective.pairs import build_input_from_ids
 from glmkit.objective.sample import Sample
 from glmkit.objective.spans import place
-from objective.toy import SPECIAL, ScriptedRng, as_lists, objective, text
+from objective.toy import SPECIAL, ScriptedRng, as_lists, construct, objective, text
 from support.shared import shared_dir
 
 MODES = {"bert": "bert", "gap_sentence": "sentence", "generation": "gpt"}
@@ -72,7 +72,7 @@ def test_whole_batches(number: int) -> None:
     given = case("construct_blocks", number)
     maker = objective(given["max_seq_length"], **given["options"])
     texts = [text(sample["text"], sample["loss_mask"]) for sample in given["samples"]]
-    batch = pack([[sample] for sample in maker.construct(texts, random.Random(given["call_index"]))])
+    batch = pack([[sample] for sample in construct(maker, texts, random.Random(given["call_index"]))])
     expected = given["expect"]
     assert batch.mode == expected["mode"]
     assert batch.input_ids.tolist() == expected["text"]

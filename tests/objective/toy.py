@@ -8,8 +8,9 @@ from hypothesis import settings
 
 from glmkit.config import SpecialIds
 from glmkit.objective.blank_infilling import BlankInfilling
+from glmkit.objective.counter_rng import Rng
 from glmkit.objective.options import ObjectiveConfig
-from glmkit.objective.sample import Sample, TextSample
+from glmkit.objective.sample import Sample, Tally, TextSample
 
 # The same examples on every run, and no time limit on a busy machine.
 STEADY = settings(derandomize=True, deadline=None)
@@ -32,6 +33,15 @@ def text(tokens: Sequence[int], loss_mask: Sequence[int] | None = None) -> TextS
 
 def objective(max_length: int = 80, **options: Any) -> BlankInfilling:
     return BlankInfilling(ObjectiveConfig(**options), SPECIAL, SENTENCE_END, max_length)
+
+
+def construct(
+    maker: BlankInfilling, texts: Sequence[TextSample], rng: Rng, *, tally: Tally | None = None
+) -> list[Sample]:
+    """One batch of samples from one batch of texts, all draws from one rng in the reference's order."""
+    if maker.draw_short(rng):
+        texts = maker.split(texts, rng)
+    return maker.apply(texts, maker.draw_mode(rng), rng, tally=tally)
 
 
 def as_lists(sample: Sample) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from glmkit.families.glm_text import load_tokenizer
-from glmkit.tokenizer.explain import explain
 from tokenizer.small_vocabularies import WORDS, bpe_texts, sentencepiece_bytes
 from tokenizer.trained import trained
 
@@ -61,4 +60,4 @@ def test_trained_tokenizers_explain_too() -> None:
     told = tokenizer.explain("a [MASK] 鑫")
     assert [t.kind for t in told] == ["text", "special", "text", "byte", "byte", "byte"][: len(told)]
     assert "".join(t.text for t in told) == "a[MASK] 鑫"
-    assert explain(tokenizer, "") == []
+    assert tokenizer.explain("") == []

@@ -181,7 +181,6 @@ class NewAdapter(Protocol):
 
     def build(self, base: Base) -> Adapter:
         """An untrained adapter for the base, which is left alone. Raises ConfigError for options that do not fit."""
-        ...
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -39,10 +40,7 @@ class AdapterFiles:
     @property
     def dtype(self) -> torch.dtype:
         """The widest dtype among the tensors."""
-        result = next(iter(self.tensors.values())).dtype
-        for tensor in self.tensors.values():
-            result = torch.promote_types(result, tensor.dtype)
-        return result
+        return reduce(torch.promote_types, (tensor.dtype for tensor in self.tensors.values()))
 
 
 def read_files(

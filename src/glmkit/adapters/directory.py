@@ -122,16 +122,11 @@ def save_adapter(
 def _base_facts(base: Base) -> dict[str, object]:
     """Sizes, family, dtype and quantisation of a base model, as JSON values."""
     config, stored = base.config, base.config.quantization
-    quantization = stored and {
-        "bits": stored.bits,
-        "embeddings": stored.embeddings,
-        "column_blocks": stored.column_blocks,
-    }
     return {
         "family": config.family,
         **{name: getattr(config, name) for name in _SIZES},
         "dtype": str(base.float_tensor.dtype).removeprefix("torch."),
-        "quantization": quantization,
+        "quantization": stored and dataclasses.asdict(stored),
     }
 
 

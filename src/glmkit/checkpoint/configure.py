@@ -78,10 +78,7 @@ def _sorted_out(values: Mapping[str, object], source: str) -> Given:
 
 
 def configure(
-    layout: Layout,
-    beside: Mapping[str, object] | None,
-    given: Given | None,
-    infer: Callable[[object], Published],
+    layout: Layout, beside: Mapping[str, object] | None, given: Given | None, infer: Callable[[object], Published]
 ) -> Published:
     """The config of a checkpoint, its generation settings and notes.
 
@@ -93,11 +90,9 @@ def configure(
         return layout.read_config(beside) if beside is not None else infer(None)
     if given.kind == "published":
         return layout.read_config(given.values)
-    if given.kind == "exact":
-        assert given.config is not None
-        return Published(given.config)
-    if given.kind == "preset":
-        assert given.config is not None
+    if given.config is not None:
+        if given.kind == "exact":
+            return Published(given.config)
         return Published(layout.decided(given.config), generation_of(given.config))
     if beside is not None:
         base = layout.read_config(beside)

@@ -9,17 +9,9 @@ from glmkit.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 # tokenization_*.py is read as text to tell two families apart, and never run.
-_FILES = (
-    "*.json",
-    "*.safetensors",
-    "*.bin",
-    "*.model",
-    "*.txt",
-    "*.tiktoken",
-    "tokenization_*.py",
-    "latest",
-    "*.pdparams",
-)
+_FILES = [
+    "*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.tiktoken", "tokenization_*.py", "latest", "*.pdparams",
+]  # fmt: skip
 _NOT = ("*/*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin", "optimizer.bin")
 
 
@@ -47,9 +39,7 @@ def local_directory(source: str | os.PathLike[str]) -> Path:
     try:
         ignored = [*_NOT, *_second_copies(lambda: huggingface_hub.list_repo_files(repository, **options))]
         return Path(
-            huggingface_hub.snapshot_download(
-                repository, **options, allow_patterns=list(_FILES), ignore_patterns=ignored
-            )
+            huggingface_hub.snapshot_download(repository, **options, allow_patterns=_FILES, ignore_patterns=ignored)
         )
     except Exception as error:  # the library and the network raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ import torch
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.families.common.layout import Layout, Published, Rule, template_match
+from glmkit.families.common.layout import Layout, Published, template_match
 from glmkit.families.family import Family
 
 from .configure import generation_of, no_config
@@ -24,7 +24,8 @@ def infer_config(
     tensors do not say enough.
     """
     sizes = tensor_sizes(layout, ((name, source.info().shape) for name, source in ranks[0].items()), len(ranks))
-    matching = [name for name, config in family.presets.items() if _fits(config, sizes)]
+    presets = family.presets.items() if sizes else ()
+    matching = [name for name, config in presets if all(getattr(config, key) == n for key, n in sizes.items())]
     if layout.container != "ranks":
         raise no_config(where, matching)
     width = _head_width(layout, ranks)
@@ -58,7 +59,8 @@ def tensor_sizes(layout: Layout, shapes: Iterable[tuple[str, tuple[int, ...]]], 
         if found is None or parameter != "weight" or not shape:
             continue
         rule, layer = found
-        rows = _rows(layout, rule, shape, ranks)
+        turned = layout.transposed and rule.kind == "linear" and len(shape) == 2
+        rows = (shape[-1] if turned else shape[0]) * (ranks if rule.cut == "rows" else 1)
         if layer is not None:
             sizes["num_layers"] = max(sizes.get("num_layers", 0), layer + 1)
         first = rule.ours[0]
@@ -71,16 +73,6 @@ def tensor_sizes(layout: Layout, shapes: Iterable[tuple[str, tuple[int, ...]]], 
         elif any(part.endswith("up_proj") for part in rule.ours):
             sizes["inner_size"] = rows // len(rule.ours)
     return sizes
-
-
-def _rows(layout: Layout, rule: Rule, shape: tuple[int, ...], ranks: int) -> int:
-    turned = layout.transposed and rule.kind == "linear" and len(shape) == 2
-    rows = shape[-1] if turned else shape[0]
-    return rows * ranks if rule.cut == "rows" else rows
-
-
-def _fits(config: GLMConfig, sizes: Mapping[str, int]) -> bool:
-    return bool(sizes) and all(getattr(config, name) == size for name, size in sizes.items())
 
 
 def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | None:

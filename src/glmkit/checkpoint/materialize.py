@@ -3,8 +3,9 @@
 Every number is looked at once, while its block is in the cache: NaN and infinite values are reported by name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,19 +23,26 @@ _WORKERS = 4
 _T = TypeVar("_T")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's own threads off: they wait for each other after every small piece, beside other threads of ours."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def in_parallel(work: Callable[[str], _T], names: Iterable[str]) -> list[_T]:
     """`work` of every name, in order: whole tensors side by side, each on one core.
 
     Blocks are too small to be shared among cores: where others use the machine, PyTorch's threads would wait for each
     other at every one of them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(threads, _WORKERS)) as pool:
-            return list(pool.map(work, names))
-    finally:
-        torch.set_num_threads(threads)
+    workers = min(torch.get_num_threads(), _WORKERS)
+    with one_thread(), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, names))
 
 
 def check_finite(name: str, block: Tensor, bad: dict[str, None]) -> None:

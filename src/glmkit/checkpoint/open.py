@@ -166,25 +166,24 @@ def identify(opened: Opened, given: Given | None = None, family: str | None = No
 # --- Matched ----------------------------------------------------------------------------------------------------------
 
 
-def match(identified: Identified) -> Matched:
-    """Sources by published name, and what is left over. Raises CheckpointError when a name is there twice."""
-    config, ranks, where = identified.config, identified.opened.ranks, str(identified.opened.found.directory)
+def match(identified: Identified, config: GLMConfig | None = None) -> Matched:
+    """Sources by published name, and what is left over. Raises CheckpointError when a name is there twice.
+
+    config: another one than was identified.
+    """
+    layout, config = identified.layout, config or identified.config
+    ranks, where = identified.opened.ranks, str(identified.opened.found.directory)
     if config.num_layers > len(ranks[0]):
         raise CheckpointError(
             f"{where}: the config says {config.num_layers} layers, the file has {len(ranks[0])} tensors in all"
         )
-    return _match(identified, config)
-
-
-def _match(identified: Identified, config: GLMConfig) -> Matched:
-    layout, ranks = identified.layout, identified.opened.ranks
     expected = expected_tensors(config)
     fused = fused_tensors(layout, config, expected, copies=False)
     check_ranks(layout, config, fused, len(ranks))
     known = {tensor.name for tensor in fused}
     if config.tie_embeddings:
         known |= {f"{alias.theirs}.{parameter}" for alias in layout.aliases for parameter in ("weight", "weight_scale")}
-    named = [canonical_names(layout, known, rank, str(identified.opened.found.directory)) for rank in ranks]
+    named = [canonical_names(layout, known, rank, where) for rank in ranks]
     sources, extras, bare = zip(*named, strict=True)
     extra = list(dict.fromkeys(name for names in extras for name in names))
     return Matched(identified, config, expected, fused, sources, extra, any(bare))
@@ -239,7 +238,7 @@ def _with_head(matched: Matched) -> tuple[Matched, list[str]]:
         return matched, [stored] if alias.stored else []
     if all(same_bytes(sources[name], sources.get(name.replace(alias.theirs, stem, 1))) for name in copies):
         return matched, []
-    untied = _match(matched.identified, replace(config, tie_embeddings=False))
+    untied = match(matched.identified, replace(config, tie_embeddings=False))
     unknown = unexplained(layout, untied.extra)[2]
     where = str(matched.identified.opened.found.directory)
     check_tensors(layout, untied.fused, untied.expected, untied.sources, unknown, where)

@@ -5,7 +5,7 @@ Reading is in `published_weights.py`; both share `Fused`, one published tensor a
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -82,9 +82,7 @@ def fused_tensors(
 ) -> list[Fused]:
     """List what a layout's file holds of a model with these tensors, in published order.
 
-    copies: the second copy of a tied head too.
-
-    Raises CheckpointError when the layout has no place for a tensor of the model.
+    copies: the second copy of a tied head too. Raises CheckpointError when a tensor of the model has no place there.
     """
     result = [f for rule, layer in _in_order(layout, config) for f in _of_rule(layout, rule, layer, config, expected)]
     for alias in layout.aliases:
@@ -193,9 +191,10 @@ def published_tensors(
     check_axes(layout, config)
     expected = expected_tensors(config, dtype or torch.float32)
     if weights is not None:
-        infos = {name: weights.info(name) for name in expected}
-        keep = dtype is None
-        expected = {n: infos[n] if keep or not _is_float(n, infos[n]) else expected[n] for n in expected}
+        for name in expected:
+            info = weights.info(name)
+            if dtype is None or not info.dtype.is_floating_point or name.endswith("_scale"):
+                expected[name] = info
     elif dtype is None:
         raise AssertionError("published_tensors needs a dtype or the weights to take it from")
     fused = fused_tensors(layout, config, expected)
@@ -207,27 +206,14 @@ def published_tensors(
         for tensor in fused:
             info = TensorInfo(expected[tensor.parts[0]].dtype, tensor.shape(layout, ranks))
             pieces = partial(_pieces, tensor, layout, rank, ranks, info.dtype)
-            tensors.append(PublishedTensor(_bare(tensor.name, layout, bare), info, pieces))
-        result.append(_with_derived(tensors, layout, config, rank, ranks, own, bare))
+            tensors.append(PublishedTensor(tensor.name, info, pieces))
+        tensors = _with_derived(tensors, layout, config, rank, ranks, own)
+        result.append([replace(t, name=t.name.removeprefix(layout.base)) for t in tensors] if bare else tensors)
     return result
 
 
-def _is_float(name: str, info: TensorInfo) -> bool:
-    return info.dtype.is_floating_point and not name.endswith("_scale")
-
-
-def _bare(name: str, layout: Layout, bare: bool) -> str:
-    return name.removeprefix(layout.base) if bare else name
-
-
 def _with_derived(
-    tensors: list[PublishedTensor],
-    layout: Layout,
-    config: GLMConfig,
-    rank: int,
-    ranks: int,
-    dtype: torch.dtype,
-    bare: bool,
+    tensors: list[PublishedTensor], layout: Layout, config: GLMConfig, rank: int, ranks: int, dtype: torch.dtype
 ) -> list[PublishedTensor]:
     result = list(tensors)
     for derived in layout.derived:
@@ -236,13 +222,9 @@ def _with_derived(
             value = value.chunk(ranks)[rank].clone()
         for layer in range(config.num_layers if derived.per_layer else 1):
             name = derived.theirs.replace("{i}", str(layer))
-            made = PublishedTensor(
-                _bare(name, layout, bare), TensorInfo(dtype, tuple(value.shape)), partial(_one, value)
-            )
+            made = PublishedTensor(name, TensorInfo(dtype, tuple(value.shape)), partial(_one, value))
             before = name.partition("attention.")[0] + "attention." if derived.per_layer else ""
-            places = [
-                index for index, t in enumerate(result) if before and t.name.startswith(_bare(before, layout, bare))
-            ]
+            places = [index for index, t in enumerate(result) if before and t.name.startswith(before)]
             result.insert(places[0] if places else min(1, len(result)), made)
     return result
 

@@ -48,11 +48,9 @@ class PublishedWeights:
         self._done: dict[str, set[str]] = {}
 
     def names(self) -> list[str]:
-        """List our names in the order of the files' layout."""
         return list(self._order)
 
     def info(self, name: str) -> TensorInfo:
-        """dtype and shape, without reading."""
         tensor, index = self._places[name]
         return TensorInfo(self._ranks[0][tensor.name].info().dtype, tensor.shapes[index])
 

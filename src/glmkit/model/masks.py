@@ -5,7 +5,6 @@ Legend: B batch, T query tokens, S key tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,18 +13,12 @@ from torch.nn import functional
 from glmkit.errors import RequestError
 
 
-class Segment(NamedTuple):
-    """One sample inside a row: [start, prefix_end) see each other, [prefix_end, end) those and their past."""
-
-    row: int
-    start: int
-    prefix_end: int
-    end: int
-
-
 @dataclass(frozen=True)
 class Segments:
-    """Bounds of every sample in a batch of rows, in order of (row, start). Tokens in no segment are padding."""
+    """Bounds (row, start, prefix_end, end) of every sample in a batch of rows, in order of (row, start).
+
+    [start, prefix_end) see each other, [prefix_end, end) those and their past. Tokens in no segment are padding.
+    """
 
     bounds: tuple[tuple[int, int, int, int], ...]
 

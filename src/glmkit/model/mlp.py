@@ -55,6 +55,3 @@ _MLPS: dict[str, type[nn.Module]] = {"gelu": GeluMLP, "geglu": GegluMLP, "swiglu
 def build_mlp(config: GLMConfig) -> nn.Module:
     """The feed-forward layer of `config.mlp`."""
     return _MLPS[config.mlp](config)
-
-
-__all__ = ["GegluMLP", "GeluMLP", "SwigluMLP", "build_mlp"]

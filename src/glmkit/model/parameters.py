@@ -4,8 +4,8 @@ Legend: S numbers looked at, of all tensors together.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Fingerprint:
     def of(cls, model: nn.Module) -> "Fingerprint":
         """Take it of all parameters and buffers, at a price that every request can pay."""
         known, samples = [], []
-        for tensor in _tensors(model):
+        for tensor in chain(model.parameters(), model.buffers()):
             version = 0 if tensor.is_inference() else tensor._version
             known.append((id(tensor), version, tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad))
             flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach()[:1].reshape(-1)
@@ -92,8 +92,3 @@ class Fingerprint:
         return self.tensors == other.tensors and torch.equal(self.sample_S, other.sample_S)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

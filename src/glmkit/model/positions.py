@@ -13,9 +13,9 @@ from glmkit.errors import RequestError
 from glmkit.position_rows import PositionRows, infer_spans
 
 
-def running_positions(batch: int, length: int, *, start: int = 0, device: torch.device | None = None) -> Tensor:
-    """(B,2,T) int64: row 0 counts from `start`, row 1 is zero: plain left-to-right text."""
-    row_T = torch.arange(start, start + length, device=device)
+def running_positions(batch: int, length: int, *, device: torch.device | None = None) -> Tensor:
+    """(B,2,T) int64: row 0 counts from 0, row 1 is zero: plain left-to-right text."""
+    row_T = torch.arange(length, device=device)
     return torch.stack([row_T, torch.zeros_like(row_T)]).expand(batch, 2, length)
 
 

@@ -60,21 +60,6 @@ class BlankInfilling:
         self.length_law = LengthLaw(config.length_weights(), fixed=fixed)
         self._mean_length = config.mean_span_length()
 
-    # A batch.
-
-    def construct(
-        self, texts: Sequence[TextSample], rng: Rng, block_rng: Rng | None = None, *, tally: Tally | None = None
-    ) -> list[Sample]:
-        """One batch of samples, all of one mode, from one batch of texts.
-
-        Texts may first be cut into shorter ones (short_seq_prob), which gives more samples than texts; texts that
-        cannot be blanked are left out and counted in `tally`. block_rng draws the [dBLOCK] inputs of block_mask_prob
-        (the reference uses a generator of its own for these); `rng` without it.
-        """
-        if self.draw_short(rng):
-            texts = self.split(texts, rng)
-        return self.apply(texts, self.draw_mode(rng), rng, block_rng, tally=tally)
-
     def draw_short(self, rng: Rng) -> bool:
         """Draw whether the batch's texts are cut into shorter ones."""
         return rng.random() < self.config.short_seq_prob
@@ -138,7 +123,11 @@ class BlankInfilling:
         *,
         tally: Tally | None = None,
     ) -> list[Sample]:
-        """Samples of one chosen mode. Like `construct` without its draws."""
+        """Samples of one mode, from texts that may have been cut by `split`.
+
+        Texts that cannot be blanked are left out and counted in `tally`. block_rng draws the [dBLOCK] inputs of
+        block_mask_prob (the reference uses a generator of its own for these); `rng` without it.
+        """
         generation = self._generation_length(texts, rng) if choice.mode == "gpt" else 0
         samples = []
         for text in texts:
@@ -227,6 +216,3 @@ class BlankInfilling:
         parts = documents(text.tokens, self.special.eos, self.special.cls)
         spans = spans_in_documents(lengths, parts, self.config.bert_ratio, rng)
         return spans if len(spans) == len(lengths) else None
-
-
-__all__ = ["BlankInfilling", "Choice", "Sample", "Sentinels", "Tally", "TextSample"]

@@ -33,10 +33,7 @@ class ChoiceInputs:
 
 
 def build_choice_inputs(
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike,
-    choices: Sequence[Sequence[Sequence[int]]],
-    special: SpecialIds,
+    input_ids: ArrayLike, attention_mask: ArrayLike, choices: Sequence[Sequence[Sequence[int]]], special: SpecialIds
 ) -> ChoiceInputs:
     """Put every answer behind its text, at the text's first [MASK].
 

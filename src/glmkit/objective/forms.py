@@ -89,7 +89,7 @@ class SampleForms:
         inside = np.arange(total - prefix) - firsts.repeat(widths)  # 0 on the start of a span, r on its r-th token
         part_b, target_b = input_ids[prefix:], targets[prefix:]
         part_b[:] = tokens[(starts[order] - 1).repeat(widths) + inside]
-        part_b[firsts] = self._starts(count)
+        part_b[firsts] = self._sentinels("starts", count) if config.sentinel_token else special.sop
         target_b[:-1] = part_b[1:]
         if not config.encoder_decoder:
             target_b[firsts + widths - 1] = special.eop
@@ -117,9 +117,6 @@ class SampleForms:
         masks = np.empty(len(order), np.int64)
         masks[order] = self._sentinels("masks", len(order))
         return masks
-
-    def _starts(self, count: int) -> int | Sequence[int]:
-        return self._sentinels("starts", count) if self.config.sentinel_token else self.special.sop
 
     def _sentinels(self, kind: Literal["masks", "starts"], count: int) -> tuple[int, ...]:
         ids: tuple[int, ...] = getattr(self.sentinels, kind)

@@ -33,12 +33,7 @@ class LossSums:
 
 
 def linear_cross_entropy(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    targets_N: Tensor,
-    *,
-    z_loss: float = 0.0,
-    chunk_size: int | None = None,
+    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, *, z_loss: float = 0.0, chunk_size: int | None = None
 ) -> LossSums:
     """Summed cross-entropy of `hidden @ weight.T` against `targets`, chunk by chunk, logits and softmax in fp32.
 

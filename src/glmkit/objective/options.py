@@ -49,9 +49,7 @@ class ObjectiveConfig:
     generation_positions: GenerationPositions = "mask"
 
     def __post_init__(self) -> None:
-        for name in _PROBABILITIES:
-            _check_number(name, getattr(self, name), 0.0, 1.0)
-        for name in ("bert_ratio", "gap_sentence_ratio", "gpt_min_ratio", "context_mask_ratio"):
+        for name in _SHARES:
             _check_number(name, getattr(self, name), 0.0, 1.0)
         if self.bert_prob + self.gap_sentence_prob > 1 + 1e-9:
             raise ConfigError(
@@ -76,9 +74,6 @@ class ObjectiveConfig:
                 f"average_block_length {self.average_block_length} puts no weight on 1 .. {self.max_block_length - 1}; "
                 "lower it or raise max_block_length"
             )
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
         if self.masked_lm and (self.bert_prob < 1 or self.encoder_decoder or self.sentinel_token):
             raise ConfigError("masked_lm predicts token blanks in place; set bert_prob 1 and no other form of part B")
         if self.sentinel_token and self.encoder_decoder:
@@ -144,8 +139,9 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a number in [{low:g}, {high:g}]")
 
 
-_PROBABILITIES = (
+_SHARES = (
     "bert_prob", "gap_sentence_prob", "gpt_infill_prob", "block_mask_prob", "short_seq_prob", "single_span_prob",
+    "bert_ratio", "gap_sentence_ratio", "gpt_min_ratio", "context_mask_ratio",
 )  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "span_lengths": get_args(SpanLengths),

@@ -88,7 +88,11 @@ class RankVocabulary(ByteTokens):
             return self._native(text)
         ids: list[int] = []
         for segment in segments(text):
-            ids += self._native(segment) if len(segment) <= _LONG_SEGMENT else self._word_by_word(segment)
+            if len(segment) <= _LONG_SEGMENT:
+                ids += self._native(segment)
+            else:
+                for word, _ in self._words.pre_tokenize_str(segment):
+                    ids += self.encode_word(word.encode())
         return ids
 
     def find(self, token: str) -> int | None:
@@ -96,12 +100,6 @@ class RankVocabulary(ByteTokens):
 
     def _native(self, text: str) -> list[int]:
         ids: list[int] = self._encoding.encode_ordinary(text)
-        return ids
-
-    def _word_by_word(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for word, _ in self._words.pre_tokenize_str(text):
-            ids += self.encode_word(word.encode())
         return ids
 
     def encode_word(self, word: bytes) -> list[int]:

@@ -50,7 +50,14 @@ class ByteBPE(_LibraryBPE):
         self._ids, self.source = dict(ids), source
         self._entries = _by_id(self._ids, source)
         super().__init__([_entry_bytes(entry, source) for entry in self._entries], {})
-        self._tokenizer = _library_model(self._ids, merges, source, merges_source)
+        try:
+            self._tokenizer = tokenizers.Tokenizer(models.BPE(vocab=self._ids, merges=list(merges)))
+        except Exception as error:  # the library raises bare Exception
+            first = str(error).split("\n")[0]
+            raise TokenizerError(
+                f"{merges_source} does not fit {source} ({first})", step="take both from one model"
+            ) from None
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         self._merges = list(merges)
 
     @classmethod
@@ -150,17 +157,3 @@ def _entry_bytes(entry: str, source: str) -> bytes:
         raise TokenizerError(
             f"{source}: entry {entry[:40]!r} is not byte-level BPE; is this another model's?"
         ) from None
-
-
-def _library_model(
-    ids: dict[str, int], merges: Sequence[tuple[str, str]], source: str, merges_source: str
-) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=list(merges)))
-    except Exception as error:  # the library raises bare Exception
-        first = str(error).split("\n")[0]
-        raise TokenizerError(
-            f"{merges_source} does not fit {source} ({first})", step="take both from one model"
-        ) from None
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return tokenizer

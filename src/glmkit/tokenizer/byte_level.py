@@ -96,7 +96,6 @@ class PartsStream:
         self._tokens = self._text = False  # whether the run has tokens, and text
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that these ids make certain."""
         out: list[str] = []
         run: list[bytes] = []
         size, table, names = len(self._token_bytes), self._token_bytes, self._names
@@ -119,7 +118,6 @@ class PartsStream:
         return "".join(out)
 
     def finish(self) -> str:
-        """The text that was held back, at the end of the ids."""
         text = self._in_run(self._bytes.finish())
         return text if self._text or not self._tokens else text + self._joint(self._parts)
 

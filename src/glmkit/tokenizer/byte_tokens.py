@@ -63,11 +63,9 @@ class ByteRun:
         self._token_bytes, self._text = token_bytes, ByteText(each=False)
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The characters that are complete."""
         for index in ids:
             check_id(index, len(self._token_bytes))
         return self._text.feed(b"".join(self._token_bytes[index] for index in ids))
 
     def finish(self) -> str:
-        """The text that was held back, at the end of the ids."""
         return self._text.finish()

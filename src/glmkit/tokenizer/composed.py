@@ -203,12 +203,7 @@ class RunsStream:
     """Decodes runs of vocabulary ids and the strings between them."""
 
     def __init__(
-        self,
-        new_run: Callable[[], IdStream],
-        apart: Mapping[int, str],
-        joint: str,
-        hidden: frozenset[int],
-        size: int,
+        self, new_run: Callable[[], IdStream], apart: Mapping[int, str], joint: str, hidden: frozenset[int], size: int
     ) -> None:
         self._new_run, self._apart, self._joint, self._hidden, self._size = new_run, apart, joint, hidden, size
         self._run: IdStream | None = None
@@ -227,12 +222,9 @@ class RunsStream:
                 continue
             parts += self._feed_run(run)
             run = []
-            parts += (self._end_run(), self._next_joint(), name)
+            parts += (self.finish(), self._next_joint(), name)
         parts += self._feed_run(run)
         return "".join(parts)
-
-    def finish(self) -> str:
-        return self._end_run()
 
     def _feed_run(self, ids: list[int]) -> tuple[str, ...]:
         if not ids:
@@ -242,7 +234,7 @@ class RunsStream:
             joint, self._run = self._next_joint(), self._new_run()
         return joint, self._run.feed(ids)
 
-    def _end_run(self) -> str:
+    def finish(self) -> str:
         run, self._run = self._run, None
         return "" if run is None else run.finish()
 

@@ -60,18 +60,12 @@ class Explainable:
     """Gives a tokenizer its method `explain`."""
 
     def explain(self: Explained, text: str, *, specials: bool = True) -> Explanation:
-        """The tokens of a text with what each stands for. specials: as in `encode`."""
-        return explain(self, text, specials=specials)
-
-
-def explain(tokenizer: Explained, text: str, *, specials: bool = True) -> Explanation:
-    """Explain how `tokenizer.encode(text, specials=specials)` cuts a text. Raises TokenizerError as `encode` does."""
-    ids = tokenizer.encode(text, specials=specials)
-    texts = _texts(tokenizer, ids)
-    return Explanation(
-        ExplainedToken(index, tokenizer.id_to_token(index), piece, token_kind(tokenizer, index))
-        for index, piece in zip(ids, texts, strict=True)
-    )
+        """The tokens of a text with what each stands for. specials, and errors: as in `encode`."""
+        ids = self.encode(text, specials=specials)
+        return Explanation(
+            ExplainedToken(index, self.id_to_token(index), piece, token_kind(self, index))
+            for index, piece in zip(ids, _texts(self, ids), strict=True)
+        )
 
 
 def _texts(tokenizer: Explained, ids: list[int]) -> list[str]:

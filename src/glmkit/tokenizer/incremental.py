@@ -20,11 +20,9 @@ class TextFilter(Protocol):
 
     def feed(self, text: str) -> str:
         """The output that this text makes certain."""
-        ...
 
     def finish(self) -> str:
         """The text that was held back, at the end."""
-        ...
 
 
 class FilteredStream:
@@ -148,7 +146,6 @@ class Streaming(Protocol):
 
     def stream(self, *, skip_specials: bool = True) -> IdStream:
         """A fresh decoder; what it gives joined is `decode` of all ids."""
-        ...
 
 
 class IncrementalDecoder:

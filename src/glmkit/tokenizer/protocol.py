@@ -16,12 +16,10 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of ids, special ones included (not the padded rows of an embedding)."""
-        ...
 
     @property
     def special(self) -> SpecialIds:
         """The special ids by role."""
-        ...
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Ids of a text, nothing added in front or behind.
@@ -34,28 +32,21 @@ class Tokenizer(Protocol):
 
     def without_blank_space(self, text: str) -> str:
         """The text as `encode(text, specials=True)` reads it: without the white space that belongs to its blanks."""
-        ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text; faster than one call per text where the tokenizer can."""
-        ...
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
         """Text of the ids. Bytes that are not valid UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
-        ...
 
     def id_to_token(self, index: int) -> str:
         """One token as people can read it."""
-        ...
 
     def explain(self, text: str, *, specials: bool = True) -> Explanation:
         """The tokens of a text with what each stands for. specials: as in `encode`."""
-        ...
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over everything that decides how text is encoded."""
-        ...
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer's files into a directory, which is made when missing."""
-        ...

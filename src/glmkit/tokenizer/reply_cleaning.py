@@ -81,15 +81,12 @@ class StrippedReply:
         self._clean, self._certain, self._fresh = Stripped(filters), Gathered(), Gathered()
 
     def feed(self, text: str) -> None:
-        """See `ReplyCleaner`."""
         self._add(self._clean.feed(text))
 
     def shown(self) -> str:
-        """See `ReplyCleaner`."""
         return self._certain.text() + self._clean.rest()
 
     def fresh(self, *, final: bool = False) -> str:
-        """See `ReplyCleaner`."""
         if final:
             self._add(self._clean.rest())
             self._clean = Stripped(())

@@ -39,9 +39,9 @@ class SentencePieceModel:
             self._model.LoadFromSerializedProto(data)
             self.size = int(self._model.GetPieceSize())
         except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).split("\n")[-1].strip() or type(error).__name__
             raise TokenizerError(
-                f"{source}: not a SentencePiece model, or a damaged one ({_one_line(error)})",
-                step="copy or download it again",
+                f"{source}: not a SentencePiece model, or a damaged one ({reason})", step="copy or download it again"
             ) from None
         if not self.size:
             raise TokenizerError(f"{source}: a SentencePiece model without pieces", step="copy or download it again")
@@ -130,7 +130,7 @@ class SentencePieceRun:
                 self._in_bytes = True
                 continue
             if self._in_bytes:
-                parts.append(self._end_bytes())
+                parts.append(self.finish())
             if self._at_start:
                 surface = self._without_leading(surface)
             parts.append(surface)
@@ -138,14 +138,11 @@ class SentencePieceRun:
 
     def literal(self, text: str) -> str:
         """Text that stands for itself, as a piece outside the vocabulary does."""
-        before = self._end_bytes()
+        before = self.finish()
         self._at_start = self._at_start and not text
         return before + text
 
     def finish(self) -> str:
-        return self._end_bytes()
-
-    def _end_bytes(self) -> str:
         if self._in_bytes:
             self._in_bytes = self._at_start = False
             return self._bytes.finish()
@@ -218,8 +215,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).split("\n")
-    return lines[-1].strip() or type(error).__name__

@@ -13,11 +13,9 @@ class IdStream(Protocol):
 
     def feed(self, ids: Sequence[int]) -> str:
         """The text that these ids make certain."""
-        ...
 
     def finish(self) -> str:
         """The text that was held back, at the end of the ids. The stream is used up."""
-        ...
 
 
 class TextModel(Protocol):
@@ -26,31 +24,24 @@ class TextModel(Protocol):
     @property
     def size(self) -> int:
         """Number of entries."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which nothing is special. Raises TokenizerError for a lone surrogate."""
-        ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text."""
-        ...
 
     def token(self, index: int) -> str:
         """An entry as the vocabulary file spells it. Raises TokenizerError for an unknown id."""
-        ...
 
     def find(self, token: str) -> int | None:
         """The id of an entry, None when there is none."""
-        ...
 
     def is_byte(self, index: int) -> bool:
         """True when an entry is less than a character."""
-        ...
 
     def run(self) -> IdStream:
         """A decoder for consecutive ids of this vocabulary. Raises TokenizerError for an unknown id."""
-        ...
 
 
 def check_id(index: int, size: int) -> None:

@@ -101,7 +101,8 @@ class TrainedTokenizer(Explainable):
             content: _Content = json.loads(tokenizer_json)
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"{source}: not a tokenizer file: {_first_line(error)}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TokenizerError(f"{source}: not a tokenizer file: {reason}") from error
         self._tokenizer.encode_special_tokens = True  # special strings in text are text
         model = content["model"]
         self.kind: str = str(model["type"]).lower()
@@ -203,7 +204,6 @@ class TrainedTokenizer(Explainable):
 
     def _encode_plain(self, texts: Iterable[str]) -> list[list[int]]:
         """Cut each text into bounded pieces; look words up where the rule is known to agree, else ask the library."""
-        results: list[list[int]] = []
         waiting: list[tuple[int, int, str]] = []  # text, index among its pieces, piece
         pieces: list[list[list[int]]] = []
         for number, text in enumerate(texts):
@@ -221,9 +221,7 @@ class TrainedTokenizer(Explainable):
             encodings = self._tokenizer.encode_batch_fast([entry[2] for entry in waiting], add_special_tokens=False)
             for (number, index, _), encoding in zip(waiting, encodings, strict=True):
                 pieces[number][index] = encoding.ids
-        for parts in pieces:
-            results.append(parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
-        return results
+        return [parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)) for parts in pieces]
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Pieces to encode one by one; short ones around unusual characters, for the slow path is meant for few."""
@@ -307,8 +305,3 @@ def _read_text(path: Path) -> str:
         raise TokenizerError(f"{path}: no such file; a tokenizer needs {TOKENIZER_FILE} and {SPECIALS_FILE}") from None
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 text at byte {error.start}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -64,7 +64,7 @@ class WhitespacePieces:
         return index >= self.offset and self.pieces.is_byte(index - self.offset)
 
     def run(self) -> IdStream:
-        filters: list[TextFilter] = [ReplacePattern(_PIECE, _white_space, _STARTS)]
+        filters: list[TextFilter] = [ReplacePattern(_PIECE, lambda found: _WHITE_SPACE[found[0]], _STARTS)]
         return FilteredStream(_OffsetRun(self.pieces, self.offset), filters)
 
 
@@ -93,7 +93,3 @@ def _written(text: str, linebreak: bool, whitespaces: bool) -> str:
     if whitespaces:
         text = _SPACES.sub(lambda found: f"<|blank_{len(found[0])}|>", text.replace("\t", _TAB))
     return text
-
-
-def _white_space(found: re.Match[str]) -> str:
-    return _WHITE_SPACE[found[0]]

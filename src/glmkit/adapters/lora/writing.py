@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from statistics import mode
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
 
 from .layer import LoraLinear, LowRank, join_rows, scaling
-
-V = TypeVar("V")
 
 # PEFT puts this before the names of the model it wraps.
 _PREFIX = "base_model.model."
@@ -64,7 +62,7 @@ def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[
     # One rank and alpha for all but the exceptions, which give exactly these ranks and scales.
     ranks = {stem: update.rank for stem, update in found.updates.items()}
     alphas = {stem: _alpha(update.scale, update.rank, root=root) for stem, update in found.updates.items()}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
+    rank, alpha = mode(ranks.values()), mode(alphas.values())
     saved = sorted({leaf(name.removesuffix(".weight")) for name in found.whole if name.endswith(".weight")})
     return tensors, {
         "peft_type": "LORA",
@@ -185,8 +183,3 @@ def _alpha(scale: float, rank: int, *, root: bool) -> float:
     alpha = scale * (math.sqrt(rank) if root else rank)
     whole = round(alpha)
     return whole if scaling(whole, rank, root=root) == scale else alpha
-
-
-def _commonest(values: Mapping[str, V]) -> V:
-    found = list(values.values())
-    return max(found, key=found.count)

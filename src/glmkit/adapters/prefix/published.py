@@ -100,7 +100,7 @@ def paddle_prefix(encoder: PrefixEncoder, config: GLMConfig) -> tuple[dict[str, 
         )
     held = {name: tensor.detach() for name, tensor in encoder.state_dict().items()}
     for name in PROJECTION[2:] if encoder.trans is not None else (TABLE,):
-        held[name] = _part_layers(held[name], 1 if name == TABLE else 0, config.num_layers)
+        held[name] = _regrouped(held[name], 1 if name == TABLE else 0, config.num_layers, 2)
     tensors = {
         theirs: held[ours].t() if ours.startswith("trans.") and held[ours].dim() == 2 else held[ours]
         for theirs, ours in _PADDLE.items()
@@ -147,17 +147,13 @@ def _from_paddle(tensors: Mapping[str, Tensor], config: GLMConfig, source: str) 
     for name in PROJECTION[2:] if PROJECTION[2] in renamed else (TABLE,):
         axis = 1 if name == TABLE else 0
         if name in renamed and renamed[name].shape[axis] == prefix_width(config):
-            renamed[name] = _pair_layers(renamed[name], axis, config.num_layers)
+            renamed[name] = _regrouped(renamed[name], axis, 2, config.num_layers)
     return renamed
 
 
-def _pair_layers(tensor: Tensor, axis: int, layers: int) -> Tensor:
-    """[keys of every layer, values of every layer] along `axis` -> [keys, values] of layer 0, of layer 1, ..."""
-    items = tensor.chunk(2 * layers, dim=axis)
-    return torch.cat([items[half * layers + layer] for layer in range(layers) for half in (0, 1)], dim=axis)
+def _regrouped(tensor: Tensor, axis: int, groups: int, each: int) -> Tensor:
+    """`groups` times `each` equal blocks along `axis`: the first of every group, then the second of every group, ...
 
-
-def _part_layers(tensor: Tensor, axis: int, layers: int) -> Tensor:
-    """The inverse of `_pair_layers`."""
-    items = tensor.chunk(2 * layers, dim=axis)
-    return torch.cat([items[2 * layer + half] for half in (0, 1) for layer in range(layers)], dim=axis)
+    2 groups, the keys and the values of all layers, become keys and values of layer 0, of layer 1, ...; and back.
+    """
+    return torch.unflatten(tensor, axis, (groups, each, -1)).transpose(axis, axis + 1).flatten(axis, axis + 2)

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -13,6 +11,7 @@ from typing import get_args
 import torch
 
 from glmkit.checkpoint.detect import read_tag
+from glmkit.checkpoint.materialize import one_thread
 from glmkit.checkpoint.native import GENERATION_FILE
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.published_tensors import published_tensors
@@ -59,18 +58,7 @@ class ConvertReport:
     notes: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch's own threads off: they wait for each other after every piece, beside a thread that writes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@one_thread()
 def convert(
     source: str | Path,
     destination: str | Path,

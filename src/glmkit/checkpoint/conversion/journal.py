@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmkit.checkpoint.files.stream import Written, ignore
 from glmkit.errors import CheckpointError
-from glmkit.files import atomic_write, try_lock
+from glmkit.files import atomic_write, fsync_path, try_lock
 
 JOURNAL_FILE = ".conversion.json"
 LOCK_FILE = ".lock"
@@ -28,7 +28,12 @@ class Journal:
         self._plan: dict[str, object] = {}
         self._files: dict[str, dict[str, int]] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = self._hold()
+        self._lock: int | None = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        if not try_lock(self._lock):
+            self.close()
+            raise CheckpointError(
+                f"another process is converting into {directory}", step="wait for it or choose another destination"
+            )
 
     def begin(self, plan: Mapping[str, object], *, restart: bool = False) -> None:
         """Take up `plan` (JSON-able). What was finished for the same plan counts; with `restart` all of it goes.
@@ -77,9 +82,9 @@ class Journal:
         """The conversion is complete: the directory, without what only the journal needs, becomes `destination`."""
         (self.directory / JOURNAL_FILE).unlink()
         (self.directory / LOCK_FILE).unlink(missing_ok=True)
-        _sync_directory(self.directory)
+        fsync_path(self.directory)
         self.directory.rename(destination)
-        _sync_directory(destination.parent)
+        fsync_path(destination.parent)
 
     def discard_if_empty(self) -> None:
         """Nothing came of it: leave nothing."""
@@ -93,15 +98,6 @@ class Journal:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _hold(self) -> int:
-        descriptor = os.open(self.directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        if not try_lock(descriptor):
-            os.close(descriptor)
-            raise CheckpointError(
-                f"another process is converting into {self.directory}", step="wait for it or choose another destination"
-            )
-        return descriptor
 
     def _read(self) -> tuple[object, dict[str, dict[str, int]]] | None:
         """(plan, finished files) of an earlier run, None when there was none."""
@@ -131,14 +127,6 @@ class Journal:
     def _save(self) -> None:
         with atomic_write(self.directory / JOURNAL_FILE) as file:
             file.write(json.dumps({"plan": self._plan, "files": self._files}, indent=1).encode())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(found: object, wanted: Mapping[str, object]) -> str:

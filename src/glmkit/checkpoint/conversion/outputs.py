@@ -67,12 +67,7 @@ def parse_size(text: str | int) -> int:
 
 
 def output_files(
-    layout: Layout,
-    ranks: Sequence[Sequence[PublishedTensor]],
-    *,
-    weights: WeightsFormat,
-    shard_bytes: int,
-    tag: str,
+    layout: Layout, ranks: Sequence[Sequence[PublishedTensor]], *, weights: WeightsFormat, shard_bytes: int, tag: str
 ) -> Outputs:
     """Files of a layout whose tensors, rank by rank, are `ranks`.
 

@@ -76,7 +76,6 @@ class Requantized:
                     )
 
     def names(self) -> list[str]:
-        """Those of the source."""
         return self._weights.names()
 
     def info(self, name: str) -> TensorInfo:
@@ -87,7 +86,6 @@ class Requantized:
         return info
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor."""
         return self.read_rows(name, 0, self.info(name).shape[0]) if _kind(name) else self._weights.read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:

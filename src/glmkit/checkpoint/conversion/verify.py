@@ -14,8 +14,8 @@ from glmkit.errors import CheckpointError
 BLOCK_BYTES = 16 << 20
 
 
-def compare(source: Weights, found: Weights, *, where: str, tick: Callable[[int], None] = ignore) -> int:
-    """Compare all tensors of `found` with those of `source` rounded to the same dtype; returns how many there are.
+def compare(source: Weights, found: Weights, *, where: str, tick: Callable[[int], None] = ignore) -> None:
+    """Compare all tensors of `found` with those of `source` rounded to the same dtype.
 
     where: what `found` is, for messages. `tick` gets the bytes of each compared block. Scales that several ranks share
     may be repeated in `found`. Raises CheckpointError naming the first tensor that is missing or differs.
@@ -28,7 +28,6 @@ def compare(source: Weights, found: Weights, *, where: str, tick: Callable[[int]
         _compare_one(name, source, found, where, tick)
         source.release(name)
         found.release(name)
-    return len(names)
 
 
 def _compare_one(name: str, source: Weights, found: Weights, where: str, tick: Callable[[int], None]) -> None:

@@ -203,15 +203,15 @@ def write_torch(
     tensors = list(entries)
     with open_sink(path) as sink:
         zip_file = ZipWriter(sink, path.stem)
-        zip_file.add("data.pkl", [_pickle(path, tensors, under, numbers or {})])
-        zip_file.add("byteorder", [b"little"])
+        zip_file.add("data.pkl", _pickle(path, tensors, under, numbers or {}))
+        zip_file.add("byteorder", b"little")
         for number, entry in enumerate(tensors):
             zip_file.begin(f"data/{number}", entry.info.nbytes)
             for data in entry_bytes(entry):
                 zip_file.data(data)
                 tick(len(data))
             zip_file.end()
-        zip_file.add("version", [b"3\n"])
+        zip_file.add("version", b"3\n")
         zip_file.directory()
     return Written(sink.size, sink.crc32)
 

@@ -188,10 +188,9 @@ class ZipWriter:
         self._stem = stem
         self._members: list[_WrittenMember] = []
 
-    def add(self, name: str, blocks: list[bytes]) -> None:
-        self.begin(name, sum(map(len, blocks)))
-        for block in blocks:
-            self.data(block)
+    def add(self, name: str, data: bytes) -> None:
+        self.begin(name, len(data))
+        self.data(data)
         self.end()
 
     def begin(self, name: str, size: int) -> None:

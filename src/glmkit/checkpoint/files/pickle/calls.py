@@ -13,23 +13,10 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "coll
 _PLAIN = (bool, int, float, complex, str, bytes, object, list, tuple, dict, set, frozenset)
 _TYPES = {f"builtins.{kind.__name__}" for kind in _PLAIN}
 _NEVER = {
-    *("os", "posix", "nt", "subprocess", "sys", "builtins", "importlib", "ctypes", "runpy", "shutil", "socket", "pty"),
-    *(
-        "eval",
-        "exec",
-        "execfile",
-        "compile",
-        "open",
-        "system",
-        "popen",
-        "spawn",
-        "commands",
-        "popen2",
-        "cPickle",
-        "imp",
-    ),
-    *("getattr", "setattr", "delattr", "globals", "locals", "vars"),
-}
+    "os", "posix", "nt", "subprocess", "sys", "builtins", "importlib", "ctypes", "runpy", "shutil", "socket", "pty",
+    "eval", "exec", "execfile", "compile", "open", "system", "popen", "spawn", "commands", "popen2", "cPickle", "imp",
+    "getattr", "setattr", "delattr", "globals", "locals", "vars",
+}  # fmt: skip
 
 
 def full_name(module: str, name: str) -> str:
@@ -69,21 +56,13 @@ def _items(args: tuple[Any, ...]) -> dict[Any, object]:
     (pairs,) = args
     if isinstance(pairs, dict):
         return pairs
-    result: dict[Any, object] = {}
-    for pair in pairs:
-        key, value = pair
-        result[checked_key(key)] = value
-    return result
+    return {checked_key(key): value for key, value in pairs}
 
 
 def _sequence(args: tuple[Any, ...]) -> list[Any]:
     if args and not isinstance(args[0], list | tuple | set | frozenset):
         raise PickleError(f"a sequence is made of {type(args[0]).__name__}")
     return list(args[0]) if args else []
-
-
-def _defaultdict(args: tuple[Any, ...]) -> dict[Any, object]:
-    return _items(args[1:])
 
 
 def _instance(args: tuple[Any, ...]) -> object:
@@ -109,7 +88,7 @@ _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "Pure
 PLAIN_CALLS: Mapping[str, Call] = {
     "collections.OrderedDict": _items,
     "collections.Counter": _items,
-    "collections.defaultdict": _defaultdict,
+    "collections.defaultdict": lambda args: _items(args[1:]),
     "collections.deque": _sequence,
     "builtins.list": _sequence,
     "builtins.tuple": lambda args: tuple(_sequence(args)),

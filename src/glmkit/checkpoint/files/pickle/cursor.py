@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 LINE_BYTES = 512
@@ -17,13 +18,18 @@ class PickleError(ValueError):
         self.what, self.step = what, step
 
 
+def damaged(what: str) -> PickleError:
+    """The error for a pickle that no writer made so."""
+    return PickleError(what, step="download the file again")
+
+
+@dataclass(eq=False)
 class Cursor:
     """Reads `data` from byte `at` on; nothing from byte `end` on. Every method raises PickleError at the end."""
 
-    def __init__(self, data: Bytes, start: int, end: int) -> None:
-        self.data = data
-        self.at = start
-        self.end = end
+    data: Bytes
+    at: int
+    end: int
 
     def byte(self) -> int:
         if self.at >= self.end:
@@ -55,9 +61,7 @@ class Cursor:
         """Text up to a newline, without it."""
         stop = self.data.find(b"\n", self.at, min(self.end, self.at + LINE_BYTES))
         if stop < 0:
-            raise PickleError(
-                f"a line of more than {LINE_BYTES} bytes at byte {self.at}", step="download the file again"
-            )
+            raise damaged(f"a line of more than {LINE_BYTES} bytes at byte {self.at}")
         text = self.take(stop - self.at).decode("utf-8")
         self.at += 1
         return text

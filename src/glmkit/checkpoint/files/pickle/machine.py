@@ -7,13 +7,14 @@ known names to functions of ours. Long byte strings stay in the file. Work and m
 import pickle  # for the names of the opcodes only
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from glmkit.errors import CheckpointError
 
 from .calls import PLAIN_CALLS, check_name, full_name, refused
-from .cursor import LINE_BYTES, Bytes, Cursor, PickleError, shorten
+from .cursor import LINE_BYTES, Bytes, Cursor, PickleError, damaged, shorten
 from .numpy_arrays import numpy_calls
 from .torch_tensors import torch_calls
 from .values import MAX_INLINE, Blob, Call, Global, Inert, Placeholder, checked_key, kind_of
@@ -54,22 +55,14 @@ def read_pickle(
         ) from None
 
 
+@dataclass(eq=False)
 class _Machine(Cursor):
-    def __init__(
-        self,
-        data: Bytes,
-        start: int,
-        end: int,
-        calls: Mapping[str, Call],
-        persistent: Callable[[object], object] | None,
-    ) -> None:
-        super().__init__(data, start, end)
-        self.calls = calls
-        self.persistent = persistent
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.memory = MAX_MEMORY
+    calls: Mapping[str, Call]
+    persistent: Callable[[object], object] | None
+    stack: list[Any] = field(default_factory=list)
+    marks: list[list[Any]] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+    memory: int = MAX_MEMORY
 
     def run(self) -> Any:
         for _ in range(MAX_OPCODES):
@@ -122,8 +115,12 @@ class _Machine(Cursor):
         else:
             self.pop_mark()
 
-    def drop_mark(self) -> None:
-        self.pop_mark()
+    def pop_items(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError("stack is empty")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
 
     def put(self, index: int) -> None:
         self.charge(120)
@@ -144,9 +141,6 @@ class _Machine(Cursor):
             self.push(int(text.removesuffix("L")), 100)
         else:
             raise PickleError(f"{shorten(text, 20)!r} is no integer; the file is damaged, download it again")
-
-    def real(self) -> None:
-        self.push(float(self.line()))
 
     def text(self, count: int) -> None:
         start = self.skip(count)
@@ -171,13 +165,6 @@ class _Machine(Cursor):
     def make_tuple(self, items: list[Any]) -> None:
         self.push(tuple(items), 80 + 16 * len(items))
 
-    def small_tuple(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise IndexError("stack is empty")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        self.make_tuple(items)
-
     def make_dict(self, items: list[Any]) -> None:
         self.push({}, 250)
         self.set_items(items)
@@ -194,10 +181,6 @@ class _Machine(Cursor):
         self.charge(60 * len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
-
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.set_items([key, value])
 
     def append_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -234,7 +217,7 @@ class _Machine(Cursor):
         if known is None:
             raise refused(function.name)
         if not isinstance(args, tuple):
-            raise PickleError(f"{function.name} is given {kind_of(args)}, no arguments", step="download the file again")
+            raise damaged(f"{function.name} is given {kind_of(args)}, no arguments")
         sizes = sum(len(arg) for arg in args if isinstance(arg, list | tuple | dict | set | frozenset))
         self.charge(800 + 120 * sizes)
         self.push(known(args))
@@ -264,37 +247,12 @@ class _Machine(Cursor):
     def frame(self) -> None:
         count = self.number("<Q")
         if count > self.end - self.at:
-            raise PickleError(
-                f"a frame of {count} bytes where {self.end - self.at} are left", step="download the file again"
-            )
+            raise damaged(f"a frame of {count} bytes where {self.end - self.at} are left")
 
     def protocol(self) -> None:
         version = self.number("B")
         if version > 5:
-            raise PickleError(f"pickle protocol {version} is not known (5 is the last)", step="download the file again")
-
-    def new_with_keywords(self) -> None:
-        keywords, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        self.new(cls, args, keywords)
-
-    def new_object(self) -> None:
-        args, cls = self.stack.pop(), self.stack.pop()
-        self.new(cls, args)
-
-    def reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        self.call(function, args)
-
-    def stack_global(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.push(self.mention(module, name), 200)
-
-    def line_global(self) -> None:
-        self.push(self.mention(self.line(), self.line()), 200 + LINE_BYTES)
-
-    def make_instance(self) -> None:
-        function = self.mention(self.line(), self.line())
-        self.call(function, tuple(self.pop_mark()))
+            raise damaged(f"pickle protocol {version} is not known (5 is the last)")
 
     def make_object(self) -> None:
         items = self.pop_mark()
@@ -309,7 +267,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         pickle.FRAME: _Machine.frame,
         pickle.MARK: _Machine.mark,
         pickle.POP: _Machine.pop,
-        pickle.POP_MARK: _Machine.drop_mark,
+        pickle.POP_MARK: lambda m: m.pop_mark(),
         pickle.DUP: lambda m: m.push(m.stack[-1]),
         pickle.NONE: lambda m: m.push(None),
         pickle.NEWTRUE: lambda m: m.push(True),
@@ -321,7 +279,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         pickle.LONG4: lambda m: m.integer(m.number("<I")),
         pickle.INT: _Machine.decimal,
         pickle.LONG: _Machine.decimal,
-        pickle.FLOAT: _Machine.real,
+        pickle.FLOAT: lambda m: m.push(float(m.line())),
         pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
         pickle.SHORT_BINUNICODE: lambda m: m.text(m.number("B")),
         pickle.BINUNICODE: lambda m: m.text(m.number("<I")),
@@ -335,16 +293,16 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         pickle.READONLY_BUFFER: lambda m: None,
         pickle.EMPTY_TUPLE: lambda m: m.push(()),
         pickle.TUPLE: lambda m: m.make_tuple(m.pop_mark()),
-        pickle.TUPLE1: lambda m: m.small_tuple(1),
-        pickle.TUPLE2: lambda m: m.small_tuple(2),
-        pickle.TUPLE3: lambda m: m.small_tuple(3),
+        pickle.TUPLE1: lambda m: m.make_tuple(m.pop_items(1)),
+        pickle.TUPLE2: lambda m: m.make_tuple(m.pop_items(2)),
+        pickle.TUPLE3: lambda m: m.make_tuple(m.pop_items(3)),
         pickle.EMPTY_LIST: lambda m: m.push([], 80),
         pickle.LIST: lambda m: m.push(m.pop_mark(), 80),
         pickle.APPEND: lambda m: m.append_items([m.stack.pop()]),
         pickle.APPENDS: lambda m: m.append_items(m.pop_mark()),
         pickle.EMPTY_DICT: lambda m: m.push({}, 250),
         pickle.DICT: lambda m: m.make_dict(m.pop_mark()),
-        pickle.SETITEM: _Machine.set_item,
+        pickle.SETITEM: lambda m: m.set_items(m.pop_items(2)),
         pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
         pickle.EMPTY_SET: lambda m: m.push(set(), 250),
         pickle.ADDITEMS: lambda m: m.append_items(m.pop_mark()),
@@ -356,13 +314,13 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         pickle.GET: lambda m: m.push(m.memo[int(m.line())]),
         pickle.BINGET: lambda m: m.push(m.memo[m.number("B")]),
         pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number("<I")]),
-        pickle.GLOBAL: _Machine.line_global,
-        pickle.STACK_GLOBAL: _Machine.stack_global,
-        pickle.REDUCE: _Machine.reduce,
+        pickle.GLOBAL: lambda m: m.push(m.mention(m.line(), m.line()), 200 + LINE_BYTES),
+        pickle.STACK_GLOBAL: lambda m: m.push(m.mention(*m.pop_items(2)), 200),
+        pickle.REDUCE: lambda m: m.call(*m.pop_items(2)),
         pickle.BUILD: _Machine.build,
-        pickle.NEWOBJ: _Machine.new_object,
-        pickle.NEWOBJ_EX: _Machine.new_with_keywords,
-        pickle.INST: _Machine.make_instance,
+        pickle.NEWOBJ: lambda m: m.new(*m.pop_items(2)),
+        pickle.NEWOBJ_EX: lambda m: m.new(*m.pop_items(3)),
+        pickle.INST: lambda m: m.call(m.mention(m.line(), m.line()), tuple(m.pop_mark())),
         pickle.OBJ: _Machine.make_object,
         pickle.BINPERSID: _Machine.identify,
     }.items()

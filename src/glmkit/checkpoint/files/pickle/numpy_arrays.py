@@ -15,25 +15,11 @@ from torch import Tensor
 
 from ..mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
 from ..tensors import TensorInfo
-from .cursor import Bytes, PickleError, shorten
+from .cursor import Bytes, PickleError, damaged, shorten
 from .values import MAX_INLINE, Blob, Call, Global, Inert, kind_of
 
-TYPES: dict[str, torch.dtype] = {
-    "b1": torch.bool,
-    "i1": torch.int8,
-    "u1": torch.uint8,
-    "i2": torch.int16,
-    "u2": torch.uint16,
-    "i4": torch.int32,
-    "u4": torch.uint32,
-    "i8": torch.int64,
-    "u8": torch.uint64,
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "c8": torch.complex64,
-    "c16": torch.complex128,
-}
+_CODES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
+TYPES: dict[str, torch.dtype] = {code: getattr(torch, np.dtype(code).name) for code in _CODES}
 _CHUNK = 2**22  # bytes of text decoded at once
 
 
@@ -44,7 +30,7 @@ class ArrayType(Inert):
 
     def __init__(self, code: object) -> None:
         if not isinstance(code, str):
-            raise PickleError(f"a numpy type is made of {kind_of(code)}", step="download the file again")
+            raise damaged(f"a numpy type is made of {kind_of(code)}")
         order, code = (code[0], code[1:]) if code[:1] in "<>=|" else ("|", code)
         if code not in TYPES:
             known = ", ".join(TYPES)
@@ -60,7 +46,7 @@ class ArrayType(Inert):
     def build(self, state: object) -> None:
         """(version, byte order, subarray, names, fields, size, alignment, flags[, metadata])"""
         if not isinstance(state, tuple) or len(state) < 5:
-            raise PickleError(f"a numpy type has {kind_of(state)} as its state", step="download the file again")
+            raise damaged(f"a numpy type has {kind_of(state)} as its state")
         self._check(state[1])
         if any(part is not None for part in state[2:5]):
             raise PickleError("refused: numpy records and subarrays are no tensors; known are plain number types")
@@ -86,7 +72,7 @@ class Array(Inert):
     def build(self, state: object) -> None:
         """(version, shape, type, is Fortran order, bytes)"""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise PickleError(f"a numpy array has {kind_of(state)} as its state", step="download the file again")
+            raise damaged(f"a numpy array has {kind_of(state)} as its state")
         shape, kind, fortran, raw = state[-4:]
         if isinstance(raw, list):
             raise PickleError("refused: arrays of objects cannot be read safely; known are plain number types")
@@ -96,14 +82,12 @@ class Array(Inert):
         if isinstance(raw, str):  # a str of Python 2, or text that stands for bytes one to one
             raw = raw.encode("latin-1")
         if not isinstance(kind, ArrayType) or not isinstance(raw, Blob | bytes):
-            raise PickleError(
-                f"a numpy array is made of {kind_of(kind)} and {kind_of(raw)}", step="download the file again"
-            )
+            raise damaged(f"a numpy array is made of {kind_of(kind)} and {kind_of(raw)}")
         try:
             info = TensorInfo(kind.dtype, checked_sizes(shape, "the shape of an array"))
             checked_view(kind.dtype, info.shape, dense_stride(info.shape), 0, info.numel)
         except ValueError as error:
-            raise PickleError(f"refused: {error}", step="download the file again") from None
+            raise damaged(f"refused: {error}") from None
         length = raw.length if isinstance(raw, Blob) else len(raw)
         # In UTF-8 text each byte of the array takes one or two.
         fits = info.nbytes <= length <= 2 * info.nbytes if isinstance(raw, Blob) and raw.text else info.nbytes == length
@@ -116,11 +100,9 @@ class Array(Inert):
         self.info, self.source, self.fortran = info, raw, fortran
 
     def describe(self) -> str:
-        return "array" if self.info is None else f"array {_plain_name(self.info.dtype)} {self.info.shape}"
-
-
-def _plain_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        if self.info is None:
+            return "array"
+        return f"array {str(self.info.dtype).removeprefix('torch.')} {self.info.shape}"
 
 
 @dataclass(frozen=True)
@@ -182,18 +164,18 @@ def numpy_calls(data: Bytes) -> dict[str, Call]:
     def content(value: object) -> bytes:
         if isinstance(value, Blob):
             if value.length > MAX_INLINE:
-                raise PickleError(f"a number is made of {value.length} bytes", step="download the file again")
+                raise damaged(f"a number is made of {value.length} bytes")
             return data[value.offset : value.offset + value.length]
         if isinstance(value, str):
             return value.encode("latin-1")
         if not isinstance(value, bytes):
-            raise PickleError(f"a number is made of {kind_of(value)}", step="download the file again")
+            raise damaged(f"a number is made of {kind_of(value)}")
         return value
 
     def scalar(args: tuple[Any, ...]) -> object:
         kind, raw = args
         if not isinstance(kind, ArrayType):
-            raise PickleError(f"a number has {kind_of(kind)} as its type", step="download the file again")
+            raise damaged(f"a number has {kind_of(kind)} as its type")
         return np.frombuffer(content(raw), dtype="<" + kind.code, count=1)[0].item()
 
     def to_bytes(args: tuple[Any, ...]) -> object:
@@ -208,7 +190,7 @@ def numpy_calls(data: Bytes) -> dict[str, Call]:
             return text.encode("latin-1")
         if isinstance(text, Blob | bytes):
             return text
-        raise PickleError(f"bytes are made of {kind_of(text)}", step="download the file again")
+        raise damaged(f"bytes are made of {kind_of(text)}")
 
     calls: dict[str, Call] = {
         "numpy.dtype": lambda args: ArrayType(args[0]),

@@ -1,5 +1,7 @@
 """The few pickle opcodes that our writers emit by hand, protocols 2 and 4 (names: CPython's `Lib/pickletools.py`)."""
 
+import pickle
+
 PROTO = b"\x80"
 STOP = b"."
 MARK = b"("
@@ -18,13 +20,7 @@ TRUE = b"\x88"
 
 def number(value: int) -> bytes:
     """An int of any size."""
-    if 0 <= value < 1 << 8:
-        return b"K" + value.to_bytes(1, "little")
-    if 0 <= value < 1 << 16:
-        return b"M" + value.to_bytes(2, "little")
-    if -(1 << 31) <= value < 1 << 31:
-        return b"J" + value.to_bytes(4, "little", signed=True)
-    return long_number(value, value.bit_length() // 8 + 1)
+    return pickle.dumps(value, protocol=2)[2:-1]  # without PROTO and STOP
 
 
 def long_number(value: int, length: int) -> bytes:

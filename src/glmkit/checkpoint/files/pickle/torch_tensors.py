@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..mapping import checked_sizes, checked_view
-from .cursor import PickleError, shorten
+from .cursor import PickleError, damaged, shorten
 from .values import Call, Global, Inert, kind_of
 
 STORAGES: dict[str, torch.dtype] = {
@@ -63,12 +63,10 @@ class TorchTensor(Inert):
 
     def __init__(self, storage: Storage, dtype: torch.dtype, offset: object, shape: object, stride: object) -> None:
         if type(offset) is not int:
-            raise PickleError(f"a tensor begins at {kind_of(offset)} of its storage", step="download the file again")
+            raise damaged(f"a tensor begins at {kind_of(offset)} of its storage")
         try:
-            sizes, steps = (
-                checked_sizes(shape, "the shape of a tensor"),
-                checked_sizes(stride, "the stride of a tensor"),
-            )
+            sizes = checked_sizes(shape, "the shape of a tensor")
+            steps = checked_sizes(stride, "the stride of a tensor")
             self.info = checked_view(dtype, sizes, steps, offset, storage.nbytes // dtype.itemsize)
         except ValueError as error:
             raise PickleError(f"refused: {error}; the file is damaged, download it again") from None
@@ -165,15 +163,13 @@ def _typed_tensor(args: tuple[Any, ...]) -> TorchTensor:
 
 def _storage(value: object) -> Storage:
     if not isinstance(value, StorageValue):
-        raise PickleError(f"refused: a tensor is made of {kind_of(value)}, no storage", step="download the file again")
+        raise damaged(f"refused: a tensor is made of {kind_of(value)}, no storage")
     return value.storage
 
 
 def _parameter(args: tuple[Any, ...]) -> object:
     if not isinstance(args[0], TorchTensor):
-        raise PickleError(
-            f"refused: a parameter is made of {kind_of(args[0])}, no tensor", step="download the file again"
-        )
+        raise damaged(f"refused: a parameter is made of {kind_of(args[0])}, no tensor")
     return args[0]
 
 
@@ -194,7 +190,7 @@ def _with_attributes(args: tuple[Any, ...]) -> object:
                 f"refused: the file asks to run {shorten(name)} for a tensor", step="save plain tensors again"
             )
     if not isinstance(inner, tuple):
-        raise PickleError(f"a tensor is made of {kind_of(inner)}", step="download the file again")
+        raise damaged(f"a tensor is made of {kind_of(inner)}")
     return _REBUILDS[function.name](inner)
 
 
@@ -203,10 +199,10 @@ def _size(args: tuple[Any, ...]) -> object:
     try:
         return checked_sizes(sizes, "a torch.Size")
     except ValueError as error:
-        raise PickleError(f"refused: {error}", step="download the file again") from None
+        raise damaged(f"refused: {error}") from None
 
 
 def _device(args: tuple[Any, ...]) -> object:
     if not args or len(args) > 2 or not all(isinstance(part, str | int) for part in args):
-        raise PickleError("a device is made of something else than its name", step="download the file again")
+        raise damaged("a device is made of something else than its name")
     return ":".join(map(str, args))
