@@ -1,6 +1,6 @@
-"""The transformer: norms (the `norm` axis), blocks (one class per value of the `residual` axis), embeddings.
+"""The transformer: norms, feed-forward layers and blocks (by the axes `norm`, `mlp` and `residual`), embeddings.
 
-Legend: B batch, T tokens, H hidden width, L layers.
+Legend: B batch, T tokens, H hidden width, F inner width, L layers.
 """
 
 import math
@@ -14,7 +14,6 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 
 from .attention import Attention, AttentionPlan, Cache, KeyValue
-from .mlp import build_mlp
 from .positions import Rotary
 
 
@@ -42,6 +41,54 @@ def build_norm(config: GLMConfig) -> nn.Module:
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+
+class GeluMLP(nn.Module):
+    """`down(gelu(up(x)))`; the GELU is the tanh form in GLM and ChatGLM-6B, erf where the config says so."""
+
+    def __init__(self, config: GLMConfig) -> None:
+        super().__init__()
+        self.gelu, bias = config.gelu, config.bias == "all"
+        self.up_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        return self.down_proj(_gelu(self.up_proj(x_BTH), self.gelu))  # type: ignore[no-any-return]
+
+
+class GegluMLP(nn.Module):
+    """`down(up(x) * gelu(gate(x)))`: GLM-130B's code activates the second chunk of its fused matrix."""
+
+    def __init__(self, config: GLMConfig) -> None:
+        super().__init__()
+        self.gelu, bias = config.gelu, config.bias == "all"
+        self.gate_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
+        self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        inner_BTF = self.up_proj(x_BTH) * _gelu(self.gate_proj(x_BTH), self.gelu)
+        return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
+
+
+class SwigluMLP(GegluMLP):
+    """`down(silu(gate(x)) * up(x))`: ChatGLM2-6B and later activate the first chunk of their fused matrix."""
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        inner_BTF = functional.silu(self.gate_proj(x_BTH)) * self.up_proj(x_BTH)
+        return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
+
+
+def _gelu(x: Tensor, kind: str) -> Tensor:
+    return functional.gelu(x, approximate="tanh" if kind == "tanh" else "none")
+
+
+_MLPS: dict[str, type[nn.Module]] = {"gelu": GeluMLP, "geglu": GegluMLP, "swiglu": SwigluMLP}
+
+
+def build_mlp(config: GLMConfig) -> nn.Module:
+    """The feed-forward layer of `config.mlp`."""
+    return _MLPS[config.mlp](config)
 
 
 class PreNormBlock(nn.Module):
