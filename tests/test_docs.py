@@ -280,7 +280,7 @@ def test_what_the_prose_names_exists(path: Path) -> None:
 
 def test_a_wrong_name_in_the_prose_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.md"
-    path.write_text("[a](absent.md) `model/absent.py` `glm zzz MODEL` `make zzz` `model/mlp.py` `glm fill M`")
+    path.write_text("[a](absent.md) `model/absent.py` `glm zzz MODEL` `make zzz` `model/cache.py` `glm fill M`")
     assert list(mistakes(path)) == ["link absent.md", "path model/absent.py", "verb glm zzz MODEL", "target make zzz"]
 
 

@@ -176,16 +176,6 @@ def test_one_of_another_shape_is_refused() -> None:
         model(random_ids(1, 4))
 
 
-def test_selected_rows_keep_it() -> None:
-    model = with_prefix(mask="causal", positions="rope")
-    ids = random_ids(2, 6)
-    cache = KVCache(model.config, 2, 6, dtype=torch.float32, device=torch.device("cpu"))
-    model(ids[:, :5], cache=cache)
-    cache.select(torch.tensor([1, 1, 0]))
-    after = model(ids[[1, 1, 0], 5:], cache=cache)[:, 0]
-    torch.testing.assert_close(after, model(ids)[[1, 1, 0], -1], rtol=1e-4, atol=1e-4)
-
-
 RECORDINGS = [
     ("chatglm-6b-ptuning-v2-embedding", "chatglm-6b", 3e-5),
     ("chatglm-6b-ptuning-v2-projection", "chatglm-6b", 3e-5),

@@ -99,9 +99,3 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise RequestError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
-
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) batch rows by index, in the given order."""
-        self.keys = [k.index_select(0, rows) for k in self.keys]
-        self.values = [v.index_select(0, rows) for v in self.values]
-        self.visible_BS = self.visible_BS.index_select(0, rows)

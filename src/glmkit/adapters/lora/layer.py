@@ -26,10 +26,6 @@ class LowRank:
     def rank(self) -> int:
         return self.a_RI.shape[0]
 
-    def dense(self) -> Tensor:
-        """scale * B @ A, (O,I) float32."""
-        return self.scale * (self.b_OR.float() @ self.a_RI.float())
-
 
 def scaling(alpha: float, rank: int, *, root: bool = False) -> float:
     """alpha / R, or alpha / sqrt(R) for rank-stabilised LoRA (PEFT's `use_rslora`, arXiv 2312.03732)."""
