@@ -11,40 +11,13 @@ from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.published_tensors import fused_tensors, published_tensors
 from glmkit.checkpoint.published_weights import PublishedWeights
 from glmkit.checkpoint.sources import Source
-from glmkit.checkpoint.weights import expected_tensors
+from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import OWN
 from glmkit.families.family import Family, all_families
 
 SPECIAL = SpecialIds(pad=0, eos=255, cls=None, mask=250, smask=None, gmask=251, sop=254, eop=255)
-
-
-class DictWeights:
-    """Tensors in memory (a state dict) as `Weights`."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def names(self) -> list[str]:
-        """List the names in their order."""
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """dtype and shape."""
-        tensor = self._tensors[name]
-        return TensorInfo(tensor.dtype, tuple(tensor.shape))
-
-    def read(self, name: str) -> Tensor:
-        """The tensor itself."""
-        return self._tensors[name]
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """A view of some rows."""
-        return self._tensors[name][start:stop]
-
-    def release(self, name: str) -> None:
-        """Nothing to do."""
 
 
 class MemoryFile:
