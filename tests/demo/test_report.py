@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from glmkit.data.encoding import usable_cores
 from glmkit.demo.counts import Tuning
 from glmkit.demo.examples import Example, filled_text, print_examples, rates_table
 from glmkit.demo.measure import Measured
-from glmkit.demo.report import Report, machine_facts, usable_cores
+from glmkit.demo.report import Report, machine_facts
 from glmkit.eval.cloze import Rate, Ratio
 
 VOID = {"meta", "br", "line", "circle", "polyline"}

@@ -1,12 +1,12 @@
 """`glm prepare INPUT... --output DIR`: text to a tokenizer and a memory-mapped token store."""
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
 
 from glmkit.data.build_store import Prepared, prepare
+from glmkit.data.encoding import usable_cores
 from glmkit.data.rows import ReadOptions
 from glmkit.data.sources import FORMATS
 from glmkit.data.streams import LINE_LIMIT
@@ -89,7 +89,7 @@ def run(args: Namespace) -> int:
             drop_duplicates=args.drop_duplicates,
             read=read,
             replace=args.overwrite,
-            workers=args.workers if args.workers is not None else _processors(),
+            workers=args.workers if args.workers is not None else usable_cores(),
             progress=progress,
         )
     if args.json:
@@ -99,10 +99,6 @@ def run(args: Namespace) -> int:
     else:
         print(_summary(result))
     return 0
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _summary(result: Prepared) -> str:

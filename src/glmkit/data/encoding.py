@@ -1,5 +1,6 @@
 """Turning batches of documents into token arrays, in this process or in several, always in the order given."""
 
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -86,3 +87,8 @@ def _start_worker(tokenizer: Tokenizer) -> None:
 def _encode_in_worker(texts: list[str]) -> Encoded:
     assert _worker_tokenizer is not None
     return encode(_worker_tokenizer, texts)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glmkit.data.encoding import usable_cores
 from glmkit.demo.examples import Example
 from glmkit.demo.measure import Measured
 from glmkit.demo.page import page
@@ -90,13 +91,6 @@ def machine_facts() -> dict[str, str | int]:
         except metadata.PackageNotFoundError:
             continue
     return facts
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -110,14 +110,8 @@ class PreNormBlock(nn.Module):
         cache: Cache | None,
         prefix: KeyValue | None = None,
     ) -> Tensor:
-        u_BTH = self.input_layernorm(x_BTH)
-        x_BTH = self.joined(x_BTH, u_BTH, self.self_attn(u_BTH, plan, rotary, cache, prefix), "attention")
-        u_BTH = self.post_attention_layernorm(x_BTH)
-        return self.joined(x_BTH, u_BTH, self.mlp(u_BTH), "mlp")
-
-    def joined(self, x_BTH: Tensor, u_BTH: Tensor, branch_BTH: Tensor, kind: str) -> Tensor:
-        """The stream x and the branch of a kind ("attention", "mlp"), made of u = norm(x), as one stream."""
-        return x_BTH + self.drop(branch_BTH)  # type: ignore[no-any-return]
+        x_BTH = x_BTH + self.drop(self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix))
+        return x_BTH + self.drop(self.mlp(self.post_attention_layernorm(x_BTH)))  # type: ignore[no-any-return]
 
 
 class DeepNormBlock(PreNormBlock):
@@ -132,8 +126,18 @@ class DeepNormBlock(PreNormBlock):
         super().__init__(config, layer)
         self.alpha = config.deepnorm_alpha or math.sqrt(2 * config.num_layers)
 
-    def joined(self, x_BTH: Tensor, u_BTH: Tensor, branch_BTH: Tensor, kind: str) -> Tensor:
-        return self.alpha * u_BTH + self.drop(branch_BTH)  # type: ignore[no-any-return]
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: Cache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
+        u_BTH = self.input_layernorm(x_BTH)
+        x_BTH = self.alpha * u_BTH + self.drop(self.self_attn(u_BTH, plan, rotary, cache, prefix))
+        u_BTH = self.post_attention_layernorm(x_BTH)
+        return self.alpha * u_BTH + self.drop(self.mlp(u_BTH))  # type: ignore[no-any-return]
 
 
 class SandwichBlock(PreNormBlock):
@@ -147,9 +151,18 @@ class SandwichBlock(PreNormBlock):
         self.post_self_attn_layernorm = build_norm(config)
         self.post_mlp_layernorm = build_norm(config)
 
-    def joined(self, x_BTH: Tensor, u_BTH: Tensor, branch_BTH: Tensor, kind: str) -> Tensor:
-        norm = self.post_self_attn_layernorm if kind == "attention" else self.post_mlp_layernorm
-        return x_BTH + self.drop(norm(branch_BTH))  # type: ignore[no-any-return]
+    def forward(
+        self,
+        x_BTH: Tensor,
+        plan: AttentionPlan,
+        rotary: Rotary | None,
+        cache: Cache | None,
+        prefix: KeyValue | None = None,
+    ) -> Tensor:
+        branch_BTH = self.self_attn(self.input_layernorm(x_BTH), plan, rotary, cache, prefix)
+        x_BTH = x_BTH + self.drop(self.post_self_attn_layernorm(branch_BTH))
+        branch_BTH = self.mlp(self.post_attention_layernorm(x_BTH))
+        return x_BTH + self.drop(self.post_mlp_layernorm(branch_BTH))  # type: ignore[no-any-return]
 
 
 _BLOCKS: dict[str, type[PreNormBlock]] = {"pre": PreNormBlock, "deepnorm": DeepNormBlock, "sandwich": SandwichBlock}

@@ -28,7 +28,6 @@ class Tokenizer(Protocol):
         text, so that text from outside can never place a special id. Raises TokenizerError for text that is not
         valid Unicode (a lone surrogate).
         """
-        ...
 
     def without_blank_space(self, text: str) -> str:
         """The text as `encode(text, specials=True)` reads it: without the white space that belongs to its blanks."""

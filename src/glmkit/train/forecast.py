@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from glmkit.config import GLMConfig
 from glmkit.devices import CPU
 from glmkit.errors import ConfigError, TrainingError, size_text
+from glmkit.loading import empty_model
 from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
 from glmkit.tokenizer.protocol import Tokenizer
@@ -173,7 +174,6 @@ def plan_run(
     batches = config.batch_plan(world_size)
     steps = config.total_steps(batches)
     config.learning_rate(batches)
-    with torch.device("meta"):
-        model = GLM(shape)
+    model = empty_model(shape)
     count = sum(p.numel() for p in set(model.parameters()))
     return RunPlan(config, shape, count, steps, batches, forecast(model, shape, config, device))

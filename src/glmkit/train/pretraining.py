@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from glmkit.checkpoint.native import load_weights, write_model
@@ -13,6 +12,7 @@ from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.devices import available_memory, is_cpu
 from glmkit.errors import ConfigError
+from glmkit.loading import empty_model
 from glmkit.model import GLM, init_weights
 from glmkit.objective.loss import LossSums
 from glmkit.parallel.mesh import Ranks
@@ -43,9 +43,7 @@ class Pretraining(Task[GLM, Batch]):
         self._loss = blank_infilling_loss(self.config.training.z_loss)
 
     def model(self, ranks: Ranks, *, fresh: bool) -> GLM:
-        with torch.device("meta"):
-            model = GLM(self.shape)
-        model.to_empty(device=ranks.device)
+        model = empty_model(self.shape).to_empty(device=ranks.device)
         if fresh:
             init_weights(model, self.shape, self.config.training.seed)
         return model
@@ -63,8 +61,7 @@ class Pretraining(Task[GLM, Batch]):
         return {"model": self.shape.to_dict(), "data": self.data.store.fingerprint}
 
     def read(self, model: GLM, directory: Path) -> None:
-        with torch.device("meta"):
-            stored = GLM(self.shape)
+        stored = empty_model(self.shape)
         load_weights(stored, directory)
         model.load_state_dict(stored.state_dict())
 
