@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from typing import TypeVar, Unpack
 
 from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
@@ -39,6 +39,8 @@ from .tokenizer.incremental import IncrementalDecoder
 from .tokenizer.protocol import Tokenizer
 
 __all__ = ["LM", "Filled", "load"]
+
+T = TypeVar("T")
 
 
 class LM:
@@ -246,10 +248,10 @@ class LM:
 
     def chat_job(
         self,
-        messages: Sequence[Message | Mapping[str, Any]],
-        options: Mapping[str, Any] | None = None,
+        messages: Sequence[Message | Mapping[str, object]],
+        options: Values | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         trim: bool = False,
         listener: Listener | None = None,
     ) -> ReplyJob:
@@ -333,7 +335,7 @@ def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False)
     return params
 
 
-def _listed(texts: Iterable[Any], single: str) -> list[Any]:
+def _listed(texts: Iterable[T], single: str) -> list[T]:
     check_type("texts", texts, Iterable, "a list of texts")
     if isinstance(texts, str | bytes):
         raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}", param="texts")

@@ -5,7 +5,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
@@ -15,7 +14,7 @@ from .engine import Engine, Ticket
 from .engine.ticket import MAX_UNREAD
 from .jobs.answers import make_job
 from .outputs import Answer, Ended, Event, Finish, Listener, Piece, TokenLogprob
-from .params import OPTIONS, GenerationParams, check_type, refuse_unknown
+from .params import OPTIONS, GenerationParams, Values, check_type, refuse_unknown
 from .prompt_builder import Prompts
 from .truncation import fit
 
@@ -67,9 +66,7 @@ class _SoFar:
 class Turn:
     """A conversation that is ready for its next reply."""
 
-    def __init__(
-        self, prompts: Prompts, messages: Sequence[Message], options: Mapping[str, Any], *, trim: bool = True
-    ) -> None:
+    def __init__(self, prompts: Prompts, messages: Sequence[Message], options: Values, *, trim: bool = True) -> None:
         """Build the prompt.
 
         options: fields of `GenerationParams`, and max_length. None is the default: the family's published temperature
@@ -98,7 +95,7 @@ class Turn:
         self.prompt = prompts.reply(fitted.ids)
 
     @classmethod
-    def asked(cls, prompts: Prompts, query: str, history: History, options: Mapping[str, Any]) -> "Turn":
+    def asked(cls, prompts: Prompts, query: str, history: History, options: Values) -> "Turn":
         """A turn from a history and a query.
 
         history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed.
@@ -228,7 +225,7 @@ class ReplyJob:
 
 
 def with_system(
-    messages: list[Message], template: ChatTemplate, system: str | None, tools: Sequence[Mapping[str, Any]] | None
+    messages: list[Message], template: ChatTemplate, system: str | None, tools: Sequence[Mapping[str, object]] | None
 ) -> list[Message]:
     """The messages with this system text and these tools in the first one.
 
@@ -250,9 +247,9 @@ def with_system(
     return [first, *messages[opened:]]
 
 
-def _defaults(template: ChatTemplate, given: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(template: ChatTemplate, given: Values) -> Values:
     """The family's published sampling and a seed of its own; beams are greedy."""
-    values: dict[str, Any] = {"seed": random.getrandbits(48)}
+    values: dict[str, int | float] = {"seed": random.getrandbits(48)}
     if given.get("num_beams", 1) == 1:
         values |= {"temperature": template.defaults.temperature, "top_p": template.defaults.top_p}
     return values

@@ -25,7 +25,7 @@ _DONE = b"data: [DONE]\n\n"
 _MARK = "\x00"
 _log = logging.getLogger(__name__)
 
-Event = BaseModel | Mapping[str, Any] | bytes
+Event = BaseModel | Mapping[str, object] | bytes
 
 
 def documented(event: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -134,7 +134,7 @@ async def _end(*tasks: "asyncio.Task[None]") -> None:
                 await task
 
 
-def frame(event: BaseModel | Mapping[str, Any]) -> bytes:
+def frame(event: BaseModel | Mapping[str, object]) -> bytes:
     """The frame of one event. Fields that were not given are left out, as OpenAI does."""
     if isinstance(event, BaseModel):
         text = event.model_dump_json(exclude_unset=True)

@@ -61,14 +61,13 @@ class EngineLimits:
 class EngineCounters:
     """Counts since the engine was made; none ever falls.
 
-    fed_tokens: through the model; read_tokens: those of prompts, and of sequences that had lost their blocks.
-    reused_tokens: of prompts, found in the cache. decode_rows: sequences that decoded, summed over steps. preemptions:
-    jobs that gave up their blocks for a while. drafted: tokens fed ahead of the model's choice; accepted: those of them
-    that stayed. written_tokens: of answers, as told in the events of tickets.
+    read_tokens: of prompts, and of sequences that had lost their blocks, through the model. reused_tokens: of prompts,
+    found in the cache. decode_rows: sequences that decoded, summed over steps. preemptions: jobs that gave up their
+    blocks for a while. drafted: tokens fed ahead of the model's choice; accepted: those of them that stayed.
+    written_tokens: of answers, as told in the events of tickets.
     """
 
     steps: int = 0
-    fed_tokens: int = 0
     read_tokens: int = 0
     reused_tokens: int = 0
     decode_rows: int = 0

@@ -150,7 +150,6 @@ class Scheduler:
             tickets[ticket] = None
             if logits_MV is not None:
                 sequence.outputs.append(logits_MV)
-            self.counters.fed_tokens += stop - start
             sequence.read = stop
             if sequence.prefill:
                 sequence.prefill = stop < len(sequence.tokens)
