@@ -77,6 +77,7 @@ class RequestQueue:
         self._open: dict[Ticket, _Stay] = {}
         self._emptied: asyncio.Event | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._stopped = False
         engine.on_step = self._metrics.stepped
 
     @property
@@ -209,10 +210,12 @@ class RequestQueue:
         return len(left)
 
     def stop(self, *, wait: bool = True) -> None:
-        """End the engine after its step, for which it may wait; requests that still run fail."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        """End the engine after its step, for which it may wait; what runs fails. Only the first call acts."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._engine.close(Draining(), wait=wait)
 
     async def _empty(self, seconds: float) -> bool:
