@@ -4,6 +4,7 @@ Plain ASGI, so that streams go through unchanged and unbuffered.
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
@@ -26,6 +27,7 @@ access = logging.getLogger("glmkit.serve.access")
 ABORT, UNREAD = "glmkit.abort", "glmkit.unread"
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_QUIET = 0.5  # seconds without a byte of a refused body after which its connection may be closed
 _NO_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 _CLOSED = 499
 _LARGE = 1 << 16  # bytes of a body
@@ -186,10 +188,24 @@ class _Exchange:
 
     async def _refuse(self, error: ApiError) -> None:
         if self._status == 0:
-            await error.response()(self._scope, self._next, self._say)
+            say = self._say_and_linger if self._outer[UNREAD] else self._say
+            await error.response()(self._scope, self._next, say)
         elif not self._finished:
             self._break_off()
             await asyncio.sleep(0)  # the server notices before it asks why nothing was said
+
+    async def _say_and_linger(self, message: Message) -> None:
+        """Send a whole refusal, and end it when no more of the body comes: closing over unread bytes would lose it."""
+        if message["type"] == "http.response.body":
+            await self._say({**message, "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.read_seconds):
+                    more = True
+                    while more:
+                        async with asyncio.timeout(_QUIET):
+                            more = (await self._receive()).get("more_body", False)
+            message = {"type": "http.response.body"}
+        await self._say(message)
 
     def _break_off(self) -> None:
         """End the connection in the middle of an answer, so that it cannot be taken for a complete one."""
