@@ -190,6 +190,7 @@ def test_clients_that_come_all_the_time_lose_nothing_when_the_server_ends() -> N
     assert "whole" in outcomes
 
 
+@pytest.mark.exhaustive
 def test_a_process_drains_on_sigterm_and_leaves_with_0(tmp_path: Path) -> None:
     """The real command with a real model; what it says and what it does not say."""
     model = saved_base(tmp_path / "little")

@@ -78,6 +78,7 @@ def test_a_turn_streams(chat: Live, open_chat: "Open", write: Write) -> None:
     assert page.input_value(INPUT) == ""
 
 
+@pytest.mark.exhaustive
 def test_markdown_code_and_formulas_are_shown(chat: Live, open_chat: "Open", write: Write) -> None:
     page = open_chat()
     write(chat.lm, MARKDOWN).let()
@@ -106,6 +107,7 @@ def test_stop_frees_the_engine_and_keeps_the_text(chat: Live, open_chat: "Open",
     shows(page, "bot", "this goes", "next")
 
 
+@pytest.mark.exhaustive
 def test_the_engine_is_freed_when_the_page_is_closed(chat: Live, open_chat: "Open", write: Write) -> None:
     page = open_chat()
     script = write(chat.lm, "\n" + "nobody hears this" * 50)
@@ -132,6 +134,7 @@ def test_nobody_waits_for_another_page(chat: Live, open_chat: "Open", write: Wri
     shows(other, "bot", "to the other")
 
 
+@pytest.mark.exhaustive
 def test_retry_and_edit(chat: Live, open_chat: "Open", write: Write, asked: list[Any]) -> None:
     page = open_chat()
     write(chat.lm, "a1", "a2", "a3", "a4").let()
@@ -152,6 +155,7 @@ def test_retry_and_edit(chat: Live, open_chat: "Open", write: Write, asked: list
     shows(page, "bot")
 
 
+@pytest.mark.exhaustive
 def test_without_an_answer_everything_is_as_before(
     chat: Live, open_chat: "Open", write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +181,7 @@ def test_without_an_answer_everything_is_as_before(
     assert page.input_value(INPUT) == "second"
 
 
+@pytest.mark.exhaustive
 def test_parameters_and_system_prompt_reach_the_model(
     chat: Live, open_chat: "Open", write: Write, asked: list[Any]
 ) -> None:
@@ -201,6 +206,7 @@ def test_parameters_and_system_prompt_reach_the_model(
     assert [mine[name] for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed")] == [0.5, 0.9, 3, 5, 7]
 
 
+@pytest.mark.exhaustive
 def test_without_a_valid_key_nothing_is_asked(chat: Live, open_chat: "Open", asked: list[Any]) -> None:
     page = open_chat(key="wrong")
     say(page, "let me in")
@@ -269,6 +275,7 @@ def test_chinese(open_chat: "Open") -> None:
     page.wait_for_selector(".toast-body >> text=API 密钥无效")
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_stops_completes_the_answer_and_does_not_wait_for_the_page(
     browser: Chromium, write: Write
 ) -> None:

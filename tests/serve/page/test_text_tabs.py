@@ -51,6 +51,7 @@ def test_blanks_are_filled_and_highlighted(base: Live, open_base: "Open", size: 
         assert 0 <= box["x"] <= size[0] - box["width"], control
 
 
+@pytest.mark.exhaustive
 def test_what_was_written_is_not_executed(base: Live, open_base: "Open") -> None:
     page = open_base()
     run(page, "fill", EVIL + "[MASK]")
@@ -61,6 +62,7 @@ def test_what_was_written_is_not_executed(base: Live, open_base: "Open") -> None
     assert page.locator("#fill .result img, #fill .result script").count() == 0
 
 
+@pytest.mark.exhaustive
 def test_an_example_is_filled_and_copied_and_a_text_without_blanks_is_not(base: Live, open_base: "Open") -> None:
     page = open_base(permissions=["clipboard-read", "clipboard-write"])
     page.click("button >> text=床前明月光")
@@ -97,6 +99,7 @@ def test_a_text_is_continued_and_stopped(base: Live, open_base: "Open", write: W
     assert page.locator("#continue mark.writing").count() == 0
 
 
+@pytest.mark.exhaustive
 def test_below_the_path_of_a_proxy(browser: Chromium) -> None:
     """A proxy that shows the server at /glm and takes that off: the page finds all its parts, and the API."""
     text = "The quick [MASK] fox."
