@@ -275,9 +275,9 @@ class Engine:
                 before = self.snapshot
                 moved = not self._inbox.closed and core.step()
                 self.snapshot = core.snapshot()
-                self._tell(core.take_news())
-                if moved and self.on_step is not None:
+                if moved and self.on_step is not None:  # before anybody hears of the step: counts include it
                     self.on_step(before, self.snapshot)
+                self._tell(core.take_news())
         except BaseException as error:
             logger.critical("the engine has failed; the model must be loaded again", exc_info=error)
             self.failed = error
