@@ -91,7 +91,7 @@ def make_current(device: torch.device) -> None:
 
 
 def available_memory(device: torch.device | str = CPU) -> int | None:
-    """Bytes that can still be allocated on a device, None where nobody says.
+    """Bytes that can still be allocated on a device, None where the system does not say.
 
     On a CPU the least of what the kernel calls available and what is left of the control groups' limits; where
     neither says, all of the memory that there is.

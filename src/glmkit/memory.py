@@ -32,7 +32,7 @@ def _with_bits(config: GLMConfig, bits: int) -> GLMConfig:
 
 
 def fits(num_bytes: int, device: torch.device | str = CPU) -> bool:
-    """Tell whether so many bytes can be allocated with something to spare; True where nobody says, or for a trifle."""
+    """Tell whether so many bytes can be allocated with something to spare; True if unknown, or for a trifle."""
     free = available_memory(device)
     return free is None or num_bytes < RESERVE or num_bytes + RESERVE <= free
 

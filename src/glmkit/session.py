@@ -323,7 +323,7 @@ def _params(params: GenerationParams | Values | None) -> GenerationParams:
 
 
 def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False) -> GenerationParams:
-    """Raise RequestError for parameters that ask for several answers, or for log-probabilities that nobody sees.
+    """Raise RequestError for parameters that ask for several answers, or for log-probabilities that are not returned.
 
     logprobs: they are given. other: the method that gives what this one does not.
     """

@@ -118,7 +118,7 @@ class RequestQueue:
         if client is not None and client.gone:
             raise ClientGone
         waiting, now = self.waiting, self.snapshot
-        # Rows that nobody has asked for yet are no queue: as many requests as there are such rows may come at once.
+        # Free rows are no queue: as many requests as there are such rows may come at once.
         free = max(0, self.max_rows - now.rows) if not now.waiting else 0
         crowded = len(self._open) >= self._max_waiting + self.max_rows + _MAX_UNREAD_REQUESTS
         if waiting >= self._max_waiting + free or crowded:
@@ -230,6 +230,6 @@ class RequestQueue:
 
 
 def _observed(future: "asyncio.Future[T]") -> None:
-    """Take the exception of a future that nobody waits for any more."""
+    """Take the exception of a future without a waiter, which asyncio would log."""
     if not future.cancelled():
         future.exception()

@@ -65,7 +65,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's matrix, packed where it is quantised, for whoever asks for a linear layer's shape."""
+        """The base's matrix, packed where it is quantised: code that reads a linear layer's shape finds it here."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight

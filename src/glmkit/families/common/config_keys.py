@@ -71,7 +71,7 @@ class Keys:
         return ids
 
     def notes(self) -> list[str]:
-        """Report the keys that nobody asked for and that are not known to be harmless."""
+        """Report the keys that were not read and are not known to be harmless."""
         rest = sorted(set(self.values) - self._used - _BOILERPLATE)
         return [f"{self.source}: not used: {', '.join(rest)}"] if rest else []
 

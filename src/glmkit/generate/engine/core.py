@@ -184,7 +184,7 @@ class EngineCore:
             self._news[ticket] = None
         if not branches:
             self._end(ticket)
-        elif not ticket.over:  # whoever hears of its events may have cancelled it
+        elif not ticket.over:  # the listener of its events may have cancelled it
             self._scheduler.grow(ticket, branches)
 
     def _check(self, ticket: Ticket, branch: Branch) -> None:

@@ -275,7 +275,7 @@ class Engine:
                 before = self.snapshot
                 moved = not self._inbox.closed and core.step()
                 self.snapshot = core.snapshot()
-                if moved and self.on_step is not None:  # before anybody hears of the step: counts include it
+                if moved and self.on_step is not None:  # before readers wake: the counts include this step
                     self.on_step(before, self.snapshot)
                 self._tell(core.take_news())
         except BaseException as error:
@@ -287,7 +287,7 @@ class Engine:
                     ticket.notify()
 
     def _tell(self, tickets: Sequence[Ticket]) -> None:
-        """Wake whoever waits for these, in one call for each event loop."""
+        """Wake the readers of these, in one call for each event loop."""
         posts: dict[Post, list[Ticket]] = {}
         for ticket in tickets:
             if ticket.over:
@@ -299,7 +299,7 @@ class Engine:
         for post, some in posts.items():
             try:
                 post(partial(_wake, some))
-            except RuntimeError:  # the loop was closed: nobody is left to hear it
+            except RuntimeError:  # the loop was closed: no reader is left
                 for ticket in some:
                     ticket.post = None
                     ticket.cancel()
