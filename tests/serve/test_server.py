@@ -154,6 +154,9 @@ def test_a_second_signal_ends_at_once(second: int) -> None:
         in_time(check(server))
         server.stopped()
         assert server.server.ended_by == second
+        thread = engine._inbox.thread
+        assert thread is not None
+        assert thread.is_alive(), "the server waited for the step that runs"
         engine.release()
 
 
