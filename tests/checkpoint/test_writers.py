@@ -94,10 +94,9 @@ def test_safetensors_data_is_aligned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("under", [None, "module"])
 def test_torch_files_are_read_by_torch(tmp_path: Path, under: str | None, mmap: bool) -> None:
     path = tmp_path / "pytorch_model-00001-of-00002.bin"
-    check_record(path, write_torch(path, entries(sample()), under=under, numbers={"iteration": 70000}))
+    check_record(path, write_torch(path, entries(sample()), under=under))
     found = torch.load(path, weights_only=True, mmap=mmap)
     if under is not None:
-        assert found.pop("iteration") == 70000
         assert list(found) == [under]
         found = found[under]
     assert list(found) == list(sample())

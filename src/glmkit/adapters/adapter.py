@@ -17,7 +17,7 @@ from glmkit.checkpoint.files.paddle_file import write_paddle
 from glmkit.checkpoint.files.stream import Entry
 from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError, RequestError, did_you_mean
+from glmkit.errors import RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
 from glmkit.model import GLM
@@ -193,11 +193,3 @@ def all_kinds() -> dict[str, type[Adapter]]:
             assert kind.kind not in found, f"two kinds of adapters are called {kind.kind}"
             found[kind.kind] = kind
     return found
-
-
-def kind_named(name: str) -> type[Adapter]:
-    """The kind of that name. Raises ConfigError listing the closest names."""
-    known = all_kinds()
-    if name not in known:
-        raise ConfigError(f"no kind of adapter is called {name!r}", step=did_you_mean(name, sorted(known)))
-    return known[name]

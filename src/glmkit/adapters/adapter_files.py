@@ -15,6 +15,7 @@ from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.native import read_json
 from glmkit.checkpoint.sources import name_sources
 from glmkit.errors import CheckpointError
+from glmkit.finite import all_finite
 
 Origin = Literal["torch", "paddle"]
 
@@ -115,3 +116,15 @@ def hint(directory: Path) -> str:
 
 def _optional(path: Path) -> dict[str, object] | None:
     return read_json(path) if path.exists() else None
+
+
+def check_numbers(source: str, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless `name` is there, of a floating-point dtype and finite."""
+    if name not in tensors:
+        raise CheckpointError(f"{source} has no {name}; the file is incomplete, copy it again")
+    if not tensors[name].is_floating_point():
+        raise CheckpointError(f"{source}: {name} has dtype {tensors[name].dtype}; it must be floating point")
+    if not all_finite(tensors[name]):
+        raise CheckpointError(
+            f"{source}: {name} holds NaN or infinity", step="take an earlier checkpoint of the adapter"
+        )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from generate.engine.jobs import Greedy, check_answers
 from glmkit.errors import RequestError
-from glmkit.generate.engine import Engine, EngineLimits, Ticket
+from glmkit.generate.engine import Engine, EngineLimits, Snapshot, Ticket
 from glmkit.generate.engine.job import Branch
 from glmkit.generate.outputs import Ended, Piece
 from support.kinds import make, prompt_of
@@ -187,6 +187,15 @@ def test_a_left_iterator_frees_its_slot_within_a_step(how: str) -> None:
     assert steps[left + 1 :].count(1) == 0, "one step may have begun"
 
 
+def _ctrl_c_once(engine: Engine) -> Callable[[Snapshot, Snapshot], None]:
+    def on_step(before: Snapshot, after: Snapshot) -> None:
+        if after.rows:  # a second signal would find the test itself, not the answer
+            engine.on_step = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
 def test_ctrl_c_ends_the_answer_and_leaves_the_model_usable() -> None:
     lm = small_base()
     expected = lm.generate("the fox", max_new_tokens=9)
@@ -197,10 +206,9 @@ def test_ctrl_c_ends_the_answer_and_leaves_the_model_usable() -> None:
         lambda: lm.answers(["the fox", "dog"], max_new_tokens=480),
         lambda: lm.fill("the [MASK] fox [MASK]", max_tokens=200),
     ):
-        lm.engine.on_step = lambda before, after: os.kill(os.getpid(), signal.SIGINT) if after.rows else None
+        lm.engine.on_step = _ctrl_c_once(lm.engine)
         with pytest.raises(KeyboardInterrupt):
             ask()
-        lm.engine.on_step = None
         wait_for(lambda: idle(lm.engine))
         assert lm.generate("the fox", max_new_tokens=9) == expected
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glmkit.adapters.adapter_files import PADDLE, AdapterFiles
+from glmkit.adapters.adapter_files import PADDLE, AdapterFiles, check_numbers
 from glmkit.adapters.naming import bare_name
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.finite import all_finite
 
 from .layer import LowRank, grouped_to_dense
 from .settings import PADDLE_CONFIG, PEFT_CONFIG, LoraSettings, paddle_settings, peft_settings
@@ -117,14 +116,7 @@ def _parse(name: str, path: Path) -> tuple[str, str, str]:
 def _update(stem: str, pair: Mapping[str, Tensor], settings: LoraSettings, files: AdapterFiles) -> LowRank:
     source = f"{files.weights}: {stem}"
     for which in ("lora_A", "lora_B"):
-        if which not in pair:
-            raise CheckpointError(f"{source} has no {which}; the file is incomplete, copy it again")
-        if not pair[which].is_floating_point():
-            raise CheckpointError(f"{source}: {which} has dtype {pair[which].dtype}; it must be floating point")
-        if not all_finite(pair[which]):
-            raise CheckpointError(
-                f"{source}: {which} holds NaN or infinity", step="take an earlier checkpoint of the adapter"
-            )
+        check_numbers(source, pair, which)
     a_RI, b_OR, grouped = pair["lora_A"], pair["lora_B"], False
     if b_OR.dim() == 3 and b_OR.shape[2] == 1:  # PEFT 0.2: the weight of a convolution of width 1
         b_OR, grouped = b_OR[:, :, 0], True

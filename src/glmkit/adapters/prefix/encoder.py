@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from glmkit.adapters.adapter_files import check_numbers
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
-from glmkit.finite import all_finite
 
 # Names inside the encoder, as published; `trans` is absent without a projection.
 TABLE = "embedding.weight"
@@ -108,14 +108,7 @@ def build_encoder(
             raise CheckpointError(f"{source}: {name} is no part of a prefix encoder; known: {', '.join(known)}")
     projected = any(name in tensors for name in PROJECTION)
     for name in known if projected else (TABLE,):
-        if name not in tensors:
-            raise CheckpointError(f"{source}: {name} is missing; the file is incomplete, copy it again")
-        if not tensors[name].is_floating_point():
-            raise CheckpointError(f"{source}: {name} has dtype {tensors[name].dtype}; a prefix is floating point")
-        if not all_finite(tensors[name]):
-            raise CheckpointError(
-                f"{source}: {name} holds NaN or infinity", step="take an earlier checkpoint of the prefix"
-            )
+        check_numbers(source, tensors, name)
     if tensors[TABLE].dim() != 2 or not all(tensors[TABLE].shape):
         raise CheckpointError(f"{source}: {TABLE} has shape {tuple(tensors[TABLE].shape)}; it must be (length, width)")
     length, table_width = tensors[TABLE].shape

@@ -7,7 +7,7 @@ written comes from the shapes alone, and the numbers are streamed behind it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from glmkit.errors import CheckpointError
@@ -194,16 +194,12 @@ def write_torch(
     *,
     tick: Callable[[int], None] = ignore,
     under: str | None = None,
-    numbers: Mapping[str, int] | None = None,
 ) -> Written:
-    """Write `entries` as the dict that `torch.load` returns, or as the dict inside it that `under` names.
-
-    numbers: whole numbers stored beside that inner dict.
-    """
+    """Write `entries` as the dict that `torch.load` returns, or as the dict inside it that `under` names."""
     tensors = list(entries)
     with open_sink(path) as sink:
         zip_file = ZipWriter(sink, path.stem)
-        zip_file.add("data.pkl", _pickle(path, tensors, under, numbers or {}))
+        zip_file.add("data.pkl", _pickle(path, tensors, under))
         zip_file.add("byteorder", b"little")
         for number, entry in enumerate(tensors):
             zip_file.begin(f"data/{number}", entry.info.nbytes)
@@ -216,7 +212,7 @@ def write_torch(
     return Written(sink.size, sink.crc32)
 
 
-def _pickle(path: Path, entries: list[Output], under: str | None, numbers: Mapping[str, int]) -> bytes:
+def _pickle(path: Path, entries: list[Output], under: str | None) -> bytes:
     names = op.Names(protocol=2)
     parts = [op.EMPTY_DICT, op.MARK]
     for number, entry in enumerate(entries):
@@ -225,8 +221,7 @@ def _pickle(path: Path, entries: list[Output], under: str | None, numbers: Mappi
         parts += [op.text(entry.name), _tensor(entry, str(number), names)]
     parts.append(op.SETITEMS)
     if under is not None:
-        beside = [op.text(name) + op.number(value) for name, value in numbers.items()]
-        parts = [op.EMPTY_DICT, op.MARK, op.text(under), *parts, *beside, op.SETITEMS]
+        parts = [op.EMPTY_DICT, op.MARK, op.text(under), *parts, op.SETITEMS]
     return b"".join([op.PROTO, b"\x02", *parts, op.STOP])
 
 
