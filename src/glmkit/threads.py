@@ -61,8 +61,12 @@ class LayerWork:
 
     def is_small(self, tokens: int) -> bool:
         """True where a step over so many tokens is not worth waiting for other threads."""
-        small = 0 < self.numbers * tokens < _WORTH and self.num_bytes < _WORTH_READING
-        return small and torch.get_num_threads() > 1 and _FIXED not in os.environ
+        return self.splits and self.numbers * tokens < _WORTH
+
+    @property
+    def splits(self) -> bool:
+        """True where a step's sequences may be shared out: every thread then reads all weights of a layer."""
+        return 0 < self.num_bytes < _WORTH_READING and torch.get_num_threads() > 1 and _FIXED not in os.environ
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from glmkit.demo.blanks import KINDS, Blank, Kind, Tokenized, blankable, draw, p
 from glmkit.demo.corpus import Module, Split
 from glmkit.demo.counts import NeighbourCounts
 from glmkit.demo.measure import Fill, tune_counts
-from glmkit.generate.engine import Engine
+from glmkit.generate.engine import Engine, EngineLimits
 from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
@@ -52,7 +52,8 @@ class Exam:
         """Greedy filling, as many blanks at once as the engine takes. Like the counts, it is told that no blank is
         white space alone when the blank is a single token."""
         white = tuple(index for index, allowed in enumerate(self.allowed) if not allowed)
-        engine = Engine(lm.model)
+        # No reader waits for a token here, and larger passes can be cut into more equal parts.
+        engine = Engine(lm.model, EngineLimits(step_tokens=2048))
 
         def fill(blanks: Sequence[Blank]) -> list[list[int]]:
             jobs = []

@@ -21,6 +21,8 @@ from .sequence import Chunk, Plan
 _WASTE = 1 << 17
 # Tokens from which on a part of a pass keeps a thread of its own busy.
 _PART = 32
+# Largest part of a pass, in shares of the mean, that still counts as equal.
+_EQUAL = 1.15
 
 Run = Callable[[], list[Tensor | None]]
 
@@ -107,12 +109,13 @@ class Runner:
         return [logits if count else None for logits, count in zip(own, counts, strict=True)]
 
     def _parts(self, plan: Plan) -> list[list[int]]:
-        """Numbers of the chunks that run together: all, or for each thread some where products are small.
+        """Numbers of the chunks that run together: all, or for each thread some where weights are small.
 
-        A chunk that finds blocks which this pass writes runs with their writer.
+        A chunk that finds blocks which this pass writes runs with their writer. Products that are worth several threads
+        are shared out only in equal parts.
         """
         order = self._order(plan.chunks)
-        count = min(torch.get_num_threads(), plan.tokens // _PART) if self._work.is_small(plan.tokens) else 1
+        count = min(torch.get_num_threads(), plan.tokens // _PART) if self._work.splits else 1
         if count < 2:
             return [order]
         writers: dict[int, int] = {}
@@ -133,6 +136,8 @@ class Runner:
         for lead in sorted(sizes, key=lambda lead: -sizes[lead]):
             part_of[lead] = loads.index(min(loads))
             loads[part_of[lead]] += sizes[lead]
+        if not self._work.is_small(plan.tokens) and max(loads) * count > _EQUAL * plan.tokens:
+            return [order]
         parts = [[index for index in order if part_of[leader[index]] == number] for number in range(count)]
         return [part for part in parts if part]
 
