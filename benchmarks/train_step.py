@@ -47,7 +47,8 @@ def glm_batch(gpt_like: bool) -> dict[str, Any]:
         sample = None
         for size in range(LENGTH, 16, -1):
             shorter = TextSample(text[:size], np.ones(size, np.int64))
-            sample = objective.construct([shorter], rng)[0]
+            objective.draw_short(rng)
+            sample = objective.apply([shorter], objective.draw_mode(rng), rng)[0]
             if len(sample) <= LENGTH:
                 break
         assert sample is not None

@@ -88,7 +88,8 @@ def test_published_defaults(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (asked[0].temperature, asked[0].top_p) == (case["temperature"], case["top_p"])
 
 
-@pytest.mark.parametrize("family", FOLDERS)
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("family", reversed(FOLDERS))
 def test_streamed_is_whole(family: str) -> None:
     lm = real(family)
     history: list[Any] = []

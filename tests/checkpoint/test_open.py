@@ -11,12 +11,12 @@ import yaml
 
 from glmkit.checkpoint.detect import detect
 from glmkit.checkpoint.open import check, identify, match, open_checkpoint, open_files
-from glmkit.checkpoint.weights import _one_layer
+from glmkit.checkpoint.weights import DictWeights, _one_layer
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.family import preset
 from glmkit.model import GLM
-from support.checkpoints import DictWeights, random_weights, small_config, written
+from support.checkpoints import random_weights, small_config, written
 from support.directories import huggingface_directory, layout_named, rank_directory, save_tensors
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from glmkit.checkpoint.published_tensors import published_tensors
-from glmkit.checkpoint.weights import expected_tensors
+from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import OWN
 from glmkit.families.family import Family, all_families
-from support.checkpoints import ALL, DictWeights, random_weights, reading, small_config, written
+from support.checkpoints import ALL, random_weights, reading, small_config, written
 
 pytestmark = pytest.mark.sampled(8)
 

@@ -139,7 +139,7 @@ def test_large_file_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sink = Sparse()
         container = ZipWriter(sink, "large")  # type: ignore[arg-type]
         entry = Entry("w", TensorInfo(torch.uint8, (size,)), list)
-        container.add("data.pkl", torch_file._pickle(path, [entry], None, {}))
+        container.add("data.pkl", torch_file._pickle(path, [entry], None))
         container.begin("data/0", size)
         sink.size += size - 1
         container.data(b"\x07")

@@ -61,7 +61,7 @@ def test_json_holds_the_training_batches(store: Path, capsys: pytest.CaptureFixt
         assert sample["loss_mask"] == batch.loss_mask[0, start:end].long().tolist()
         assert [sample["positions"], sample["block_positions"]] == batch.position_ids[0, :, start:end].tolist()
         assert sample["prefix_length"] == prefix_end
-        assert lost == {"batch": batch.index, "dropped": batch.num_dropped, "cut_tokens": 0, "fill": batch.fill}
+        assert lost == {"batch": batch.index, "dropped": batch.num_dropped, "fill": batch.fill}
 
 
 def test_blanks_carry_their_answers(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_the_picture_of_a_sample(
     )
     out = capsys.readouterr().out
     assert "batch 0 row 0: bert" in out
-    for word in ("column", "token", "position", "in blank", "target", "loss", "[MASK]1", "mask of row 0", "tokens cut"):
+    for word in ("column", "token", "position", "in blank", "target", "loss", "[MASK]1", "mask of row 0", "dropped"):
         assert word in out
     assert "not shown" not in out
 

@@ -32,7 +32,7 @@ def test_two_samples_in_a_row_do_not_see_each_other() -> None:
     visible = dense_from_segments(batch.segments, 2, 15)[0, 0]
     assert not visible[6:13, :6].any()
     assert not visible[:6, 6:].any()
-    assert (batch.num_tokens, batch.num_targets, batch.num_dropped, batch.num_cut) == (20, 8, 2, 0)
+    assert (batch.num_tokens, batch.num_targets, batch.num_dropped) == (20, 8, 2)
     assert (batch.index, batch.mode) == (4, "bert")
     assert batch.fill == pytest.approx(20 / 30)
     kinds = {batch.input_ids.dtype, batch.targets.dtype, batch.position_ids.dtype}
@@ -49,13 +49,6 @@ def test_one_sample_a_row_is_padded_to_the_longest_or_a_multiple() -> None:
 def test_overlong_rows() -> None:
     with pytest.raises(DataError, match="row 1 of batch 7 has 13 tokens, row_length is 12; raise it"):
         pack([[ONE], [ONE, TWO]], index=7, row_length=12)
-    batch = pack([[ONE], [ONE, TWO]], row_length=11, on_overlong="truncate")
-    assert (batch.num_cut, batch.num_tokens, batch.num_targets) == (2, 17, 2 + 2 + 1)
-    assert batch.segments.bounds[-1] == (1, 6, 10, 11)
-    # Part A itself cut, and a sample with no room at all.
-    batch = pack([[TWO, ONE]], row_length=3, on_overlong="truncate")
-    assert batch.segments.bounds == ((0, 0, 3, 3),)
-    assert (batch.num_cut, batch.num_targets) == (10, 0)
 
 
 def test_no_sample_at_all() -> None:

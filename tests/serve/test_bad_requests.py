@@ -186,6 +186,7 @@ def right_value(schema: dict[str, Any]) -> Any:
     return None
 
 
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("path", MINIMAL)
 def test_every_field_of_every_endpoint(path: str, each: Live) -> None:
     document = json.loads(send(each.port, request_bytes("/openapi.json", b"", method="GET")).body)

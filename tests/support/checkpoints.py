@@ -11,7 +11,7 @@ from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.published_tensors import fused_tensors, published_tensors
 from glmkit.checkpoint.published_weights import PublishedWeights
 from glmkit.checkpoint.sources import Source
-from glmkit.checkpoint.weights import expected_tensors
+from glmkit.checkpoint.weights import DictWeights, expected_tensors
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import OWN
@@ -73,33 +73,6 @@ def all_layouts() -> Iterator[tuple[Family, Layout]]:
     for family in all_families().values():
         for layout in family.layouts:
             yield family, layout
-
-
-class DictWeights:
-    """Tensors in memory (a state dict) as `Weights`."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def names(self) -> list[str]:
-        """List the names in their order."""
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """dtype and shape."""
-        tensor = self._tensors[name]
-        return TensorInfo(tensor.dtype, tuple(tensor.shape))
-
-    def read(self, name: str) -> Tensor:
-        """The tensor itself."""
-        return self._tensors[name]
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """A view of some rows."""
-        return self._tensors[name][start:stop]
-
-    def release(self, name: str) -> None:
-        """Nothing to do."""
 
 
 def random_weights(config: GLMConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> DictWeights:

@@ -3,7 +3,7 @@
 Legend: V vocabulary rows, H hidden width, O outputs, I inputs of a linear layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
@@ -37,6 +37,33 @@ class Weights(Protocol):
 
     def release(self, name: str) -> None:
         """Let go of file pages that only this tensor used; reading again works."""
+
+
+class DictWeights:
+    """Tensors in memory (a state dict) as `Weights`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> list[str]:
+        """List the names in their order."""
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype and shape."""
+        tensor = self._tensors[name]
+        return TensorInfo(tensor.dtype, tuple(tensor.shape))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self._tensors[name]
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A view of some rows."""
+        return self._tensors[name][start:stop]
+
+    def release(self, name: str) -> None:
+        """Nothing to do."""
 
 
 def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> dict[str, TensorInfo]:

@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
         if len(shown) == args.count:
             break
     if args.json:
-        lost = [{"batch": b.index, "dropped": b.num_dropped, "cut_tokens": b.num_cut, "fill": b.fill} for b in batches]
+        lost = [{"batch": b.index, "dropped": b.num_dropped, "fill": b.fill} for b in batches]
         document = {"samples": [view.to_dict() for view in shown], "batches": lost}
         print(json.dumps(document, ensure_ascii=False))
         return 0

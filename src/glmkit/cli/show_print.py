@@ -202,12 +202,12 @@ def print_mask(console: Console, batch: Batch, row: int) -> None:
 
 
 def print_loss(console: Console, batch: Batch) -> None:
-    """Print the losses of the batch: texts dropped, tokens cut, padding."""
+    """Print the losses of the batch: texts dropped, padding."""
     rows, length = batch.input_ids.shape
     console.print(
         Text(
             f"batch {batch.index}: {rows} x {length} tokens, {batch.num_tokens} used ({batch.fill:.1%}), "
-            f"{batch.num_targets} targets; {batch.num_dropped} texts dropped and replaced, {batch.num_cut} tokens cut",
+            f"{batch.num_targets} targets; {batch.num_dropped} texts dropped and replaced",
             "bold",
         )
     )

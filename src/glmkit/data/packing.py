@@ -5,7 +5,6 @@ Legend: B rows, T tokens of a row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from glmkit.errors import DataError
 from glmkit.model.masks import Segments
 from glmkit.objective.sample import Sample
 
-OnOverlong = Literal["error", "truncate"]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -24,8 +21,7 @@ class Batch:
 
     input_ids, targets (B,T) int64; position_ids (B,2,T) int64; loss_mask (B,T) bool. segments: (row, start, prefix_end,
     end) of every sample. num_tokens: tokens of samples, padding not counted. num_targets: True entries of loss_mask.
-    num_dropped: texts that could not be blanked and were replaced by others. num_cut: tokens cut off samples that were
-    longer than a row.
+    num_dropped: texts that could not be blanked and were replaced by others.
     """
 
     input_ids: Tensor
@@ -38,7 +34,6 @@ class Batch:
     num_tokens: int
     num_targets: int
     num_dropped: int = 0
-    num_cut: int = 0
 
     @property
     def fill(self) -> float:
@@ -69,14 +64,11 @@ def pack(
     index: int = 0,
     row_length: int | None = None,
     pad_to_multiple: int = 1,
-    on_overlong: OnOverlong = "error",
     num_dropped: int = 0,
 ) -> Batch:
     """Rows of samples as tensors; the samples of a row follow each other, positions as each sample has them.
 
-    row_length: T; the fullest row without it, rounded up to pad_to_multiple. A row with more tokens than row_length is
-    an error, or with "truncate" loses the end of what does not fit (part B first, with its targets), counted in
-    num_cut.
+    row_length: T; the fullest row without it, rounded up to pad_to_multiple.
     One sample a row is `pad_batch` of `THUDM/GLM:blocklm_utils.py`. An empty row is all padding.
     Raises DataError for an overlong row or no sample at all.
     """
@@ -85,29 +77,25 @@ def pack(
         raise DataError(f"batch {index} has no sample: no text could be blanked; see `glm show` for what was dropped")
     longest = max(used)
     length = -(-longest // pad_to_multiple) * pad_to_multiple if row_length is None else row_length
-    if longest > length and on_overlong == "error":
+    if longest > length:
         raise DataError(
             f"row {used.index(longest)} of batch {index} has {longest} tokens, row_length is {length}; "
-            "raise it, shorten the texts, or truncate"
+            "raise it or shorten the texts"
         )
     shape = (len(rows), length)
     input_ids, targets, loss_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     position_ids = np.zeros((len(rows), 2, length), np.int64)
     bounds = []
-    num_cut = num_tokens = 0
+    num_tokens = 0
     for number, row in enumerate(rows):
         start = 0
         for sample in row:
-            size = min(len(sample), length - start)
-            num_cut += len(sample) - size
-            if not size:
-                continue
-            end = start + size
-            input_ids[number, start:end] = sample.input_ids[:size]
-            targets[number, start:end] = sample.targets[:size]
-            loss_mask[number, start:end] = sample.loss_mask[:size]
-            position_ids[number, :, start:end] = sample.position_ids[:, :size]
-            bounds.append((number, start, min(start + sample.prefix_length, end), end))
+            end = start + len(sample)
+            input_ids[number, start:end] = sample.input_ids
+            targets[number, start:end] = sample.targets
+            loss_mask[number, start:end] = sample.loss_mask
+            position_ids[number, :, start:end] = sample.position_ids
+            bounds.append((number, start, start + sample.prefix_length, end))
             start = end
         num_tokens += start
     return Batch(
@@ -121,7 +109,6 @@ def pack(
         num_tokens=num_tokens,
         num_targets=int(np.count_nonzero(loss_mask)),
         num_dropped=num_dropped,
-        num_cut=num_cut,
     )
 
 

@@ -79,6 +79,7 @@ def test_an_example_is_filled_and_copied_and_a_text_without_blanks_is_not(base: 
     page.wait_for_selector("#fill-run")
 
 
+@pytest.mark.exhaustive
 def test_a_text_is_continued_and_stopped(base: Live, open_base: "Open", write: Write) -> None:
     page = open_base()
     page.wait_for_selector("#fill-run")
