@@ -273,9 +273,9 @@ def test_a_real_json_array_with_crlf_line_ends() -> None:
     assert documents == [row["chapter"] for row in json.loads(path.read_bytes())]
     assert report.crlf == 0  # strings of JSON are never changed
     with pytest.raises(
-        DataError, match=r"row 1 \(line 2\): field 'paragraphs' is a list of 16, not text; fields with text: chap"
+        DataError, match=r"row 1 \(line 2\): no field 'text'; fields with text: paragraphs, chapter; choose"
     ):
-        read(path, text_field="paragraphs")
+        read(path)
 
 
 def test_real_books_and_poems() -> None:

@@ -4,10 +4,11 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
+from typing import get_args
 
 from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.encoding import usable_cores
-from glmkit.data.rows import ReadOptions
+from glmkit.data.rows import Format, ReadOptions
 from glmkit.data.sources import FORMATS
 from glmkit.data.streams import LINE_LIMIT
 from glmkit.errors import DataError
@@ -15,7 +16,7 @@ from glmkit.progress import Progress
 from glmkit.tokenizer.trained import TrainedTokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
 
-EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst (text and tables in UTF-8).
+EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst.
 A text file is one document unless it is split; elsewhere a row is. Directories are read recursively; quote globs.
 A name that is no file ("org/name", "org/name:config") is read from the Hugging Face hub.
 example: glm prepare books/ 'news/*.jsonl.gz' --text-field content --vocab-size 16000 --output prepared
@@ -31,9 +32,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an existing store")
 
     add = parser.add_argument_group("reading").add_argument
-    add("--text-field", default="text", metavar="NAME", help="field or column with the text (default text)")
+    field_help = "field or column with the text, a.b for a nested one (default text)"
+    add("--text-field", default="text", metavar="NAME", help=field_help)
     format_help = "of all files; default auto: by suffix. With a format named, directories give every file"
-    add("--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())], help=format_help)
+    add("--format", default="auto", choices=get_args(Format), help=format_help)
+    encoding_help = "of text, JSON and tables, such as gb18030, big5, shift_jis, latin-1, utf-16 (default utf-8)"
+    add("--encoding", default="utf-8", metavar="NAME", help=encoding_help)
+    add("--delimiter", metavar="CHAR", help="between the columns of .csv files (default: by the header, comma first)")
     add("--split-lines", action="store_true", help="text files: each line is a document")
     add("--split-blank-lines", action="store_true", help="text files: blank lines separate documents")
     cut_help = f"text files: longer documents are cut at line ends (default {LINE_LIMIT:,})"

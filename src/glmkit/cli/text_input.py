@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from glmkit import load
+from glmkit.data.charset import guess_encoding
 from glmkit.errors import RequestError
 from glmkit.session import LM
 
@@ -47,9 +48,11 @@ def read_text(args: Namespace) -> str:
     raw = Path(args.file).read_bytes() if args.file is not None else sys.stdin.buffer.read()
     where = args.file or "standard input"
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{where} is not UTF-8 (byte {error.start}); convert it first") from None
+        source = guess_encoding(raw) or "ENCODING"
+        step = f"convert it first, for example: iconv -f {source} -t UTF-8"
+        raise RequestError(f"{where} is not UTF-8 (byte {error.start})", step=step) from None
     if not text.strip():
         raise RequestError(f"{where} is empty; give a text")
     return text

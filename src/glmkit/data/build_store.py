@@ -251,7 +251,17 @@ def _notes(
     """One sentence for everything that is not as a user would take for granted."""
     notes, read, splits = list(sources.notes), done.report, manifest["splits"]
     for reason, entry in read.bad_rows.items():
-        notes.append(f"skipped {entry.count:,} bad rows ({reason}); the first: {entry.first}")
+        size = f", {entry.size:,} bytes" if entry.size else ""
+        notes.append(f"skipped {entry.count:,} bad rows ({reason}{size}); the first: {entry.first}")
+    for path, delimiter in read.delimiters.items():
+        notes.append(
+            f"{path}: its header is separated by {delimiter!r}, so its columns are (--delimiter says otherwise)"
+        )
+    if read.joined:
+        notes.append(f"joined the texts of a list with line ends in {read.joined:,} documents")
+    if read.ignored:
+        kinds = ", ".join(f"{count} {reason}" for reason, count in sorted(read.ignored.items()))
+        notes.append(f"left out of archives: {kinds}")
     if read.empty:
         notes.append(f"left out {read.empty:,} empty documents")
     if read.crlf:

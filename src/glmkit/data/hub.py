@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from glmkit.errors import DataError
 
-from .rows import ReadOptions, Row, text_of_row
+from .rows import ReadOptions, ReadReport, Row, text_of_row
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
@@ -15,10 +15,10 @@ def is_hub_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def hub_rows(name: str, options: ReadOptions) -> Iterator[Row]:
+def hub_rows(name: str, options: ReadOptions, report: ReadReport) -> Iterator[Row]:
     """The text field of every row of `options.hub_split`. `name` may end in ":config". Raises DataError."""
     for number, row in enumerate(_stream(name, options.hub_split), start=1):
-        yield text_of_row(row, options.text_field, f"{name} ({options.hub_split}): row {number}")
+        yield text_of_row(row, options.text_field, f"{name} ({options.hub_split}): row {number}", report)
 
 
 def _stream(name: str, split: str) -> Iterator[object]:

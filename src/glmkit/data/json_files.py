@@ -9,7 +9,8 @@ from pathlib import Path
 
 from glmkit.errors import DataError
 
-from .rows import BadRow, ReadOptions, Row, decode_utf8, text_of_row, unusable_json
+from .charset import encoding_hint
+from .rows import BadRow, ReadOptions, ReadReport, Row, decode_utf8, text_of_row, unusable_json
 from .streams import LINE_LIMIT, read_lines, without_mark
 
 _BLOCK = 1 << 20  # bytes
@@ -18,44 +19,49 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _NEAR_END = 16  # characters; an error this near the end of the buffer may only mean that more must be read
 
 
-def json_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, lines: bool) -> Iterator[Row]:
-    """The text field of every row. `lines`: the file is known to hold one object a line; else it is looked at first."""
-    if lines or holds_lines(stream):
-        yield from _line_rows(stream, path, options)
+def json_rows(
+    stream: io.BufferedReader, path: Path, options: ReadOptions, report: ReadReport, *, lines: bool
+) -> Iterator[Row]:
+    """The text field of every row. `lines`: the file's name says that it holds one object a line."""
+    if holds_lines(stream, lines):
+        yield from _line_rows(stream, path, options, report)
     else:
         for where, value in json_values(stream, path):
-            yield text_of_row(value, options.text_field, where)
+            yield text_of_row(value, options.text_field, where, report)
 
 
-def holds_lines(stream: io.BufferedReader) -> bool:
-    """True if a JSON file has one object a line, by its beginning; nothing is taken from the stream."""
+def holds_lines(stream: io.BufferedReader, named: bool) -> bool:
+    """True if a JSON file has one object a line, by its beginning; nothing is taken from the stream.
+
+    named: its suffix says so, which only the beginning of an array of objects overrules.
+    """
     head = stream.peek(_PEEK).removeprefix(codecs.BOM_UTF8).lstrip()
+    if named:
+        return re.match(rb"\[\s*(\{|$)", head) is None
     line, end, _ = head.partition(b"\n")
     return not line.startswith(b"[") and (not end or not line.startswith(b"{") or line.rstrip().endswith(b"}"))
 
 
-def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions) -> Iterator[Row]:
+def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Row]:
     for number, line in read_lines(stream, path):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        row = json_line(line, number, where)
-        yield row if isinstance(row, BadRow) else text_of_row(row, options.text_field, where)
+        row = json_line(line, where)
+        yield row if isinstance(row, BadRow) else text_of_row(row, options.text_field, where, report)
 
 
-def json_line(line: bytes, number: int, where: str) -> object | BadRow:
-    """The value of line `number` of a file, or what is wrong with it."""
+def json_line(line: bytes, where: str) -> object | BadRow:
+    """The value of a line, or what is wrong with it."""
     text = decode_utf8(line, where)
     if isinstance(text, BadRow):
         return text
     try:
         value: object = json.loads(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        array = number == 1 and text.lstrip().startswith("[")
-        hint = "; a file that holds one array should be named .json" if array else ""
-        return BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}{hint}")
+        return BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}", len(line))
     except (ValueError, RecursionError) as error:  # an endless number, nesting without end
-        return BadRow(where, "broken_json", unusable_json(error))
+        return BadRow(where, "broken_json", unusable_json(error), len(line))
     return value
 
 
@@ -151,6 +157,6 @@ class _JsonText:
             more = self._decode(data, self._ended)
         except UnicodeDecodeError as error:
             line = self.line + self._text.count("\n", self._at) + data.count(b"\n", 0, error.start)
-            what = f"invalid UTF-8 (byte 0x{error.object[error.start]:02x})"
+            what = f"invalid UTF-8 (byte 0x{error.object[error.start]:02x}){encoding_hint(data)}"
             raise DataError(f"{self._path}: line {line}: {what}") from None
         self._text, self._at = self._text[self._at :] + more, 0

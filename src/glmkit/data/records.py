@@ -71,10 +71,10 @@ def read_records(path: Path) -> Iterator[Record]:
         read += size
 
     with open_stream(path, count) as stream:
-        if kind == "jsonl" or (kind == "json" and holds_lines(stream)):
+        if kind in ("json", "jsonl") and holds_lines(stream, kind == "jsonl"):
             exact = path.suffix.lower() not in COMPRESSIONS
             yield from _line_records(stream, path, None if exact else lambda: read)
-        elif kind == "json":
+        elif kind in ("json", "jsonl"):
             for where, value in json_values(stream, path):
                 yield _of_value(value, where, read)
         else:
@@ -89,7 +89,7 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
             continue
         place = position() if position else at
         where = f"{path}: line {number}"
-        value = json_line(data, number, where)
+        value = json_line(data, where)
         text = data.decode(errors="backslashreplace").strip(" \t\r\n")
         if isinstance(value, BadRow):
             yield _unusable(text, where, place, value.message)

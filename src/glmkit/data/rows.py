@@ -1,12 +1,13 @@
 """The common part of all readers of input: options, the report of what was read and left out, the check of one text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from glmkit.errors import DataError
 
+from .charset import check_encoding, encoding_hint
 from .streams import LINE_LIMIT
 
 Format = Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"]
@@ -18,8 +19,12 @@ BadRowPolicy = Literal["error", "skip"]
 class ReadOptions:
     """Options of the way from input to documents. Impossible values raise DataError."""
 
-    text_field: str = "text"  # the field or column that holds the text, in everything but text files
+    # The field or column that holds the text, in everything but text files; "a.b" is field b of what is in a, where no
+    # field has that name whole. Lists of texts are joined with line ends.
+    text_field: str = "text"
     format: Format = "auto"  # auto: by the file's suffix
+    encoding: str = "utf-8"  # of text, JSON and tables
+    delimiter: str | None = None  # between the columns of .csv files; None: by the header, comma first
     split_text: TextSplit = "file"  # what one document is in a text file
     max_document_bytes: int = LINE_LIMIT  # a longer text file is cut at line ends; a longer line stays whole
     keep_crlf: bool = False  # text files only; else CR LF becomes LF. Strings in JSON and tables are never changed
@@ -28,6 +33,9 @@ class ReadOptions:
     hub_split: str = "train"  # of datasets on the Hugging Face hub
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", check_encoding(self.encoding))
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
+            raise DataError(f"delimiter is {self.delimiter!r}; give one character, such as ';'", param="delimiter")
         for name, choices in (("format", Format), ("split_text", TextSplit), ("on_bad_row", BadRowPolicy)):
             if getattr(self, name) not in get_args(choices):
                 raise DataError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
@@ -39,11 +47,12 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is no text: where it stands, a short reason for counting, and a sentence for people."""
+    """A row that is no text: where it stands, a short reason for counting, a sentence for people, and its bytes."""
 
     where: str
     reason: str
     message: str
+    size: int = 0
 
 
 Row = str | BadRow
@@ -51,10 +60,11 @@ Row = str | BadRow
 
 @dataclass
 class SkippedRows:
-    """Bad rows of one reason: how many, and the first of them."""
+    """Bad rows of one reason: how many, their bytes where these are known, and the first of them."""
 
     count: int
     first: str  # where, and what was wrong
+    size: int = 0
 
 
 @dataclass
@@ -66,12 +76,16 @@ class ReadReport:
     empty: int = 0  # documents without a visible character, left out
     crlf: int = 0  # documents whose CR LF became LF
     cut_files: int = 0  # text files cut because of max_document_bytes
+    joined: int = 0  # documents put together from a list of texts
+    delimiters: dict[str, str] = field(default_factory=dict)  # of tables that are not separated by commas, by file
+    ignored: dict[str, int] = field(default_factory=dict)  # suffix -> number of files in archives that are not read
     reached_max_documents: bool = False
     bad_rows: dict[str, SkippedRows] = field(default_factory=dict)  # by reason
 
     def skip(self, row: BadRow) -> None:
         entry = self.bad_rows.setdefault(row.reason, SkippedRows(0, f"{row.where}: {row.message}"))
         entry.count += 1
+        entry.size += row.size
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -82,7 +96,8 @@ def decode_utf8(data: bytes, where: str) -> Row:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        return BadRow(where, "invalid_utf8", f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x})")
+        what = f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}){encoding_hint(data)}"
+        return BadRow(where, "invalid_utf8", what, len(data))
 
 
 def check_text(text: str, where: str, field: str | None = None) -> Row:
@@ -106,24 +121,64 @@ def unusable_json(error: ValueError | RecursionError) -> str:
     return f"unusable JSON: {'it is nested too deeply' if deep else 'a number has too many digits'}"
 
 
-def text_of_row(row: object, name: str, where: str) -> Row:
-    """The text in field `name` of a row of JSON or of a dataset."""
+def text_of_row(row: object, name: str, where: str, report: ReadReport) -> Row:
+    """The text in field `name` of a row of JSON or of a dataset.
+
+    `name` may be a path: "a.b" is field b of what field a holds, of each of them in a list. A list of texts is one text
+    with line ends between them, which is counted in the report.
+    """
     if not isinstance(row, Mapping):
         return BadRow(where, "not_an_object", f"the row is {describe(row)}, not an object with fields")
-    if name not in row:
-        return BadRow(where, "missing_field", f"no field {name!r}; {candidates(row)}")
-    value = row[name]
+    try:
+        value = _field(row, name.split(".") if name not in row else [name])
+    except KeyError as error:
+        path, _, last = str(error.args[0]).rpartition(".")
+        of = f" in {path!r}" if path else ""
+        return BadRow(where, "missing_field", f"no field {last!r}{of}; {candidates(row)}")
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        report.joined += 1
+        value = "\n".join(value)
     if not isinstance(value, str):
         hint = "" if value is None else f"; {candidates(row)}"
         return BadRow(where, "wrong_type", f"field {name!r} is {describe(value)}, not text{hint}")
     return check_text(value, where, name)
 
 
+def _field(value: object, path: list[str], done: str = "") -> object:
+    """Follow a path through objects, and through the objects of a list. Raises KeyError with the path so far."""
+    if not path:
+        return value
+    if isinstance(value, list | tuple):
+        found: list[object] = []
+        for item in value:
+            inner = _field(item, path, done)
+            found += inner if isinstance(inner, list) else [inner]
+        return found
+    here = f"{done}.{path[0]}" if done else path[0]
+    if not isinstance(value, Mapping) or path[0] not in value:
+        raise KeyError(here)
+    return _field(value[path[0]], path[1:], here)
+
+
 def candidates(row: Mapping[object, object]) -> str:
-    """The fields of this row that hold text, longest first, as a hint."""
-    texts = [(len(value), str(key)) for key, value in row.items() if isinstance(value, str)]
+    """The fields of this row that hold text, or lists of texts, longest first, as a hint."""
+    texts = list(_texts(row, ""))
     names = [key for _, key in sorted(texts, key=lambda item: (-item[0], item[1]))][:6]
     return f"fields with text: {', '.join(names)}; choose with --text-field" if names else "no field holds text"
+
+
+def _texts(value: object, path: str, depth: int = 0) -> Iterator[tuple[int, str]]:
+    """(characters, path) of the texts in a value and in what it holds, three levels deep."""
+    if isinstance(value, str):
+        yield len(value), path
+    elif isinstance(value, Mapping) and depth < 3:
+        for key, inner in value.items():
+            yield from _texts(inner, f"{path}.{key}" if path else str(key), depth + 1)
+    elif isinstance(value, list | tuple) and value:
+        if all(isinstance(item, str) for item in value):
+            yield sum(map(len, value)), path
+        else:
+            yield from _texts(value[0], path, depth)
 
 
 def describe(value: object) -> str:

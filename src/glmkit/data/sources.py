@@ -1,6 +1,7 @@
 """A stream of documents from the names that a user gives: files, directories, globs, datasets of the hub."""
 
 import glob
+import io
 import os
 import stat
 from collections import Counter
@@ -13,7 +14,7 @@ from glmkit.errors import DataError
 from .hub import hub_rows, is_hub_name
 from .json_files import json_rows
 from .rows import BadRow, ReadOptions, ReadReport, Row
-from .streams import COMPRESSIONS, bare_suffix, open_stream
+from .streams import ARCHIVE, COMPRESSIONS, archive_members, bare_suffix, open_stream
 from .tables import csv_rows, parquet_rows
 from .text_files import text_documents
 
@@ -28,6 +29,7 @@ FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ARCHIVE: "archive",
 }
 
 
@@ -116,18 +118,40 @@ class Sources:
 
     def _rows(self, entry: Input, report: ReadReport, count: Callable[[int], None]) -> Iterator[Row]:
         if entry.is_hub:
-            yield from hub_rows(entry.name, self.options)
+            yield from hub_rows(entry.name, self.options, report)
         for file in entry.files:
             if file.format == "parquet":
-                yield from parquet_rows(file.path, self.options, count)
-                continue
-            with open_stream(file.path, count) as stream:
-                if file.format == "text":
-                    yield from text_documents(stream, file.path, self.options, report)
-                elif file.format in ("json", "jsonl"):
-                    yield from json_rows(stream, file.path, self.options, lines=file.format == "jsonl")
-                else:
-                    yield from csv_rows(stream, file.path, self.options, tabs=file.format == "tsv")
+                yield from parquet_rows(file.path, self.options, report, count)
+            elif file.format == "archive":
+                yield from self._archive_rows(file.path, report, count)
+            else:
+                with open_stream(file.path, count, self.options.encoding) as stream:
+                    yield from self._stream_rows(stream, file.path, file.format, report)
+
+    def _archive_rows(self, path: Path, report: ReadReport, count: Callable[[int], None]) -> Iterator[Row]:
+        def wanted(place: Path) -> bool:
+            hidden = any(part.startswith(".") for part in place.relative_to(path).parts)
+            known = self._format_of(place) not in (None, "archive") and not hidden
+            if not known:
+                reason = "hidden" if hidden else bare_suffix(place) or "without suffix"
+                report.ignored[reason] = report.ignored.get(reason, 0) + 1
+            return known
+
+        for place, stream in archive_members(path, count, wanted, self.options.encoding):
+            kind = self._format_of(place)
+            assert kind is not None, "only wanted files come"
+            if kind == "parquet":
+                yield from parquet_rows(place, self.options, report, lambda size: None, stream)
+            else:
+                yield from self._stream_rows(stream, place, kind, report)
+
+    def _stream_rows(self, stream: io.BufferedReader, path: Path, kind: str, report: ReadReport) -> Iterator[Row]:
+        if kind == "text":
+            yield from text_documents(stream, path, self.options, report)
+        elif kind in ("json", "jsonl"):
+            yield from json_rows(stream, path, self.options, report, lines=kind == "jsonl")
+        else:
+            yield from csv_rows(stream, path, self.options, report, tabs=kind == "tsv")
 
     def _resolve(self, name: str) -> Input:
         entry = Input(name)
@@ -208,8 +232,12 @@ class Sources:
 
     def _options_without_effect(self) -> list[str]:
         kinds = {file.format for entry in self.inputs for file in entry.files}
+        if "archive" in kinds:  # which may hold anything
+            return []
         kinds |= {"hub" for entry in self.inputs if entry.is_hub}
         needs = {
+            "delimiter": ("csv" in kinds, "there is no .csv file"),
+            "encoding": (kinds - {"parquet", "hub"}, "nothing but parquet and the hub is read"),
             "text_field": (kinds != {"text"}, "all files are plain text"),
             "split_text": ("text" in kinds, "there is no text file"),
             "max_document_bytes": ("text" in kinds, "there is no text file"),
@@ -224,7 +252,8 @@ class Sources:
         ]
 
     def _format_of(self, path: Path) -> str | None:
-        return FORMATS.get(bare_suffix(path)) if self.options.format == "auto" else self.options.format
+        known = FORMATS.get(bare_suffix(path))
+        return known if self.options.format == "auto" or known == "archive" else self.options.format
 
 
 def _looks_like_a_path(path: Path) -> bool:

@@ -1,16 +1,20 @@
-"""Opening input files: plain, .gz and .zst as one kind of byte stream, lines of bounded length, checked UTF-8."""
+"""Opening input files: plain, packed and in archives as one kind of byte stream in UTF-8, lines of bounded length."""
 
 import gzip
 import io
+import tarfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from glmkit.errors import DataError
 
+from .charset import Transcoded
+
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ARCHIVE = ".tar"  # the bare suffix of archives
 LINE_LIMIT = 64 * 2**20  # bytes of one line, one JSON value or one table row
 
 _BLOCK = 1 << 18
@@ -21,22 +25,49 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 def bare_suffix(path: Path) -> str:
     """The suffix in lower case, without that of a compression."""
+    if path.suffix.lower() == ".tgz":
+        return ARCHIVE
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
     return name.suffix.lower()
 
 
-def open_stream(path: Path, count: Callable[[int], None]) -> io.BufferedReader:
-    """A buffered stream of the file's (unpacked) bytes. `count` is called with the bytes read from disk.
+def open_stream(path: Path, count: Callable[[int], None], encoding: str = "utf-8") -> io.BufferedReader:
+    """A buffered stream of the file's (unpacked) bytes, text of another encoding as UTF-8.
 
-    Reading raises DataError, naming the file, for damaged or truncated compressed data.
+    `count` is called with the bytes read from disk. Reading raises DataError, naming the file, for damaged or truncated
+    compressed data.
     """
-    raw = _CountingFile(path, count)
+    return _unpacked(path, _CountingFile(path, count), encoding)
+
+
+def archive_members(
+    path: Path, count: Callable[[int], None], wanted: Callable[[Path], bool], encoding: str = "utf-8"
+) -> Iterator[tuple[Path, io.BufferedReader]]:
+    """(path of the archive and name in it, stream) of the wanted files of a tar archive, packed or not, in its order.
+
+    Nothing is written to disk, and links are left out. A stream is good until the next one. Raises DataError for a
+    damaged archive.
+    """
+    with open_stream(path, count) as source:
+        try:
+            with tarfile.open(fileobj=source, mode="r|") as archive:
+                for member in archive:
+                    place = path / member.name
+                    if member.isreg() and wanted(place) and (file := archive.extractfile(member)) is not None:
+                        yield place, _unpacked(place, _MemberReader(path, file), encoding)
+        except tarfile.TarError as error:
+            raise DataError(f"{path}: damaged tar archive: {error}") from None
+
+
+def _unpacked(path: Path, raw: Any, encoding: str) -> io.BufferedReader:
     suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return io.BufferedReader(_GzipReader(path, raw), _BLOCK)
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(path, raw), _BLOCK)
-    return io.BufferedReader(raw, _BLOCK)
+    reader = {".gz": _GzipReader, ".tgz": _GzipReader, ".zst": _ZstdReader}.get(suffix)
+    stream: Any = raw if reader is None else reader(path, raw)
+    buffered: io.BufferedReader = io.BufferedReader(stream, _BLOCK)
+    if encoding == "utf-8":
+        return buffered
+    decoded: Any = Transcoded(path, buffered, encoding)
+    return io.BufferedReader(decoded, _BLOCK)
 
 
 def read_lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
@@ -54,7 +85,7 @@ def read_lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, byt
 def without_mark(data: bytes, path: Path) -> bytes:
     """The first bytes of a file without UTF-8's byte-order mark. Raises DataError for UTF-16."""
     if data.startswith(_UTF16_MARKS):
-        raise DataError(f"{path}: the file is UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
+        raise DataError(f"{path}: the file is UTF-16; read it with --encoding utf-16", param="encoding")
     return data.removeprefix(_BOM)
 
 
@@ -77,7 +108,7 @@ class _CountingFile(io.FileIO):
 class _Reader(io.RawIOBase):
     """A readable raw stream made from one function that returns some bytes, b"" at the end."""
 
-    def __init__(self, path: Path, source: BinaryIO) -> None:
+    def __init__(self, path: Path, source: BinaryIO | IO[bytes]) -> None:
         self._path, self._source = path, source
 
     def readable(self) -> bool:
@@ -97,8 +128,16 @@ class _Reader(io.RawIOBase):
         """At most `size` bytes."""
 
 
+class _MemberReader(_Reader):
+    def _some(self, size: int) -> bytes:
+        try:
+            return self._source.read(size)
+        except tarfile.TarError as error:
+            raise DataError(f"{self._path}: damaged tar archive: {error}") from None
+
+
 class _GzipReader(_Reader):
-    def __init__(self, path: Path, raw: _CountingFile) -> None:
+    def __init__(self, path: Path, raw: Any) -> None:
         super().__init__(path, io.BufferedReader(raw, _BLOCK))
         self._gzip = gzip.GzipFile(fileobj=self._source, mode="rb")
 
@@ -112,7 +151,7 @@ class _GzipReader(_Reader):
 
 
 class _ZstdReader(_Reader):
-    def __init__(self, path: Path, raw: _CountingFile) -> None:
+    def __init__(self, path: Path, raw: Any) -> None:
         super().__init__(path, io.BufferedReader(raw, _BLOCK))
         try:
             import zstandard

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,16 +11,31 @@ from typing import Any, BinaryIO
 
 from glmkit.errors import DataError
 
-from .rows import BadRow, ReadOptions, Row, check_text
+from .charset import encoding_hint
+from .rows import BadRow, ReadOptions, ReadReport, Row, check_text, text_of_row
 from .streams import COMPRESSIONS, LINE_LIMIT, open_stream, read_lines
 
 _BATCH_ROWS = 256
+_PEEK = 1 << 16
 
 
-def csv_fields(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Iterator[tuple[str, list[str] | str]]:
+def sniff_delimiter(stream: io.BufferedReader) -> str:
+    """The delimiter of a CSV file by its first line: comma if one is there, else the commonest of ; | and tab.
+
+    Nothing is taken from the stream.
+    """
+    header = re.sub(rb'"(""|[^"])*"', b"", stream.peek(_PEEK).partition(b"\n")[0])
+    found = max(b";|\t", key=header.count)
+    return "," if b"," in header or found not in header else chr(found)
+
+
+def csv_fields(
+    stream: io.BufferedReader, path: Path, *, tabs: bool, delimiter: str | None = None
+) -> Iterator[tuple[str, list[str] | str]]:
     """(place, fields) of every row, or (place, what is broken in it); a blank line has no fields.
 
-    CSV follows RFC 4180: fields may be quoted and then hold line breaks. TSV has no quoting: a quote is a character.
+    CSV follows RFC 4180: fields may be quoted and then hold line breaks. TSV (`tabs`) has no quoting: a quote is a
+    character. delimiter: of CSV; None: by its first line. The line "sep=;" of spreadsheets is none of the rows.
     Bytes that are not UTF-8 travel as surrogates until it is known whether they matter. Raises DataError for a row
     beyond LINE_LIMIT, behind which nothing is known.
     """
@@ -36,7 +52,7 @@ def csv_fields(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Iterator
     if tabs:
         rows = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        rows = csv.reader(lines(), strict=True)
+        rows = csv.reader(lines(), delimiter=delimiter or sniff_delimiter(stream), strict=True)
     while True:
         where, characters = f"{path}: line {rows.line_num + 1}", 0
         try:
@@ -49,12 +65,17 @@ def csv_fields(stream: io.BufferedReader, path: Path, *, tabs: bool) -> Iterator
                 raise DataError(f"{where}: {what}; is a quote not closed?") from None
             yield where, f"broken CSV: {error}"
         else:
-            yield where, fields
+            if rows.line_num > 1 or fields != ["sep=", ""]:
+                yield where, fields
 
 
-def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tabs: bool) -> Iterator[Row]:
-    """The text column of every row; the first row names the columns."""
-    rows = csv_fields(stream, path, tabs=tabs)
+def csv_rows(
+    stream: io.BufferedReader, path: Path, options: ReadOptions, report: ReadReport, *, tabs: bool
+) -> Iterator[Row]:
+    """The text column of every row; the first row names the columns. A delimiter that was found is in the report."""
+    if not tabs and options.delimiter is None and (found := sniff_delimiter(stream)) != ",":
+        report.delimiters[str(path)] = found
+    rows = csv_fields(stream, path, tabs=tabs, delimiter=options.delimiter)
     where, header = next(rows, (str(path), None))
     if header is None:
         return
@@ -71,7 +92,9 @@ def csv_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, *, tab
         elif fields:
             text = check_text(fields[column], where, options.text_field)
             if isinstance(text, BadRow) and text.reason == "lone_surrogate":
-                text = BadRow(where, "invalid_utf8", f"field {options.text_field!r}: invalid UTF-8")
+                data = fields[column].encode(errors="surrogateescape")
+                what = f"field {options.text_field!r}: invalid UTF-8{encoding_hint(data)}"
+                text = BadRow(where, "invalid_utf8", what, len(data))
             yield text
 
 
@@ -83,24 +106,38 @@ def _column(names: list[str], path: Path, field: str) -> int:
     return names.index(field)
 
 
-def parquet_rows(path: Path, options: ReadOptions, count: Callable[[int], None]) -> Iterator[Row]:
-    """The text column of every row, read batch by batch. `count` gets the file's bytes in proportion to the rows."""
+def parquet_rows(
+    path: Path,
+    options: ReadOptions,
+    report: ReadReport,
+    count: Callable[[int], None],
+    stream: io.BufferedReader | None = None,
+) -> Iterator[Row]:
+    """The text column of every row, read batch by batch. `count` gets the file's bytes in proportion to the rows.
+
+    stream: the file's bytes, where it is not on disk by itself.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise DataError(f'{path}: reading parquet needs pyarrow: pip install "glmkit[train]"') from None
-    with _seekable(path) as file:
+    with _seekable(path, stream) as file:
         try:
             table = pyarrow.parquet.ParquetFile(file)
-            column = _column(list(table.schema_arrow.names), path, options.text_field)
-            _require_text(pyarrow, table.schema_arrow, column, path)
+            names, name = list(table.schema_arrow.names), options.text_field
+            top = name if name in names or name.partition(".")[0] not in names else name.partition(".")[0]
+            column = _column(names, path, top)
+            nested = _is_nested(pyarrow, table.schema_arrow.field(column).type)
+            if not nested:
+                _require_text(pyarrow, table.schema_arrow, column, path)
             total = table.metadata.num_rows
-            size, done, counted = path.stat().st_size, 0, 0
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=[options.text_field]):
+            size, done, counted = 0 if stream else path.stat().st_size, 0, 0
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=[top]):
                 for value in _values(pyarrow, batch.column(0)):
                     done += 1
-                    yield _parquet_row(value, f"{path}: row {done}", options.text_field)
+                    where = f"{path}: row {done}"
+                    yield text_of_row({top: value}, name, where, report) if nested else _parquet_row(value, where, name)
                 now = size * done // total
                 count(now - counted)
                 counted = now
@@ -109,13 +146,13 @@ def parquet_rows(path: Path, options: ReadOptions, count: Callable[[int], None])
             raise DataError(f"{path}: not a readable parquet file: {lines[0]}") from None
 
 
-def _seekable(path: Path) -> BinaryIO:
+def _seekable(path: Path, stream: io.BufferedReader | None) -> BinaryIO:
     """The file, or its unpacked copy in a nameless temporary file: parquet cannot be read front to back."""
-    if path.suffix.lower() not in COMPRESSIONS:
+    if stream is None and path.suffix.lower() not in COMPRESSIONS:
         return open(path, "rb")
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    with open_stream(path, lambda _size: None) as stream:
-        shutil.copyfileobj(stream, copy)
+    with stream or open_stream(path, lambda _size: None) as source:
+        shutil.copyfileobj(source, copy)
     copy.seek(0)
     return copy
 
@@ -132,6 +169,10 @@ def _require_text(pyarrow: Any, schema: Any, column: int, path: Path) -> None:
         texts = [other.name for other in schema if holds_text(other.type)]
         hint = f"text columns: {', '.join(texts[:6])}; choose with --text-field" if texts else "no column holds text"
         raise DataError(f"{path}: column {field.name!r} holds {field.type}, not text; {hint}")
+
+
+def _is_nested(pyarrow: Any, kind: Any) -> bool:
+    return any(getattr(pyarrow.types, test)(kind) for test in ("is_struct", "is_list", "is_large_list"))
 
 
 def _values(pyarrow: Any, column: Any) -> list[str | bytes | None]:
@@ -151,5 +192,6 @@ def _parquet_row(value: str | bytes | None, where: str, name: str) -> Row:
         try:
             value = value.decode()
         except UnicodeDecodeError as error:
-            return BadRow(where, "invalid_utf8", f"field {name!r}: invalid UTF-8 at byte {error.start}")
+            what = f"field {name!r}: invalid UTF-8 at byte {error.start}"
+            return BadRow(where, "invalid_utf8", what, len(value))
     return check_text(value, where, name)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+from .charset import encoding_hint
 from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import read_lines
 
@@ -46,7 +47,7 @@ def _document(lines: list[bytes], path: Path, first_line: int, options: ReadOpti
         text = data.decode()
     except UnicodeDecodeError as error:
         what = f"invalid UTF-8 (byte 0x{data[error.start]:02x})"
-        return _bad(data, error.start, path, first_line, "invalid_utf8", what)
+        return _bad(data, error.start, path, first_line, "invalid_utf8", what, encoding_hint(data))
     if options.split_text != "file":
         text = text.rstrip("\r\n")
     if "\r\n" in text and not options.keep_crlf:
@@ -55,7 +56,7 @@ def _document(lines: list[bytes], path: Path, first_line: int, options: ReadOpti
     return text
 
 
-def _bad(data: bytes, offset: int, path: Path, first_line: int, reason: str, what: str) -> BadRow:
+def _bad(data: bytes, offset: int, path: Path, first_line: int, reason: str, what: str, hint: str = "") -> BadRow:
     line = first_line + data.count(b"\n", 0, offset)
     column = offset - (data.rfind(b"\n", 0, offset) + 1)
-    return BadRow(f"{path}: line {line}", reason, f"{what} at byte {column} of the line")
+    return BadRow(f"{path}: line {line}", reason, f"{what} at byte {column} of the line{hint}", len(data))

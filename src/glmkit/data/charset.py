@@ -1,0 +1,112 @@
+"""Encodings of text: checking a name, reading as UTF-8, and a guess at what bytes that are not UTF-8 may be."""
+
+import codecs
+import io
+import re
+from pathlib import Path
+
+from glmkit.errors import DataError
+
+_SAMPLE = 1 << 16  # bytes that a guess looks at
+_LIKELY = 0.8  # share of the characters beyond ASCII that must be usual ones
+# Encodings of whole scripts: the first bytes, in that encoding or its older core, of its punctuation and of the letters
+# that most texts are written with (the first level of each national standard); and what an eighth of the text must be
+# where the same bytes are as usual in another encoding: kana in Japanese, spaces in Korean.
+_SCRIPTS = (
+    ("shift_jis", "shift_jis", ((0x81, 0x83), (0x88, 0x97)), "[\u3041-\u30ff]"),
+    ("euc_jp", "euc_jp", ((0xA1, 0xA5), (0xB0, 0xCF)), "[\u3041-\u30ff]"),
+    ("euc_kr", "euc_kr", ((0xA1, 0xA3), (0xB0, 0xC8)), " "),
+    ("gb18030", "gb2312", ((0xA1, 0xA3), (0xB0, 0xD7)), ""),
+    ("big5", "big5", ((0xA1, 0xA3), (0xA4, 0xC6)), ""),
+)
+_WESTERN = "cp1252"
+
+
+def check_encoding(name: str) -> str:
+    """The codec's own name of a text encoding. Raises DataError for one that Python does not know."""
+    try:
+        found = codecs.lookup(name)
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise DataError(
+            f"encoding is {name!r}, which is unknown; give one such as utf-8, gb18030, big5, shift_jis, latin-1 or "
+            "utf-16",
+            param="encoding",
+        ) from None
+    return found.name
+
+
+def guess_encoding(data: bytes) -> str | None:
+    """The encoding that makes the most usual characters of bytes that are not UTF-8; None where none is likely."""
+    data = data[:_SAMPLE]
+    best, name = _LIKELY, None
+    for encoding, core, usual, sign in _SCRIPTS:
+        text = _decoded(data, encoding) or ""
+        beyond = [character for character in text if not character.isascii()]
+        if sign and 8 * len(re.findall(sign, text)) < len(text):
+            continue
+        if beyond and (share := sum(_is_usual(one, core, usual) for one in beyond) / len(beyond)) > best:
+            best, name = share, encoding
+    if name is not None:
+        return name
+    text = _decoded(data, _WESTERN)
+    if text is None:
+        return None
+    beyond = [character for character in text if not character.isascii()]
+    words = sum(character.isalpha() for character in beyond)
+    return _WESTERN if words >= _LIKELY * len(beyond) and 2 * len(beyond) < len(text) else None
+
+
+def encoding_hint(data: bytes) -> str:
+    """What to do about bytes that are not UTF-8, as the end of a sentence; "" where nothing is likely."""
+    name = guess_encoding(data)
+    return "" if name is None else f"; if the file is {name.upper()}: --encoding {name}"
+
+
+class Transcoded(io.RawIOBase):
+    """The bytes of a stream in another encoding as UTF-8. Bytes that are wrong in it stay as they are, and so stay
+    wrong; where it has no such form (UTF-16), they raise DataError."""
+
+    def __init__(self, path: Path, source: io.BufferedReader, encoding: str) -> None:
+        self._path, self._source, self._encoding = path, source, encoding
+        self._decode = codecs.getincrementaldecoder(encoding)("surrogateescape").decode
+        self._left = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill a buffer; 0 at the end."""
+        while not self._left and not self._ended:
+            data = self._source.read1(1 << 16)
+            self._ended = not data
+            try:
+                self._left = self._decode(data, self._ended).encode("utf-8", "surrogateescape")
+            except UnicodeError as error:
+                raise DataError(f"{self._path}: not {self._encoding}: {error}", param="encoding") from None
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        """Close the source, too."""
+        self._source.close()
+        super().close()
+
+
+def _decoded(data: bytes, encoding: str) -> str | None:
+    """The text, but for a character cut at the end; None for bytes that the encoding does not have."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_usual(character: str, core: str, usual: tuple[tuple[int, int], ...]) -> bool:
+    try:
+        first = character.encode(core)[0]
+    except UnicodeEncodeError:
+        return False
+    return any(low <= first <= high for low, high in usual)
