@@ -49,12 +49,10 @@ def guess_encoding(data: bytes) -> str | None:
             best, name = share, encoding
     if name is not None:
         return name
-    text = _decoded(data, _WESTERN)
-    if text is None:
-        return None
-    beyond = [character for character in text if not character.isascii()]
+    western = _decoded(data, _WESTERN) or ""
+    beyond = [character for character in western if not character.isascii()]
     words = sum(character.isalpha() for character in beyond)
-    return _WESTERN if words >= _LIKELY * len(beyond) and 2 * len(beyond) < len(text) else None
+    return _WESTERN if words >= _LIKELY * len(beyond) and 2 * len(beyond) < len(western) else None
 
 
 def encoding_hint(data: bytes) -> str:
