@@ -56,7 +56,7 @@ def guess_encoding(data: bytes) -> str | None:
 
 
 def encoding_hint(data: bytes) -> str:
-    """What to do about bytes that are not UTF-8, as the end of a sentence; "" where nothing is likely."""
+    """Advice on bytes that are not UTF-8, as the end of a sentence; "" where nothing is likely."""
     name = guess_encoding(data)
     return "" if name is None else f"; if the file is {name.upper()}: --encoding {name}"
 
