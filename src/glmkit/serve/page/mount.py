@@ -76,9 +76,6 @@ def mount_page(app: FastAPI, state: Served) -> None:
 
 def _prepare() -> None:
     """Settings that Gradio reads from the environment when it is imported."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")  # statistics that nobody sees
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "GRADIO_TEMP_DIR" not in os.environ:
         # The usual folder is shared by everybody on the machine.
         os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="glmkit-page-")
