@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from support.outgoing import ATTEMPTS, refuse_outgoing
+
+refuse_outgoing()
+
 # A shell that starts tests in the background ignores Ctrl-C for them and for every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if function in seen and zlib.crc32(item.nodeid.encode()) % share:
             item.add_marker(pytest.mark.exhaustive)
         seen.add(function)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that asks another machine for anything, also where the refusal was caught."""
+    before = len(ATTEMPTS)
+    yield
+    assert ATTEMPTS[before:] == [], "no test may reach for the network"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -41,6 +41,10 @@ class CheckpointError(GLMKitError):
     """A model directory or checkpoint that cannot be read or written as asked."""
 
 
+class HubError(CheckpointError):
+    """A model of a hub that cannot be had: no answer, no such name, no permission, a download that broke off."""
+
+
 class TokenizerError(GLMKitError):
     """A tokenizer file or text that cannot be handled."""
 

@@ -26,9 +26,10 @@ from .quant import quantize_modules
 from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Quantize = Literal["int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
+_SHORT: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Bytes up to which a float16 model is computed in float32, which holds it exactly, even where bfloat16 is faster.
 SMALL = 256 << 20
 _SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
@@ -62,24 +63,28 @@ def load_parts(
     dtype: DType = "auto",
     quantize: Quantize | None = None,
     family: str | None = None,
+    hub: str | None = None,
 ) -> Parts:
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
-    source: a directory, or a name on the Hugging Face hub. config: a preset's name, a config file (published, or our
+    source: a directory, or a hub name: org/name or org/name@revision. config: a preset's name, a config file (published, or our
     fields in JSON or YAML) or fields, for directories without one or to override theirs. tokenizer: one, or a directory
     with its files. adapter: a LoRA or P-Tuning v2 directory. alpha: of a LoRA whose directory does not state it; its
     scale is alpha / rank. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that
     float16 becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no
     bfloat16, and for small models). quantize: the layers' matrices, on the way in. family: decides where several share
-    a layout.
+    a layout. hub: "huggingface" or "modelscope", for names (default: GLMKIT_HUB, else Hugging Face); a name is looked for
+    here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
     target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
     if alpha is not None:
         _check_alpha(alpha, adapter)
-    directory = local_directory(source)
-    adapter_directory = None if adapter is None else local_directory(adapter)
+    directory = local_directory(source, hub=hub)
+    adapter_directory = None if adapter is None else local_directory(adapter, hub=hub)
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer")
     checkpoint = open_checkpoint(directory, config=config, family=family)
     settings, loaded = checkpoint.config, _tokenizer(checkpoint, directory, tokenizer)
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
@@ -216,6 +221,7 @@ def _given_dtype(name: DType) -> torch.dtype | None:
     if name == "auto":
         return None
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = _SHORT.get(name, name)
     if name not in choices:
         raise RequestError(f"dtype {name!r} is unknown", step=f"use auto, {', '.join(choices)}", param="dtype")
     return choices[name]

@@ -61,6 +61,12 @@ class LM:
         self._process = os.getpid()
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        parameter = next(self.model.parameters())
+        numbers = sum(tensor.numel() for tensor in self.model.parameters())
+        kind = f"{numbers:,} parameters, {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
+        return f"<LM {self.family} of {self.parts.directory}: {kind}>"
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Raise TokenizerError when the directory ships none."""
@@ -221,7 +227,7 @@ class LM:
 
     # --- conversations ------------------------------------------------------------------------------------------------
 
-    def chat(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, Turns]:
+    def chat(self, query: str, history: History | None = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, Turns]:
         """Answer one turn of a conversation: (response, history for the next call).
 
         Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
@@ -233,7 +239,7 @@ class LM:
         return self._turn(query, history, options).answer(self.engine)
 
     def stream_chat(
-        self, query: str, history: History = (), **options: Unpack[ChatOptions]
+        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
     ) -> Generator[tuple[str | Call, Turns]]:
         """`chat` while it is made: (response so far, history so far) for each token that shows something.
 
@@ -242,7 +248,7 @@ class LM:
         """
         return _pairs(self._turn(query, history, options).steps(self.engine))
 
-    def chat_steps(self, query: str, history: History = (), **options: Unpack[ChatOptions]) -> Generator[ChatStep]:
+    def chat_steps(self, query: str, history: History | None = (), **options: Unpack[ChatOptions]) -> Generator[ChatStep]:
         """`stream_chat` with more to it: new text that is certain, counts, logprobs, and why the reply ended."""
         return self._turn(query, history, options, logprobs=True).steps(self.engine)
 
@@ -265,7 +271,7 @@ class LM:
         asked = with_system(to_messages(messages), prompts.template, None, tools)
         return Turn(prompts, asked, options or {}, trim=trim).job(listener)
 
-    def _turn(self, query: str, history: History, options: ChatOptions, *, logprobs: bool = False) -> Turn:
+    def _turn(self, query: str, history: History | None, options: ChatOptions, *, logprobs: bool = False) -> Turn:
         turn = Turn.asked(self._prompts, query, history, options)
         _one_answer(turn.params, "chat_job or chat_steps", logprobs=logprobs)
         if turn.dropped:
@@ -368,6 +374,7 @@ def load(
     dtype: DType = "auto",
     quantize: Quantize | None = None,
     family: str | None = None,
+    hub: str | None = None,
 ) -> LM:
     """Open a model in any published layout. See `loading.load_parts` for the arguments and errors."""
     return LM(
@@ -381,5 +388,6 @@ def load(
             dtype=dtype,
             quantize=quantize,
             family=family,
+            hub=hub,
         )
     )

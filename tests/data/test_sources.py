@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -250,14 +251,35 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(hub, "_require_hub", lambda name: None)
     assert read("org/name:zh", text_field="body", hub_split="test") == TEXTS
     assert asked == [("org/name", "zh", "test", True)]
-    assert Sources(["wikitext"]).total_bytes is None
+    assert Sources(["hub:wikitext"]).total_bytes is None
     with pytest.raises(DataError, match=r"^org/name \(train\): row 1: no field 'text'; fields with text: body"):
         read("org/name")
 
 
 def test_what_can_be_a_name_of_the_hub() -> None:
-    assert all(map(hub.is_hub_name, ("c4", "allenai/c4", "allenai/c4:en", "a-b/c_d.e")))
-    assert not any(map(hub.is_hub_name, ("/tmp/x", "a/b/c", "./a", "../a", "a b", "", "目录")))
+    assert [hub.dataset_name(name) for name in ("allenai/c4", "allenai/c4:en", "a-b/c_d.e", "hub:c4", "hub:c4:en")] == [
+        "allenai/c4", "allenai/c4:en", "a-b/c_d.e", "c4", "c4:en",
+    ]  # fmt: skip
+    assert not any(map(hub.dataset_name, ("c4", "/tmp/x", "a/b/c", "./a", "../a", "a b", "", "目录")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mytexts", "mytexts: no such file or directory; did you mean my-texts?"),
+        ("poems", "poems: no such file or directory; a dataset of the hub without an owner is hub:NAME"),
+        ("my-texts/novls", "my-texts/novls: no such file or directory; did you mean my-texts/novels?"),
+        ("mytexts/novels", "mytexts/novels: no such file or directory; did you mean my-texts/novels?"),
+        ("my-texts/zzz", "my-texts/zzz: no such file or directory"),
+    ],
+)
+def test_a_slip_in_a_path_is_no_dataset(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-texts" / "novels").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        Sources([name])
 
 
 def test_real_files_named_json_with_one_object_a_line() -> None:

@@ -4,6 +4,7 @@ Only names of files and small text files (config, index, tag) are looked at here
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,15 @@ TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
 ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin")
 # Endings of files of weights that are read; a new kind of file is named here and in `_INDEXED`.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams")
+# What trainers leave beside weights: optimizer and scheduler states, random states, their arguments.
+TRAINING = re.compile(
+    r"optimizer.*|scheduler\.pt|rng_state.*|random_states.*|training_args\.bin|trainer_state\.json|trainer\.json|"
+    r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
+)
 _INDEXED = ("model.safetensors", "pytorch_model.bin")
 _MAX_INDEX = 4 << 20  # bytes
+_MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
+_MOST_FOLDERS = 50
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,48 @@ def detect(directory: Path) -> Detected:
                 f"{path} is a link to {path.readlink()}, which is not there", step="download it again"
             )
     shown = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+    below = models_below(directory)
     raise CheckpointError(
         f"{directory} holds no weights (it has {shown}); looked for model*.safetensors, pytorch_model*.bin, "
-        f"model_state*.pdparams and mp_rank_*_model_states.pt"
+        f"model_state*.pdparams and mp_rank_*_model_states.pt",
+        step=f"did you mean {below[-1]}?" if below else None,
+    )
+
+
+def models_below(directory: Path) -> list[Path]:
+    """Directories with weights one level down, or two for a cache of a hub (`snapshots/COMMIT`); the last is the newest.
+
+    Names of files decide; at most 50 directories are looked into.
+    """
+    found: list[Path] = []
+    for name in _folders(directory):
+        path = directory / name
+        if _names_weights(path):
+            found.append(path)
+        elif name == "snapshots":
+            found += [path / inner for inner in _folders(path) if _names_weights(path / inner)]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _folders(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    return names[:_MOST_FOLDERS]
+
+
+def _names_weights(directory: Path) -> bool:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    return any(
+        name in (*TAG_FILES, *ADAPTER_FILES)
+        or name.endswith(".index.json")
+        or (name.endswith(WEIGHT_SUFFIXES) and _MODEL_NAME.match(name) is not None)
+        for name in names
     )
 
 

@@ -1,54 +1,84 @@
-"""A name on the Hugging Face hub becomes a local directory: weights, config and tokenizer files, never code."""
+"""A name on a hub becomes a local directory: the files that detection reads, and no others."""
 
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from glmkit.errors import CheckpointError
+from glmkit.families.family import CONFIG_FILES, TEXT_FILES, all_families
+from glmkit.hub.directory import find_directory
+from glmkit.progress import Progress
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
-# tokenization_*.py is read as text to tell two families apart, and never run.
-_FILES = [
-    "*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.tiktoken", "tokenization_*.py", "latest", "*.pdparams",
-]  # fmt: skip
-_NOT = ("*/*", "*.msgpack", "*.h5", "*.onnx", "training_args.bin", "optimizer.bin")
+from .detect import ADAPTER_FILES, TAG_FILES, TRAINING, WEIGHT_SUFFIXES, detect
+
+Need = Literal["model", "tokenizer", "config"]
 
 
-def local_directory(source: str | os.PathLike[str]) -> Path:
-    """The directory itself, or where the hub's files of `org/name` (or `org/name@revision`) lie after a download.
+def local_directory(
+    source: str | os.PathLike[str], *, hub: str | None = None, need: Need = "model", progress: Progress | None = None
+) -> Path:
+    """The directory itself, or where the hub's files of `org/name` (`org/name@revision`) lie.
 
-    What is in the local cache is not downloaded again, and HF_HUB_OFFLINE is obeyed. Raises CheckpointError.
+    A directory of this machine comes first, then a copy in the hub's cache, which is used without a request; else the
+    files are downloaded. hub: "huggingface" or "modelscope". need: what it is for; without "model" no weights are
+    downloaded. Raises CheckpointError, RequestError or OSError.
     """
-    path = Path(source)
-    if path.is_dir():
-        return path
-    name = os.fspath(source)
-    if path.exists() or not _NAME.fullmatch(name):
-        raise CheckpointError(
-            f"{name} is not a directory", step="give the path of a model directory, or a hub name (org/name)"
-        )
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError(
-            f'{name} is not a directory; to load from the hub, pip install "glmkit[hf]", or give a local path'
-        ) from None
-    repository, _, revision = name.partition("@")
-    options = {"revision": revision or None}
-    try:
-        ignored = [*_NOT, *_second_copies(lambda: huggingface_hub.list_repo_files(repository, **options))]
-        return Path(
-            huggingface_hub.snapshot_download(repository, **options, allow_patterns=_FILES, ignore_patterns=ignored)
-        )
-    except Exception as error:  # the library and the network raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name} is not a directory, and not to be had from the hub: {reason}") from error
+    is_whole: dict[Need, Callable[[Path], bool]] = {
+        "model": _holds_weights,
+        "tokenizer": lambda directory: _holds(directory, _tokenizer_files()),
+        "config": lambda directory: _holds(directory, (*CONFIG_FILES, *ADAPTER_FILES)),
+    }
+
+    def choose(names: Sequence[str]) -> list[str]:
+        return files_to_read(names, weights=need == "model")
+
+    return find_directory(source, choose, is_whole[need], hub=hub, progress=progress)
 
 
-def _second_copies(names: Callable[[], Iterable[str]]) -> list[str]:
-    """Patterns of second copies of weights that are there as safetensors; none where the hub cannot be asked."""
+def files_to_read(names: Sequence[str], *, weights: bool = True) -> list[str]:
+    """The files of a model directory that are read, of those there: weights in one kind of file, settings, vocabularies.
+
+    Of weights that lie there in several kinds, the one that detection prefers; of models and adapters each. Code is
+    left out but for tokenizer classes, which are read as text to tell two families apart.
+    """
+    texts = (*CONFIG_FILES, *ADAPTER_FILES, *TAG_FILES, *TEXT_FILES, "*.json", *_tokenizer_files())
+    chosen = [name for name in names if "/" not in name and _matches(name, texts) and not name.endswith(WEIGHT_SUFFIXES)]
+    if not weights:
+        return chosen
+    stored = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not TRAINING.fullmatch(_base(name))]
+    for is_adapter in (False, True):
+        group = [name for name in stored if _base(name).startswith("adapter_") is is_adapter]
+        top = [name for name in group if "/" not in name] or [name for name in group if _base(name).startswith("mp_rank_")]
+        kind = next((suffix for suffix in WEIGHT_SUFFIXES if any(name.endswith(suffix) for name in top)), None)
+        chosen += [name for name in top if kind is not None and name.endswith(kind)]
+    kinds = {suffix for suffix in WEIGHT_SUFFIXES if any(name.endswith(suffix) for name in chosen)}
+    unused = tuple(f"{suffix}.index.json" for suffix in WEIGHT_SUFFIXES if suffix not in kinds)
+    return [name for name in chosen if not name.endswith(unused)]
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(_base(name), pattern) for pattern in patterns)
+
+
+def _tokenizer_files() -> tuple[str, ...]:
+    named = dict.fromkeys(name for family in all_families().values() for name in family.tokenizer_files)
+    return (*named, "tokenizer.json")
+
+
+def _holds(directory: Path, patterns: Sequence[str]) -> bool:
+    return any(_matches(path.name, patterns) and path.is_file() for path in directory.iterdir())
+
+
+def _holds_weights(directory: Path) -> bool:
+    """True for a complete model, or an adapter with its weights."""
     try:
-        return ["pytorch_model*.bin*"] if any(name.endswith(".safetensors") for name in names()) else []
-    except Exception:  # offline: the cache decides
-        return []
+        detect(directory)
+    except CheckpointError:
+        return _holds(directory, ADAPTER_FILES) and any(path.name.endswith(WEIGHT_SUFFIXES) for path in directory.iterdir())
+    return True

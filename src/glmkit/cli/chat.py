@@ -1,18 +1,18 @@
 """`glm chat MODEL`: a conversation in the terminal, or one turn for each line of a pipe."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 
 from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, Lines, read_tools, reason_of
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.output import print_json
 from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import GLMKitError, RequestError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("model", metavar="MODEL", help="model directory, or a hub name (org/name)")
     parser.add_argument("--system", metavar="TEXT", help="system message, for models with one")
     parser.add_argument("--history", metavar="FILE", help="JSON file to go on from and to keep the history in")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools in the family's form, where it has one")
@@ -68,5 +68,5 @@ def _talk(dialogue: Dialogue, lines: Lines, as_json: bool) -> int:
         except (GLMKitError, UnicodeDecodeError) as error:
             failed += 1
             if as_json:
-                print(json.dumps({"error": reason_of(error)}, ensure_ascii=False), flush=True)
+                print_json({"error": reason_of(error)})
             print(f"glm chat: {reason_of(error)}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from glmkit.cli.output import print_json
 from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
 from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
@@ -211,7 +212,7 @@ class Dialogue:
         if self._json:
             tokens = 0 if last is None else last.tokens
             answer = {"query": query, "response": response, "finish": finish, "tokens": tokens}
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print_json(answer)
             return
         if not isinstance(response, str):  # a call of a tool
             text = json.dumps(response, ensure_ascii=False)

@@ -1,6 +1,5 @@
 """`glm convert SRC DST --to FORMAT`: a checkpoint in another layout, cut over other ranks, in another dtype."""
 
-import json
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -9,7 +8,11 @@ from dataclasses import asdict
 
 from glmkit.checkpoint.conversion.conversion import DTYPES, ConvertReport, convert
 from glmkit.checkpoint.conversion.transfer import Step
+from glmkit.checkpoint.hub import local_directory
+from glmkit.cli.output import print_json
+from glmkit.cli.parser import add_hub_argument
 from glmkit.errors import names_text
+from glmkit.families.family import first_command
 from glmkit.progress import Progress
 
 EPILOG = """formats, as far as the model's family has them:
@@ -32,8 +35,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("source", metavar="SRC", help="directory of a checkpoint, in any layout")
+    add("source", metavar="SRC", help="directory of a checkpoint, in any layout, or a hub name")
     add("destination", metavar="DST", help="directory to make; it appears only when it is complete")
+    add_hub_argument(parser.add_argument)
     add("--to", required=True, metavar="FORMAT", help="layout to write (see below)")
     ranks_help = "rank files to write (default: as many as SRC has where both layouts are cut, else 1)"
     add("--tensor-parallel", type=int, metavar="N", help=ranks_help)
@@ -56,15 +60,14 @@ def run(args: Namespace) -> int:
     """Convert and say what was done."""
     with Progress(quiet=args.quiet) as progress:
         report = convert(
-            args.source,
+            local_directory(args.source, hub=args.hub, progress=progress),
             args.destination,
             verify=not args.no_verify,
             progress=_shown(progress),
             **{name: getattr(args, name) for name in _OPTIONS},
         )
     if args.json:
-        json.dump(facts(report), sys.stdout, ensure_ascii=False, indent=2)
-        print()
+        print_json(facts(report), indent=2)
     else:
         print(summary(report, args.destination))
     return 0
@@ -130,5 +133,5 @@ def summary(report: ConvertReport, destination: str) -> str:
             f"({100 * error.relative:.2f} % of the weights' RMS)"
         )
     lines += [f"  note: {note}" for note in report.notes]
-    verb, text = ("generate", "a text") if report.causal else ("fill", "text with a [MASK]")
-    return "\n".join([*lines, f"next: glm {verb} {shlex.quote(str(destination))} {shlex.quote(text)}"])
+    command = first_command(report.family, shlex.quote(destination), causal=report.causal)
+    return "\n".join([*lines, f"next: {command}"])

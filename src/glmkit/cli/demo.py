@@ -1,11 +1,11 @@
 """`glm demo`: pretrain a small GLM on the running Python's standard library and fill held-out blanks."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from rich.console import Console
 
+from glmkit.cli.output import print_json
 from glmkit.demo.end_to_end import DemoOptions, run_demo
 
 
@@ -26,7 +26,7 @@ def run(args: Namespace) -> int:
     options = DemoOptions(output=output, minutes=args.minutes, blanks=args.blanks, seed=args.seed, library=args.library)
     report = run_demo(options, Console(stderr=True))
     if args.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False))
+        print_json(report.to_dict())
         return 0
     print(f"report: {output / 'report.html'}")
     print(f"model:  {output / 'model'}    try: glm fill {output / 'model'} 'for i in [MASK](10):'")

@@ -1,20 +1,21 @@
 """`glm doctor DIR`: what a model directory is, what is wrong with it, what it needs, and what to run next."""
 
-import json
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from glmkit.checkpoint.configure import read_given
+from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.info import open_console, plain_grid
+from glmkit.cli.output import print_json
+from glmkit.cli.parser import add_hub_argument
 from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding, Level
 from glmkit.diagnosis.forecast import Use
 from glmkit.diagnosis.report import Report
-from glmkit.errors import RequestError, size_text
+from glmkit.errors import size_text
 from glmkit.families.family import family_named
 from glmkit.progress import Progress
 
@@ -33,7 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "Exit status: 0 usable (warnings are no hindrance), 1 not usable, 2 wrong arguments."
     )
     add = parser.add_argument
-    add("directory", metavar="DIR", help="model or adapter directory, complete or not")
+    add("directory", metavar="DIR", help="model or adapter directory, complete or not, or a hub name")
+    add_hub_argument(parser.add_argument)
     config_help = "preset or config file, for directories that ship none (Megatron, SAT)"
     add("--config", metavar="NAME_OR_FILE", help=config_help)
     add("--family", metavar="F", help="where several share a layout (chatglm2, chatglm3)")
@@ -43,14 +45,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the report. Nothing is written, no code of the directory is run."""
-    directory = Path(args.directory)
-    if not directory.exists():
-        raise RequestError(f"{directory} does not exist; give the path of a model directory")
-    if not directory.is_dir():
-        raise RequestError(f"{directory} is a file; give the directory it lies in")
     read_given(args.config)  # wrong arguments are no finding about the directory
     if args.family:
         family_named(args.family)
+    directory = local_directory(args.directory, hub=args.hub)
     with Progress(quiet=not args.deep) as progress:
         begun = False
 
@@ -63,7 +61,7 @@ def run(args: Namespace) -> int:
 
         report = examine(directory, config=args.config, family=args.family, deep=args.deep, progress=advance)
     if args.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False))
+        print_json(report.to_dict())
     else:
         print_report(open_console(), report)
     return 0 if report.usable else 1

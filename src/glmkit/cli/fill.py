@@ -1,10 +1,10 @@
 """`glm fill MODEL TEXT`: fill every blank of a text."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.output import print_json
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 
 
@@ -26,5 +26,8 @@ def run(args: Namespace) -> int:
     text = read_text(args)
     lm = open_model(args)
     filled = lm.fill(text, max_tokens=args.max_tokens, order=args.order, **generation_options(args))
-    print(json.dumps(asdict(filled), ensure_ascii=False) if args.json else filled.text)
+    if args.json:
+        print_json(asdict(filled))
+    else:
+        print(filled.text)
     return 0

@@ -1,11 +1,11 @@
 """`glm generate MODEL TEXT`: continue a text, or with --input every text of a file."""
 
-import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
+from glmkit.cli.output import print_json
 from glmkit.cli.parser import Help
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
     several = args.n > 1 or args.num_return_sequences > 1
     if args.json:
         found = [_as_json(lm, answer) for answer in answers]
-        print(json.dumps({"text": text, **({"answers": found} if several else found[0])}, ensure_ascii=False))
+        print_json({"text": text, **({"answers": found} if several else found[0])})
         return 0
     for number, answer in enumerate(answers, 1):
         if several:

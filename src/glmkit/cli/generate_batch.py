@@ -15,7 +15,8 @@ from glmkit.batch.fingerprint import fingerprint
 from glmkit.batch.output import Output
 from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
-from glmkit.checkpoint.hub import local_directory
+from glmkit.checkpoint.hub import Need, local_directory
+from glmkit.cli.output import print_json
 from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
@@ -209,12 +210,13 @@ def _with_original_names(args: Namespace, options: Values) -> Values:
 
 def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
     """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie."""
-    files = {f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model)).items()}
+    files = {f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model, hub=args.hub)).items()}
     named: dict[str, object] = {}
     for name in ("adapter", "tokenizer", "config"):
         value = getattr(args, name)
         if value is not None and (name != "config" or Path(value).is_file()):
-            source = Path(value) if name == "config" else local_directory(value)
+            need: Need = "tokenizer" if name == "tokenizer" else "model"
+            source = Path(value) if name == "config" else local_directory(value, hub=args.hub, need=need)
             files |= {f"the {name}'s {file}": digest for file, digest in fingerprint(source).items()}
         else:
             named[name] = value
@@ -259,7 +261,7 @@ def _say(args: Namespace, report: _Report, speed: str = "") -> int:
     lines, new = report.lines, report.new_lines
     before = f", {lines - new:,} of them by an earlier run" if new < lines else ""
     if args.json:
-        print(json.dumps({"output": args.output, **asdict(report)}, ensure_ascii=False))
+        print_json({"output": args.output, **asdict(report)})
     elif not new:
         print(f"{args.output}: {f'all {lines:,} rows are answered already' if lines else 'the input has no rows'}")
     else:

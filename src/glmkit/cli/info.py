@@ -1,6 +1,6 @@
 """`glm info`: the shape of a published size or of a model directory, counted without loading a weight."""
 
-import json
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -8,17 +8,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from glmkit.checkpoint.hub import local_directory
+from glmkit.cli.output import print_json
+from glmkit.cli.parser import add_hub_argument
 from glmkit.config import GLMConfig
 from glmkit.diagnosis.config_alone import config_of_directory
 from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes
-from glmkit.errors import ConfigError, size_text
-from glmkit.families.family import all_families, preset, preset_names
+from glmkit.errors import ConfigError, did_you_mean, size_text
+from glmkit.families.family import all_families, first_command, preset, preset_names
+from glmkit.hub.names import existing_directory
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     add = parser.add_argument
-    add("source", metavar="DIR", nargs="?", help="model directory, or a preset's name; none: list presets")
+    add("source", metavar="DIR", nargs="?", help="model directory, preset or hub name; none: list presets")
+    add_hub_argument(parser.add_argument)
     add("--preset", metavar="NAME", help="a published size, such as glm-10b")
     add("--config", metavar="NAME_OR_FILE", help="preset or config file, for a DIR that ships none")
     add("--json", action="store_true", help="print one JSON object; sizes in bytes")
@@ -36,7 +41,7 @@ def run(args: Namespace) -> int:
     counted = sizes(config)
     facts = _facts(config)
     if args.json:
-        print(json.dumps({"name": name, **facts, **counted.to_dict()}, ensure_ascii=False))
+        print_json({"name": name, **facts, **counted.to_dict()})
         return 0
     console = open_console()
     console.print(plain_grid({"name": name, **{key: _text(value) for key, value in facts.items()}}))
@@ -44,21 +49,22 @@ def run(args: Namespace) -> int:
     console.print(plain_grid(_parameter_lines(counted)))
     console.print()
     console.print(plain_grid(_byte_lines(config, counted)))
+    if name not in preset_names():
+        command = first_command(config.family, shlex.quote(name), causal=config.mask == "causal")
+        console.print(f"\nnext  {command}", style="bold", soft_wrap=True)
     return 0
 
 
 def _config(args: Namespace) -> tuple[str, GLMConfig]:
-    if args.source is not None:
-        directory = Path(args.source)
-        if directory.is_dir():
-            return str(args.source), config_of_directory(directory, args.config)
-        if directory.exists():
-            raise ConfigError(f"{args.source} is a file; give the directory it lies in")
-        try:
-            return args.source, preset(args.source)
-        except ConfigError as error:
-            raise ConfigError(f"{args.source} is no directory, and {error}") from None
-    return args.preset, preset(args.preset)
+    if args.source is None:
+        return args.preset, preset(args.preset)
+    if existing_directory(args.source) is None and args.source in preset_names():
+        return args.source, preset(args.source)
+    if "/" in args.source or Path(args.source).exists():
+        return args.source, config_of_directory(local_directory(args.source, hub=args.hub, need="config"), args.config)
+    raise ConfigError(
+        f"{args.source} is no directory, and no preset is called that", step=did_you_mean(args.source, preset_names())
+    )
 
 
 def _facts(config: GLMConfig) -> dict[str, object]:
@@ -144,7 +150,7 @@ def _list(*, as_json: bool) -> int:
     rows = [(name, preset(name)) for name in preset_names()]
     if as_json:
         listed = [{"name": name, **_facts(config), **sizes(config).to_dict()} for name, config in rows]
-        print(json.dumps({"presets": listed}, ensure_ascii=False))
+        print_json({"presets": listed})
         return 0
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("preset", no_wrap=True)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from glmkit import __version__
+from glmkit.cli.output import escape_what_does_not_fit
 from glmkit.errors import GLMKitError, did_you_mean
 
 
@@ -49,6 +50,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 success, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM."""
     arguments = sys.argv[1:] if argv is None else argv
+    escape_what_does_not_fit()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2

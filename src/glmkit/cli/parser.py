@@ -1,10 +1,41 @@
 """The parser of every verb: argparse, with a wrong option as one line that names the closest spelling."""
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from glmkit.errors import RequestError, closest
+
+
+_LARGEST = 2**63 - 1  # what a tensor, a file and the libraries below can count
+_SHOWN = 40  # characters of a value that is refused
+
+
+def _whole_number(text: str) -> int:
+    """`type=int` of every option. Raises ArgumentTypeError."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {_shortened(text)!r}") from None
+    if not -_LARGEST <= value <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} is beyond {_LARGEST}")
+    return value
+
+
+def _finite_number(text: str) -> float:
+    """`type=float` of every option. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {_shortened(text)!r}") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} is no finite number")
+    return value
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class Help(argparse.HelpFormatter):
@@ -16,11 +47,18 @@ class Help(argparse.HelpFormatter):
         return text if nothing or "default" in text else f"{text} (default: %(default)s)"
 
 
+def add_hub_argument(add: Callable[..., argparse.Action], what: str = "hub of names that are no directory here") -> None:
+    """--hub, of every verb that takes the name of a model. add: `add_argument` of the verb's parser or a group of it."""
+    add("--hub", metavar="HUB", help=f"{what}: huggingface or modelscope (default: GLMKIT_HUB, else huggingface)")
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Parse --a-b and --a_b alike; raises RequestError, one line, where argparse would print its usage and exit."""
 
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _finite_number)
 
     def parse_args(  # type: ignore[override]  # argparse's overloads are for a namespace of the caller's own class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -1,11 +1,13 @@
 """`glm prepare INPUT... --output DIR`: text to a tokenizer and a memory-mapped token store."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
 from typing import get_args
 
+from glmkit.checkpoint.hub import local_directory
+from glmkit.cli.output import print_json
+from glmkit.cli.parser import add_hub_argument
 from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.encoding import usable_cores
 from glmkit.data.rows import Format, ReadOptions
@@ -18,7 +20,7 @@ from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, 
 
 EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst.
 A text file is one document unless it is split; elsewhere a row is. Directories are read recursively; quote globs.
-A name that is no file ("org/name", "org/name:config") is read from the Hugging Face hub.
+A name that is no file ("org/name", "org/name:config", "hub:name") is read from the Hugging Face hub.
 example: glm prepare books/ 'news/*.jsonl.gz' --text-field content --vocab-size 16000 --output prepared
 """
 
@@ -50,7 +52,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
 
     add = parser.add_argument_group("tokenizer").add_argument
-    add("--tokenizer", metavar="DIR", help="use the tokenizer of this store or model instead of training one")
+    tokenizer_help = "use the tokenizer of this store or model (or of a hub name) instead of training one"
+    add("--tokenizer", metavar="DIR", help=tokenizer_help)
+    add_hub_argument(add, "hub of a --tokenizer that is no directory here")
     vocabulary_help = (
         f"tokens, the special ones included, at least {MIN_VOCAB_SIZE} "
         f"(default {DEFAULT_VOCAB_SIZE:,}, or as many as the text gives)"
@@ -81,8 +85,11 @@ def run(args: Namespace) -> int:
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
                 raise DataError(f"--{option} has no effect on a given tokenizer; leave out it or --tokenizer")
-    tokenizer = TrainedTokenizer.load(args.tokenizer) if args.tokenizer is not None else None
     with Progress(quiet=args.quiet) as progress:
+        tokenizer = None
+        if args.tokenizer is not None:
+            folder = local_directory(args.tokenizer, hub=args.hub, need="tokenizer", progress=progress)
+            tokenizer = TrainedTokenizer.load(folder)
         result = prepare(
             args.inputs,
             args.output,
@@ -99,8 +106,7 @@ def run(args: Namespace) -> int:
         )
     if args.json:
         facts = {"directory": str(result.directory), "notes": result.notes, "manifest": result.manifest}
-        json.dump(facts, sys.stdout, ensure_ascii=False, indent=2)
-        print()
+        print_json(facts, indent=2)
     else:
         print(_summary(result))
     return 0

@@ -26,7 +26,7 @@ _METAVARS = {int: "N", float: "SECONDS", str: "TEXT", int | None: "N", str | Non
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("model", metavar="MODEL", help="model directory, or a hub name (org/name)")
     for item in fields(ServeSettings):
         about = item.metadata["help"]
         if item.name in _LISTS:

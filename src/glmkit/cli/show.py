@@ -1,6 +1,5 @@
 """`glm show STORE_OR_RECIPE`: what training reads, sample by sample."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import get_args
 
 from rich.console import Console
 
+from glmkit.cli.output import print_json
 from glmkit.cli.show_print import SampleView, print_loss, print_mask, print_sample, views
 from glmkit.data.packing import Batch
 from glmkit.errors import ConfigError
@@ -57,7 +57,7 @@ def run(args: Namespace) -> int:
     if args.json:
         lost = [{"batch": b.index, "dropped": b.num_dropped, "fill": b.fill} for b in batches]
         document = {"samples": [view.to_dict() for view in shown], "batches": lost}
-        print(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return 0
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     for batch in batches:

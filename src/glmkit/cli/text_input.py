@@ -6,13 +6,14 @@ from pathlib import Path
 
 from glmkit import load
 from glmkit.data.charset import guess_encoding
+from glmkit.cli.parser import add_hub_argument
 from glmkit.errors import RequestError
 from glmkit.session import LM
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
     """MODEL, TEXT, --file and --json, and how to open the model."""
-    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("model", metavar="MODEL", help="model directory, or a hub name (org/name)")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the text; without it, --file or standard input")
     parser.add_argument("--file", help="read the text from this UTF-8 file")
     add_load_arguments(parser)
@@ -22,6 +23,7 @@ def add_text_arguments(parser: ArgumentParser) -> None:
 def add_load_arguments(parser: ArgumentParser) -> None:
     """Arguments on opening MODEL: those of `glmkit.load`."""
     add = parser.add_argument
+    add_hub_argument(parser.add_argument)
     add("--adapter", metavar="DIR", help="LoRA or P-Tuning v2 directory for the model")
     add("--alpha", metavar="X", type=float, help="of a LoRA whose directory does not state it")
     add("--tokenizer", metavar="DIR", help="directory with the tokenizer's files")
@@ -35,7 +37,7 @@ def add_load_arguments(parser: ArgumentParser) -> None:
 
 def open_model(args: Namespace) -> LM:
     """The model of MODEL and the arguments of `add_load_arguments`."""
-    names = ("adapter", "alpha", "tokenizer", "config", "family", "device", "dtype", "quantize")
+    names = ("adapter", "alpha", "tokenizer", "config", "family", "device", "dtype", "quantize", "hub")
     return load(args.model, **{name: getattr(args, name) for name in names})
 
 

@@ -7,12 +7,16 @@ from glmkit.errors import DataError
 
 from .rows import ReadOptions, ReadReport, Row, text_of_row
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
+PREFIX = "hub:"  # what begins so is a dataset, whatever lies here
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
+_STEP = "set HF_ENDPOINT to a mirror, or download the files by hand and give their directory"
 
 
-def is_hub_name(name: str) -> bool:
-    """True if this could be `name`, `org/name` or either with `:config`."""
-    return _NAME.fullmatch(name) is not None
+def dataset_name(text: str) -> str | None:
+    """The dataset that `text` names: `org/name`, `org/name:config`, or anything behind `hub:`."""
+    if text.startswith(PREFIX):
+        return text.removeprefix(PREFIX)
+    return text if _NAME.fullmatch(text) is not None else None
 
 
 def hub_rows(name: str, options: ReadOptions, report: ReadReport) -> Iterator[Row]:
@@ -43,7 +47,9 @@ def _stream(name: str, split: str) -> Iterator[object]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if number:
             raise DataError(f"{name}: reading from the hub failed after row {number}: {reason}") from error
-        raise DataError(f"{name}: no such file or directory, and not readable from the hub: {reason}") from error
+        raise DataError(
+            f"{name}: no such file or directory, and not readable from the hub: {reason}", step=_STEP
+        ) from error
 
 
 def _require_hub(name: str) -> None:
@@ -63,5 +69,6 @@ def _require_hub(name: str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{name}: no such file or directory, and not readable from the hub: "
-            f"{constants.ENDPOINT} does not answer ({reason})"
+            f"{constants.ENDPOINT} does not answer ({reason})",
+            step=_STEP,
         ) from error

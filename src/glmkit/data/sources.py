@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmkit.errors import DataError
+from glmkit.hub.names import nearby
 
-from .hub import hub_rows, is_hub_name
+from .hub import PREFIX, dataset_name, hub_rows
 from .json_files import json_rows
 from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import ARCHIVE, COMPRESSIONS, archive_members, bare_suffix, open_stream
@@ -163,11 +164,13 @@ class Sources:
         except FileNotFoundError:
             if any(mark in name for mark in "*?["):
                 self._add_glob(entry)
-            elif is_hub_name(name) and not _looks_like_a_path(path):
-                entry.is_hub = True
+            elif (dataset := dataset_name(name)) is not None and not _looks_like_a_path(name):
+                entry.name, entry.is_hub = dataset, True
             else:
                 what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
-                raise DataError(f"{name}: {what}") from None
+                near = nearby(path)
+                owner = "" if "/" in name else f"; a dataset of the hub without an owner is {PREFIX}NAME"
+                raise DataError(f"{name}: {what}{f'; did you mean {near}?' if near else owner}") from None
             return entry
         if stat.S_ISDIR(found.st_mode):
             self._walk(entry, path)
@@ -256,7 +259,9 @@ class Sources:
         return known if self.options.format == "auto" or known == "archive" else self.options.format
 
 
-def _looks_like_a_path(path: Path) -> bool:
+def _looks_like_a_path(name: str) -> bool:
     """True if a name that does not exist and could be a dataset's is more likely a slip in a path."""
+    path = Path(name)
     has_suffix = bare_suffix(path) in FORMATS or path.suffix.lower() in COMPRESSIONS
-    return has_suffix or path.is_symlink() or (path.parent != Path() and path.parent.is_dir())
+    is_slip = has_suffix or path.is_symlink() or path.parent.is_dir() or nearby(path) is not None
+    return is_slip and not name.startswith(PREFIX)

@@ -13,7 +13,7 @@ from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, matc
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
-from glmkit.families.family import config_beside, preset, preset_names
+from glmkit.families.family import config_beside, first_command, preset, preset_names
 
 from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
 from .check_ranks import check_ranks
@@ -290,10 +290,10 @@ def _adapter_command(directory: str, base: object, config: GLMConfig | None) -> 
     size = named.rpartition("/")[2].lower()
     if config is None and size in preset_names():
         config = preset(size)
-    return _call(config, f"{shlex.quote(named)} --adapter {shlex.quote(directory)}")
+    arguments = f"{shlex.quote(named)} --adapter {shlex.quote(directory)}"
+    return _call(config, arguments) if config is not None else f'glm fill {arguments} "… [MASK] …"'
 
 
-def _call(config: GLMConfig | None, arguments: str) -> str:
-    """The verb that a model of this kind of mask answers to, its arguments and a text."""
-    causal = config is not None and config.mask == "causal"
-    return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'
+def _call(config: GLMConfig, arguments: str) -> str:
+    """The verb that a model answers to, its arguments and a text."""
+    return first_command(config.family, arguments, causal=config.mask == "causal")

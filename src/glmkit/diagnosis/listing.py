@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmkit.adapters.adapter import all_kinds
-from glmkit.checkpoint.detect import TAG_FILES, WEIGHT_SUFFIXES
+from glmkit.checkpoint.detect import TAG_FILES, TRAINING, WEIGHT_SUFFIXES
 
 Kind = Literal[
     "weights", "index", "config", "code", "training", "leftover", "adapter", "tag", "other", "strange", "unread"
@@ -17,11 +17,6 @@ Kind = Literal[
 
 _READ = ("weights", "index")
 WEIGHTS = (*WEIGHT_SUFFIXES, ".ckpt")
-# What trainers leave beside weights: optimizer and scheduler states, random states, their arguments.
-_TRAINING = re.compile(
-    r"optimizer.*|scheduler\.pt|rng_state.*|random_states.*|training_args\.bin|trainer_state\.json|trainer\.json|"
-    r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
-)
 _LEFTOVER = re.compile(r".*\.(partial|incomplete|part|crdownload|aria2|tmp|download|lock)|\..+\.tmp-\d+|\..+\.old-\d+")
 _CONFIG = {"config.json", "model_config.json", "generation_config.json", "generation.json", "tokenizer_config.json"}
 
@@ -128,7 +123,7 @@ def _kind(name: str) -> Kind:
         return "config"
     if name.endswith(".index.json"):
         return "index"
-    if _TRAINING.fullmatch(name):
+    if TRAINING.fullmatch(name):
         return "training"
     if name.endswith(WEIGHTS):
         return "weights"

@@ -1,17 +1,14 @@
 """Search for a directory's weights: beside the config, in the folder that `latest` names, or one level too deep."""
 
-import re
-from functools import partial
 from pathlib import Path
 
-from glmkit.checkpoint.detect import read_tag, tag_folders
+from glmkit.checkpoint.detect import models_below, read_tag, tag_folders
 from glmkit.errors import names_text
 
 from .finding import Finding
 from .headers import attempt
 from .listing import Listing, list_directory
 
-_MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
 _MOST_FOLDERS = 50  # sub-directories that are looked into for a hint
 
 
@@ -58,7 +55,7 @@ def _has_ranks(path: Path) -> bool:
 def nothing_here(listing: Listing) -> Finding:
     """The error of a directory without weights, with the sub-directory that was probably meant."""
     where = str(listing.directory)
-    inner = _inner(listing)
+    inner = models_below(listing.directory)
     if inner:
         what = f"no weights lie here, but in {names_text(map(str, inner), 3)}"
         steps_of_one_run = len({path.name.rstrip("0123456789") for path in inner}) == 1
@@ -72,25 +69,3 @@ def nothing_here(listing: Listing) -> Finding:
         return Finding("error", what, where, step)
     what = f"no model: {len(listing.entries)} other files and {len(listing.folders)} folders"
     return Finding("error", what, where, "give a directory with weight files")
-
-
-def _inner(listing: Listing) -> list[Path]:
-    """Sub-directories with weights, one level down, or two for a hub cache (`snapshots/REVISION`)."""
-    found: list[Path] = []
-    for name in listing.folders[:_MOST_FOLDERS]:
-        path = listing.directory / name
-        if _has_weights(path):
-            found.append(path)
-        elif name == "snapshots":
-            inside, _ = attempt(partial(list_directory, path), path)
-            found += [path / inner for inner in (inside.folders if inside else ()) if _has_weights(path / inner)]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
-
-
-def _has_weights(path: Path) -> bool:
-    inside, _ = attempt(lambda: list_directory(path), path)
-    if inside is None:
-        return False
-    return bool(inside.of("index", "adapter", "tag")) or any(
-        _MODEL_NAME.match(entry.name) for entry in inside.of("weights")
-    )

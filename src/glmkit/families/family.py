@@ -17,7 +17,7 @@ from glmkit.tokenizer.protocol import Tokenizer
 from .common.layout import Layout
 
 CONFIG_FILES = ("config.json", "model_config.json")  # published beside the weights
-_TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TEXT_LIMIT = 1 << 20  # bytes
 
 
@@ -43,7 +43,7 @@ class Family:
 
 def tokenizer_texts(directory: Path) -> str:
     """The text of small tokenizer files, to recognise a family by (see `Family.claims`); code is read, never run."""
-    paths = [path for pattern in _TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
+    paths = [path for pattern in TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
     small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
 
@@ -106,3 +106,14 @@ def preset(name: str) -> GLMConfig:
 def preset_names() -> list[str]:
     """Names of all presets, in the order of their families' files."""
     return [name for family in all_families().values() for name in family.presets]
+
+
+def first_command(family: str, arguments: str, *, causal: bool) -> str:
+    """The verb to try a model of that family with: a conversation if it was taught one, else a blank, else a text.
+
+    arguments: the model and its options, as the shell takes them.
+    """
+    known = all_families().get(family)
+    if known is not None and known.chat is not None:
+        return f"glm chat {arguments}"
+    return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'

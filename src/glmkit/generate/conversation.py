@@ -95,10 +95,11 @@ class Turn:
         self.prompt = prompts.reply(fitted.ids)
 
     @classmethod
-    def asked(cls, prompts: Prompts, query: str, history: History, options: Values) -> "Turn":
+    def asked(cls, prompts: Prompts, query: str, history: History | None, options: Values) -> "Turn":
         """A turn from a history and a query.
 
-        history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed.
+        history: (query, response) pairs or dictionaries, as the family's published code gave them; never changed; None
+        is an empty one.
         options: also system and tools, which go into the system message that the history begins with (it is made where
         there is none), and role: whose message the query is ("observation": what a tool answered).
         """
@@ -108,7 +109,7 @@ class Turn:
         template = prompts.template
         check_type("query", query, str, "a text (str)")
         check_type("role", role, str, "a text such as 'user'")
-        before = with_system(to_messages(history), template, **settings)
+        before = with_system(to_messages(() if history is None else history), template, **settings)
         others = {name: value for name, value in options.items() if name in OPTIONS or name == "max_length"}
         return cls(prompts, [*before, Message(role, query)], others)
 

@@ -21,6 +21,7 @@ Face = Literal["generate", "fill", "chat", "api", "infill"]
 Values = Mapping[str, Any]  # by the names of options, not checked yet
 
 MAX_ALTERNATIVES = 20  # as OpenAI's API has it
+LARGEST = 2**63 - 1  # whole number
 MAX_BEAMS = 4096  # each has its own slot in the cache
 _KINDS: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"), float: (Real, "a number"), bool: (bool, "true or false"), str: (str, "a text"),
@@ -112,6 +113,8 @@ class Option:
         check_type(name, value, kind, what, self.name)
         if not isinstance(value, Real):
             return
+        if isinstance(value, Integral) and not -LARGEST - 1 <= value <= LARGEST:
+            raise RequestError(f"{name} is {reprlib.repr(value)}", step=f"give at most {LARGEST}", param=self.name)
         low, above, high = self.low, self.above, self.high
         if (
             value <= -math.inf

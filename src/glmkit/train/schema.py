@@ -1,5 +1,7 @@
 """Plain values (YAML, command line) -> frozen dataclasses, with one kind of error: key, value, limit, next step."""
 
+import math
+import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -8,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from glmkit.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+_LARGEST = 2.0**63  # what tensors and files can count
 
 
 class Limit(NamedTuple):
@@ -103,13 +106,20 @@ def _scalar(value: object, kind: object, where: str) -> object:
     if kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
         try:
             number = float(value)
-        except ValueError:
-            number = float("nan")
-        if kind is float and number == number:
+        except (ValueError, OverflowError):
+            number = math.nan
+        if kind is float and math.isfinite(number):
             return number
         if kind is int and number.is_integer():
-            return value if isinstance(value, int) else int(number)
-    raise ConfigError(f"{where} is {value!r}; expected {readable(kind)}")
+            if abs(number) >= _LARGEST:
+                raise ConfigError(f"{where} is {reprlib.repr(value)}; it must be below 2**63")
+            return value if isinstance(value, int) else int(value) if _is_digits(value) else int(number)
+    raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {readable(kind)}")
+
+
+def _is_digits(value: object) -> bool:
+    """True for a whole number in digits, which a float would round."""
+    return isinstance(value, str) and value.strip().removeprefix("-").isdecimal()
 
 
 def refuse_unknown(given: Iterable[object], known: list[str], where: str) -> None:

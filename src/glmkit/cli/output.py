@@ -1,0 +1,22 @@
+"""Output of the verbs on streams of any encoding: what one cannot carry is escaped, never a traceback."""
+
+import json
+import sys
+from io import TextIOWrapper
+
+
+def escape_what_does_not_fit() -> None:
+    """Make stdout and stderr write a backslash form of characters that their encoding lacks (GBK, ASCII)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """Print one JSON value: as it is where stdout's encoding carries it, else with JSON's own escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent)
+    print(text, flush=True)

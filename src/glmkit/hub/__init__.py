@@ -1,0 +1,1 @@
+"""Model hubs: names, caches, downloads. Data only; nothing that is downloaded is run."""
