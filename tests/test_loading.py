@@ -170,44 +170,6 @@ def test_a_bad_number_is_found_while_quantising(tmp_path: Path) -> None:
         load_parts(tmp_path, quantize="int8")
 
 
-# --- hub --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_hub_name_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--someone--chatglm-6b-tuned"
-    huggingface_directory(repository / "snapshots" / commit, "chatglm/huggingface")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    parts = load_parts("someone/chatglm-6b-tuned")
-    assert parts.directory == repository / "snapshots" / commit
-    assert parts.config.family == "chatglm"
-    with pytest.raises(CheckpointError, match="someone/other is not a directory, and not to be had from the hub"):
-        load_parts("someone/other")
-    with pytest.raises(CheckpointError, match="give the path of a model directory, or a hub name"):
-        load_parts("no/such/path")
-
-
-def test_only_weights_config_and_tokenizer_files_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    huggingface_directory(tmp_path, "chatglm3/huggingface")
-    asked: dict[str, Any] = {}
-
-    def download(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    monkeypatch.setattr(hub, "list_repo_files", lambda name, revision: ["model.safetensors", "pytorch_model.bin"])
-    assert load_parts("THUDM/chatglm3-6b@main").config.family == "chatglm3"
-    assert (asked["name"], asked["revision"]) == ("THUDM/chatglm3-6b", "main")
-    assert not any(pattern in ("*", "*.py", "modeling_*.py") for pattern in asked["allow_patterns"])
-    assert "pytorch_model*.bin*" in asked["ignore_patterns"]
-
-
 # --- tokenizers, generation settings, memory --------------------------------------------------------------------------
 
 

@@ -23,10 +23,20 @@ from support.server import glm_serve, saved_base
 from support.shared import ROOT, shared_dir
 from support.store import toy_texts
 
-RECIPE = ("tiny", "--max_steps", "2", "--data.sequence_length", "64", "--evaluation.every", "1", "--evaluation.batches", "1")
+RECIPE = (
+    "tiny",
+    "--max_steps",
+    "2",
+    "--data.sequence_length",
+    "64",
+    "--evaluation.every",
+    "1",
+    "--evaluation.batches",
+    "1",
+)
 TURNS = "hello\nstop\n"
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "prepare": ("prepare", "texts", "--output", "data", "--vocab-size", "400", "--validation-share", "0.2", "--workers", "2"),
+    "prepare": ("prepare", "texts", "--output", "data", "--vocab-size", "400", "--validation-share", "0.2"),
     "show": ("show", "data", "--count", "1"),
     "pretrain": ("pretrain", *RECIPE, "--data", "data", "--output", "run"),
     "pretrain with tensorboard": ("pretrain", *RECIPE, "--data", "data", "--output", "run2", "--tensorboard", "true"),

@@ -280,13 +280,23 @@ def test_no_text_gives_no_answer(lm: LM, order: str) -> None:
     assert lm.fill_many([], order=order) == []
 
 
-@pytest.mark.parametrize("max_tokens", [10**8, 10**13, 10**25])
+@pytest.mark.parametrize("max_tokens", [10**8, 10**13])
 def test_more_tokens_than_memory_is_a_mistake(lm: LM, max_tokens: int) -> None:
     message = r"1 x \d+ tokens do not fit this engine's cache of \d+; shorten the prompt, ask for fewer tokens"
     with pytest.raises(RequestError, match=message):
         lm.fill("a [MASK]", max_tokens=max_tokens)
     with pytest.raises(RequestError, match=message):
         lm.generate("a", max_new_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("value", [2**63, 10**25, -(2**63) - 1, -(10**5000)], ids=lambda value: str(value % 97))
+def test_a_whole_number_beyond_64_bits_is_a_mistake(lm: LM, value: int) -> None:
+    for name in ("seed", "max_new_tokens", "top_k", "no_repeat_ngram_size", "stop_ids"):
+        given = [value] if name == "stop_ids" else value
+        with pytest.raises(RequestError, match=rf"{name} is .*; give ") as caught:
+            lm.generate("a", **{name: given})  # type: ignore[arg-type]
+        assert caught.value.param == name
+        assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("name", ["meta", "warp", "cuda:x", "cuda:-1", "CPU", "", None, 0])

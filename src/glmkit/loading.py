@@ -67,14 +67,14 @@ def load_parts(
 ) -> Parts:
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
-    source: a directory, or a hub name: org/name or org/name@revision. config: a preset's name, a config file (published, or our
-    fields in JSON or YAML) or fields, for directories without one or to override theirs. tokenizer: one, or a directory
-    with its files. adapter: a LoRA or P-Tuning v2 directory. alpha: of a LoRA whose directory does not state it; its
-    scale is alpha / rank. device: "auto" takes CUDA when there is one. dtype "auto": what the files hold, except that
-    float16 becomes bfloat16 on a CPU, where half-precision arithmetic is a trap (float32 where the processor has no
-    bfloat16, and for small models). quantize: the layers' matrices, on the way in. family: decides where several share
-    a layout. hub: "huggingface" or "modelscope", for names (default: GLMKIT_HUB, else Hugging Face); a name is looked for
-    here first, then in the hub's cache, then downloaded.
+    source: a directory, or a hub name: org/name or org/name@revision. config: a preset's name, a config file
+    (published, or our fields in JSON or YAML) or fields, for directories without one or to override theirs.
+    tokenizer: one, or a directory with its files. adapter: a LoRA or P-Tuning v2 directory. alpha: of a LoRA whose
+    directory does not state it; its scale is alpha / rank. device: "auto" takes CUDA when there is one. dtype
+    "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision arithmetic is a
+    trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, on the
+    way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names (default:
+    GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """

@@ -227,7 +227,9 @@ class LM:
 
     # --- conversations ------------------------------------------------------------------------------------------------
 
-    def chat(self, query: str, history: History | None = (), **options: Unpack[ChatOptions]) -> tuple[str | Call, Turns]:
+    def chat(
+        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
+    ) -> tuple[str | Call, Turns]:
         """Answer one turn of a conversation: (response, history for the next call).
 
         Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
@@ -248,7 +250,9 @@ class LM:
         """
         return _pairs(self._turn(query, history, options).steps(self.engine))
 
-    def chat_steps(self, query: str, history: History | None = (), **options: Unpack[ChatOptions]) -> Generator[ChatStep]:
+    def chat_steps(
+        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
+    ) -> Generator[ChatStep]:
         """`stream_chat` with more to it: new text that is certain, counts, logprobs, and why the reply ended."""
         return self._turn(query, history, options, logprobs=True).steps(self.engine)
 

@@ -29,16 +29,17 @@ _WORTH = 1 << 28
 # Bytes of a layer's weights from which on several threads read them, however few the tokens. One core reads these in
 # about 3 ms; where there are many cores, a single one would cost more than a busy one does.
 _WORTH_READING = 32 << 20
+_MOST = 4096
 _FIXED = "GLMKIT_THREADS"  # in the environment, so that the processes of one run agree
 
 
 def fix(count: int) -> None:
     """Let PyTorch use so many threads for everything, in this process and those that it starts.
 
-    Raises RequestError for less than 1.
+    Raises RequestError for less than 1, and for more than any machine has.
     """
-    if count < 1:
-        raise RequestError(f"threads are {count}; give a whole number of at least 1", param="threads")
+    if not 1 <= count <= _MOST:
+        raise RequestError(f"threads are {count}; give a whole number from 1 to {_MOST}", param="threads")
     os.environ |= {_FIXED: str(count), "OMP_NUM_THREADS": str(count)}
     torch.set_num_threads(count)
 

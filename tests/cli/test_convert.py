@@ -36,7 +36,7 @@ def test_summary(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     count = sum(tensor.nbytes for rank in ranks for tensor in rank.values())
     assert f"{count:,} bytes (float16 {count / 1000:.2f} kB), 2 files, " in lines[1]
     assert lines[2].startswith("  verified: 37 tensors read again and equal")
-    assert lines[-1] == f"next: glm fill {made} 'text with a [MASK]'"
+    assert lines[-1] == f'next: glm fill {made} "… [MASK] …"'
     assert err == ""
     assert (made / "latest").read_text() == (made / "latest_checkpointed_iteration.txt").read_text() == "release"
 

@@ -64,8 +64,8 @@ def test_deep_shows_nothing_on_stdout_but_the_report(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere does not exist"),
-        (["x.bin"], "x.bin is a file; give the directory"),
+        (["nowhere"], "nowhere is not a directory; give the path of a model directory, or a hub name"),
+        (["x.bin"], "x.bin is a file, not a directory; give the directory it lies in"),
         ([".", "--depp"], "did you mean --deep"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from diagnosis.directories import chatglm_directory, chatglm_settings, write_json
 from glmkit.cli import info
 from glmkit.cli.parser import OneLineParser
-from glmkit.errors import ConfigError, GLMKitError
+from glmkit.errors import GLMKitError
 from glmkit.families.family import preset_names
 
 
@@ -111,7 +111,7 @@ def test_a_broken_config_says_what_is_wrong(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--preset", "glm-13b"], "no preset is called 'glm-13b'; did you mean 'glm-130b'"),
-        (["chatglm-6"], "chatglm-6 is no directory, and no preset is called 'chatglm-6'; did you mean 'chatglm-6b"),
+        (["chatglm-6"], "chatglm-6 is no directory, and no preset is called that; did you mean 'chatglm-6b"),
         (["glm-10b", "--preset", "glm-2b"], "both given"),
         (["--config", "glm-2b"], "--config glm-2b goes with a directory"),
         (["--presett", "glm-2b"], "did you mean --preset"),
@@ -124,5 +124,5 @@ def test_mistakes(arguments: list[str], message: str) -> None:
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="is a file; give the directory"):
+    with pytest.raises(GLMKitError, match="is a file, not a directory; give the directory"):
         run(str(tmp_path / "model.bin"))

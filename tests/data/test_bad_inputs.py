@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -123,7 +125,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer().save(tmp_path / "tokenizer")
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "in"
 
 
@@ -331,8 +333,6 @@ def test_a_signal_in_the_middle_leaves_nothing(number: int, folder: Path) -> Non
 def test_the_hub_is_asked_once_and_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
     asked = []
 
     class Session:
@@ -351,7 +351,9 @@ def test_the_hub_is_asked_once_and_in_one_line(
 
 def test_a_bad_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder / "a.jsonl", GOOD)
-    assert "nowhere: no such directory" in refused(capsys, "in", "--output", "out", "--tokenizer", "nowhere")
+    assert "nowhere is not a directory; give the path" in refused(
+        capsys, "in", "--output", "out", "--tokenizer", "nowhere"
+    )
     assert "in/tokenizer.json: no such file" in refused(capsys, "in", "--output", "out", "--tokenizer", "in")
     err = refused(capsys, "in", "--output", "out", "--vocab-size", "9000")
     assert "give a vocabulary of" in err

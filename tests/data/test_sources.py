@@ -208,7 +208,7 @@ def test_options_without_effect_are_said(tmp_path: Path) -> None:
         "the option text_field has no effect: all files are plain text",
         expected[2],
     ]
-    assert Sources([rows, text, "c4"], changed).notes == []
+    assert Sources([rows, text, "hub:c4"], changed).notes == []
     assert Sources([rows]).notes == Sources([text]).notes == []
 
 

@@ -44,7 +44,7 @@ def test_a_lora_names_its_base(tmp_path: Path) -> None:
         32,
     )
     assert facts["tensor_bytes"] == 4 * 2 * (8 * 32 + 96 * 8)
-    assert report.next_command == f'glm fill THUDM/chatglm-6b --adapter {tmp_path / "a"} "… [MASK] …"'
+    assert report.next_command == f"glm chat THUDM/chatglm-6b --adapter {tmp_path / 'a'}"
     json.dumps(report.to_dict())
 
 
@@ -68,9 +68,9 @@ def test_a_base_that_is_here_is_tried(tmp_path: Path) -> None:
     assert any("this model needs (r, 32) and (96, r)" in text for text in texts(report, "error"))
 
 
-def test_a_base_on_the_hub_that_reads_left_to_right(tmp_path: Path) -> None:
+def test_a_base_on_the_hub_that_chats(tmp_path: Path) -> None:
     report = examine(lora(tmp_path / "a", base_model_name_or_path="THUDM/chatglm2-6b"))
-    assert report.next_command == f'glm generate THUDM/chatglm2-6b --adapter {tmp_path / "a"} "…"'
+    assert report.next_command == f"glm chat THUDM/chatglm2-6b --adapter {tmp_path / 'a'}"
 
 
 @pytest.mark.parametrize("base", ["../x", "/nowhere/x", "x" * 5000, "a\0b", ["x"]])
@@ -91,7 +91,7 @@ def prefix(path: Path, width: int, **settings: Any) -> Path:
 def test_a_prefix_and_its_settings(tmp_path: Path) -> None:
     report = examine(prefix(tmp_path / "a", 128, pre_seq_len=5))
     assert (report.usable, report.facts["family"], report.facts["prefix_length"]) == (True, "chatglm", 5)
-    assert report.next_command == f'glm fill MODEL --adapter {tmp_path / "a"} "… [MASK] …"'
+    assert report.next_command == f"glm chat MODEL --adapter {tmp_path / 'a'}"
     report = examine(prefix(tmp_path / "b", 128, pre_seq_len=77))
     assert not report.usable
     (error,) = texts(report, "error")

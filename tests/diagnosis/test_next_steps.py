@@ -1,5 +1,6 @@
 """Every directory that cannot be used gets one step that helps, and the right name."""
 
+import io
 import json
 import shlex
 import shutil
@@ -92,7 +93,7 @@ def test_too_little_memory_is_in_the_command(
     monkeypatch.setattr("glmkit.diagnosis.forecast.RESERVE", 0)
     monkeypatch.setattr("glmkit.diagnosis.examine.check_tokenizer", lambda *given: (object(), []))
     command = examine(directory).next_command
-    assert command.startswith("glm fill ")
+    assert command.startswith("glm chat ")
     assert ("--quantize" in command) == bool(option)
     assert option in command
 
@@ -105,7 +106,7 @@ def test_the_command_for_a_model_without_texts_runs(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_command_for_a_model_with_texts_runs(
-    adapted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = chatglm_directory(tmp_path / "m", 130528, 130000)
     shutil.copy(shared_dir("tokenizers", "chatglm-6b") / "ice_text.model", directory)
@@ -115,7 +116,8 @@ def test_the_command_for_a_model_with_texts_runs(
 
         report = examine(lora(tmp_path / "a", base_model_name_or_path=str(directory)))
     command = shlex.split(report.next_command)
-    assert command[:3] == ["glm", "fill", str(directory)]
+    assert command[:3] == ["glm", "chat", str(directory)]
     assert ("--adapter" in command) == adapted
-    assert main([*command[1:], "--max_tokens", "2"]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("你好\n".encode())))
+    assert main([*command[1:], "--max_new_tokens", "2"]) == 0
     assert capsys.readouterr().out

@@ -138,7 +138,7 @@ def vocabulary_of(vocab: int, first_id: int, images: int, directory: Path) -> Pa
 def test_weights_and_tokenizer_of_two_releases(tmp_path: Path) -> None:
     report = examine(vocabulary_of(130528, 130000, 0, tmp_path / "new"))
     assert [f for f in report.findings if f.level in ("error", "warning")] == []
-    assert report.next_command.startswith("glm fill")
+    assert report.next_command.startswith("glm chat")
 
     report = examine(vocabulary_of(130528, 130000, 20000, tmp_path / "mixed"))
     (finding,) = [f for f in report.findings if f.level in ("error", "warning")]

@@ -65,7 +65,9 @@ def test_a_download_has_what_is_read_and_lies_in_the_cache(
     assert sorted(path.name for path in directory.iterdir()) == READ
     assert all((directory / name).read_bytes() == FILES[name] for name in READ)
     assert (directory.parents[1] / "refs" / "main").read_text() == COMMIT
-    assert huggingface_hub.snapshot_download(NAME, cache_dir=tmp_path / "cache", local_files_only=True, allow_patterns=["*.json"])
+    assert huggingface_hub.snapshot_download(
+        NAME, cache_dir=tmp_path / "cache", local_files_only=True, allow_patterns=["*.json"]
+    )
     said = lines(capsys)
     assert said[0] == f"downloading {NAME} from Hugging Face: 13.0 KiB into {directory}"
     asked = len(model.asked)
@@ -81,8 +83,8 @@ def test_offline_the_cache_is_used_and_nothing_else(model: FakeHub, monkeypatch:
     assert local_directory(NAME) == directory
     message = refused("org/other")
     assert message == (
-        "org/other is not a directory, it is not in the cache, and HF_HUB_OFFLINE forbids to ask Hugging Face; unset it, "
-        "or download the model by hand and give its directory"
+        "org/other is not a directory, it is not in the cache, and HF_HUB_OFFLINE forbids to ask Hugging Face; unset "
+        "it, or download the model by hand and give its directory"
     )
     (directory / LARGE).unlink()
     assert f"it is not complete in the cache ({directory})" in refused()
@@ -94,7 +96,9 @@ def test_settings_and_vocabulary_alone(model: FakeHub) -> None:
     for need in ("tokenizer", "config"):
         directory = local_directory(NAME, need=need)  # type: ignore[arg-type]
         assert sorted(path.name for path in directory.iterdir()) == small
-    assert sorted(path.name for path in local_directory(NAME).iterdir()) == READ  # the weights come when they are needed
+    assert (
+        sorted(path.name for path in local_directory(NAME).iterdir()) == READ
+    )  # the weights come when they are needed
 
 
 def test_a_revision_is_kept_apart(model: FakeHub) -> None:
@@ -107,7 +111,9 @@ def test_a_revision_is_kept_apart(model: FakeHub) -> None:
 def test_a_token_goes_to_the_hub_alone(model: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     local_directory(NAME)
-    sent = {path.split()[0]: headers.get("Authorization") for path, headers in zip(model.asked, model.seen, strict=True)}
+    sent = {
+        path.split()[0]: headers.get("Authorization") for path, headers in zip(model.asked, model.seen, strict=True)
+    }
     assert sent[LISTING] == "Bearer secret"
     assert sent[f"/{NAME}/resolve/{COMMIT}/{LARGE}"] == "Bearer secret"
     assert sent[LARGE_PATH] is None  # another host
@@ -115,22 +121,27 @@ def test_a_token_goes_to_the_hub_alone(model: FakeHub, monkeypatch: pytest.Monke
 
 
 Answer = Callable[[Handler], None]
+NO_MODEL = "has no model of that name, or a private one; check the spelling"
+GATED = f"{NAME} is gated on Hugging Face; accept its terms at "
+MIRROR = f" when asked for {NAME}; set HF_ENDPOINT to a mirror"
+NO_JSON = "answers with something that is no JSON; is it a hub?; set HF_ENDPOINT"
+NO_LIST = "answers with something that is no list of files; is it a hub?; set HF_ENDPOINT"
 FAILURES: dict[str, tuple[Answer, str]] = {
-    "no such model": (lambda h: h.reply(401, b"", X_Error_Code="RepoNotFound"), "has no model of that name, or a private one; check the spelling"),
-    "no such path": (lambda h: h.reply(404, b""), "has no model of that name, or a private one; check the spelling"),
-    "gated": (lambda h: h.reply(401, b"", X_Error_Code="GatedRepo"), f"{NAME} is gated on Hugging Face; accept its terms at "),
-    "gated, refused": (lambda h: h.reply(403, b"", X_Error_Code="GatedRepo"), f"{NAME} is gated on Hugging Face; accept its terms at "),
-    "too many": (lambda h: h.reply(429, b""), f"answers with status 429 when asked for {NAME}; set HF_ENDPOINT to a mirror"),
-    "broken": (lambda h: h.reply(500, b"<html>"), f"answers with status 500 when asked for {NAME}; set HF_ENDPOINT to a mirror"),
-    "silent": (lambda h: h.silence(), "does not answer (nothing came for 0 seconds); set HF_ENDPOINT to a mirror"),
-    "hotel": (lambda h: h.reply(200, b"<html>log in"), "answers with something that is no JSON; is it a hub?; set HF_ENDPOINT"),
-    "no list": (lambda h: h.reply(200, b"[]"), "is no list of files; is it a hub?; set HF_ENDPOINT"),
-    "deep": (lambda h: h.reply(200, b"[" * 100_000), "answers with something that is no JSON; is it a hub?; set HF_ENDPOINT"),
-    "foreign commit": (lambda h: h.reply(200, b'{"sha": "../../x", "siblings": []}'), "is no list of files; is it a hub?"),
-    "half a list": (lambda h: h.half(b'{"sha": "0123", "siblings": []}'), "answers with something that is no JSON; is it a hub?"),
+    "no such model": (lambda h: h.reply(401, b"", X_Error_Code="RepoNotFound"), NO_MODEL),
+    "no such path": (lambda h: h.reply(404, b""), NO_MODEL),
+    "gated": (lambda h: h.reply(401, b"", X_Error_Code="GatedRepo"), GATED),
+    "gated, refused": (lambda h: h.reply(403, b"", X_Error_Code="GatedRepo"), GATED),
+    "too many": (lambda h: h.reply(429, b""), f"answers with status 429{MIRROR}"),
+    "broken": (lambda h: h.reply(500, b"<html>"), f"answers with status 500{MIRROR}"),
+    "silent": (lambda h: h.silence(), "does not answer (nothing came for 0.5 seconds); set HF_ENDPOINT to a mirror"),
+    "hotel": (lambda h: h.reply(200, b"<html>log in"), NO_JSON),
+    "no list": (lambda h: h.reply(200, b"[]"), NO_LIST),
+    "deep": (lambda h: h.reply(200, b"[" * 100_000), NO_JSON),
+    "foreign commit": (lambda h: h.reply(200, b'{"sha": "../../x", "siblings": []}'), NO_LIST),
+    "half a list": (lambda h: h.half(b'{"sha": "0123", "siblings": []}'), NO_JSON),
     "round and round": (lambda h: h.reply(302, b"", Location=LISTING), "answers with status 302"),
     "to a file": (lambda h: h.reply(302, b"", Location="file:///etc/passwd"), "answers with status 302"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FAILURES)
@@ -139,7 +150,7 @@ def test_a_list_that_cannot_be_had(
 ) -> None:
     model.special[LISTING], message = FAILURES[kind]
     assert message in refused()
-    assert len(model.asked) == (11 if kind == "round and round" else 1)  # one attempt
+    assert len(model.asked) == (5 if kind == "round and round" else 1)  # one attempt
     assert not (tmp_path / "cache").exists()
     assert lines(capsys) == []
 
@@ -152,7 +163,9 @@ def test_a_list_without_end(model: FakeHub, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nobody_is_there(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert refused().startswith("http://127.0.0.1:9 does not answer (Connection refused); set HF_ENDPOINT to a mirror, ")
+    assert refused().startswith(
+        "http://127.0.0.1:9 does not answer (Connection refused); set HF_ENDPOINT to a mirror, "
+    )
     for address in ("file:///etc", "hf-mirror.com", "http://"):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         assert refused() == f"the hub's address is {address!r}; give one that begins with https://"
@@ -160,8 +173,8 @@ def test_nobody_is_there(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_breaks_off_is_gone_on_with(model: FakeHub) -> None:
     model.special[LARGE_PATH] = lambda handler: handler.half(FILES[LARGE])
-    assert f"{LARGE} broke off at 5,120 of 10,240 bytes; the same command goes on from there" in refused() or True
-    assert f"{LARGE}" in refused()
+    for _ in range(2):
+        assert f"{LARGE} broke off at 5,120 of 10,240 bytes; the same command goes on from there; set HF_" in refused()
     del model.special[LARGE_PATH]
     model.asked.clear()
     directory = local_directory(NAME)
@@ -210,7 +223,7 @@ def test_a_wrong_size_in_the_list(model: FakeHub) -> None:
     [
         (lambda handler: handler.reply(403, b""), f"answers with status 403 when asked for {LARGE}"),
         (lambda handler: handler.reply(500, b""), f"answers with status 500 when asked for {LARGE}"),
-        (lambda handler: handler.silence(), "does not answer (nothing came for 0 seconds)"),
+        (lambda handler: handler.silence(), "does not answer (nothing came for 0.5 seconds)"),
     ],
     ids=["403", "500", "silent"],
 )
@@ -227,14 +240,24 @@ def test_an_unfinished_download_is_not_taken_for_a_model(model: FakeHub, monkeyp
     model.special[path] = lambda handler: handler.reply(500, b"")
     refused()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "it is not complete in the cache" in refused() or "not in the cache" in refused()
+    assert "it is not in the cache" in refused()
+    assert "it is not complete in the cache" in refused(f"{NAME}@{COMMIT}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     model.special.clear()
     assert len(list(local_directory(NAME).glob("mp_rank_*"))) == 2
 
 
 def test_names_in_the_list_lead_nowhere_else(model: FakeHub, tmp_path: Path) -> None:
-    for path in ("../../../../x.json", "/etc/x.json", "a/../../x.json", "..", "a/b/c.json", "a\\..\\x.json", "", ".x.json"):
+    for path in (
+        "../../../../x.json",
+        "/etc/x.json",
+        "a/../../x.json",
+        "..",
+        "a/b/c.json",
+        "a\\..\\x.json",
+        "",
+        ".x.json",
+    ):
         assert not snapshot.is_plain(path)
         model.repositories[NAME][path] = b"{}"
     directory = local_directory(NAME)

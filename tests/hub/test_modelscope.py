@@ -54,7 +54,9 @@ def test_what_its_own_tool_has_downloaded(place: str, model: FakeHub, tmp_path: 
 
 
 def test_failures_are_one_line(model: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HubError, match=r"^a/b is not a directory, and http.* has no public model a/b; check the spelling"):
+    with pytest.raises(
+        HubError, match=r"^a/b is not a directory, and http.* has no public model a/b; check the spelling"
+    ):
         local_directory("a/b", hub="modelscope")
     listing = f"/api/v1/models/{NAME}/repo/files"
     for answer, message in (

@@ -9,6 +9,8 @@ from glmkit.errors import CheckpointError, RequestError
 from glmkit.hub.names import HubName, nearby, read_name
 from support.fake_hub import FakeHub
 
+STEP = "give the path of a model directory, or a hub name (org/name)"
+
 
 @pytest.mark.parametrize(
     ("text", "name"),
@@ -30,7 +32,8 @@ def test_what_is_a_name(text: str, name: HubName) -> None:
     [
         "", "glm", "a/b/c", "/a/b", "./a", "../a", "a/..", "../..", "~/a", "a\\b", "a/b/", "a//b", "a b/c", "a/b c",
         "a/b@", "a/b@../../x", "a/b@/etc", "a/b@x/../..", "a/.b", "a/b.", "a./b", "a/-b", "a/b--c", "a/b..c", "模型/甲",
-        "m/pytorch_model.bin", "m/config.json", "m/x.gguf", "m/x.tar", "m/model.SAFETENSORS", "https://hf.co/a/b", "a/b\x00",
+        "m/pytorch_model.bin", "m/config.json", "m/x.gguf", "m/x.tar", "m/model.SAFETENSORS",
+        "https://hf.co/a/b", "a/b\x00",
     ],
 )  # fmt: skip
 def test_what_is_none(text: str) -> None:
@@ -41,7 +44,9 @@ def test_the_path_most_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for name in ("demo/model", "runs/tiny/model", "demo/.hidden"):
         Path(name).mkdir(parents=True)
-    found = {name: nearby(Path(name)) for name in ("demo/modle", "dmeo/model", "Demo/Model", "runs/tny/model", "x/model")}
+    found = {
+        name: nearby(Path(name)) for name in ("demo/modle", "dmeo/model", "Demo/Model", "runs/tny/model", "x/model")
+    }
     assert found == {
         "demo/modle": Path("demo/model"),
         "dmeo/model": Path("demo/model"),
@@ -61,13 +66,13 @@ def test_the_path_most_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("demo/zzz", "demo/zzz is not a directory; demo has model"),
         ("demo/modle/", "demo/modle/ is not a directory; did you mean demo/model?"),
         ("./demo/modle", "./demo/modle is not a directory; did you mean demo/model?"),
-        ("no/such/path", "no/such/path is not a directory; give the path of a model directory, or a hub name (org/name)"),
-        ("glm", "glm is not a directory; give the path of a model directory, or a hub name (org/name)"),
+        ("no/such/path", f"no/such/path is not a directory; {STEP}"),
+        ("glm", f"glm is not a directory; {STEP}"),
         ("demo/file", "demo/file is a file, not a directory; give the directory it lies in"),
         ("demo/model.bin", "demo/model.bin is not a directory; did you mean demo/model?"),
         ("", "the name is empty; give the path of a directory"),
-        ("https://huggingface.co/THUDM/glm-10b", "https://huggingface.co/THUDM/glm-10b is an address; give the name alone: THUDM/glm-10b"),
-        ("x" * 5000, f"{'x' * 5000} is not a directory; give the path of a model directory, or a hub name (org/name)"),
+        ("https://hf.co/THUDM/glm-10b", "https://hf.co/THUDM/glm-10b is an address; give the name alone: THUDM/"),
+        ("x" * 5000, f"{'x' * 5000} is not a directory; {STEP}"),
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip

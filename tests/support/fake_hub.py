@@ -1,4 +1,4 @@
-"""A hub on loopback: the two addresses of Hugging Face and of ModelScope that glmkit asks, over a dictionary of files."""
+"""A hub on loopback: the addresses of Hugging Face and of ModelScope that glmkit asks, over a dictionary of files."""
 
 import hashlib
 import json

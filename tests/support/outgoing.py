@@ -1,8 +1,8 @@
 """Connections to other machines, refused and recorded by an audit hook.
 
-The tests' own process calls `refuse_outgoing` (conftest.py). A copy of this file named sitecustomize.py on a child's path
-does the same there, and in its children; GLMKIT_OUTGOING names the file that gets a line an attempt. What is written in
-C or Rust with sockets of its own is not seen.
+The tests' own process calls `refuse_outgoing` (conftest.py). A copy of this file named sitecustomize.py on a child's
+path does the same there, and in its children; GLMKIT_OUTGOING names the file that gets a line an attempt. What is
+written in C or Rust with sockets of its own is not seen.
 """
 
 import errno

@@ -85,7 +85,7 @@ def detect(directory: Path) -> Detected:
 
 
 def models_below(directory: Path) -> list[Path]:
-    """Directories with weights one level down, or two for a cache of a hub (`snapshots/COMMIT`); the last is the newest.
+    """Directories with weights one level down, two in a hub's cache (`snapshots/COMMIT`); the last is the newest.
 
     Names of files decide; at most 50 directories are looked into.
     """

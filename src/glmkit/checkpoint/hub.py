@@ -13,6 +13,7 @@ from glmkit.progress import Progress
 
 from .detect import ADAPTER_FILES, TAG_FILES, TRAINING, WEIGHT_SUFFIXES, detect
 
+_INDEX = ".index.json"
 Need = Literal["model", "tokenizer", "config"]
 
 
@@ -38,24 +39,32 @@ def local_directory(
 
 
 def files_to_read(names: Sequence[str], *, weights: bool = True) -> list[str]:
-    """The files of a model directory that are read, of those there: weights in one kind of file, settings, vocabularies.
+    """The files of a model directory that are read: weights in one kind of file, settings, vocabularies.
 
     Of weights that lie there in several kinds, the one that detection prefers; of models and adapters each. Code is
     left out but for tokenizer classes, which are read as text to tell two families apart.
     """
     texts = (*CONFIG_FILES, *ADAPTER_FILES, *TAG_FILES, *TEXT_FILES, "*.json", *_tokenizer_files())
-    chosen = [name for name in names if "/" not in name and _matches(name, texts) and not name.endswith(WEIGHT_SUFFIXES)]
+    chosen = [
+        name for name in names if "/" not in name and _matches(name, texts) and not name.endswith(WEIGHT_SUFFIXES)
+    ]
     if not weights:
-        return chosen
+        return [name for name in chosen if not name.endswith(_INDEX)]
     stored = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not TRAINING.fullmatch(_base(name))]
     for is_adapter in (False, True):
         group = [name for name in stored if _base(name).startswith("adapter_") is is_adapter]
-        top = [name for name in group if "/" not in name] or [name for name in group if _base(name).startswith("mp_rank_")]
+        top = [name for name in group if "/" not in name] or [
+            name for name in group if _base(name).startswith("mp_rank_")
+        ]
         kind = next((suffix for suffix in WEIGHT_SUFFIXES if any(name.endswith(suffix) for name in top)), None)
         chosen += [name for name in top if kind is not None and name.endswith(kind)]
-    kinds = {suffix for suffix in WEIGHT_SUFFIXES if any(name.endswith(suffix) for name in chosen)}
-    unused = tuple(f"{suffix}.index.json" for suffix in WEIGHT_SUFFIXES if suffix not in kinds)
-    return [name for name in chosen if not name.endswith(unused)]
+    return [name for name in chosen if not name.endswith(_INDEX) or _has_shards(name, chosen)]
+
+
+def _has_shards(index: str, names: Sequence[str]) -> bool:
+    """True where files that an index is about are among the names."""
+    whole = Path(index.removesuffix(_INDEX))
+    return any(name.startswith(whole.stem) and name.endswith(whole.suffix) for name in names)
 
 
 def _base(name: str) -> str:
@@ -80,5 +89,7 @@ def _holds_weights(directory: Path) -> bool:
     try:
         detect(directory)
     except CheckpointError:
-        return _holds(directory, ADAPTER_FILES) and any(path.name.endswith(WEIGHT_SUFFIXES) for path in directory.iterdir())
+        return _holds(directory, ADAPTER_FILES) and any(
+            path.name.endswith(WEIGHT_SUFFIXES) for path in directory.iterdir()
+        )
     return True

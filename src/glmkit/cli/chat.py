@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 
 from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, Lines, read_tools, reason_of
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
-from glmkit.cli.output import print_json
+from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import GLMKitError, RequestError
 

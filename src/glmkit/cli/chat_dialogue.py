@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glmkit.cli.output import print_json
+from glmkit.cli.printing import print_json
 from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
 from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system

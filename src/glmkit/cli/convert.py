@@ -1,7 +1,6 @@
 """`glm convert SRC DST --to FORMAT`: a checkpoint in another layout, cut over other ranks, in another dtype."""
 
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,8 +8,8 @@ from dataclasses import asdict
 from glmkit.checkpoint.conversion.conversion import DTYPES, ConvertReport, convert
 from glmkit.checkpoint.conversion.transfer import Step
 from glmkit.checkpoint.hub import local_directory
-from glmkit.cli.output import print_json
 from glmkit.cli.parser import add_hub_argument
+from glmkit.cli.printing import print_json
 from glmkit.errors import names_text
 from glmkit.families.family import first_command
 from glmkit.progress import Progress

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from glmkit.cli.output import print_json
+from glmkit.cli.printing import print_json
 from glmkit.demo.end_to_end import DemoOptions, run_demo
 
 

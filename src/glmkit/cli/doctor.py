@@ -9,8 +9,8 @@ from rich.text import Text
 from glmkit.checkpoint.configure import read_given
 from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.info import open_console, plain_grid
-from glmkit.cli.output import print_json
 from glmkit.cli.parser import add_hub_argument
+from glmkit.cli.printing import print_json
 from glmkit.diagnosis.examine import examine
 from glmkit.diagnosis.finding import Finding, Level
 from glmkit.diagnosis.forecast import Use

@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
-from glmkit.cli.output import print_json
 from glmkit.cli.parser import Help
+from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
 from glmkit.generate.outputs import Answer

@@ -1,6 +1,5 @@
 """`glm generate MODEL --input FILE --output FILE`: an answer for every row of a file."""
 
-import json
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -16,13 +15,13 @@ from glmkit.batch.output import Output
 from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import Need, local_directory
-from glmkit.cli.output import print_json
+from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
-from glmkit.generate.params import OPTIONS, GenerationParams, Values
+from glmkit.generate.params import MAX_BEAMS, OPTIONS, GenerationParams, Values
 from glmkit.progress import Progress
 
 BATCH_EPILOG = """a file of prompts:
@@ -182,10 +181,12 @@ def _checked(args: Namespace) -> Path:
         raise RequestError(f"--output is {target}, but JSON lines are written; name it .jsonl")
     if target.exists() and target.samefile(source):
         raise RequestError(f"--output is the input, {source}; choose another name")
-    for name, least in (("src_length", 1), ("batch_size", 1)):
+    for name in ("src_length", "batch_size"):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise RequestError(f"--{name} is {value}; give at least {least}")
+        if value is not None and value < 1:
+            raise RequestError(f"--{name} is {value}; give at least 1")
+    if args.batch_size is not None and args.batch_size > MAX_BEAMS:
+        raise RequestError(f"--batch_size is {args.batch_size}; give at most {MAX_BEAMS}")
     if args.truncation_side != "left" and args.src_length is None:
         raise RequestError("--truncation_side goes with --src_length, which was not given")
     if args.order is not None and args.task != "fill":
@@ -210,7 +211,9 @@ def _with_original_names(args: Namespace, options: Values) -> Values:
 
 def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
     """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie."""
-    files = {f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model, hub=args.hub)).items()}
+    files = {
+        f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model, hub=args.hub)).items()
+    }
     named: dict[str, object] = {}
     for name in ("adapter", "tokenizer", "config"):
         value = getattr(args, name)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from glmkit.checkpoint.hub import local_directory
-from glmkit.cli.output import print_json
 from glmkit.cli.parser import add_hub_argument
+from glmkit.cli.printing import print_json
 from glmkit.config import GLMConfig
 from glmkit.diagnosis.config_alone import config_of_directory
 from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from glmkit import __version__
-from glmkit.cli.output import escape_what_does_not_fit
+from glmkit.cli.printing import escape_what_does_not_fit
 from glmkit.errors import GLMKitError, did_you_mean
 
 

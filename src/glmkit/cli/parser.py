@@ -7,13 +7,12 @@ from typing import Any, NoReturn
 
 from glmkit.errors import RequestError, closest
 
-
 _LARGEST = 2**63 - 1  # what a tensor, a file and the libraries below can count
 _SHOWN = 40  # characters of a value that is refused
 
 
 def _whole_number(text: str) -> int:
-    """`type=int` of every option. Raises ArgumentTypeError."""
+    """Read a value of an option with `type=int`. Raises ArgumentTypeError."""
     try:
         value = int(text)
     except ValueError:
@@ -24,7 +23,7 @@ def _whole_number(text: str) -> int:
 
 
 def _finite_number(text: str) -> float:
-    """`type=float` of every option. Raises ArgumentTypeError."""
+    """Read a value of an option with `type=float`. Raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -47,8 +46,10 @@ class Help(argparse.HelpFormatter):
         return text if nothing or "default" in text else f"{text} (default: %(default)s)"
 
 
-def add_hub_argument(add: Callable[..., argparse.Action], what: str = "hub of names that are no directory here") -> None:
-    """--hub, of every verb that takes the name of a model. add: `add_argument` of the verb's parser or a group of it."""
+def add_hub_argument(
+    add: Callable[..., argparse.Action], what: str = "hub of names that are no directory here"
+) -> None:
+    """Add --hub, as every verb has it that takes the name of a model. add: `add_argument` of a parser or a group."""
     add("--hub", metavar="HUB", help=f"{what}: huggingface or modelscope (default: GLMKIT_HUB, else huggingface)")
 
 

@@ -1,13 +1,12 @@
 """`glm prepare INPUT... --output DIR`: text to a tokenizer and a memory-mapped token store."""
 
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
 from typing import get_args
 
 from glmkit.checkpoint.hub import local_directory
-from glmkit.cli.output import print_json
 from glmkit.cli.parser import add_hub_argument
+from glmkit.cli.printing import print_json
 from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.encoding import usable_cores
 from glmkit.data.rows import Format, ReadOptions

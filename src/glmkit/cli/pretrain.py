@@ -26,6 +26,7 @@ from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
+_MOST_PROCESSES = 1024
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -59,8 +60,8 @@ def add_arguments(parser: OneLineParser) -> None:
 
 def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
+    if not 1 <= args.nproc <= _MOST_PROCESSES:
+        raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}")
     config = read_recipe(args.recipe, _overrides(vars(args)))
     if args.dry_run:
         return _dry_run(config, args.nproc, as_json=args.json)

@@ -9,6 +9,7 @@ from typing import Any
 
 from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import RequestError, size_text
+from glmkit.hub.names import existing_directory, read_name
 from glmkit.serve.settings import ServeSettings, read_keys
 
 # Packages of the extra [serve] by the module that is imported.
@@ -84,6 +85,9 @@ def run(args: Namespace) -> int:
 
 def _settings(args: Namespace) -> ServeSettings:
     values = {item.name: getattr(args, item.name) for item in fields(ServeSettings) if item.name in vars(args)}
+    name = read_name(args.model) if existing_directory(args.model) is None else None
+    if values["model_id"] is None and name is not None:  # the directory in a hub's cache is called by its commit
+        values["model_id"] = name.repository
     return ServeSettings(
         **values,
         page=not args.no_page,

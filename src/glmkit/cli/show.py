@@ -9,7 +9,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from glmkit.cli.output import print_json
+from glmkit.cli.printing import print_json
 from glmkit.cli.show_print import SampleView, print_loss, print_mask, print_sample, views
 from glmkit.data.packing import Batch
 from glmkit.errors import ConfigError
@@ -20,6 +20,7 @@ from glmkit.train.recipe_config import DataSection, ModelSection, TrainConfig
 from glmkit.train.run_config import TrainingSection
 
 _PRESET = "glm_large_chinese"  # all three modes
+_MOST_SAMPLES = 10_000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -41,6 +42,8 @@ def run(args: Namespace) -> int:
     """Print samples of the batches that training would see. Nothing is written."""
     if args.index < 0 or args.count < 1 or args.columns < 0:
         raise ConfigError(f"--index {args.index}, --count {args.count}, --columns {args.columns}: too small")
+    if args.count > _MOST_SAMPLES:
+        raise ConfigError(f"--count is {args.count}; give at most {_MOST_SAMPLES}")
     config = _config(args)
     if config.data.path is None:
         raise ConfigError(f"{args.source} names no prepared data; add --data DIR (written by `glm prepare`)")

@@ -21,6 +21,7 @@ from .sources import Sources
 from .store import SPLITS, Manifest, StoreWriter
 
 _RECENT = 1 << 18  # hashes that gather before they are sorted
+_MOST_WORKERS = 1024
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
 _WORTH_WORKERS = 1 << 24  # bytes of input; starting processes takes about a second
@@ -71,8 +72,8 @@ def prepare(
     """
     if not 0.0 <= validation_share < 1.0:
         raise DataError(f"the validation share is {validation_share}; it must be at least 0 and below 1")
-    if workers < 1:
-        raise DataError(f"workers is {workers}; it must be at least 1")
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise DataError(f"workers is {workers}; it must be from 1 to {_MOST_WORKERS}")
     if tokenizer is not None and vocab_size is not None:
         raise TokenizerError("a vocabulary size has no effect on a given tokenizer; leave out one of the two")
     sources = Sources(inputs, read)

@@ -169,7 +169,7 @@ class Sources:
             else:
                 what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
                 near = nearby(path)
-                owner = "" if "/" in name else f"; a dataset of the hub without an owner is {PREFIX}NAME"
+                owner = "" if "/" in name or path.suffix else f"; a dataset of the hub without an owner is {PREFIX}NAME"
                 raise DataError(f"{name}: {what}{f'; did you mean {near}?' if near else owner}") from None
             return entry
         if stat.S_ISDIR(found.st_mode):

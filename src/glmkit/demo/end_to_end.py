@@ -40,6 +40,8 @@ class DemoOptions:
             raise RequestError(f"minutes is {self.minutes}; give at least {_SHORTEST_MINUTES}")
         if self.blanks < 2:
             raise RequestError(f"blanks is {self.blanks}; give at least 2")
+        if self.seed < 0:
+            raise RequestError(f"seed is {self.seed}; give at least 0")
 
 
 @dataclass

@@ -113,8 +113,9 @@ class Option:
         check_type(name, value, kind, what, self.name)
         if not isinstance(value, Real):
             return
-        if isinstance(value, Integral) and not -LARGEST - 1 <= value <= LARGEST:
-            raise RequestError(f"{name} is {reprlib.repr(value)}", step=f"give at most {LARGEST}", param=self.name)
+        if isinstance(value, int) and not -LARGEST - 1 <= value <= LARGEST:
+            shown = str(value) if value.bit_length() < 256 else f"a number of {value.bit_length()} bits"
+            raise RequestError(f"{name} is {shown}", step=f"give at most {LARGEST} either way", param=self.name)
         low, above, high = self.low, self.above, self.high
         if (
             value <= -math.inf

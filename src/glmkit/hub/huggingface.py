@@ -75,7 +75,9 @@ def _refusal(name: HubName, site: Site, error: StatusError) -> HubError:
             step=f"accept its terms at {site.address}/{name.repository}, then set HF_TOKEN or run hf auth login",
         )
     if error.code == "RevisionNotFound":
-        return HubError(f"{name.repository} has no revision {name.revision or 'main'!r} on {TITLE}", step="leave it out")
+        return HubError(
+            f"{name.repository} has no revision {name.revision or 'main'!r} on {TITLE}", step="leave it out"
+        )
     if error.status in (401, 403, 404):
         return HubError(
             f"{name.repository} is not a directory, and {site.address} has no model of that name, or a private one",

@@ -1,8 +1,8 @@
 """ModelScope: its cache on this machine, its list of files. Its own package is not needed.
 
-API: modelscope/modelscope on GitHub, `modelscope/hub/api.py` (`/api/v1/models/NAME/repo/files?Revision=…&Recursive=True`)
-and `file_download.py` (`/api/v1/models/NAME/repo?Revision=…&FilePath=…`); MODELSCOPE_DOMAIN names another host,
-MODELSCOPE_CACHE another cache.
+API: `hub/api.py` and `hub/file_download.py` of modelscope/modelscope on GitHub
+(`/api/v1/models/NAME/repo/files?Revision=…&Recursive=True`, `/api/v1/models/NAME/repo?Revision=…&FilePath=…`).
+MODELSCOPE_DOMAIN names another host, MODELSCOPE_CACHE another cache.
 """
 
 import os
@@ -45,14 +45,18 @@ def look_up(name: HubName) -> Snapshot:
     listed = data.get("Files") if isinstance(data, dict) else None
     if not isinstance(listed, list):
         site.refuse(f"{site.address} answers with something that is no list of files; is it a hub?")
-    files = tuple(_file(item, base, revision) for item in listed if isinstance(item, dict) and item.get("Type") != "tree")
+    files = tuple(
+        _file(item, base, revision) for item in listed if isinstance(item, dict) and item.get("Type") != "tree"
+    )
     return Snapshot(TITLE, site, _folders(name)[0], files)
 
 
 def _file(item: dict[str, object], base: str, revision: str) -> RemoteFile:
     path, size, digest = str(item.get("Path", "")), item.get("Size"), item.get("Sha256")
     url = f"{base}?{urlencode({'Revision': revision, 'FilePath': path})}"
-    return RemoteFile(path, url, size if type(size) is int else None, digest if isinstance(digest, str) and digest else None)
+    return RemoteFile(
+        path, url, size if type(size) is int else None, digest if isinstance(digest, str) and digest else None
+    )
 
 
 def _unknown(name: HubName, site: Site) -> HubError:
@@ -68,7 +72,7 @@ def _site() -> Site:
 
 
 def _folders(name: HubName) -> list[Path]:
-    """Where a model may lie; the first is where it is put. The hub's tool writes dots of names as `___`."""
+    """Folders that a model may lie in; it is put into the first. The hub's tool writes dots of names as `___`."""
     default = Path.home() / ".cache" / "modelscope" / "hub"
     cache = Path(os.environ.get("MODELSCOPE_CACHE") or default).expanduser()
     organisation, _, own = name.repository.partition("/")

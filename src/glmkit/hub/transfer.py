@@ -161,7 +161,7 @@ def _reason(error: Exception) -> str:
     """A few words of a failure of the network."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"nothing came for {TIMEOUT:.0f} seconds"
+        return f"nothing came for {TIMEOUT:g} seconds"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
@@ -175,7 +175,7 @@ def _host(url: str) -> tuple[str, str]:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects: tokens stay with the host they are for, and nothing leaves HTTPS for plain HTTP."""
 
-    def redirect_request(  # noqa: PLR0913 - the signature is the library's
+    def redirect_request(
         self,
         req: urllib.request.Request,
         fp: object,

@@ -12,7 +12,7 @@ from glmkit.families.family import preset
 from glmkit.objective.options import ObjectiveConfig
 
 from .run_config import RunConfig, SectionReader, plain_section
-from .schema import AT_LEAST_1, NOT_NEGATIVE, build, convert, option, refuse_unknown
+from .schema import AT_LEAST_1, PROCESSES, build, convert, option, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class DataSection:
     non_sentence_start: float = option(0.0, "share of long texts that may start inside a sentence")
     sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
     add_cls: bool = option(True, "put [CLS] before every document")
-    workers: int = option(1, "processes that build batches beside training; 0 = in the training process", NOT_NEGATIVE)
+    workers: int = option(1, "processes that build batches beside training; 0 = in the training process", PROCESSES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Plain values (YAML, command line) -> frozen dataclasses, with one kind of error: key, value, limit, next step."""
 
 import math
-import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -24,6 +23,7 @@ AT_LEAST_1 = Limit("it must be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Limit("it must not be negative", lambda value: value >= 0)
 POSITIVE = Limit("it must be positive", lambda value: value > 0)
 UP_TO_1 = Limit("it must be in [0, 1]", lambda value: 0 <= value <= 1)
+PROCESSES = Limit("it must be from 0 to 1024", lambda value: 0 <= value <= 1024)
 BELOW_1 = Limit("it must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -112,9 +112,10 @@ def _scalar(value: object, kind: object, where: str) -> object:
             return number
         if kind is int and number.is_integer():
             if abs(number) >= _LARGEST:
-                raise ConfigError(f"{where} is {reprlib.repr(value)}; it must be below 2**63")
+                raise ConfigError(f"{where} is {number:g}; it must be below 2**63")
             return value if isinstance(value, int) else int(value) if _is_digits(value) else int(number)
-    raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {readable(kind)}")
+    shown = "beyond all numbers" if isinstance(value, int) and abs(value) > _LARGEST else repr(value)
+    raise ConfigError(f"{where} is {shown}; expected {readable(kind)}")
 
 
 def _is_digits(value: object) -> bool:
