@@ -21,7 +21,6 @@ from support import outgoing
 from support.chat import real_chat_model
 from support.server import glm_serve, saved_base
 from support.shared import ROOT, shared_dir
-from support.store import toy_texts
 
 RECIPE = (
     "tiny",
@@ -39,10 +38,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "texts", "--output", "data", "--vocab-size", "400", "--validation-share", "0.2"),
     "show": ("show", "data", "--count", "1"),
     "pretrain": ("pretrain", *RECIPE, "--data", "data", "--output", "run"),
-    "pretrain with tensorboard": ("pretrain", *RECIPE, "--data", "data", "--output", "run2", "--tensorboard", "true"),
+    "pretrain with tensorboard": ("pretrain", *RECIPE, "--data", "data", "--output", "run2", "--output.tensorboard", "true"),
     "doctor": ("doctor", "base"),
     "info": ("info", "base"),
-    "convert": ("convert", "chat", "converted", "--to", "huggingface"),
+    "convert": ("convert", "base", "converted", "--to", "megatron"),
     "fill": ("fill", "base", "a [MASK] b", "--max_tokens", "2"),
     "generate": ("generate", "base", "a", "--max_new_tokens", "2"),
     "generate a file": ("generate", "base", "--input", "rows.jsonl", "--output", "out.jsonl", "--max_new_tokens", "2"),
@@ -59,8 +58,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved_base(folder / "base")
     shutil.copytree(ROOT / "src" / "glmkit", folder / "library", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "texts").mkdir()
-    for number, text in enumerate(toy_texts(40)):
-        (folder / "texts" / f"{number}.txt").write_text(text)
+    for path in (ROOT / "docs").glob("*.md"):
+        shutil.copy(path, folder / "texts")
     (folder / "rows.jsonl").write_text('{"prompt": "a"}\n')
     return folder
 

@@ -21,6 +21,7 @@ from glmkit.train.run_config import TrainingSection
 
 _PRESET = "glm_large_chinese"  # all three modes
 _MOST_SAMPLES = 10_000
+_LONGEST = 1 << 20  # tokens
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,8 +43,9 @@ def run(args: Namespace) -> int:
     """Print samples of the batches that training would see. Nothing is written."""
     if args.index < 0 or args.count < 1 or args.columns < 0:
         raise ConfigError(f"--index {args.index}, --count {args.count}, --columns {args.columns}: too small")
-    if args.count > _MOST_SAMPLES:
-        raise ConfigError(f"--count is {args.count}; give at most {_MOST_SAMPLES}")
+    for name, most in (("count", _MOST_SAMPLES), ("sequence_length", _LONGEST)):
+        if (getattr(args, name) or 0) > most:
+            raise ConfigError(f"--{name} is {getattr(args, name)}; give at most {most}")
     config = _config(args)
     if config.data.path is None:
         raise ConfigError(f"{args.source} names no prepared data; add --data DIR (written by `glm prepare`)")

@@ -57,8 +57,10 @@ class ObjectiveConfig:
                 "what they leave of 1 is the share of generation"
             )
         _check_number("average_block_length", self.average_block_length, 1e-3, 1e6)
-        if not isinstance(self.max_block_length, int) or self.max_block_length < 2:
-            raise ConfigError(f"max_block_length is {self.max_block_length!r}; it must be a whole number of at least 2")
+        if not isinstance(self.max_block_length, int) or not 2 <= self.max_block_length <= _LONGEST_BLOCK:
+            raise ConfigError(
+                f"max_block_length is {self.max_block_length!r}; it must be a whole number from 2 to {_LONGEST_BLOCK}"
+            )
         if self.context_mask_range < 1:
             raise ConfigError(f"context_mask_range is {self.context_mask_range}; it must be at least 1 token")
         for name, choices in _CHOICES.items():
@@ -139,6 +141,7 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a number in [{low:g}, {high:g}]")
 
 
+_LONGEST_BLOCK = 1 << 16  # tokens; each length has a weight of its own
 _SHARES = (
     "bert_prob", "gap_sentence_prob", "gpt_infill_prob", "block_mask_prob", "short_seq_prob", "single_span_prob",
     "bert_ratio", "gap_sentence_ratio", "gpt_min_ratio", "context_mask_ratio",

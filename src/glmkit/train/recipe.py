@@ -87,6 +87,8 @@ def read_recipe(source: str | Path, overrides: Mapping[str, object] | None = Non
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:100]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no recipe; expected sections such as `model:` and `training:`")
     try:
@@ -143,3 +145,5 @@ def _parse(dotted: str, value: object) -> object:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--{dotted} {value!r} cannot be read: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--{dotted} {value[:40]!r}... cannot be read: {str(error)[:60]}") from error

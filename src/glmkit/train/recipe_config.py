@@ -20,7 +20,9 @@ class ModelSection:
     """A preset, changed by single fields of GLMConfig. Only shapes are taken from it, never weights."""
 
     preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
-    vocab_multiple: int = option(128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this")
+    vocab_multiple: int = option(
+        128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this", AT_LEAST_1
+    )
     fields: Mapping[str, object] = field(default_factory=dict)
 
     def config(self, vocab_size: int | None = None, special: SpecialIds | None = None) -> GLMConfig:
