@@ -38,7 +38,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "texts", "--output", "data", "--vocab-size", "400", "--validation-share", "0.2"),
     "show": ("show", "data", "--count", "1"),
     "pretrain": ("pretrain", *RECIPE, "--data", "data", "--output", "run"),
-    "pretrain with tensorboard": ("pretrain", *RECIPE, "--data", "data", "--output", "run2", "--output.tensorboard", "true"),
+    "pretrain with TensorBoard": (
+        "pretrain", *RECIPE, "--data", "data", "--output", "run2", "--output.tensorboard", "true",
+    ),
     "doctor": ("doctor", "base"),
     "info": ("info", "base"),
     "convert": ("convert", "base", "converted", "--to", "megatron"),

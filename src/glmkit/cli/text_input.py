@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from glmkit import load
-from glmkit.data.charset import guess_encoding
 from glmkit.cli.parser import add_hub_argument
+from glmkit.data.charset import guess_encoding
 from glmkit.errors import RequestError
 from glmkit.session import LM
 
