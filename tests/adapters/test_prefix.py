@@ -239,7 +239,7 @@ BAD: dict[str, Any] = {
         "120 numbers a position, this model needs 2 x 3 layers x 2 key/value heads x 12 channels = 144",
     ),
     "others": (lambda t: {**t, "model.extra": torch.ones(2)}, {}, "no part of a prefix encoder|beside the prefix"),
-    "part": (lambda t: {**t, "trans.0.weight": torch.ones(2, 2)}, {}, "trans.0.bias is missing"),
+    "part": (lambda t: {**t, "trans.0.weight": torch.ones(2, 2)}, {}, "has no trans.0.bias"),
     "vector": (lambda t: {"embedding.weight": torch.ones(4)}, {}, "must be \\(length, width\\)"),
     "nan": (lambda t: {n: v * float("nan") for n, v in t.items()}, {}, "NaN or infinity"),
     "whole": (lambda t: {"lm_head.weight": torch.ones(2, 2)}, {}, "missing|no part of a prefix encoder"),
