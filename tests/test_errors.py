@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from glmkit.errors import CheckpointError, ConfigError, GLMKitError, about
+from glmkit.errors import (
+    CheckpointError,
+    ConfigError,
+    GLMKitError,
+    about,
+    did_you_mean,
+    names_text,
+    shorten,
+    terminal_text,
+)
 
 
 def test_the_message_is_the_trouble_and_the_next_step() -> None:
@@ -36,3 +45,29 @@ def test_the_innermost_file_is_the_one_at_fault() -> None:
 def test_errors_cross_processes() -> None:
     error = pickle.loads(pickle.dumps(ConfigError("a", step="b", param="c", code="d")))
     assert (str(error), error.step, error.param, error.code) == ("a; b", "b", "c", "d")
+
+
+HOSTILE = ["\x1b[2J\x1b[31m", "a\nb", "\x9b31m", "\u202eabc", "\udcff", "\x07\x08", "\u2028"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_message_reaches_no_terminal_as_an_order(text: str) -> None:
+    error = CheckpointError(f"{text} is no tensor", step=f"remove {text}")
+    for part in (str(error), error.what, error.step or "", names_text([text]), shorten(text)):
+        assert part.isprintable()
+        part.encode()
+    assert error.behind("m: ").what == f"m: {error.what}"
+    assert not any(c in terminal_text(f"x{text}\ty\n") for c in "\x1b\x9b\u202e\udcff\x07\x08")
+    assert terminal_text("a\tb\n👩‍💻　文") == "a\tb\n👩‍💻　文"
+
+
+def test_a_message_of_a_megabyte_is_cut() -> None:
+    error = CheckpointError(f"model.bin: {'x' * 10**6} is missing", step="y" * 10**6)
+    assert len(str(error)) < 4100
+    assert error.what.startswith("model.bin: xxx")
+    assert error.what.endswith("xxx is missing")
+    assert len(CheckpointError("\x1b" * 10**6).what) <= 2010
+    assert len(names_text(["x" * 10**6] * 9)) < 900
+    assert did_you_mean("x" * 10**6, ["y" * 10**6, "abc"], otherwise="no") == "no"
+    assert shorten("\x1b" * 10**6, 20).isprintable()
+    assert len(shorten("文" * 100, 20)) == 20

@@ -152,6 +152,9 @@ class GLMConfig:
         self._check_quantization()
 
     def _check_types(self) -> None:
+        family = self.family
+        if not isinstance(family, str) or not 0 < len(family) <= 100 or not family.isprintable():
+            raise ConfigError(f"family is {family!r}", step="give a printable name")
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
             value = getattr(self, name)
             if not _is_count(value):

@@ -5,13 +5,57 @@ travels beside it as `step`, `param` and `code`; nothing may search the sentence
 """
 
 import difflib
+import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+MOST_WORDS = 2000  # characters of a message, and of its step
+_LONGEST_NAME = 160
+_MOST_COMPARED = 4096  # known words that a wrong one is compared with
+# What a terminal obeys: it moves the cursor, colours, or turns the direction of the text. Line breaks and tabs stay.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with everything escaped that a terminal would obey or a JSON reader refuse.
+
+    Names and values in messages come from files that anybody may have written.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def terminal_text(text: str) -> str:
+    """A text of several lines with its controls escaped, for a terminal."""
+    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """One printable line of at most `limit` characters."""
+    text = printable(text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def message_text(text: str, limit: int = MOST_WORDS) -> str:
+    """One printable line; a long one keeps its beginning, which names the place, and its end, the trouble."""
+    for _ in range(2):  # escapes may make it too long again
+        if len(text) > limit:
+            text = f"{text[: limit * 2 // 3]} ... {text[-(limit // 3 - 5) :]}"
+        text = printable(text)
+    return text
 
 
 class GLMKitError(Exception):
     """Base of all errors meant for users; the command line prints it as one line and exits with 2.
+
+    The message is made printable and cut here, whatever stood in the files that it quotes.
 
     what: the trouble. step: the next step, which stands behind it in the message. param: the argument or field that is
     at fault, as the caller spells it. code: one word for the kind of mistake, from the vocabulary of the public
@@ -23,6 +67,7 @@ class GLMKitError(Exception):
     def __init__(
         self, what: str, *, step: str | None = None, param: str | None = None, code: str | None = None
     ) -> None:
+        what, step = message_text(what), step and message_text(step)
         super().__init__(f"{what}; {step}" if step else what)
         self.what, self.step, self.param, self.code = what, step, param, code
 
@@ -81,7 +126,8 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known word most like `word`; None when no likeness (difflib's ratio, 0 to 1) reaches `cutoff`."""
-    found = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    words = [name for name in itertools.islice(known, _MOST_COMPARED) if len(name) <= _LONGEST_NAME]
+    found = difflib.get_close_matches(str(word)[:_LONGEST_NAME], words, n=1, cutoff=cutoff)
     return found[0] if found else None
 
 
@@ -95,9 +141,9 @@ def did_you_mean(word: object, known: Iterable[str], *, otherwise: str | None = 
 
 
 def names_text(names: Iterable[str], limit: int = 5) -> str:
-    """'a, b, c and 4 more': names in order, the first `limit` of them."""
+    """'a, b, c and 4 more': names in order, the first `limit` of them, none longer than 160 characters."""
     listed = list(names)
-    shown = ", ".join(listed[:limit])
+    shown = ", ".join(shorten(name, _LONGEST_NAME) for name in listed[:limit])
     return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
 
 

@@ -1,5 +1,10 @@
-"""Writing that cannot leave half a file behind: temporary name, fsync, rename."""
+"""Writing that cannot leave half a file behind (temporary name, fsync, rename), and names that stay in their folder.
 
+Standard library only. Systems differ: Windows opens no directory and replaces no open file, some network file systems
+cannot write a directory through. Links are never followed on writing.
+"""
+
+import errno
 import hashlib
 import os
 import re
@@ -9,30 +14,94 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+LONGEST_NAME = 200  # characters of a name that comes from a stranger's file
+_MOST_BYTES = 240  # a temporary name is a few characters longer, and file systems end at 255
+_WINDOWS = os.name == "nt"
+_WINDOWS_SIGNS = frozenset('<>:"|?*')
+_WINDOWS_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+# Flags that not every system has.
+NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer opens at once
+BINARY: int = getattr(os, "O_BINARY", 0)
+# What fsync of a directory says where the file system has no such thing.
+_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file for its open file description; False when another one holds it.
 
-    The lock goes with the process, however it ends. Systems without fcntl are not guarded.
+def is_plain_name(name: str, *, windows: bool | None = None) -> bool:
+    """True for the name of one entry of a folder: printable, at most 200 characters, neither `.` nor `..` nor a path.
+
+    windows: names and signs that Windows keeps for itself are none; None: where this is Windows.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name != name.strip():
         return False
-    return True
+    if name in (".", "..") or "/" in name or "\\" in name or len(name.encode()) > _MOST_BYTES:
+        return False
+    if not (_WINDOWS if windows is None else windows):
+        return True
+    return not _WINDOWS_SIGNS & set(name) and not name.endswith(".") and not _WINDOWS_RESERVED.fullmatch(name)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of an output, `folder / name`; parts of the name are parted by `/`.
+
+    Raises OSError for a name that leads out of the folder: absolute, with `..`, not plain, or through a link.
+    """
+    place = folder
+    for part in name.split("/"):
+        if not is_plain_name(part):
+            raise OSError(errno.EINVAL, "no plain name below the folder that is written", name)
+        place = place / part
+        refuse_link(place)
+    return place
+
+
+def refuse_link(path: Path) -> None:
+    """Raise OSError when `path` itself is a link: it would be written through."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "a link, which is not followed on writing; remove it", str(path))
 
 
 def fsync_path(path: Path) -> None:
-    """Write a file or a directory's entries through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Write a file through to the disk, or the entries of a directory where the system can."""
+    folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
+    except PermissionError:
+        if folder:  # Windows opens none
+            return
+        raise
     try:
         os.fsync(descriptor)
+        return
+    except OSError as error:
+        if folder and error.errno in _NO_SYNC:
+            return
+        if folder or error.errno != errno.EBADF:
+            raise
     finally:
         os.close(descriptor)
+    with open(path, "r+b") as file:  # Windows writes through only what may be written
+        os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename, over a file that is there. Raises OSError naming the target: Windows refuses what a program has open."""
+    try:
+        os.replace(source, target)
+    except PermissionError as error:
+        what = "cannot be replaced: there is no right to, or a program has it open; close that and try again"
+        raise PermissionError(error.errno, what, str(target)) from error
+
+
+def _open_new(path: Path) -> BinaryIO:
+    """A new file. What lies under its name goes, and is never opened: a killed writer's, or a stranger's link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except FileExistsError:
+        path.unlink()
+        descriptor = os.open(path, flags, 0o666)
+    return os.fdopen(descriptor, "wb")
 
 
 def _temporary_name(path: Path) -> Path:
@@ -40,15 +109,15 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Temporary directories that killed writers of `target` on this machine left beside it."""
-    if os.name != "posix":  # elsewhere asking for a process may end it
+    """Remove directories that killed writers of `target` on this machine left beside it."""
+    if _WINDOWS:  # there asking for a process may end it
         return
-    prefix = _temporary_name(target).name.removesuffix(str(os.getpid()))
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(?:tmp|old)-([0-9]+)")
     for entry in target.parent.iterdir():
-        number = entry.name.removeprefix(prefix)
-        if entry.name.startswith(prefix) and re.fullmatch("[0-9]+", number) and entry.is_dir():
+        found = pattern.fullmatch(entry.name)
+        if found and entry.is_dir() and not entry.is_symlink():
             try:
-                os.kill(int(number), 0)
+                os.kill(int(found[1]), 0)
             except ProcessLookupError:
                 shutil.rmtree(entry, ignore_errors=True)
             except (PermissionError, OverflowError):  # somebody else's process; no process number
@@ -64,11 +133,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     temporary = _temporary_name(target)
     try:
-        with open(temporary, "wb") as file:
+        with _open_new(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if not os.path.samestat(os.fstat(file.fileno()), temporary.lstat()):
+                raise OSError(errno.EBUSY, "another thread or program is writing it", str(target))
+        rename(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -89,8 +160,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     temporary = _temporary_name(target)
-    if temporary.exists():  # left by a killed process that had our number
-        shutil.rmtree(temporary)
+    _clear(temporary)  # left by a killed process that had our number
     temporary.mkdir()
     try:
         yield temporary
@@ -100,19 +170,28 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
         old = None
         if target.exists():
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            os.replace(target, old)
+            _clear(old)
+            rename(target, old)
         try:
-            os.replace(temporary, target)
+            rename(temporary, target)
         except OSError:
             if old is not None:
                 os.replace(old, target)
             raise
         fsync_path(target.parent)
         if old is not None:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # what a reader keeps open goes with the next writer
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _clear(path: Path) -> None:
+    """Remove what lies there; of a link the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
-from .errors import RequestError, TokenizerError
+from .errors import RequestError, TokenizerError, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
@@ -118,7 +118,16 @@ def load_parts(
         generation = read_generation(directory, settings.vocab_size, masks)
     else:
         generation = checkpoint.generation
-    return Parts(directory, settings, model, loaded, generation, checkpoint.family, checkpoint.layout.name, notes)
+    return Parts(
+        directory,
+        settings,
+        model,
+        loaded,
+        generation,
+        checkpoint.family,
+        checkpoint.layout.name,
+        [*map(message_text, notes)],
+    )
 
 
 def empty_model(config: GLMConfig) -> GLM:

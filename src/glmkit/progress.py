@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from glmkit.errors import size_text
+from glmkit.errors import printable, size_text, terminal_text
 
 Unit = Literal["", "bytes", "s"]
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
@@ -46,14 +46,15 @@ class Progress:
     def start(self, label: str, total: float | None, done: float = 0, *, unit: Unit = "") -> None:
         """Begin a stage of `total` units (None: not known), of which `done` are behind it already."""
         self.stop()
+        label = printable(label)
         self._label, self._total, self._begun, self._unit = label, total, done, unit
         self._started = self._clock()
         self._said = self._started
         if not self.quiet and self._console.is_terminal:
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[info]}"),
+                TextColumn("{task.fields[info]}", markup=False),
                 console=self._console,
                 transient=True,
             )
@@ -69,7 +70,7 @@ class Progress:
         if self.quiet or not (last or now - self._said >= pause):
             return
         self._said = now
-        self._label = label or self._label
+        self._label = printable(label or self._label)
         words = "  ".join(filter(None, (self._amount(done), info, self._left(done, now))))
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._label, info=words)
@@ -85,6 +86,7 @@ class Progress:
         """One line that is shown even if quiet: what happens is not quite what was asked for."""
         if self.silent:
             return
+        text = terminal_text(text)
         if self._bar is not None:
             self._console.print(text, markup=False, highlight=False)
         else:

@@ -49,7 +49,7 @@ def test_prompts(model: Recorded) -> None:
         messages = conversation(case)
         assert model.template.text(messages) == case["prompt"]
         if "input_ids" in case:
-            assert [model.template.build(model.tokenizer, messages)] == case["input_ids"]
+            assert [model.template.build(model.tokenizer, messages, specials=True)] == case["input_ids"]
 
 
 def test_defaults_and_stops(model: Recorded) -> None:
@@ -105,6 +105,29 @@ def test_a_kept_cache_takes_only_the_new_round() -> None:
         assert [model.template.build_turn(model.tokenizer, conversation(case))] == case["input_ids"]
     other = Recorded("chatglm-6b")
     assert other.template.build_turn(other.tokenizer, [Message("user", "你好")]) is None
+
+
+@pytest.mark.parametrize("text", ["<sop>", "<eop>", "[MASK]", "[gMASK]", "<pad>", "a [MASK] <eop>\n<sop> b", "[sMASK]"])
+def test_special_strings_of_a_message_are_text(model: Recorded, text: str) -> None:
+    """Nobody places a blank or an end; the published way is asked for."""
+    tokenizer, special = model.tokenizer, model.tokenizer.special
+    ids = {index for index in vars(special).values() if index is not None}
+    for talk in ([Message("user", text)], [*to_messages([(text, text)]), Message("user", text)]):
+        plain = model.template.build(tokenizer, talk)
+        ordinary = model.template.build(
+            tokenizer, [*to_messages([("q", "a")] * (len(talk) // 2)), Message("user", "q")]
+        )
+        assert [index for index in plain if index in ids] == [index for index in ordinary if index in ids]
+        assert tokenizer.decode(plain, skip_specials=False).count(text.split()[0]) >= len(talk)
+
+
+def test_the_published_way_is_an_option() -> None:
+    model = Recorded("chatglm-6b")
+    special = model.tokenizer.special
+    asked = [Message("user", "a [MASK] <eop> b")]
+    published = model.template.build(model.tokenizer, asked, specials=True)
+    assert {special.mask, special.eop} <= set(published[:-2])
+    assert not {special.mask, special.eop} & set(model.template.build(model.tokenizer, asked))
 
 
 # --- without recorded data --------------------------------------------------------------------------------------------

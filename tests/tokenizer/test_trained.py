@@ -156,8 +156,8 @@ def edit(path: Path, change) -> None:  # type: ignore[no-untyped-def]
 BROKEN = {
     "tokenizer.json: no such file": lambda d: (d / "tokenizer.json").unlink(),
     "special_tokens.json: no such file": lambda d: (d / "special_tokens.json").unlink(),
-    "tokenizer.json: not a tokenizer file": lambda d: (d / "tokenizer.json").write_text('{"version": "1.0", "mod'),
-    "special_tokens.json: not valid JSON": lambda d: (d / "special_tokens.json").write_text("{"),
+    "tokenizer.json is not valid JSON": lambda d: (d / "tokenizer.json").write_text('{"version": "1.0", "mod'),
+    "special_tokens.json is not valid JSON": lambda d: (d / "special_tokens.json").write_text("{"),
     "special_tokens.json: must be an object": lambda d: (d / "special_tokens.json").write_text("[1]"),
     "tokenizer.json: not UTF-8 text at byte 0": lambda d: (d / "tokenizer.json").write_bytes(b"\xff\xfe"),
     "no special string for mask": lambda d: edit(d / "special_tokens.json", lambda c: c.pop("mask") and None),

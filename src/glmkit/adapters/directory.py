@@ -137,7 +137,7 @@ def _check_record(record: Mapping[str, object], base: Base, source: str) -> list
     """
     if not record:
         return []
-    if record.get("format") != FORMAT:
+    if type(record.get("format")) is not int or record["format"] != FORMAT:
         raise CheckpointError(
             f"{source}: {RECORD} has format {record.get('format')!r}, this glmkit reads {FORMAT}",
             step="use the version that wrote it",
@@ -146,7 +146,7 @@ def _check_record(record: Mapping[str, object], base: Base, source: str) -> list
     if not isinstance(made_for, Mapping):
         raise CheckpointError(f"{source}: {RECORD} names no base", step="write the adapter again")
     for name in _SIZES:
-        if name in made_for and made_for[name] != here[name]:
+        if name in made_for and (type(made_for[name]) is not int or made_for[name] != here[name]):
             raise CheckpointError(
                 f"{source}: made for a base with {name} {made_for[name]!r}, this model has {here[name]}",
                 step="load it on the base it was trained with",

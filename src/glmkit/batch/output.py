@@ -10,7 +10,9 @@ from typing import BinaryIO
 
 from glmkit.data.records import Record
 from glmkit.errors import DataError, RequestError
-from glmkit.files import atomic_write, fsync_path, try_lock
+from glmkit.files import atomic_write, fsync_path, rename
+from glmkit.locks import open_lock, remove_locked, try_lock
+from glmkit.small_files import parse_small_json, read_small
 
 from .fingerprint import difference
 
@@ -32,7 +34,7 @@ class Output:
 
     A line is there whole or, after a kill, is cut off and written again. Lines repeat the fields of their records, so
     they tell whether they belong to an input. One process writes at a time: the lock goes with the process, however it
-    ends. Systems without fcntl are not guarded.
+    ends; where a system has none, a warning says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +113,11 @@ class Output:
         """Turn the lines, which are all there, into OUT."""
         os.fsync(self._file.fileno())
         self._save({"lines": lines, "bytes": self._size()})
-        os.replace(self.partial, self.path)
+        try:
+            rename(self.partial, self.path)
+        except PermissionError:  # Windows renames no open file
+            self._file.close()
+            rename(self.partial, self.path)
         fsync_path(self.path.parent)
 
     def close(self) -> None:
@@ -119,14 +125,17 @@ class Output:
         if self._file.closed:
             return
         if self._size() == 0 and _same_file(self._file, self.partial):
-            self.partial.unlink()
+            remove_locked(self.partial, self._file.close)
         self._file.close()
 
     def _hold(self) -> BinaryIO:
         """The partial file, locked, and still under its name once the lock is there."""
         while True:
-            file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            if not try_lock(file.fileno()):
+            try:
+                file = os.fdopen(open_lock(self.partial, 0o666), "r+b")
+            except OSError as error:
+                raise RequestError(f"{self.partial} cannot be written: {error.strerror}") from error
+            if not try_lock(file.fileno(), self.path):
                 file.close()
                 raise RequestError(f"another process is writing {self.path}; wait for it")
             if _same_file(file, self.partial):
@@ -143,11 +152,13 @@ class Output:
     def _run(self) -> _Run | None:
         """Read OUT.run.json, where it is there. Raises RequestError when it cannot be read."""
         try:
-            found = json.loads(self.run_file.read_text(encoding="utf-8"))
-            return _Run(found["plan"], found["replaces"], found["complete"])
+            data = read_small(self.run_file, RequestError)
+            found = parse_small_json(data, str(self.run_file), RequestError)
+            if isinstance(found, dict) and isinstance(found["plan"], dict) and _is_complete(found["complete"]):
+                return _Run(found["plan"], found["replaces"] is True, found["complete"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, RequestError):
             pass
         raise RequestError(f"{self.run_file} is not a run's; move it away")
 
@@ -192,6 +203,12 @@ class Output:
 
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
+
+
+def _is_complete(found: object) -> bool:
+    """True for None and for the two numbers of a finished OUT."""
+    numbers = [found.get(key) for key in ("lines", "bytes")] if isinstance(found, dict) else [found]
+    return found is None or all(type(number) is int for number in numbers)
 
 
 class _OtherInputError(Exception):

@@ -1,18 +1,16 @@
 """The config of a published checkpoint: from the file beside it, from what the user gave, or from the shapes."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
-
-import yaml
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
 from glmkit.families.family import CONFIG_FILES, preset, preset_names
+from glmkit.small_files import parse_small_json, parse_yaml, read_small
 
 ConfigLike = str | Path | GLMConfig | Mapping[str, object]
 _SIZES = {"vocab_size", "hidden_size", "num_layers", "num_heads"}
@@ -60,12 +58,9 @@ def read_given(config: ConfigLike | None) -> Given | None:
             preset(str(config))
         except ConfigError as error:
             raise ConfigError(f"config {str(config)!r} is no file, and {error}") from None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is neither JSON nor YAML ({reason})") from None
+    data = read_small(path, ConfigError)
+    parse = parse_small_json if path.suffix == ".json" else parse_yaml
+    values = parse(data, str(path), ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not a table of config fields")
     return _sorted_out(values, str(path))

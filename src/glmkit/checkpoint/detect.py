@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glmkit.config import GenerationSettings
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, about, names_text, shorten
 from glmkit.families.common.layout import Container
 from glmkit.families.common.native_layout import FORMAT_KEY
 from glmkit.families.family import CONFIG_FILES
+from glmkit.files import is_plain_name
+from glmkit.small_files import read_small
 
 from .files.content import check_pointer
-from .files.pickle.cursor import shorten
 from .native import read_json
 
 TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
@@ -30,9 +31,9 @@ TRAINING = re.compile(
     r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
 )
 _INDEXED = ("model.safetensors", "pytorch_model.bin")
-_MAX_INDEX = 4 << 20  # bytes
 _MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
 _MOST_FOLDERS = 50
+MOST_FILES = 4096  # ranks or shards of one checkpoint; published ones have up to 134
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def detect(directory: Path) -> Detected:
     """Find config and weights. Raises CheckpointError saying what is missing or what this is instead."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory", step="give the path of a model directory")
+    refuse_strange(directory)
     config_path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     config = None if config_path is None else read_json(config_path)
     for find in (_huggingface, _paddle, _mp_ranks):
@@ -121,6 +123,21 @@ def _names_weights(directory: Path) -> bool:
     )
 
 
+def refuse_strange(directory: Path) -> None:
+    """Raise CheckpointError for what is neither file nor folder, and for a folder in the place of a small file.
+
+    Reading a pipe or a device could wait for ever.
+    """
+    for path in directory.iterdir():
+        with about(path):
+            if path.is_dir():
+                if path.suffix == ".json":
+                    raise CheckpointError(f"{path} is a directory, not a file", step="remove it")
+            elif path.exists() and not path.is_file():
+                step = "remove it, reading it could wait forever"
+                raise CheckpointError(f"{path} is neither a file nor a directory", step=step)
+
+
 _Parts = tuple[Container, list[list[Path]], Mapping[str, str] | None, list[str]]
 
 
@@ -162,13 +179,22 @@ def _complete(shards: list[Path], directory: Path) -> list[Path]:
     totals = {int(match[2]) for match in numbers if match}
     present = {int(match[1]) for match in numbers if match}
     if len(totals) != 1 or None in numbers:
-        raise CheckpointError(f"{directory} mixes shards of different sets ({', '.join(p.name for p in shards[:4])})")
-    missing = sorted(set(range(1, totals.pop() + 1)) - present)
-    if missing:
+        raise CheckpointError(f"{directory} mixes shards of different sets ({names_text(p.name for p in shards)})")
+    total = totals.pop()
+    refuse_count(total, shards[0])
+    if missing := [number for number in range(1, total + 1) if number not in present]:
         raise CheckpointError(
-            f"{directory}: shard number {', '.join(map(str, missing))} is missing", step="download again"
+            f"{directory}: of {total} shards number {names_text(map(str, missing))} is missing", step="download again"
         )
     return shards
+
+
+def refuse_count(count: int, path: Path) -> None:
+    """Raise CheckpointError for more ranks or shards than any checkpoint has: nothing is sized by a file's name."""
+    if count > MOST_FILES:
+        with about(path):
+            what = f"{path} is one of {shorten(f'{count:,}', 20)} files by its name; {MOST_FILES:,} are the limit"
+            raise CheckpointError(what, step="remove or rename it")
 
 
 def _paddle(directory: Path) -> _Parts | None:
@@ -224,10 +250,16 @@ def read_tag(directory: Path) -> tuple[str, Path] | None:
     path = next((directory / name for name in TAG_FILES if (directory / name).is_file()), None)
     if path is None:
         return None
-    with path.open("rb") as file:
-        tag = file.read(200).decode("utf-8", "replace").strip()
-    if not tag or Path(tag).name != tag:
-        raise CheckpointError(f"{path} holds {tag!r}, which is not the name of a folder beside it")
+    with about(path):
+        data = read_small(path, CheckpointError, limit=4096)
+        try:
+            tag = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            tag = ""
+        if not is_plain_name(tag):
+            shown = shorten(repr(data.decode(errors="backslashreplace")))
+            step = "write the folder's name into it"
+            raise CheckpointError(f"{path} holds {shown}, which is not the name of a folder beside it", step=step)
     return tag, path
 
 
@@ -239,10 +271,11 @@ def tag_folders(tag: str) -> tuple[str, str]:
 def _in_row(paths: list[Path], pattern: str) -> list[Path]:
     """Rank files in the order of their numbers. Raises CheckpointError when one is missing."""
     numbered = {int(match[1]): path for path in paths if (match := re.fullmatch(pattern, path.name))}
-    missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
-    if missing:
+    last = max(numbered, default=0)
+    refuse_count(last + 1, numbered.get(last, paths[0]))
+    if missing := [number for number in range(last + 1) if number not in numbered]:
         raise CheckpointError(
-            f"{paths[0].parent} has rank files up to {max(numbered)}, but not number {', '.join(map(str, missing))}; "
+            f"{paths[0].parent} has rank files up to {last}, but not number {names_text(map(str, missing))}; "
             f"every rank is needed"
         )
     return [numbered[number] for number in sorted(numbered)]
@@ -250,20 +283,15 @@ def _in_row(paths: list[Path], pattern: str) -> list[Path]:
 
 def read_index(index: Path) -> tuple[dict[str, str], object]:
     """(file of each tensor, metadata) of an index. Raises CheckpointError when it is damaged or leads elsewhere."""
-    try:
-        if index.is_file():
-            with index.open("rb") as file:
-                check_pointer(index, file.read(1024))
-            if index.stat().st_size > _MAX_INDEX:
-                raise CheckpointError(f"{index}: refused, it has more than {_MAX_INDEX} bytes; is it an index?")
-        values = read_json(index)
-    except RecursionError:
-        raise CheckpointError(f"{index} is nested too deeply for an index", step="download it again") from None
+    if index.is_file():
+        with index.open("rb") as file:
+            check_pointer(index, file.read(1024))
+    values = read_json(index)
     places = values.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map with tensors in it", step="download it again")
     for name, place in places.items():
-        if not isinstance(place, str) or place != Path(place).name or place in ("", ".", "..") or "\\" in place:
+        if not isinstance(place, str) or not is_plain_name(place):
             raise CheckpointError(
                 f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, about, closest
+from glmkit.small_files import parse_small_json, read_small
 
 from .files.safetensors_file import open_safetensors_file
 
@@ -64,14 +65,16 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file. Raises CheckpointError naming the file when it is missing or is not one."""
+    """A JSON object from a file. Raises CheckpointError naming the file.
+
+    That is: it is missing, no regular file, larger than 4 MiB, no JSON, nested too deeply, or no object.
+    """
     with about(path):
         try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
+            data = read_small(path, CheckpointError, code="bad_config")
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; is {path.parent} a model directory?") from None
-        except (ValueError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error})", code="bad_config") from None
+        values = parse_small_json(data, str(path), CheckpointError, code="bad_config")
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds {type(values).__name__}, not an object", code="bad_config")
     return values
@@ -86,9 +89,9 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
         raise CheckpointError(
             f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only"
         )
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise CheckpointError(
-            f"{path} has format {version}, this glmkit reads {FORMAT}", step="use the version that wrote it"
+            f"{path} has format {version!r}, this glmkit reads {FORMAT}", step="use the version that wrote it"
         )
     return GLMConfig.from_dict(values, source=str(path))
 

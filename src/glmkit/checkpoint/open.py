@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glmkit.config import GenerationSettings, GLMConfig
-from glmkit.errors import CheckpointError, ConfigError, names_text
+from glmkit.errors import CheckpointError, ConfigError, message_text, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
 
@@ -217,7 +217,7 @@ def check(matched: Matched) -> Checkpoint:
         PublishedWeights(layout, matched.fused, matched.sources),
         len(opened.ranks),
         generation,
-        notes + doubts,
+        [message_text(note) for note in notes + doubts],  # they quote names out of the files
         tuple(file for rank in opened.files for file in rank),
         matched.bare,
         tuple(prefix),

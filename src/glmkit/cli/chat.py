@@ -16,6 +16,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message, for models with one")
     parser.add_argument("--history", metavar="FILE", help="JSON file to go on from and to keep the history in")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools in the family's form, where it has one")
+    specials_help = (
+        "read special strings in messages as ids, as the published chat of ChatGLM-6B does (default: as text)"
+    )
+    parser.add_argument("--specials", action="store_true", help=specials_help)
     parser.add_argument("--no_stream", action="store_true", help="print each reply when it is complete")
     json_help = 'one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too'
     parser.add_argument("--json", action="store_true", help=json_help)
@@ -31,7 +35,7 @@ def run(args: Namespace) -> int:
     tools = None if args.tools is None else read_tools(args.tools)
     dialogue = Dialogue(
         lm, generation_options(args), system=args.system, tools=tools, file=file, as_json=args.json,
-        stream=not args.no_stream,
+        stream=not args.no_stream, specials=args.specials,
     )  # fmt: skip
     lines = Lines(name=template.name, prompts=not args.json)
     if lines.shown:

@@ -9,15 +9,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glmkit.cli.printing import print_json
+from glmkit.cli.printing import print_json, shown
 from glmkit.errors import GLMKitError, RequestError, TrimmedHistoryWarning
 from glmkit.files import atomic_write
 from glmkit.generate.conversation import ChatStep, with_system
 from glmkit.generate.params import GenerationParams, Option, Values, options_of
 from glmkit.session import LM
+from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.chat_template import Call, Message, Turns, to_messages
 
 Tools = list[dict[str, Any]]  # in the family's form
+_MOST_BYTES = 64 << 20  # of a history or of tools
 
 
 class HistoryFile:
@@ -57,8 +59,8 @@ def read_tools(path: str) -> Tools:
 
 def _read_list(path: Path, what: str, step: str) -> list[Any]:
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        values = parse_small_json(read_small(path, RequestError, limit=_MOST_BYTES), str(path), RequestError)
+    except RequestError:
         raise RequestError(f"{path} is no JSON", step=step) from None
     if not isinstance(values, list):
         raise RequestError(f"{path} holds {type(values).__name__}, no list of {what}", step=step)
@@ -140,12 +142,14 @@ class Dialogue:
         file: HistoryFile | None = None,
         as_json: bool = False,
         stream: bool = True,
+        specials: bool = False,
     ) -> None:
         """settings: fields of `GenerationParams`. Raises RequestError for some that mean nothing, and for a history,
         a system message or tools that the model has no form for.
         """
         self._lm, self._settings, self._system, self._tools = lm, dict(settings), system, tools
         self._file, self._json, self._stream = file, as_json, stream and not as_json
+        self._specials = specials
         self._history: Turns = [] if file is None else file.read()
         self._last: tuple[Turns, str, str] | None = None  # history before it, query, role
         _check(self._settings)
@@ -188,7 +192,9 @@ class Dialogue:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", TrimmedHistoryWarning)
-                options: Values = {**self._settings, "system": self._system, "tools": self._tools}
+                options: Values = {
+                    **self._settings, "system": self._system, "tools": self._tools, "specials": self._specials,
+                }  # fmt: skip
                 steps = self._lm.chat_steps(query, self._history, role=role, **options)
             for warning in caught:
                 print(f"glm chat: {warning.message}", file=sys.stderr, flush=True)
@@ -197,7 +203,7 @@ class Dialogue:
                 last, text = step, text + step.piece
                 response = step.response if step.response is not None else response
                 if self._stream and step.piece:
-                    print(step.piece, end="", flush=True)
+                    print(shown(step.piece), end="", flush=True)
             finish: str = last.finish or "" if last is not None else ""
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt:  # SIGTERM
@@ -216,9 +222,9 @@ class Dialogue:
             return
         if not isinstance(response, str):  # a call of a tool
             text = json.dumps(response, ensure_ascii=False)
-            print(text, end="", flush=True)
+            print(shown(text), end="", flush=True)
         elif not self._stream:
-            print(text, end="")
+            print(shown(text), end="")
         print(flush=True)
         if finish == "interrupted":
             print("(stopped)", file=sys.stderr, flush=True)
@@ -241,7 +247,7 @@ class Dialogue:
             print(help_text(), file=sys.stderr)
         elif name == "history":
             for message in to_messages(self._history):
-                print(f"{message.role}: {message.content}", file=sys.stderr)
+                print(shown(f"{message.role}: {message.content}", sys.stderr), file=sys.stderr)
         elif name == "retry":
             if self._last is None:
                 raise RequestError("there is nothing to answer again yet")

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
-from glmkit.cli.printing import print_json
+from glmkit.cli.printing import print_json, shown
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 
 
@@ -29,5 +29,5 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json(asdict(filled))
     else:
-        print(filled.text)
+        print(shown(filled.text))
     return 0

@@ -6,7 +6,7 @@ from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.parser import Help
-from glmkit.cli.printing import print_json
+from glmkit.cli.printing import print_json, shown
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
 from glmkit.generate.outputs import Answer
@@ -41,9 +41,9 @@ def run(args: Namespace) -> int:
     lm = open_model(args)
     if args.stream:
         pieces = lm.stream(text, **options)
-        print(text, end="", flush=True)
+        print(shown(text), end="", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
         return 0
     (answers,) = lm.answers([text], **options)
@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
     for number, answer in enumerate(answers, 1):
         if several:
             print(f"[{number}]" if answer.score is None else f"[{number}] score {answer.score:.4f}")
-        print(text + (answer.text or ""))
+        print(shown(text + (answer.text or "")))
     return 0
 
 

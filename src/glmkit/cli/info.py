@@ -14,7 +14,7 @@ from glmkit.cli.printing import print_json
 from glmkit.config import GLMConfig
 from glmkit.diagnosis.config_alone import config_of_directory
 from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes
-from glmkit.errors import ConfigError, did_you_mean, size_text
+from glmkit.errors import ConfigError, did_you_mean, printable, size_text
 from glmkit.families.family import all_families, first_command, preset, preset_names
 from glmkit.hub.names import existing_directory
 
@@ -142,7 +142,7 @@ def plain_grid(lines: dict[str, str]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in lines.items():
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     return table
 
 

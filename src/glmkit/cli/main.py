@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
-from glmkit.errors import GLMKitError, did_you_mean
+from glmkit.errors import GLMKitError, did_you_mean, printable
 
 
 class Verb(NamedTuple):
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"glm {name}: {error.strerror or error}{where}", file=sys.stderr)
+        print(printable(f"glm {name}: {error.strerror or error}{where}"), file=sys.stderr)
         return 2
     except _Terminated:
         print(f"glm {name}: terminated", file=sys.stderr)

@@ -3,6 +3,9 @@
 import json
 import sys
 from io import TextIOWrapper
+from typing import TextIO
+
+from glmkit.errors import terminal_text
 
 
 def escape_what_does_not_fit() -> None:
@@ -20,3 +23,8 @@ def print_json(value: object, *, indent: int | None = None) -> None:
     except UnicodeEncodeError:
         text = json.dumps(value, indent=indent)
     print(text, flush=True)
+
+
+def shown(text: str, stream: TextIO | None = None) -> str:
+    """A text out of a model for `stream` (stdout): on a terminal its controls are escaped, a file gets all of it."""
+    return terminal_text(text) if (stream or sys.stdout).isatty() else text

@@ -8,13 +8,15 @@ from rich.console import Console
 from rich.text import Text
 
 from glmkit.data.packing import Batch
+from glmkit.errors import terminal_text
 from glmkit.model.masks import Segments, dense_from_segments
 from glmkit.tokenizer.protocol import Tokenizer
 
 _COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
 _SHADES = " ░▒▓█"
 _PICTURE = 20  # rows and columns of a mask picture at most
-_VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(127, 160), "␡")
+_VISIBLE = str.maketrans({**_CONTROLS, 10: "⏎", 9: "⇥", 13: "␍", 32: "·"})
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def print_sample(console: Console, view: SampleView, *, columns: int) -> None:
         f"{size - view.prefix_length}, blanks {len(view.blanks)}, targets {view.num_targets}"
     )
     text = Text()
-    for part, number in view.text:
+    for piece, number in view.text:
+        part = terminal_text(piece)
         text.append(part)
         if number:
             text.stylize(f"{_colour(number)} reverse", len(text) - len(part))

@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypedDict, TypeVar
+from typing import BinaryIO, TypedDict, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from glmkit.errors import DataError, TokenizerError
 from glmkit.files import atomic_directory, atomic_write, sha256_file
+from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
@@ -29,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation")
 
+_MOST_BYTES = 64 << 20  # of a manifest, which names every file that was read
 _OFFSETS = np.dtype("<i8")
 S = TypeVar("S", bound=np.generic)
 
@@ -86,11 +88,11 @@ class TokenStore:
         if split not in splits:
             raise DataError(f"{self.directory}: no split {split!r}; splits: {', '.join(splits)}")
         try:
-            self.eos = int(self.manifest["eos"])
-            self.vocab_size = int(self.manifest["tokenizer"]["vocab_size"])
+            self.eos = _whole(self.manifest["eos"])
+            self.vocab_size = _whole(self.manifest["tokenizer"]["vocab_size"])
             entry = splits[split]
-            documents, tokens = int(entry["documents"]), int(entry["tokens"])
-            files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in entry["files"].items()}
+            documents, tokens = _whole(entry["documents"]), _whole(entry["tokens"])
+            files = {name: (_whole(facts["bytes"]), str(facts["sha256"])) for name, facts in entry["files"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self.directory / MANIFEST_FILE}: damaged ({error!r}); prepare the store again") from None
         dtype = DTYPES[self.manifest["dtype"]]
@@ -156,22 +158,29 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """The manifest of a store. Raises DataError when it is missing, damaged or of an unknown version."""
     path = Path(directory) / MANIFEST_FILE
     try:
-        manifest: Manifest = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_small(path, DataError, limit=_MOST_BYTES)
+    except FileNotFoundError:
         raise DataError(f"{path}: no such file, so this is no token store; make one with: glm prepare") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
+    found = parse_small_json(data, str(path), DataError)
+    if not isinstance(found, dict) or found.get("format") != FORMAT_NAME:
         raise DataError(f"{path}: not the manifest of a token store; make one with: glm prepare")
-    if manifest.get("version") != FORMAT_VERSION:
+    manifest = cast(Manifest, found)
+    if type(found.get("version")) is not int or manifest["version"] != FORMAT_VERSION:
         raise DataError(
             f"{path}: store version {manifest.get('version')!r}, this glmkit reads {FORMAT_VERSION}; prepare it again"
         )
     missing = [key for key in ("dtype", "eos", "tokenizer", "splits") if key not in manifest]
-    if missing or manifest["dtype"] not in DTYPES:
+    if missing or str(manifest["dtype"]) not in DTYPES:
         what = f"no {missing[0]!r}" if missing else f"unknown dtype {manifest['dtype']!r}"
         raise DataError(f"{path}: damaged: {what}; prepare it again")
     return manifest
+
+
+def _whole(value: object) -> int:
+    """A count of a manifest. Raises TypeError for anything else, 2.0 and true too."""
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
 
 
 class StoreWriter:

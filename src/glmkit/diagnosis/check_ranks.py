@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from glmkit.errors import names_text
+from glmkit.checkpoint.detect import MOST_FILES
+from glmkit.errors import names_text, shorten
 
 from .finding import Finding
 from .headers import Headers
@@ -22,11 +23,15 @@ def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, objec
         return []
     findings: list[Finding] = []
     count = max(ranks) + 1
+    if count > MOST_FILES:
+        number = shorten(f"{count:,}", 20)
+        what = f"{_name_of(ranks, max(ranks))} is one of {number} files by its name; {MOST_FILES:,} are the limit"
+        return [Finding("error", what, str(listing.directory), "remove or rename it")]
     promised = _promised(ranks, headers, settings)
     for source, number in promised.items():
         if number > count:
             what = f"{source} speaks of {number} ranks, the last file here is rank {count - 1}"
-            step = f"copy the missing files here (rank {names_text(map(str, range(count, number)))})"
+            step = f"copy the missing files here (rank {names_text(map(str, range(count, min(number, MOST_FILES))))})"
             findings.append(Finding("error", what, str(listing.directory), step))
         elif number < count:
             what = f"{source} speaks of {number} ranks, {count} files are here"
@@ -52,7 +57,7 @@ def _promised(ranks: Mapping[int, Entry], headers: Headers, settings: Mapping[st
     for source, values in sources:
         for key in _WORLD_KEYS:
             number = values.get(key)
-            if isinstance(number, int) and not isinstance(number, bool) and number > 1 and number not in found.values():
+            if type(number) is int and number > 1 and number not in found.values():
                 found[f"{source} ({key})"] = number
     return found
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from glmkit.errors import message_text
+
 Level = Literal["ok", "note", "warning", "error"]
 Kind = Literal["bad_config", "other"]
 
@@ -38,10 +40,11 @@ class Finding:
 def printable(value: Any) -> Any:
     """A text (or the texts in lists and tables) that any terminal and any JSON reader can take.
 
-    Names and values come from files that anybody may have written: control characters and broken Unicode are escaped.
+    Names and values come from files that anybody may have written: control characters and broken Unicode are escaped,
+    very long texts are cut.
     """
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+        return message_text(value)
     if isinstance(value, Mapping):
         return {printable(key): printable(inner) for key, inner in value.items()}
     return [printable(inner) for inner in value] if isinstance(value, list | tuple) else value

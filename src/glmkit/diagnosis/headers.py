@@ -16,7 +16,10 @@ from .listing import Entry
 
 T = TypeVar("T")
 _MOST_FINDINGS = 10  # of files that cannot be read; the others are then not opened
-_OTHER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RuntimeError, MemoryError)
+_OTHER_ERRORS = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
 
 
 @dataclass
@@ -76,7 +79,7 @@ def attempt(action: Callable[[], T], where: Path | str) -> tuple[T | None, Findi
         reason = error.strerror or str(error)
         name = error.filename or where
         return None, Finding("error", f"{name} cannot be read ({reason})", str(where), "check disk and permissions")
-    except (*_OTHER_ERRORS, struct.error) as error:
+    except _OTHER_ERRORS as error:
         text = " ".join(str(error).split())[:200]
         what = f"{where} made a check fail ({type(error).__name__}: {text})"
         return None, Finding("error", what, str(where), "it is probably damaged; copy or download it again")

@@ -71,7 +71,8 @@ def _total(entry: Entry, mapping: dict[str, str], metadata: object, headers: Hea
     found = sum(headers.files[shard].info(tensor).nbytes for tensor, shard in mapping.items())
     count = len(set(mapping.values()))
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if not isinstance(total, int | float) or isinstance(total, bool) or int(total) == found:
+    known = type(total) is int or (isinstance(total, float) and total.is_integer())
+    if not isinstance(total, int | float) or not known or int(total) == found:
         what = f"{entry.name}: {len(mapping)} tensors in {count} shards, all there"
         return Finding("ok", what, str(entry.path))
     what = f"{entry.name} promises {int(total):,} bytes of tensors, the shards hold {found:,}"

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.errors import GLMKitError, names_text
+from glmkit.errors import GLMKitError, TokenizerError, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family, all_families, tokenizer_texts
+from glmkit.small_files import read_small
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
@@ -151,9 +152,9 @@ def _declared(directory: Path, family: Family, tokenizer: Tokenizer) -> list[Fin
     """Tokenizer settings that, read alone as other programs do, give other ids than the weights ask for."""
     path = directory / "tokenizer_config.json"
     try:
-        if not path.is_file() or _OFFSET_KEY not in path.read_text(encoding="utf-8"):
+        if not path.is_file() or _OFFSET_KEY.encode() not in read_small(path, TokenizerError):
             return []
-    except (OSError, ValueError):
+    except (OSError, TokenizerError):
         return []
     alone = _quietly(family, directory)
     if alone is None or _acting_ids(alone.special) == _acting_ids(tokenizer.special):

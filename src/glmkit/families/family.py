@@ -1,7 +1,6 @@
 """The description of a family, and the search for families: one file each, no registry to edit."""
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from glmkit import families
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, did_you_mean
+from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -53,8 +53,8 @@ def config_beside(directory: Path) -> tuple[str, Mapping[str, object]]:
     for name in CONFIG_FILES:
         path = directory / name
         try:
-            values = json.loads(path.read_bytes()) if path.is_file() else None
-        except (OSError, ValueError, RecursionError):
+            values = parse_small_json(read_small(path, ConfigError), str(path), ConfigError)
+        except (FileNotFoundError, ConfigError):
             continue
         if isinstance(values, dict):
             return name, values

@@ -18,7 +18,7 @@ from .params import OPTIONS, GenerationParams, Values, check_type, refuse_unknow
 from .prompt_builder import Prompts
 from .truncation import fit
 
-_SETTINGS = ("system", "role", "tools", "max_length")
+_SETTINGS = ("system", "role", "tools", "max_length", "specials")
 _MAX_LENGTH = replace(OPTIONS["max_new_tokens"], name="max_length")
 
 
@@ -66,13 +66,22 @@ class _SoFar:
 class Turn:
     """A conversation that is ready for its next reply."""
 
-    def __init__(self, prompts: Prompts, messages: Sequence[Message], options: Values, *, trim: bool = True) -> None:
+    def __init__(
+        self,
+        prompts: Prompts,
+        messages: Sequence[Message],
+        options: Values,
+        *,
+        trim: bool = True,
+        specials: bool = False,
+    ) -> None:
         """Build the prompt.
 
         options: fields of `GenerationParams`, and max_length. None is the default: the family's published temperature
         and top_p, another seed each time, and for lengths: max_new_tokens is the longest reply, max_length prompt and
         reply together, as in the published code; with neither the published max_length holds, but a long conversation
         still gets a reply. trim: turns that do not fit are not read, the oldest first; their number is `dropped`.
+        specials: see `ChatTemplate.build`.
         Raises RequestError for a family that was not taught to chat, for a conversation that it has no form for, when
         the reply has no room, and for options that mean nothing.
         """
@@ -89,7 +98,7 @@ class Turn:
         limits = {"max_new_tokens": given.get("max_new_tokens"), "max_length": max_length}
         # Before a long conversation is read: all but the longest reply.
         _ = GenerationParams(**{**_defaults(prompts.template, given), "max_new_tokens": positions, **given})
-        fitted = fit(prompts, self.messages, positions=positions, trim=trim, **limits)
+        fitted = fit(prompts, self.messages, positions=positions, trim=trim, specials=specials, **limits)
         self.limit, self.turns, self.dropped = fitted.limit, fitted.turns, fitted.dropped
         self.params = GenerationParams(**{**_defaults(prompts.template, given), **given, "max_new_tokens": fitted.room})
         self.prompt = prompts.reply(fitted.ids)
@@ -102,6 +111,7 @@ class Turn:
         is an empty one.
         options: also system and tools, which go into the system message that the history begins with (it is made where
         there is none), and role: whose message the query is ("observation": what a tool answered).
+        specials: see `ChatTemplate.build`.
         """
         refuse_unknown(options, (*OPTIONS, *_SETTINGS))
         settings = {name: options.get(name) for name in ("system", "tools")}
@@ -110,8 +120,10 @@ class Turn:
         check_type("query", query, str, "a text (str)")
         check_type("role", role, str, "a text such as 'user'")
         before = with_system(to_messages(() if history is None else history), template, **settings)
+        specials = options.get("specials") or False
+        check_type("specials", specials, bool, "true or false")
         others = {name: value for name, value in options.items() if name in OPTIONS or name == "max_length"}
-        return cls(prompts, [*before, Message(role, query)], others)
+        return cls(prompts, [*before, Message(role, query)], others, specials=specials)
 
     def job(self, listener: Listener | None = None, *, shows: bool = False) -> "ReplyJob":
         """The job of this turn. shows: its events are `ReplyPiece`s, with the reply as it is shown."""

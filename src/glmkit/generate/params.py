@@ -355,6 +355,7 @@ class ChatOptions(_Common, total=False):
 
     system: str | None
     role: str
+    specials: bool
     tools: Sequence[Mapping[str, Any]] | None
     max_new_tokens: int | None
     max_length: int | None

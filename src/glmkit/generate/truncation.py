@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -41,29 +42,31 @@ def fit(
     max_new_tokens: int | None = None,
     max_length: int | None = None,
     trim: bool = True,
+    specials: bool = False,
 ) -> Fitted:
     """The prompt of a conversation with room for the reply.
 
     positions: the most tokens that the model takes. max_new_tokens: longest reply; max_length: prompt and reply
     together; with neither, the family's published length holds. trim: the oldest turns are left out where there is no
-    room, but never a system message or the last turn. Raises RequestError, naming tokens and limit, where even so, or
-    without trim, the reply has no room.
+    room, but never a system message or the last turn. specials: see `ChatTemplate.build`. Raises RequestError, naming
+    tokens and limit, where even so, or without trim, the reply has no room.
     """
-    template, tokenizer = prompts.template, prompts.chat_tokenizer
+    template = prompts.template
+    build = partial(template.build, prompts.chat_tokenizer, specials=specials)
     limit, reserved = positions, min(RESERVED, positions // 4)
     if max_length is not None:
         limit = min(max_length, positions)
         reserved = min(reserved, max(limit // 4, 1))
     wanted = reserved if max_new_tokens is None else max_new_tokens
     turns = _turns(messages)
-    ids, dropped = template.build(tokenizer, messages), 0
+    ids, dropped = build(messages), 0
     if trim and len(ids) + wanted > limit and turns[1:]:
         low, high = 1, len(turns) - 1
         while low < high:
             middle = (low + high) // 2
-            fits = len(template.build(tokenizer, _without(messages, turns[:middle]))) + wanted <= limit
+            fits = len(build(_without(messages, turns[:middle]))) + wanted <= limit
             low, high = (low, middle) if fits else (middle + 1, high)
-        dropped, ids = low, template.build(tokenizer, _without(messages, turns[:low]))
+        dropped, ids = low, build(_without(messages, turns[:low]))
     room = limit - len(ids)
     if room < (1 if max_new_tokens is None else max_new_tokens):
         what, shorten = ("the last turn's", "shorten the message") if trim else ("the conversation's", "shorten it")

@@ -16,6 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import ByteTokens
+from .library_errors import library_errors
 from .text_model import check_unicode
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class RankVocabulary(ByteTokens):
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
+        with library_errors(f"{self._source}: a text cannot be encoded"):
+            return self._encoded(text)
+
+    def _encoded(self, text: str) -> list[int]:
         if len(text) <= _LONG_SEGMENT:
             return self._native(text)
         ids: list[int] = []

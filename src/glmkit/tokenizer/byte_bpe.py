@@ -3,7 +3,6 @@
 The files are GPT-2's (`vocab.json` and `merges.txt`) or one `tokenizer.json`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -13,8 +12,10 @@ from tokenizers import models, pre_tokenizers
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import BYTE_OF, ByteTokens
+from .components import checked_content, set_plain
+from .library_errors import library_errors
 from .text_model import check_id, check_unicode
-from .vocabulary_files import parse_json
+from .vocabulary_files import decode_vocabulary, parse_json
 
 _MAX_UNMADE = 16  # entries that no merge makes, such as special strings: 9 in RoBERTa's vocabulary
 _ALPHABET = list(BYTE_OF)
@@ -32,7 +33,9 @@ class _LibraryBPE(ByteTokens):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         for text in texts:
             check_unicode(text)
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors("a text cannot be encoded"):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
 class ByteBPE(_LibraryBPE):
@@ -50,13 +53,8 @@ class ByteBPE(_LibraryBPE):
         self._ids, self.source = dict(ids), source
         self._entries = _by_id(self._ids, source)
         super().__init__([_entry_bytes(entry, source) for entry in self._entries], {})
-        try:
+        with library_errors(f"{merges_source} does not fit {source}", "take both from one model"):
             self._tokenizer = tokenizers.Tokenizer(models.BPE(vocab=self._ids, merges=list(merges)))
-        except Exception as error:  # the library raises bare Exception
-            first = str(error).split("\n")[0]
-            raise TokenizerError(
-                f"{merges_source} does not fit {source} ({first})", step="take both from one model"
-            ) from None
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         self._merges = list(merges)
 
@@ -113,20 +111,19 @@ class JsonVocabulary(_LibraryBPE):
 
     def __init__(self, raw: bytes, *, source: str = _JSON_FILE) -> None:
         self._source = source
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
-            content = json.loads(raw)
-            kind, self._ids = content["model"].get("type", "BPE"), dict[str, int](content["model"]["vocab"])
-        except Exception as error:  # the library raises bare Exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TokenizerError(
-                f"{source}: not a tokenizer.json ({reason})", step="copy or download it again"
-            ) from error
-        if kind != "BPE":
-            raise TokenizerError(f"{source}: its model is {kind}; a byte-level BPE is expected")
-        self._tokenizer.encode_special_tokens = True  # special strings in a text are text
+        what, step = f"{source}: not a tokenizer.json", "copy or download it again"
+        text = decode_vocabulary(raw, source)
+        content = checked_content(parse_json(text, source), what)
+        model = content["model"]
+        if model["type"] != "BPE":
+            raise TokenizerError(f"{source}: its model is {model['type']}; a byte-level BPE is expected")
+        with library_errors(what, step):
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        vocabulary = model["vocab"]
+        self._ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+        set_plain(self._tokenizer)
         self.specials: dict[str, int] = {
-            str(entry["content"]): int(entry["id"]) for entry in content.get("added_tokens") or () if entry["special"]
+            entry["content"]: entry["id"] for entry in content["added_tokens"] if entry.get("special")
         }
         for name in self.specials:
             self._ids.pop(name, None)

@@ -118,10 +118,17 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def build(
-        self, tokenizer: InputTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: InputTokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        specials: bool = False,
     ) -> list[int]:
         """The ids of a conversation, ready for the model's reply.
 
+        Special strings in a message are text, so that nobody can place a blank or an end. specials: they become ids
+        where the published `chat` of the family reads them so.
         Raises RequestError for a conversation the model has no form for, naming the role or field.
         """
 

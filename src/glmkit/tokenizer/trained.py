@@ -12,15 +12,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TypedDict
 
 import tokenizers
 
 from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
+from glmkit.small_files import MOST_VOCABULARY_BYTES, read_small
 
 from .byte_tokens import BYTE_OF
+from .components import Content, Model, checked_content, set_plain
 from .explain import Explainable
+from .library_errors import library_errors
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 from .text_model import as_ids, as_texts, check_id, check_text, check_unicode
 from .vocabulary_files import parse_json, write_vocabularies
@@ -60,32 +62,6 @@ def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
 _TO_ALPHABET = dict(enumerate(BYTE_OF))
 
 
-class _Model(TypedDict):
-    type: str
-    vocab: dict[str, int] | list[tuple[str, float]]  # of BPE and of unigram
-
-
-class _Added(TypedDict):
-    id: int
-    content: str
-    lstrip: bool
-
-
-class _Step(TypedDict, total=False):
-    type: str
-    pattern: object
-    pretokenizers: "list[_Step]"
-
-
-class _Content(TypedDict):
-    """The parts of a `tokenizer.json` that are looked at."""
-
-    model: _Model
-    added_tokens: list[_Added]
-    normalizer: object
-    pre_tokenizer: _Step | None
-
-
 class TrainedTokenizer(Explainable):
     """A `Tokenizer` of ours. Made by `train_tokenizer` or `TrainedTokenizer.load`.
 
@@ -97,17 +73,13 @@ class TrainedTokenizer(Explainable):
     def __init__(self, tokenizer_json: str, specials: Mapping[str, str], *, source: str = "tokenizer") -> None:
         """`tokenizer_json` as the library writes it; `specials` maps role to string. Raises TokenizerError."""
         self._json, self._specials, self._source = tokenizer_json, dict(specials), source
-        try:
-            content: _Content = json.loads(tokenizer_json)
+        what = f"{source}: not a tokenizer file"
+        content = checked_content(parse_json(tokenizer_json, source), what)
+        with library_errors(what, "copy it again"):
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TokenizerError(f"{source}: not a tokenizer file: {reason}") from error
-        self._tokenizer.encode_special_tokens = True  # special strings in text are text
+        set_plain(self._tokenizer)
         model = content["model"]
-        self.kind: str = str(model["type"]).lower()
-        if self.kind not in ("bpe", "unigram"):
-            raise TokenizerError(f"{source}: model type {model['type']} is not one glmkit trains (BPE, Unigram)")
+        self.kind: str = model["type"].lower()
         self._ids = self._special_ids(content)
         self._id_of = {text: self._ids[role] for role, text in self._specials.items()}
         self._special_id_set = frozenset(self._ids.values())
@@ -203,6 +175,10 @@ class TrainedTokenizer(Explainable):
         return TrainedTokenizer, (self._json, self._specials)
 
     def _encode_plain(self, texts: Iterable[str]) -> list[list[int]]:
+        with library_errors(f"{self._source}: a text cannot be encoded"):
+            return self._encoded(texts)
+
+    def _encoded(self, texts: Iterable[str]) -> list[list[int]]:
         """Cut each text into bounded pieces; look words up where the rule is known to agree, else ask the library."""
         waiting: list[tuple[int, int, str]] = []  # text, index among its pieces, piece
         pieces: list[list[list[int]]] = []
@@ -231,24 +207,24 @@ class TrainedTokenizer(Explainable):
             else:
                 yield from cut_pieces(piece, _UNUSUAL_PIECE)
 
-    def _special_ids(self, content: _Content) -> dict[str, int]:
+    def _special_ids(self, content: Content) -> dict[str, int]:
         missing = [role for role in _REQUIRED_ROLES if role not in self._specials]
         if missing:
             raise TokenizerError(f"{self._source}: no special string for {', '.join(missing)} in {SPECIALS_FILE}")
         unknown = [role for role in self._specials if role not in SPECIAL_STRINGS]
         if unknown:
             raise TokenizerError(f"{self._source}: {SPECIALS_FILE} names the unknown role {unknown[0]!r}")
-        added = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
+        added = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         for role, text in self._specials.items():
             if text not in added:
                 raise TokenizerError(f"{self._source}: the special token {text!r} ({role}) is not in the vocabulary")
         return {role: added[text] for role, text in self._specials.items()}
 
-    def _byte_table(self, model: _Model) -> list[bytes]:
+    def _byte_table(self, model: Model) -> list[bytes]:
         """Bytes of every id. Raises TokenizerError when a piece is not made of the expected alphabet."""
         entries = model["vocab"]
         if isinstance(entries, dict):
-            pieces = {int(index): piece for piece, index in entries.items()}
+            pieces = {index: piece for piece, index in entries.items()}
         else:
             pieces = {index: piece for index, (piece, _score) in enumerate(entries)}
         special = {self._ids[role]: text.encode() for role, text in self._specials.items()}
@@ -288,7 +264,7 @@ class _Words(dict[str, list[int]]):
         return ids
 
 
-def _split_pattern(content: _Content) -> str | None:
+def _split_pattern(content: Content) -> str | None:
     """The pattern of the word split in a tokenizer.json, None when there is none or anything rewrites the text."""
     if content.get("normalizer") is not None:
         return None
@@ -300,7 +276,7 @@ def _split_pattern(content: _Content) -> str | None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small(path, TokenizerError, limit=MOST_VOCABULARY_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise TokenizerError(f"{path}: no such file; a tokenizer needs {TOKENIZER_FILE} and {SPECIALS_FILE}") from None
     except UnicodeDecodeError as error:

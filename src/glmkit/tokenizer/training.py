@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import byte_alphabet
+from .library_errors import library_errors
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 from .trained import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer
 from .unigram import learn_pieces
@@ -124,7 +125,8 @@ def train_tokenizer(
     if texts.bytes_kept == 0:
         raise TokenizerError("there is no text to train a tokenizer on")
     size = vocab_size or DEFAULT_VOCAB_SIZE
-    model = _train_bpe(texts, size) if kind == "bpe" else _train_unigram(texts, size)
+    with library_errors("no tokenizer can be trained on this text"):
+        model = _train_bpe(texts, size) if kind == "bpe" else _train_unigram(texts, size)
     added = [
         AddedToken(text, special=True, normalized=False, lstrip=lstrip_masks and role in MASK_ROLES)
         for role, text in SPECIAL_STRINGS.items()

@@ -1,12 +1,12 @@
 """Reading vocabulary files with errors that say what is wrong with the file, and writing the same bytes back."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from glmkit.errors import TokenizerError
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, inside
+from glmkit.small_files import MOST_VOCABULARY_BYTES, leads_out, parse_small_json, read_small
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -16,18 +16,14 @@ _PAGES = (b"<!doctype html", b"<html", b"<?xml")
 def read_vocabulary(path: str | os.PathLike[str]) -> bytes:
     """Read all bytes of a vocabulary file.
 
-    Raises TokenizerError naming the file and the next step: missing, unreadable, empty, a git-lfs pointer or a web
-    page saved in its place.
+    Raises TokenizerError naming the file and the next step: missing, unreadable, no regular file, too large, empty,
+    a git-lfs pointer or a web page saved in its place.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_small(path, TokenizerError, limit=MOST_VOCABULARY_BYTES)
     except FileNotFoundError:
         raise TokenizerError(f"{path}: no such file", step="copy it from the published model's directory") from None
-    except OSError as error:
-        raise TokenizerError(
-            f"{path}: cannot be read ({error.strerror or error})", step="give a readable file"
-        ) from None
     if not data:
         raise TokenizerError(f"{path}: the file is empty", step="copy or download it again")
     if data.startswith(_POINTER):
@@ -51,11 +47,7 @@ def decode_vocabulary(data: bytes, source: str) -> str:
 
 def parse_json(text: str, source: str) -> object:
     """The value of a JSON text. Raises TokenizerError naming the source."""
-    try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{source}: not valid JSON ({error})", step="copy or download it again") from None
-    return value
+    return parse_small_json(text, source, TokenizerError)
 
 
 def check_entries(source: str, entries: int, rows: int | None, published: Mapping[int, int]) -> None:
@@ -81,7 +73,7 @@ def write_vocabularies(directory: str | os.PathLike[str], files: Mapping[str, by
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            with atomic_write(folder / name) as file:
+            with atomic_write(inside(folder, name)) as file:
                 file.write(data)
     except OSError as error:
         where = error.filename or folder
@@ -89,5 +81,9 @@ def write_vocabularies(directory: str | os.PathLike[str], files: Mapping[str, by
 
 
 def read_side_files(directory: Path) -> dict[str, bytes]:
-    """The small files that lie beside published vocabularies, to be saved with them."""
-    return {name: (directory / name).read_bytes() for name in _SIDE_FILES if (directory / name).is_file()}
+    """The small files that lie beside published vocabularies, to be saved with them.
+
+    Not those behind a link that leads out of the directory: they may be anything of the user's.
+    """
+    paths = [directory / name for name in _SIDE_FILES if (directory / name).is_file()]
+    return {path.name: read_small(path, TokenizerError) for path in paths if not leads_out(path)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from glmkit.checkpoint.native import write_tensors
 from glmkit.errors import CheckpointError, TrainingError
 from glmkit.files import atomic_directory
+from glmkit.locks import open_lock, remove_locked, try_lock
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
@@ -27,7 +28,7 @@ _FORMAT = 1
 class RunLock:
     """Holds `directory`/.lock while open; the system lets go of it even when the process is killed.
 
-    Raises TrainingError when another process holds it. Systems without fcntl are not guarded.
+    Raises TrainingError when another process holds it; a warning says so where the system has no locks.
     """
 
     def __init__(self, directory: Path, *, active: bool = True) -> None:
@@ -35,22 +36,15 @@ class RunLock:
         self._file: int | None = None
 
     def __enter__(self) -> "RunLock":
-        try:
-            import fcntl
-        except ImportError:
-            return self
         if self.active:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                # A record lock, which forked data workers do not inherit: they may outlive a killed trainer.
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._file)
-                self._file = None
+            self._file = open_lock(self.directory / ".lock")
+            # A record lock, which forked data workers do not inherit: they may outlive a killed trainer.
+            if not try_lock(self._file, self.directory, record=True):
+                self._close()
                 raise TrainingError(
                     f"another process is training in {self.directory}; wait for it or give another --output"
-                ) from None
+                )
         return self
 
     def __exit__(
@@ -59,9 +53,13 @@ class RunLock:
         if self._file is None:
             return
         if error is not None and [entry.name for entry in self.directory.iterdir()] == [".lock"]:
-            (self.directory / ".lock").unlink()  # nothing came of the run: leave nothing
+            remove_locked(self.directory / ".lock", self._close)  # nothing came of the run: leave nothing
             self.directory.rmdir()
-        os.close(self._file)
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
         self._file = None
 
 

@@ -5,11 +5,10 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import get_type_hints
 
-import yaml
-
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, closest
 from glmkit.objective.options import PRESETS
+from glmkit.small_files import parse_yaml, read_small
 
 from .recipe_config import TrainConfig
 from .schema import Leaf, leaves, readable
@@ -81,14 +80,7 @@ def read_recipe(source: str | Path, overrides: Mapping[str, object] | None = Non
     unreadable file.
     """
     path = find_recipe(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())[:100]}") from error
+    values = parse_yaml(read_small(path, ConfigError), str(path), ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no recipe; expected sections such as `model:` and `training:`")
     try:
@@ -141,9 +133,4 @@ def _parse(dotted: str, value: object) -> object:
     kind = {leaf.name: leaf.kind for leaf in flags()}.get(dotted, "")
     if kind == "text" or (kind == "text or null" and value not in ("null", "")):
         return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{dotted} {value!r} cannot be read: {' '.join(str(error).split())}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--{dotted} {value[:40]!r}... cannot be read: {str(error)[:60]}") from error
+    return parse_yaml(value, f"--{dotted} {value!r}", ConfigError)

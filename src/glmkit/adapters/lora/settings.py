@@ -3,7 +3,7 @@
 What changes the numbers is read, or refused by name where it is not supported; the rest is ignored.
 """
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -12,11 +12,13 @@ from glmkit.adapters.adapter_files import number, probability
 from glmkit.errors import CheckpointError
 
 from .layer import scaling
+from .patterns import NamePattern, parse_pattern
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PADDLE_CONFIG, PADDLE_WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
 
+_MOST_PATTERNS = 4096
 V = TypeVar("V")
 N = TypeVar("N", int, float)
 
@@ -57,8 +59,8 @@ class LoraSettings:
     rank: int | None = None
     root: bool = False
     dropout: float = 0.0
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[NamePattern, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[NamePattern, float] = field(default_factory=dict)
     enabled: tuple[bool, ...] | None = None
     head_dim: int | None = None
     targets: tuple[str, ...] = ()  # last parts of names, where the settings list them
@@ -102,7 +104,7 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     return LoraSettings(
         alpha=number(values, "lora_alpha", 8, source),
         rank=_whole(values, "r", 8, source),
-        root=bool(values.get("use_rslora")),
+        root=_flag(values, "use_rslora", source),
         dropout=probability(values, "lora_dropout", source),
         rank_pattern=_patterns(values, "rank_pattern", int, source),
         alpha_pattern=_patterns(values, "alpha_pattern", float, source),
@@ -124,7 +126,7 @@ def paddle_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     if len({str(group) for group in groups}) > 1:
         raise CheckpointError(f"{source}: enable_lora_list {groups} differs between modules, which is not supported")
     enabled = _flags(groups[0], "enable_lora_list", source) if groups and groups[0] else None
-    alpha, root = number(values, "lora_alpha", 8, source), bool(values.get("rslora"))
+    alpha, root = number(values, "lora_alpha", 8, source), _flag(values, "rslora", source)
     notes = [f"rslora: scale {alpha:g} / sqrt(r) as stated; early PaddleNLP computed with 4 / sqrt(r) whatever alpha"]
     return LoraSettings(
         alpha=alpha,
@@ -137,10 +139,10 @@ def paddle_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     )
 
 
-def _by_pattern(patterns: Mapping[str, V], stem: str, default: V) -> V:
-    """The value of the first pattern that ends the name at a dot (`peft/utils/other.py:get_pattern_key`)."""
+def _by_pattern(patterns: Mapping[NamePattern, V], stem: str, default: V) -> V:
+    """The value of the first pattern that ends the name at a dot."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", stem):
+        if pattern.matches(stem):
             return value
     return default
 
@@ -153,22 +155,29 @@ def _whole(values: Mapping[str, object], key: str, default: int, source: str) ->
     return value
 
 
+def _flag(values: Mapping[str, object], key: str, source: str) -> bool:
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{source}: {key} is {value!r}; it must be true or false")
+    return value is True
+
+
 def _flags(value: object, key: str, source: str) -> tuple[bool, ...]:
     if not isinstance(value, list) or not all(isinstance(item, bool) for item in value) or not any(value):
         raise CheckpointError(f"{source}: {key} is {value!r}; it must be a list of true and false, one of them true")
     return tuple(value)
 
 
-def _patterns(values: Mapping[str, object], key: str, kind: type[N], source: str) -> dict[str, N]:
+def _patterns(values: Mapping[str, object], key: str, kind: type[N], source: str) -> dict[NamePattern, N]:
     found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{source}: {key} is {found!r}; it must be an object of patterns")
+    if not isinstance(found, dict) or len(found) > _MOST_PATTERNS:
+        what = f"{len(found)} patterns" if isinstance(found, dict) else repr(found)
+        raise CheckpointError(f"{source}: {key} is {what}; it must be an object of at most {_MOST_PATTERNS:,} patterns")
     for pattern, value in found.items():
         allowed = (int,) if kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
             raise CheckpointError(f"{source}: {key} gives {pattern!r} the value {value!r}; it must be positive")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{source}: {key} {pattern!r} is no regular expression ({error})") from None
-    return {pattern: kind(value) for pattern, value in found.items()}
+    patterns: dict[NamePattern, N] = {}
+    for pattern, value in found.items():  # of two that mean the same the first counts
+        patterns.setdefault(parse_pattern(pattern, f"{source}: {key}"), kind(value))
+    return patterns

@@ -65,7 +65,7 @@ def check_settings(files: AdapterFiles, width: int | None = None, hidden_size: i
     stated, rows = settings.get(length), len(table)
     if stated is None:
         notes.append(f"no {length} beside {files.weights.name}: the table's {rows} rows decide")
-    elif stated != rows:
+    elif type(stated) is not int or stated != rows:
         raise CheckpointError(
             f"{files.weights}: the table has {rows} rows, the settings say {length} {stated!r}",
             step="copy the settings that were saved with it",
@@ -126,7 +126,7 @@ def _check_base(settings: Mapping[str, object], config: GLMConfig, source: str) 
             continue
         if key == "multi_query_group_num" and settings.get("multi_query_attention", True) is False:
             continue
-        if settings[key] != getattr(config, ours):
+        if type(settings[key]) is not int or settings[key] != getattr(config, ours):
             raise CheckpointError(
                 f"{source}: made for a base with {key} {settings[key]!r}, this model has {getattr(config, ours)}",
                 step="load it on the base it was trained with",

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -20,10 +21,11 @@ from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.common.native_layout import OWN
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, inside
+from glmkit.small_files import read_small
 
 from .journal import Journal
-from .outputs import Outputs, WeightsFormat, carried_files, output_files, parse_size
+from .outputs import LARGEST, Outputs, WeightsFormat, carried_files, check_names, output_files, parse_size
 from .requantize import AddedError, Requantized, blocks_for
 from .transfer import Progress, Step, write_files
 from .verify import compare, config_changes
@@ -107,9 +109,11 @@ def convert(
         bare=checkpoint.bare and layout is checkpoint.layout,
     )
     tag = _tag(checkpoint, layout)
+    carried = carried_files(before, checkpoint.family)
     outputs = output_files(layout, tensors, weights=kind, shard_bytes=shard_bytes, tag=tag)
 
     work = after.with_name(f"{after.name}.partial")
+    check_names(work, [file.name for file in outputs.files], [*outputs.small, *carried])
     journal = Journal(work)
     try:
         plan = {
@@ -120,7 +124,7 @@ def convert(
         journal.begin(plan, restart=restart)
         _check_space(work, outputs, journal)
         resumed = write_files(outputs, stored, journal, progress)
-        carried = _write_small(checkpoint, layout, target, ranks, outputs, work, dtype)
+        copied = _write_small(checkpoint, layout, target, ranks, outputs, work, dtype, carried)
         write_seconds = time.perf_counter() - started
         notes = [*checkpoint.notes]
         if checkpoint.prefix:
@@ -160,13 +164,15 @@ def convert(
         causal=checkpoint.config.mask == "causal",
         recomputed=recomputed,
         duplicated=duplicated,
-        carried=carried,
+        carried=copied,
         requantized=[] if changed is None else list(changed.errors.values()),
         notes=notes,
     )
 
 
 def _places(source: str | Path, destination: str | Path) -> tuple[Path, Path]:
+    if Path(destination).is_symlink():
+        raise CheckpointError(f"{destination} is a link", step="choose another name or remove it")
     before, after = Path(source).resolve(), Path(destination).resolve()
     if not before.is_dir():
         raise CheckpointError(f"{source} is not a directory", step="give the directory of a checkpoint")
@@ -265,8 +271,9 @@ def _write_small(
     outputs: Outputs,
     work: Path,
     dtype: str | None,
+    carried: Mapping[str, Path],
 ) -> list[str]:
-    """Config, indexes, tags and what is carried along; returns the names of the latter."""
+    """Write config, indexes, tags and what is carried along; the names of the latter."""
     generation = checkpoint.generation
     values = layout.write_config(
         target, Extras(generation=generation, dtype=dtype or _main_dtype(outputs), ranks=ranks)
@@ -274,11 +281,13 @@ def _write_small(
     small = {**outputs.small, layout.config_file: (json.dumps(values, ensure_ascii=False, indent=2) + "\n").encode()}
     if layout is OWN and (settings := generation.to_dict()):
         small[GENERATION_FILE] = (json.dumps(settings, ensure_ascii=False, indent=2) + "\n").encode()
-    carried = carried_files(checkpoint.directory, checkpoint.family, taken=small)
-    for name, data in {**small, **carried}.items():
-        with atomic_write(work / name) as file:
+    others = {
+        name: read_small(path, CheckpointError, limit=LARGEST) for name, path in carried.items() if name not in small
+    }
+    for name, data in {**small, **others}.items():
+        with atomic_write(inside(work, name)) as file:
             file.write(data)
-    return sorted(carried)
+    return sorted(others)
 
 
 def _verify(
@@ -294,7 +303,11 @@ def _verify(
         done += count
         progress(Step("verify", "", done, total))
 
-    compare(stored, written.weights, where=str(work), tick=tick)
+    try:
+        compare(stored, written.weights, where=str(work), tick=tick)
+    finally:  # some systems rename no directory with a mapped file in it
+        for file in written.files:
+            file.close()
     return config_changes(target, written.config, written.layout.name)
 
 

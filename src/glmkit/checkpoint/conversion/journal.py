@@ -9,7 +9,9 @@ from pathlib import Path
 
 from glmkit.checkpoint.files.stream import Written, ignore
 from glmkit.errors import CheckpointError
-from glmkit.files import atomic_write, fsync_path, try_lock
+from glmkit.files import atomic_write, fsync_path, inside, is_plain_name, refuse_link, rename
+from glmkit.locks import open_lock, remove_locked, try_lock
+from glmkit.small_files import parse_small_json, read_small
 
 JOURNAL_FILE = ".conversion.json"
 LOCK_FILE = ".lock"
@@ -19,17 +21,24 @@ BLOCK = 16 << 20
 class Journal:
     """The finished files of one directory under work, and the plan that they belong to.
 
-    One process works in the directory at a time: the lock goes with the process, however it ends. Systems without
-    fcntl are not guarded. Raises CheckpointError when another process works there.
+    One process works in the directory at a time: the lock goes with the process, however it ends; where a system has
+    none, a warning says so. Raises CheckpointError when another process works there, and for links.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._plan: dict[str, object] = {}
         self._files: dict[str, dict[str, int]] = {}
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        if not try_lock(self._lock):
+        self._lock: int | None = None
+        try:
+            refuse_link(directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = open_lock(directory / LOCK_FILE)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or directory} cannot be used: {error.strerror}", step="choose another destination"
+            ) from error
+        if not try_lock(self._lock, directory):
             self.close()
             raise CheckpointError(
                 f"another process is converting into {directory}", step="wait for it or choose another destination"
@@ -52,14 +61,17 @@ class Journal:
             found = None, {}
         self._plan, self._files = wanted, found[1]
         for path in self.directory.rglob(".*.tmp-*"):  # half files of a killed run
-            path.unlink()
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
         self._save()
 
     def finished(self, name: str, tick: Callable[[int], None] = ignore) -> bool:
         """True for a file that was finished and still has the same bytes; `tick` gets the bytes read."""
         record = self._files.get(name)
-        path = self.directory / name
-        if record is None or not path.is_file() or path.stat().st_size != record["size"]:
+        if record is None:
+            return False
+        path = inside(self.directory, name)
+        if not path.is_file() or path.stat().st_size != record["size"]:
             return False
         crc32 = 0
         with open(path, "rb") as file:
@@ -81,9 +93,9 @@ class Journal:
     def publish(self, destination: Path) -> None:
         """The conversion is complete: the directory, without what only the journal needs, becomes `destination`."""
         (self.directory / JOURNAL_FILE).unlink()
-        (self.directory / LOCK_FILE).unlink(missing_ok=True)
+        remove_locked(self.directory / LOCK_FILE, self.close)
         fsync_path(self.directory)
-        self.directory.rename(destination)
+        rename(self.directory, destination)
         fsync_path(destination.parent)
 
     def discard_if_empty(self) -> None:
@@ -102,20 +114,28 @@ class Journal:
     def _read(self) -> tuple[object, dict[str, dict[str, int]]] | None:
         """(plan, finished files) of an earlier run, None when there was none."""
         path = self.directory / JOURNAL_FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             left = [entry.name for entry in self.directory.iterdir() if entry.name != LOCK_FILE]
             if left:
                 raise CheckpointError(
                     f"{self.directory} was not left by a conversion (it holds {left[0]})", step="move it away"
                 )
             return None
+        step = f"remove {self.directory} and convert again"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and isinstance(found.get("files"), dict):
-                return found.get("plan"), found["files"]
-        except ValueError:
-            pass
-        raise CheckpointError(f"{path} is damaged", step=f"remove {self.directory} and convert again")
+            refuse_link(path)
+            found = parse_small_json(read_small(path, CheckpointError), str(path), CheckpointError)
+        except (OSError, CheckpointError) as error:
+            what = error.what if isinstance(error, CheckpointError) else f"{path} is {error.strerror}"
+            raise CheckpointError(what, step=step) from None
+        files = found.get("files") if isinstance(found, dict) else None
+        if (
+            not isinstance(found, dict)
+            or not isinstance(files, dict)
+            or not all(map(_is_record, files, files.values()))
+        ):
+            raise CheckpointError(f"{path} is damaged", step=step)
+        return found.get("plan"), files
 
     def _empty(self) -> None:
         for entry in self.directory.iterdir():
@@ -127,6 +147,12 @@ class Journal:
     def _save(self) -> None:
         with atomic_write(self.directory / JOURNAL_FILE) as file:
             file.write(json.dumps({"plan": self._plan, "files": self._files}, indent=1).encode())
+
+
+def _is_record(name: str, record: object) -> bool:
+    """True for what `Journal.record` keeps of a file."""
+    numbers = [record.get(key) for key in ("size", "crc32")] if isinstance(record, dict) else [None]
+    return all(map(is_plain_name, name.split("/"))) and all(type(number) is int for number in numbers)
 
 
 def _difference(found: object, wanted: Mapping[str, object]) -> str:

@@ -1,9 +1,10 @@
 """Files of a written checkpoint: shards, rank files, indexes, tag files, and what is carried along as it is."""
 
 import fnmatch
+import itertools
 import json
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
+from glmkit.files import inside, is_plain_name
+from glmkit.small_files import leads_out
 
 WeightsFormat = Literal["safetensors", "bin"]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -120,18 +123,33 @@ _FORMATS: dict[str, tuple[str, str, Writer]] = {
 }
 
 
-def carried_files(source: Path, family: Family, *, taken: Container[str]) -> dict[str, bytes]:
-    """Contents of the files to copy as they are, by name; none of those in `taken`.
+def carried_files(source: Path, family: Family) -> dict[str, Path]:
+    """Files beside the weights that are copied as they are, by name.
 
-    Raises CheckpointError for one that is far too large for what its name says.
+    Raises CheckpointError for one that is far too large for what its name says, for a name that no file of a model
+    has, and for a link that leads out of the directory: what it leads to would be published with the copy.
     """
-    found: dict[str, bytes] = {}
+    found: dict[str, Path] = {}
+    patterns = (*PATTERNS, *family.tokenizer_files)
     for path in sorted(source.iterdir()):
-        if not path.is_file() or path.name in taken:
+        if not path.is_file() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
             continue
-        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in (*PATTERNS, *family.tokenizer_files)):
-            size = path.stat().st_size
-            if size > LARGEST:
-                raise CheckpointError(f"{path} has {size:,} bytes, too many for a {path.name}", step="move it away")
-            found[path.name] = path.read_bytes()
+        if not is_plain_name(path.name):
+            raise CheckpointError(f"{path} has a name that is not copied", step="rename it, or move it away")
+        if leads_out(path):
+            what = f"{path} is a link to {path.resolve()}, outside of its folder, and would be copied"
+            raise CheckpointError(what, step="put the file itself there, or remove the link")
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise CheckpointError(f"{path} has {size:,} bytes, too many for a {path.name}", step="move it away")
+        found[path.name] = path
     return found
+
+
+def check_names(folder: Path, *names: Sequence[str]) -> None:
+    """Raise CheckpointError unless every name that will be written stays below `folder` and leads through no link."""
+    for name in itertools.chain(*names):
+        try:
+            inside(folder, name)
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: {error.strerror}", step="nothing was written") from None

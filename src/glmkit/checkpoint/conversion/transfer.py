@@ -11,6 +11,7 @@ from glmkit.checkpoint.files.stream import Entry
 from glmkit.checkpoint.published_tensors import PublishedTensor
 from glmkit.checkpoint.weights import Weights
 from glmkit.errors import CheckpointError
+from glmkit.files import inside
 from glmkit.finite import all_finite
 
 from .journal import Journal
@@ -67,9 +68,9 @@ class _Meter:
 
 def _write_file(file: OutputFile, stored: Weights, journal: Journal, tick: Callable[[int], None]) -> None:
     path = journal.directory / file.name
-    path.parent.mkdir(parents=True, exist_ok=True)
     entries = [Entry(tensor.name, tensor.info, partial(checked_pieces, tensor, stored)) for tensor in file.tensors]
     try:
+        inside(journal.directory, file.name).parent.mkdir(parents=True, exist_ok=True)
         written = file.write(path, entries, tick=tick)
     except OSError as error:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from glmkit.errors import CheckpointError
 from .tensors import TensorInfo
 
 MAX_DIMS = 64
+MAX_NAME = 1024  # characters of a tensor's name
 # A view that repeats its storage (stride 0) may be this large; beyond it, a dense copy would exhaust the memory.
 MAX_REPEATED_BYTES = 64 * 2**20
 
@@ -168,9 +169,15 @@ class TensorFile:
     extras: top-level entries that are no tensors (iteration, args, ...), as plain values or `Omitted`. Entries must lie
     inside the file: whoever makes them has checked that. Reading never runs anything that the file asks for. Names come
     in file order. A name that is not in the file raises KeyError in `info`, `read` and `release`.
+    Raises CheckpointError for a name of more than 1,024 characters.
     """
 
     def __init__(self, file: FileMap, entries: Mapping[str, Entry], extras: Mapping[str, object]) -> None:
+        longest = max(map(len, entries), default=0)
+        if longest > MAX_NAME:
+            raise CheckpointError(
+                f"{file.path}: refused, a name in it has {longest:,} characters; {MAX_NAME} are the limit"
+            )
         self.path, self.extras = file.path, dict(extras)
         self._file, self._entries = file, dict(entries)
 

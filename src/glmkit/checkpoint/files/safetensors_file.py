@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, shorten
 
 from .content import check_content
 from .mapping import FileMap, Strided, TensorFile, checked_sizes, dense_stride
-from .pickle.cursor import shorten
 from .stream import Entry, Written, entry_bytes, ignore, open_sink
 from .tensors import TensorInfo
 

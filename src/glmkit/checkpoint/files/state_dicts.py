@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, shorten
 
 from .mapping import Entry
-from .pickle.cursor import shorten
 from .pickle.values import Placeholder, kind_of, plain_entries
 
 # Keys under which training code keeps the state dict; the first that holds tensors counts.

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, shorten
 
 from .content import check_content
 from .mapping import Entry, FileMap, Strided, TensorFile, dense_stride
 from .pickle import opcodes as op
 from .pickle import read_pickle
-from .pickle.cursor import PickleError, shorten
+from .pickle.cursor import PickleError
 from .pickle.torch_tensors import STORAGE_TYPES, STORAGES, StorageValue, TorchTensor, read_storage_id
 from .pickle.values import kind_of
 from .state_dicts import split_state

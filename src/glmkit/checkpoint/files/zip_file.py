@@ -11,9 +11,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, shorten
 
-from .pickle.cursor import Bytes, shorten
+from .pickle.cursor import Bytes
 from .stream import Sink
 
 MAX_MEMBERS = 200_000

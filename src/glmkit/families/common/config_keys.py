@@ -34,10 +34,8 @@ class Keys:
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
 
     def whole(self, *names: str, default: int | None = None) -> int:
-        """A whole number. Raises ConfigError when it is missing (and has no default) or is something else."""
+        """A whole number. Raises ConfigError when it is missing (and has no default) or is something else, 2.0 too."""
         value = self.take(*names, default=default)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             found = "is missing" if value is None else f"is {value!r}"
             raise ConfigError(f"{self.source}: {names[0]} {found}; it must be a whole number")

@@ -13,7 +13,7 @@ FORMAT_KEY = "glmkit_format"
 
 def _read(values: Mapping[str, object]) -> Published:
     version = values.get(FORMAT_KEY)
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise ConfigError(
             f"config.json has format {version!r}, this glmkit reads {FORMAT}", step="use the version that wrote it"
         )

@@ -47,7 +47,12 @@ class RoleTemplate(ChatTemplate):
         """The parameters in an assistant's call of a tool. Raises ValueError saying what is wrong."""
 
     def build(
-        self, tokenizer: InputTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: InputTokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        specials: bool = False,
     ) -> list[int]:
         self.check_roles(messages)
         return [*tokenizer.build_inputs([]), *self._written(tokenizer, messages, add_generation_prompt)]

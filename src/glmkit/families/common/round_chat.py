@@ -29,7 +29,7 @@ _NARROW_BESIDE_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTemplate(ChatTemplate):
-    """`[Round 1]`, question, answer, and so on, as one text, in which special strings are read as published.
+    """`[Round 1]`, question, answer, and so on, as one text.
 
     first: number of the first round. gap: line breaks between the parts. bare_start: a conversation of one question is
     that question alone. opened: the tokenizer's special ids stand before the text (else behind a prompt). wide_marks:
@@ -48,12 +48,17 @@ class RoundTemplate(ChatTemplate):
     roles: tuple[str, ...] = ("user", "assistant")
 
     def build(
-        self, tokenizer: InputTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: InputTokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        specials: bool = False,
     ) -> list[int]:
         text = self.text(messages, add_generation_prompt=add_generation_prompt)
         if add_generation_prompt or self.opened:
-            return tokenizer.encode_inputs(text)
-        return tokenizer.encode(text, specials=True)
+            return tokenizer.encode_inputs(text, specials=specials)
+        return tokenizer.encode(text, specials=specials)
 
     def build_turn(self, tokenizer: InputTokenizer, messages: Sequence[Message]) -> list[int] | None:
         """Ids as in `ChatTemplate`. The dummy space in front is dropped, for the text goes on from the reply before."""

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from .cursor import PickleError, shorten
+from glmkit.errors import shorten
+
+from .cursor import PickleError
 from .values import Call, Global, Namespace, Placeholder, checked_key
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}

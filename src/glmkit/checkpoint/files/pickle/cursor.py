@@ -65,9 +65,3 @@ class Cursor:
         text = self.take(stop - self.at).decode("utf-8")
         self.at += 1
         return text
-
-
-def shorten(text: str, limit: int = 80) -> str:
-    """One printable line of at most `limit` characters."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

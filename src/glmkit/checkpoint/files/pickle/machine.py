@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, shorten
 
 from .calls import PLAIN_CALLS, check_name, full_name, refused
-from .cursor import LINE_BYTES, Bytes, Cursor, PickleError, damaged, shorten
+from .cursor import LINE_BYTES, Bytes, Cursor, PickleError, damaged
 from .numpy_arrays import numpy_calls
 from .torch_tensors import torch_calls
 from .values import MAX_INLINE, Blob, Call, Global, Inert, Placeholder, checked_key, kind_of

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glmkit.errors import shorten
+
 from ..mapping import Entry, FileMap, Strided, checked_sizes, checked_view, dense_stride
 from ..tensors import TensorInfo
-from .cursor import Bytes, PickleError, damaged, shorten
+from .cursor import Bytes, PickleError, damaged
 from .values import MAX_INLINE, Blob, Call, Global, Inert, kind_of
 
 _CODES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")

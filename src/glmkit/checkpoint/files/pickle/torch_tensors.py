@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from glmkit.errors import shorten
+
 from ..mapping import checked_sizes, checked_view
-from .cursor import PickleError, damaged, shorten
+from .cursor import PickleError, damaged
 from .values import Call, Global, Inert, kind_of
 
 STORAGES: dict[str, torch.dtype] = {
