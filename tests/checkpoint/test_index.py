@@ -91,7 +91,7 @@ def test_indexes_that_are_none(index: Path) -> None:
         ('{"a": ' + "[" * 100_000, "nested too deeply|not valid JSON"),
         ("<html>", "not valid JSON"),
         ("version https://git-lfs.github.com/spec/v1\nsize 7\n", "git-lfs pointer for 7 bytes"),
-        (" " * 2**23 + "{}", "is it an index"),
+        (" " * 2**23 + "{}", "such a file has at most"),
     ):
         index.write_text(content)
         with pytest.raises(CheckpointError, match=reason):

@@ -80,7 +80,7 @@ def test_configs_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key 'num_head'; did you mean 'num_heads'"):
         open_checkpoint(tmp_path, config={"num_head": 4})
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="neither JSON nor YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         open_checkpoint(tmp_path, config=tmp_path / "bad.yaml")
 
 

@@ -211,7 +211,7 @@ def test_contradicting_or_damaged_settings(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="num_image_tokens is 'many'"):
         load_tokenizer(tmp_path, None)
     settings.write_text("{")
-    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: not valid JSON"):
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not valid JSON"):
         load_tokenizer(tmp_path, None)
     assert load_tokenizer(tmp_path / "nowhere", None) is None
     assert load_130b(tmp_path / "nowhere", None) is None

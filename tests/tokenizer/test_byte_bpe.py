@@ -56,7 +56,7 @@ def test_entries() -> None:
 @pytest.mark.parametrize(
     ("entries", "merges", "message"),
     [
-        ("{", "#v\na b\n", "vocab.json: not valid JSON"),
+        ("{", "#v\na b\n", "vocab.json is not valid JSON"),
         ("[]", "#v\na b\n", "vocab.json: must be an object of entry -> id"),
         ('{"a": "b"}', "#v\na b\n", "must be an object of entry -> id"),
         ('{"a": 0, "b": 2, "ab": 3}', "#v\na b\n", "3 entries, but id 3 of 'ab' is out of line"),

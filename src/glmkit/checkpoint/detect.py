@@ -184,7 +184,7 @@ def _complete(shards: list[Path], directory: Path) -> list[Path]:
     refuse_count(total, shards[0])
     if missing := [number for number in range(1, total + 1) if number not in present]:
         raise CheckpointError(
-            f"{directory}: of {total} shards number {names_text(map(str, missing))} is missing", step="download again"
+            f"{directory}: shard number {names_text(map(str, missing))} is missing, of {total}", step="download again"
         )
     return shards
 

@@ -2,7 +2,7 @@
 
 PEFT reads such a key as a regular expression for the end of a name, from one of its dots on
 (`peft/utils/other.py:get_pattern_key`). What occurs is read the same way: names, dots, `\\d+` or `[0-9]+`, groups of
-alternatives, `^` and `$`, `.*` in front. The time to match grows with the pattern's length times the name's.
+alternatives, `.*`, `^` and `$`. The time to match grows with the pattern's length times the name's.
 """
 
 import re
@@ -14,9 +14,10 @@ _LONGEST = 500  # characters
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _DOT = re.compile(r"\\\.|\.(?![*+?{])")
 _DIGITS = re.compile(r"(?:\\d|\[0-9\])\+")
-_NUMBER = "#"  # stands for digits among the pieces of a pattern, and is in no name
+_ALL = re.compile(r"\.\*(?![*+?{])")
+_NUMBER, _ANY = "#", "*"  # stand for digits and for anything among the pieces of a pattern, and are in no name
 
-# A piece is a text or digits; alternatives are rows of pieces; a pattern is a row of groups of alternatives.
+# A piece is a text, digits or anything; alternatives are rows of pieces; a pattern is a row of groups of alternatives.
 Group = tuple[tuple[str, ...], ...]
 
 
@@ -24,22 +25,19 @@ Group = tuple[tuple[str, ...], ...]
 class NamePattern:
     """A pattern for the end of a module's name; one of its choices matches.
 
-    Matched from the first character on or behind a dot; whole: from the first only; anywhere: from any.
+    It begins at the first character or behind a dot; whole: at the first only.
     """
 
     choices: tuple[tuple[Group, ...], ...]
     whole: bool = False
-    anywhere: bool = False
-    literal: str = ""  # a single choice without digits or alternatives
+    literal: str = ""  # a single choice that is a text
 
     def matches(self, name: str) -> bool:
         """True when the pattern is the end of a name."""
         if self.literal:
             return name == self.literal or (not self.whole and name.endswith(f".{self.literal}"))
         starts = {0}
-        if self.anywhere:
-            starts = set(range(len(name) + 1))
-        elif not self.whole:
+        if not self.whole:
             starts |= {place + 1 for place, character in enumerate(name) if character == "."}
         return any(len(name) in _ends(choice, name, starts) for choice in self.choices)
 
@@ -58,8 +56,10 @@ def _ends(groups: tuple[Group, ...], name: str, starts: set[int]) -> set[int]:
 
 
 def _piece_ends(piece: str, name: str, starts: set[int]) -> set[int]:
-    if piece != _NUMBER:
+    if piece not in (_NUMBER, _ANY):
         return {start + len(piece) for start in starts if name.startswith(piece, start)}
+    if piece == _ANY:
+        return set(range(min(starts), len(name) + 1)) if starts else set()
     ends, inside = set[int](), False
     for place, character in enumerate(name):
         inside = (inside or place in starts) and character in "0123456789"
@@ -75,7 +75,7 @@ def parse_pattern(text: str, source: str) -> NamePattern:
     if pattern is None:
         where = f" from character {reader.at + 1} on" if reader.at else ""
         raise CheckpointError(
-            f"{source} {shorten(repr(text))} is not read{where}; names of modules, dots, \\d+ and simple groups are",
+            f"{source} {shorten(repr(text))} is not read{where}; names, dots, .*, \\d+ and simple groups are",
             step="write the names out in it",
         )
     return pattern
@@ -89,18 +89,18 @@ class _Reader:
 
     def pattern(self) -> NamePattern | None:
         """The pattern, None for a text that is none."""
-        whole, anywhere = self._take("^"), self._take(".*")
+        whole = self._take("^")
         choices = [self._groups()]
         while self._take("|"):
             choices.append(self._groups())
         self._take("$")
         several = len(choices) > 1
-        if self.at < len(self.text) or not all(choices) or (several and (whole or anywhere)):
+        if self.at < len(self.text) or not all(choices) or (several and whole):
             return None
         pieces = [group[0] for group in choices[0] if len(group) == 1]
-        plain = not several and not anywhere and len(pieces) == len(choices[0])
-        literal = "".join(piece for row in pieces for piece in row) if plain else ""
-        return NamePattern(tuple(choices), whole, anywhere, "" if _NUMBER in literal else literal)
+        literal = "".join(piece for row in pieces for piece in row)
+        plain = not several and len(pieces) == len(choices[0]) and not {_NUMBER, _ANY} & set(literal)
+        return NamePattern(tuple(choices), whole, literal if plain else "")
 
     def _groups(self) -> tuple[Group, ...]:
         groups: list[Group] = []
@@ -124,6 +124,8 @@ class _Reader:
         while True:
             if found := _DIGITS.match(self.text, self.at):
                 pieces.append(_NUMBER)
+            elif found := _ALL.match(self.text, self.at):
+                pieces.append(_ANY)
             elif found := _DOT.match(self.text, self.at):
                 pieces.append(".")
             elif found := _NAME.match(self.text, self.at):
