@@ -17,8 +17,9 @@ READ = [
     "q_proj", "self_attn.q_proj", r"self_attn\.q_proj", r"layers\.\d+\.self_attn\.q_proj", "layers.[0-9]+.mlp.up",
     "(q_proj|up)", "(?:q_proj|dense_4h_to_h)", "q_proj|up|lm_head", r"layers\.(0|1|12)\.self_attn\.q_proj", "^lm_head$",
     "^q_proj", "lm_head$", r".*q_proj", r".*\.q_proj", "layers.1", r"layers\.\d+", "a-b.c", r"(1|2|21|12)",
-    r"layers.(\d+|x).mlp.up", 
-    r"layers\.1\..*up", r"layers.*proj", r".*(q_proj|up)", r".*", r"model\..*\.\d+\..*", "^model.layers.0.self_attn.q_proj$", r"(layers|mlp).(1|up)",
+    r"layers.(\d+|x).mlp.up",
+    r"layers\.1\..*up", r"layers.*proj", r".*(q_proj|up)", r".*", r"model\..*\.\d+\..*",
+    "^model.layers.0.self_attn.q_proj$", r"(layers|mlp).(1|up)",
 ]  # fmt: skip
 
 
