@@ -96,7 +96,7 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}
         ("a: " + "9" * 5000, "is not valid YAML"),
         ("!!python/object/apply:os.system [ls]", "is not valid YAML"),
         ("a: \x1b[31m", "is not valid YAML"),
-        (b"\xff\xff", "is not valid YAML"),
+        (b"\xff\xff", "is not UTF-8 text (byte 0)"),
     ],
 )
 def test_yaml_that_would_burst(text: str | bytes, reason: str) -> None:

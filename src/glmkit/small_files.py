@@ -19,12 +19,17 @@ _AGAIN = "download it again"
 
 
 def read_small(
-    path: str | os.PathLike[str], kind: type[GLMKitError], *, limit: int = MOST_BYTES, code: str | None = None
+    path: str | os.PathLike[str],
+    kind: type[GLMKitError],
+    *,
+    limit: int = MOST_BYTES,
+    step: str = _AGAIN,
+    code: str | None = None,
 ) -> bytes:
-    """All bytes of a regular file. Nothing is waited for: pipes, sockets and devices are refused.
+    """Read all bytes of a regular file; pipes, sockets and devices, which may be waited for, are refused.
 
     Raises FileNotFoundError, and `kind` (with `code`) naming the file, for one that is no regular file, cannot be read
-    or is larger than `limit`.
+    or is larger than `limit`. step: what to do about a damaged one.
     """
     path = Path(path)
     with about(path):
@@ -43,16 +48,18 @@ def read_small(
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 data = file.read(limit + 1) if status.st_size <= limit else b""
         except OSError as error:
-            raise kind(f"{path} cannot be read ({error.strerror or error})", step=_AGAIN, code=code) from None
+            raise kind(f"{path} cannot be read ({error.strerror or error})", step=step, code=code) from None
         finally:
             os.close(descriptor)
         if max(status.st_size, len(data)) > limit:
             found, most = size_text(max(status.st_size, len(data))), size_text(limit)
-            raise kind(f"{path}: refused, it has {found}; such a file has at most {most}", step=_AGAIN, code=code)
+            raise kind(f"{path}: refused, it has {found}; such a file has at most {most}", step=step, code=code)
     return data
 
 
-def parse_small_json(data: str | bytes, source: str, kind: type[GLMKitError], *, code: str | None = None) -> object:
+def parse_small_json(
+    data: str | bytes, source: str, kind: type[GLMKitError], *, step: str = _AGAIN, code: str | None = None
+) -> object:
     """The value of a JSON text, UTF-8 with or without a mark in front.
 
     Raises `kind` naming the source: no JSON, or more than MAX_DEPTH lists and objects in each other.
@@ -60,24 +67,24 @@ def parse_small_json(data: str | bytes, source: str, kind: type[GLMKitError], *,
     try:
         value: object = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
     except RecursionError:
-        raise _too_deep(source, kind, code) from None
+        raise _too_deep(source, kind, step, code) from None
     except ValueError as error:
-        raise kind(f"{source} is not valid JSON ({error})", step=_AGAIN, code=code) from None
+        raise kind(f"{source} is not valid JSON ({error})", step=step, code=code) from None
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for item in level for inner in _inside(item) if isinstance(inner, dict | list)]
         if not level:
             return value
-    raise _too_deep(source, kind, code)
+    raise _too_deep(source, kind, step, code)
 
 
 def _inside(item: object) -> list[object]:
     return list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
 
 
-def _too_deep(source: str, kind: type[GLMKitError], code: str | None = None) -> GLMKitError:
+def _too_deep(source: str, kind: type[GLMKitError], step: str | None, code: str | None = None) -> GLMKitError:
     what = f"{source} is nested too deeply: more than {MAX_DEPTH} lists and objects in each other"
-    return kind(what, step=_AGAIN, code=code)
+    return kind(what, step=step, code=code)
 
 
 def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> object:
@@ -87,7 +94,9 @@ def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> objec
     """
     try:
         loader = yaml.SafeLoader(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise kind(f"{source} is not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
         raise kind(f"{source} is not valid YAML ({' '.join(str(error).split())})") from None
     try:
         node = loader.get_single_node()
@@ -96,7 +105,7 @@ def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> objec
         _count(node, {}, 0, source, kind)
         return loader.construct_document(node)
     except RecursionError:
-        raise _too_deep(source, kind) from None
+        raise _too_deep(source, kind, None) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise kind(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     finally:
@@ -106,7 +115,7 @@ def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> objec
 def _count(node: yaml.Node, sizes: dict[int, int], depth: int, source: str, kind: type[GLMKitError]) -> int:
     """The nodes below one, those of an alias counted at each place. Raises `kind` for too many, also endless ones."""
     if depth > MAX_DEPTH:
-        raise _too_deep(source, kind)
+        raise _too_deep(source, kind, None)
     if id(node) in sizes:
         size = sizes[id(node)]
     else:

@@ -128,7 +128,7 @@ def edit(path: Path, **changes: object) -> None:
 
 DAMAGE = {
     "manifest.json: no such file, so this is no token store": lambda d: (d / "manifest.json").unlink(),
-    "manifest.json: not JSON": lambda d: (d / "manifest.json").write_text("{"),
+    "manifest.json is not valid JSON": lambda d: (d / "manifest.json").write_text("{"),
     "manifest.json: not the manifest of a token store": lambda d: (d / "manifest.json").write_text("[]"),
     "store version 2, this glmkit reads 1": lambda d: edit(d / "manifest.json", version=2),
     "damaged: unknown dtype 'int8'": lambda d: edit(d / "manifest.json", dtype="int8"),

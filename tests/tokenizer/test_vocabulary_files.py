@@ -20,7 +20,7 @@ def test_the_number_of_entries() -> None:
 @pytest.mark.parametrize("text", ["{", "", "[" * 100_000, '{"a": }'], ids=lambda text: text[:5])
 def test_json_that_cannot_be_read(text: str) -> None:
     with pytest.raises(
-        TokenizerError, match=r"^x\.json is (not valid JSON \(.*\)|nested too deeply).*; download it again"
+        TokenizerError, match=r"^x\.json is (not valid JSON \(.*\)|nested too deeply).*; copy or download it again"
     ) as caught:
         parse_json(text, "x.json")
     assert "\n" not in str(caught.value)

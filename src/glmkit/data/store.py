@@ -31,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation")
 
 _MOST_BYTES = 64 << 20  # of a manifest, which names every file that was read
+_STEP = "prepare the store again"
 _OFFSETS = np.dtype("<i8")
 S = TypeVar("S", bound=np.generic)
 
@@ -158,10 +159,10 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """The manifest of a store. Raises DataError when it is missing, damaged or of an unknown version."""
     path = Path(directory) / MANIFEST_FILE
     try:
-        data = read_small(path, DataError, limit=_MOST_BYTES)
+        data = read_small(path, DataError, limit=_MOST_BYTES, step=_STEP)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, so this is no token store; make one with: glm prepare") from None
-    found = parse_small_json(data, str(path), DataError)
+    found = parse_small_json(data, str(path), DataError, step=_STEP)
     if not isinstance(found, dict) or found.get("format") != FORMAT_NAME:
         raise DataError(f"{path}: not the manifest of a token store; make one with: glm prepare")
     manifest = cast(Manifest, found)

@@ -47,7 +47,7 @@ def decode_vocabulary(data: bytes, source: str) -> str:
 
 def parse_json(text: str, source: str) -> object:
     """The value of a JSON text. Raises TokenizerError naming the source."""
-    return parse_small_json(text, source, TokenizerError)
+    return parse_small_json(text, source, TokenizerError, step="copy or download it again")
 
 
 def check_entries(source: str, entries: int, rows: int | None, published: Mapping[int, int]) -> None:
