@@ -24,8 +24,8 @@ def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, objec
     findings: list[Finding] = []
     count = max(ranks) + 1
     if count > MOST_FILES:
-        number = shorten(f"{count:,}", 20)
-        what = f"{_name_of(ranks, max(ranks))} is one of {number} files by its name; {MOST_FILES:,} are the limit"
+        named = shorten(f"{count:,}", 20)
+        what = f"{_name_of(ranks, max(ranks))} is one of {named} files by its name; {MOST_FILES:,} are the limit"
         return [Finding("error", what, str(listing.directory), "remove or rename it")]
     promised = _promised(ranks, headers, settings)
     for source, number in promised.items():

@@ -1,5 +1,6 @@
 """One version of a repository on a hub: its list of files, and bringing some of them into a folder of a cache."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmkit.errors import HubError, names_text, size_text
-from glmkit.files import try_lock
+from glmkit.locks import open_lock, remove_locked, try_lock
 from glmkit.progress import Progress
 
 from .transfer import RemoteFile, Site, download
@@ -90,8 +91,8 @@ def is_unfinished(directory: Path) -> bool:
 def _alone(directory: Path, name: str) -> Iterator[None]:
     """Lock out other processes; the mark stays when the block ends with an error. Raises HubError."""
     mark = directory / _MARK
-    with mark.open("ab") as file:
-        if not try_lock(file.fileno()):
+    with os.fdopen(open_lock(mark), "r+b") as file:
+        if not try_lock(file.fileno(), directory):
             raise HubError(f"another process is downloading {name}", step="wait until it is done")
         yield
-        mark.unlink(missing_ok=True)
+        remove_locked(mark, file.close)
