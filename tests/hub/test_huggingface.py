@@ -281,7 +281,7 @@ def test_two_processes_do_not_write_one_file(model: FakeHub) -> None:
     refused()
     (mark,) = Path(huggingface_hub.constants.HF_HUB_CACHE).rglob(".downloading")
     with mark.open("ab") as file:
-        assert snapshot.try_lock(file.fileno())
+        assert snapshot.try_lock(file.fileno(), Path(file.name))
         assert refused() == f"another process is downloading {NAME}; wait until it is done"
 
 

@@ -72,7 +72,7 @@ def test_the_path_most_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("demo/model.bin", "demo/model.bin is not a directory; did you mean demo/model?"),
         ("", "the name is empty; give the path of a directory"),
         ("https://hf.co/THUDM/glm-10b", "https://hf.co/THUDM/glm-10b is an address; give the name alone: THUDM/"),
-        ("x" * 5000, f"{'x' * 5000} is not a directory; {STEP}"),
+        ("x" * 5000, "x" * 1333 + " ... x"),
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
