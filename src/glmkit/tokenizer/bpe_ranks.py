@@ -16,7 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import ByteTokens
-from .library_errors import library_errors
+from .library import library_errors
 from .text_model import check_unicode
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from tokenizers import models, pre_tokenizers
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import BYTE_OF, ByteTokens
-from .components import checked_content, set_plain
-from .library_errors import library_errors
+from .library import checked_content, library_errors, set_plain
 from .text_model import check_id, check_unicode
 from .vocabulary_files import decode_vocabulary, parse_json
 

@@ -20,9 +20,8 @@ from glmkit.errors import TokenizerError
 from glmkit.small_files import MOST_VOCABULARY_BYTES, read_small
 
 from .byte_tokens import BYTE_OF
-from .components import Content, Model, checked_content, set_plain
 from .explain import Explainable
-from .library_errors import library_errors
+from .library import Content, Model, checked_content, library_errors, set_plain
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 from .text_model import as_ids, as_texts, check_id, check_text, check_unicode
 from .vocabulary_files import parse_json, write_vocabularies

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from glmkit.errors import TokenizerError
 
 from .byte_tokens import byte_alphabet
-from .library_errors import library_errors
+from .library import library_errors
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
 from .trained import MASK_ROLES, SPECIAL_STRINGS, TrainedTokenizer
 from .unigram import learn_pieces

@@ -10,8 +10,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from glmkit.errors import DataError, TokenizerError
 from glmkit.tokenizer.bpe_ranks import SPLIT_PATTERN
 from glmkit.tokenizer.byte_bpe import JsonVocabulary
-from glmkit.tokenizer.components import checked_content
-from glmkit.tokenizer.library_errors import library_errors
+from glmkit.tokenizer.library import checked_content, library_errors
 from glmkit.tokenizer.pretokens import RUST_PATTERN
 from glmkit.tokenizer.trained import SPECIAL_STRINGS, TrainedTokenizer
 from support.hostile import PeakMemory

@@ -1,18 +1,21 @@
 """The parts of a `tokenizer.json` that its library may build: those of byte-level BPE and unigram, of bounded size.
 
 The library builds and runs whatever a file describes: thirty rules that double a text fill the memory, a regular
-expression may take for ever. So a file is looked through before the library sees it.
+expression may take for ever. So a file is looked through before the library sees it. What it raises, panics too, is
+turned into errors of ours.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import TypedDict, cast
 
 import tokenizers
 
-from glmkit.errors import TokenizerError, shorten
+from glmkit.errors import GLMKitError, TokenizerError, shorten
 
+_PANIC = "PanicException"  # of pyo3, derived from BaseException; no module exports it
 _MOST_ENTRIES = 2_000_000  # of a vocabulary, and of its merges
 _MOST_ADDED = 20_000
 _MOST_STEPS = 8  # in a sequence of parts
@@ -79,6 +82,20 @@ def checked_content(content: object, what: str) -> Content:
         return _checked(content)
     except _UnknownError as error:
         raise TokenizerError(f"{what} ({error})", step="copy or download it again") from None
+
+
+@contextmanager
+def library_errors(what: str, step: str | None = None) -> Iterator[None]:
+    """Raise TokenizerError, `what` and the library's reason, for whatever a library raises in the block."""
+    try:
+        yield
+    except (GLMKitError, MemoryError):
+        raise
+    except BaseException as error:  # bare Exception, and panics of a regular expression or of memory
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TokenizerError(f"{what} ({reason})", step=step) from error
 
 
 def set_plain(tokenizer: tokenizers.Tokenizer) -> None:
