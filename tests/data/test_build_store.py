@@ -133,8 +133,36 @@ def test_an_existing_store_is_replaced_only_when_asked_and_only_at_the_end(corpu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_few_documents_give_validation_one(count: int, given: bool, tmp_path: Path) -> None:
+    texts = [f"{i} {TEXTS[i]}" for i in range(count)]
+    assert all(fraction(text) >= 0.001 for text in texts)
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": text} for text in texts]))
+    one = tokenizer() if given else None
+    result = prepare([path], tmp_path / "out", tokenizer=one, validation_share=0.001)
+    lowest = min(texts, key=fraction)
+    assert texts_of(tmp_path / "out", "validation") == [lowest]
+    assert texts_of(tmp_path / "out", "train") == [text for text in texts if text != lowest]
+    said = f"a share of 0.001 of {count} documents is less than one: the validation split has one"
+    assert said in result.notes
+    again = prepare([path], tmp_path / "again", tokenizer=one, validation_share=0.001, workers=2)
+    assert again.manifest["splits"] == result.manifest["splits"]
+
+
+@pytest.mark.parametrize(
+    ("text", "end"), [("one line\n" * 100, "one line\n" * 1), ("word " * 100, "word "), ("x" * 50, "x")]
+)
+def test_the_end_of_a_single_document_is_validation(text: str, end: str, tmp_path: Path) -> None:
+    inputs = [write(tmp_path / "a.txt", text), write(tmp_path / "copy.txt", text)]
+    result = prepare(inputs, tmp_path / "out", tokenizer=tokenizer())
+    assert texts_of(tmp_path / "out", "validation") == [end]
+    assert texts_of(tmp_path / "out", "train") == [text.removesuffix(end)]
+    assert "there is one document: its end is the validation split" in result.notes
+
+
 def test_an_empty_validation_split_is_said(tmp_path: Path) -> None:
-    result = prepare([write(tmp_path / "a.txt", "some text")], tmp_path / "out", tokenizer=tokenizer())
+    result = prepare([write(tmp_path / "a.txt", "x")], tmp_path / "out", tokenizer=tokenizer())
     assert any(note.startswith("validation is empty: 1 documents at a share of 0.01") for note in result.notes)
 
 
@@ -147,7 +175,12 @@ def test_options_that_make_no_sense_are_refused(corpus: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="workers is 0"):
         prepare([corpus], out, workers=0)
     with pytest.raises(DataError, match="fell into validation"):
-        prepare([write(tmp_path / "one.txt", "x")], out, tokenizer=tokenizer(), validation_share=0.9999999)
+        prepare(
+            [write(tmp_path / "one.txt", "x"), write(tmp_path / "two.txt", "y")],
+            out,
+            tokenizer=tokenizer(),
+            validation_share=0.9999999,
+        )
     assert not out.exists()
 
 

@@ -4,7 +4,6 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
 from typing import get_args
 
-from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.parser import add_hub_argument
 from glmkit.cli.printing import print_json
 from glmkit.data.build_store import Prepared, prepare
@@ -87,6 +86,8 @@ def run(args: Namespace) -> int:
     with Progress(quiet=args.quiet) as progress:
         tokenizer = None
         if args.tokenizer is not None:
+            from glmkit.checkpoint.hub import local_directory  # brings torch, which is not needed else
+
             folder = local_directory(args.tokenizer, hub=args.hub, need="tokenizer", progress=progress)
             tokenizer = TrainedTokenizer.load(folder)
         result = prepare(

@@ -56,9 +56,10 @@ def prepare(
 
     Reads the input twice when a tokenizer is trained (on training documents only), else once. A document goes to
     validation when the first 64 bits of the SHA-256 of its text, as a fraction of 2**64, are below `validation_share`:
-    equal texts are never in both splits, and adding input moves none. Memory does not grow with the input but for the
-    tokenizer's sample, and eight bytes a document to find exact duplicates; those are counted, and left out with
-    `drop_duplicates`.
+    equal texts are never in both splits, and adding input moves none. Where no document falls into it, the one with the
+    lowest hash does (and the input is read again), of a single document its end. Memory does not grow with the input
+    but for the tokenizer's sample, and eight bytes a document to find exact duplicates; those are counted, and left out
+    with `drop_duplicates`.
 
     Args:
         inputs: files, directories, globs, names of datasets on the Hugging Face hub.
@@ -83,19 +84,24 @@ def prepare(
         raise DataError(f"{target} is not empty and no token store; nothing else is replaced, choose another name")
     progress = progress or Progress(quiet=True)
     splitter = _Splitter(validation_share)
+    is_long = sources.total_bytes is None or sources.total_bytes >= _WORTH_WORKERS
     with atomic_directory(target, replace=replace) as folder:
         training: dict[str, int] | None = None
         if tokenizer is None:
             sample = _sample(sources, splitter, sample_bytes, progress)
+            if splitter.take_one():
+                sample = _sample(sources, splitter, sample_bytes, progress)
             progress.start("training the tokenizer", None)
             tokenizer = train_tokenizer(sample, vocab_size=vocab_size, kind=tokenizer_type)
             training = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_used, "sample_bytes": sample_bytes}
         try:
             with StoreWriter(folder, tokenizer) as writer:
                 second = _Pass(sources, splitter, drop_duplicates)
-                is_long = sources.total_bytes is None or sources.total_bytes >= _WORTH_WORKERS
-                for split, encoded in encode_all(second.batches(progress), tokenizer, workers if is_long else 1):
-                    writer.append(split, encoded)
+                _encode(second, writer, tokenizer, workers if is_long else 1, progress)
+                if splitter.take_one():  # read once so far, as the tokenizer was given
+                    writer.restart()
+                    second = _Pass(sources, splitter, drop_duplicates)
+                    _encode(second, writer, tokenizer, workers if is_long else 1, progress)
                 _require_training(sources, second.report, writer.counts("train")[0] > 0)
                 arguments = [
                     {"name": entry.name, "files": len(entry.files), "bytes": entry.size, "documents": entry.documents}
@@ -155,11 +161,35 @@ class _Splitter:
 
     def __init__(self, validation_share: float) -> None:
         self.share, self._below = validation_share, int(validation_share * (1 << 64))
+        self._lowest, self._highest = 1 << 64, -1
+        self.took_one = self.cuts_one = False
 
     def place(self, text: str) -> tuple[str, int]:
         digest = hashlib.sha256(text.encode()).digest()
-        split = "validation" if int.from_bytes(digest[:8], "big") < self._below else "train"
-        return split, int.from_bytes(digest[8:16], "big")
+        value = int.from_bytes(digest[:8], "big")
+        self._lowest, self._highest = min(self._lowest, value), max(self._highest, value)
+        return "validation" if value < self._below else "train", int.from_bytes(digest[8:16], "big")
+
+    def take_one(self) -> bool:
+        """True if the documents read so far do not give both splits by themselves: from now on one is validation, or the
+        end of the only one."""
+        if self.took_one or self.cuts_one or not self.share or self._highest < 0:
+            return False
+        self.cuts_one = self._lowest == self._highest
+        self.took_one = not self.cuts_one and self._lowest >= self._below
+        if self.took_one:
+            self._below = self._lowest + 1
+        return self.took_one or self.cuts_one
+
+    def parts(self, text: str) -> list[tuple[str, str]]:
+        """(split, text) of a document that is the only one: its end, from a line's or a word's beginning on."""
+        at = len(text) - max(1, round(self.share * len(text)))
+        for mark in ("\n", " "):
+            if (found := text.rfind(mark, len(text) // 2, at + 1)) > 0:
+                at = found + 1
+                break
+        head, tail = text[:at], text[at:]
+        return [("train", head), ("validation", tail)] if head.strip() and tail.strip() else [("train", text)]
 
 
 class _Meter:
@@ -186,6 +216,8 @@ def _sample(sources: Sources, splitter: _Splitter, limit: int, progress: Progres
     sample, report = TextSample(limit), ReadReport()
     meter = _Meter(progress, _TOKENIZER_STAGE, sources.total_bytes)
     for text in sources.documents(report, meter.count):
+        if splitter.cuts_one:
+            text = splitter.parts(text)[0][1]
         if splitter.place(text)[0] == "train":
             sample.add(text)
         meter.document()
@@ -211,8 +243,12 @@ class _Pass:
             split, digest = self.splitter.place(text)
             if seen.add(digest):
                 self.duplicates += 1
-                if self.drops:
+                if self.drops or self.splitter.cuts_one:  # the end of the first one stands in the other
                     continue
+            if self.splitter.cuts_one:
+                for split, part in self.splitter.parts(text):
+                    waiting[split].append(part)
+                continue
             waiting[split].append(text)
             sizes[split] += len(text)
             if sizes[split] >= _BATCH_CHARACTERS or len(waiting[split]) >= _BATCH_DOCUMENTS:
@@ -221,6 +257,11 @@ class _Pass:
         for split in SPLITS:
             if waiting[split]:
                 yield split, waiting[split]
+
+
+def _encode(reading: _Pass, writer: StoreWriter, tokenizer: Tokenizer, workers: int, progress: Progress) -> None:
+    for split, encoded in encode_all(reading.batches(progress), tokenizer, workers):
+        writer.append(split, encoded)
 
 
 def _require_training(sources: Sources, report: ReadReport, has_training: bool) -> None:
@@ -281,10 +322,16 @@ def _notes(
         )
     if training is not None and vocab_size is None and manifest["tokenizer"]["vocab_size"] < 32_000:
         notes.append(f"the text gives no more than {manifest['tokenizer']['vocab_size']:,} tokens of vocabulary")
-    share = done.splitter.share
+    share, chosen = done.splitter.share, splits["validation"]["documents"]
+    if chosen and done.splitter.took_one:
+        notes.append(
+            f"a share of {share} of {read.documents:,} documents is less than one: the validation split has one"
+        )
+    if chosen and done.splitter.cuts_one:
+        notes.append("there is one document: its end is the validation split")
     if share and not splits["validation"]["documents"]:
         notes.append(
             f"validation is empty: {splits['train']['documents']:,} documents at a share of {share}; "
-            "cut the text into more documents or raise the share"
+            "cut the text into more documents (--split-lines, --split-blank-lines) or raise --validation-share"
         )
     return notes

@@ -212,6 +212,12 @@ class StoreWriter:
         """Append documents that are encoded already."""
         self._splits[split].append(encoded)
 
+    def restart(self) -> None:
+        """Throw away what was appended."""
+        for name, split in self._splits.items():
+            split.close()
+            self._splits[name] = _SplitWriter(self.directory, name, DTYPES[self.dtype])
+
     def counts(self, split: str) -> tuple[int, int]:
         """(documents, tokens) so far."""
         return self._splits[split].documents, self._splits[split].num_tokens
