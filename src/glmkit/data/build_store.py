@@ -171,8 +171,8 @@ class _Splitter:
         return "validation" if value < self._below else "train", int.from_bytes(digest[8:16], "big")
 
     def take_one(self) -> bool:
-        """True if the documents read so far do not give both splits by themselves: from now on one is validation, or the
-        end of the only one."""
+        """True if the documents read so far do not give both splits: from now on one, or the end of the only one, is
+        validation."""
         if self.took_one or self.cuts_one or not self.share or self._highest < 0:
             return False
         self.cuts_one = self._lowest == self._highest
