@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from glmkit.checkpoint.configure import read_given
+from glmkit.data.json_files import json_line, json_values
+from glmkit.data.rows import BadRow
 from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError
 from glmkit.small_files import leads_out, parse_small_json, parse_yaml, read_small
 
@@ -146,3 +148,14 @@ def test_errors_are_of_the_kind_that_is_asked_for(tmp_path: Path) -> None:
         with pytest.raises(kind) as caught:
             read_small(tmp_path / "x", kind, code="bad_config")
         assert (caught.value.code, caught.value.path) == ("bad_config", str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("depth", [200, 900, 100_000])
+def test_rows_that_are_nested_without_end(tmp_path: Path, depth: int) -> None:
+    row = '{"text": "fine", "more": ' + "[" * depth + "]" * depth + "}"
+    found = json_line(row.encode(), "f: line 1")
+    assert isinstance(found, BadRow)
+    assert "nested too deeply" in found.message
+    (tmp_path / "f.json").write_text(f"[{row}]")
+    with pytest.raises(DataError, match="nested too deeply"), open(tmp_path / "f.json", "rb") as stream:
+        list(json_values(stream, tmp_path / "f.json"))

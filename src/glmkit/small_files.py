@@ -66,16 +66,22 @@ def parse_small_json(
     """
     try:
         value: object = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        bound_depth(value)
     except RecursionError:
         raise _too_deep(source, kind, step, code) from None
     except ValueError as error:
         raise kind(f"{source} is not valid JSON ({error})", step=step, code=code) from None
-    level: list[object] = [value]
+    return value
+
+
+def bound_depth(value: object) -> None:
+    """Raise RecursionError for more than MAX_DEPTH lists and objects in each other, whatever Python would bear."""
+    level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for item in level for inner in _inside(item) if isinstance(inner, dict | list)]
         if not level:
-            return value
-    raise _too_deep(source, kind, step, code)
+            return
+    raise RecursionError
 
 
 def _inside(item: object) -> list[object]:

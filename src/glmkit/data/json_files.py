@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glmkit.errors import DataError
+from glmkit.small_files import bound_depth
 
 from .charset import encoding_hint
 from .rows import BadRow, ReadOptions, ReadReport, Row, decode_utf8, text_of_row, unusable_json
@@ -58,6 +59,7 @@ def json_line(line: bytes, where: str) -> object | BadRow:
         return text
     try:
         value: object = json.loads(text.rstrip("\r\n"))
+        bound_depth(value)
     except json.JSONDecodeError as error:
         return BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}", len(line))
     except (ValueError, RecursionError) as error:  # an endless number, nesting without end
@@ -128,6 +130,7 @@ class _JsonText:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
+                bound_depth(value)
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _NEAR_END
                 if self._ended or not unfinished:
