@@ -15,7 +15,8 @@ from glmkit.tokenizer.protocol import Tokenizer
 _COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
 _SHADES = " ░▒▓█"
 _PICTURE = 20  # rows and columns of a mask picture at most
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(range(127, 160), "␡")
+_OTHERS = (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # the last turn the direction
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(_OTHERS, "␡")
 _VISIBLE = str.maketrans({**_CONTROLS, 10: "⏎", 9: "⇥", 13: "␍", 32: "·"})
 
 
