@@ -82,9 +82,9 @@ def load_parts(
     if alpha is not None:
         _check_alpha(alpha, adapter)
     directory = local_directory(source, hub=hub)
-    adapter_directory = None if adapter is None else local_directory(adapter, hub=hub)
+    adapter_directory = None if adapter is None else local_directory(adapter, hub=hub, param="adapter")
     if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer")
+        tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer", param="tokenizer")
     checkpoint = open_checkpoint(directory, config=config, family=family)
     settings, loaded = checkpoint.config, _tokenizer(checkpoint, directory, tokenizer)
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:

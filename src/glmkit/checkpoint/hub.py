@@ -18,13 +18,18 @@ Need = Literal["model", "tokenizer", "config"]
 
 
 def local_directory(
-    source: str | os.PathLike[str], *, hub: str | None = None, need: Need = "model", progress: Progress | None = None
+    source: str | os.PathLike[str],
+    *,
+    hub: str | None = None,
+    need: Need = "model",
+    progress: Progress | None = None,
+    param: str = "source",
 ) -> Path:
     """The directory itself, or where the hub's files of `org/name` (`org/name@revision`) lie.
 
     A directory of this machine comes first, then a copy in the hub's cache, which is used without a request; else the
     files are downloaded. hub: "huggingface" or "modelscope". need: what it is for; without "model" no weights are
-    downloaded. Raises CheckpointError, RequestError or OSError.
+    downloaded. param: the argument, for errors. Raises CheckpointError, RequestError or OSError.
     """
     is_whole: dict[Need, Callable[[Path], bool]] = {
         "model": _holds_weights,
@@ -35,7 +40,7 @@ def local_directory(
     def choose(names: Sequence[str]) -> list[str]:
         return files_to_read(names, weights=need == "model")
 
-    return find_directory(source, choose, is_whole[need], hub=hub, progress=progress)
+    return find_directory(source, choose, is_whole[need], hub=hub, progress=progress, param=param)
 
 
 def files_to_read(names: Sequence[str], *, weights: bool = True) -> list[str]:

@@ -37,15 +37,17 @@ def find_directory(
     *,
     hub: str | None = None,
     progress: Progress | None = None,
+    param: str = "source",
 ) -> Path:
     """The directory `source`, or the one where the files of a model `org/name` (`org/name@revision`) lie.
 
-    choose: of the names in a repository those to download. is_whole: tells whether a folder of the cache will do; then
-    no request is made. hub: "huggingface" or "modelscope", None for GLMKIT_HUB or Hugging Face; said explicitly, a path
-    much like the name does not count. HF_HUB_OFFLINE is obeyed by both. Raises HubError, RequestError or OSError.
+    choose: of the names in a repository those to download. is_whole: tells whether a folder of the cache will do;
+    then no request is made. hub: "huggingface" or "modelscope", None for GLMKIT_HUB or Hugging Face; said
+    explicitly, a path much like the name does not count. HF_HUB_OFFLINE is obeyed by both. param: the argument, for
+    errors. Raises HubError, RequestError or OSError.
     """
     if not isinstance(source, str | os.PathLike):
-        raise RequestError(f"the directory is {source!r}", step="give a path or a hub name (org/name)", param="source")
+        raise RequestError(f"the directory is {source!r}", step="give a path or a hub name (org/name)", param=param)
     text = os.fspath(source)
     site = _chosen(hub)
     directory = existing_directory(text)
@@ -54,19 +56,19 @@ def find_directory(
     name = read_name(text)
     if name is None:
         what, step = absence(text)
-        raise HubError(what, step=step, param="source")
+        raise HubError(what, step=step, param=param)
     cached = site.cached(name)
     if cached is not None and not is_unfinished(cached) and is_whole(cached):
         return cached
     if hub is None and is_slip(name):
         what, step = absence(text)
-        raise HubError(what, step=f"{step} With --hub (hub=) it is looked for on {site.TITLE}", param="source")
+        raise HubError(what, step=f"{step} With --hub (hub=) it is looked for on {site.TITLE}", param=param)
     if _offline():
         missing = "is not in the cache" if cached is None else f"is not complete in the cache ({cached})"
         raise HubError(
             f"{name} is not a directory, it {missing}, and HF_HUB_OFFLINE forbids to ask {site.TITLE}",
             step="unset it, or download the model by hand and give its directory",
-            param="source",
+            param=param,
         )
     snapshot = site.look_up(name)
     with progress or Progress() as shown:  # its end takes the bar away, no more
