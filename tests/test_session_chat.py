@@ -107,6 +107,7 @@ def test_streamed_is_whole(family: str) -> None:
     again = lm.chat("你好", max_new_tokens=24, seed=1)
     assert again == lm.chat("你好", max_new_tokens=24, seed=1)
     assert again != lm.chat("你好", max_new_tokens=24, seed=2)
+    assert again == lm.chat("你好", None, max_new_tokens=24, seed=1) == lm.chat("你好", [], max_new_tokens=24, seed=1)
 
 
 @pytest.mark.parametrize("family", FOLDERS)
