@@ -12,12 +12,13 @@ import sys
 ATTEMPTS: list[str] = []
 _LOG = "GLMKIT_OUTGOING"
 _HERE = ("", "localhost", "localhost.localdomain", "ip6-localhost", "::1", "::", "0.0.0.0")
+_NO = ".invalid"  # names that nobody has (RFC 6761)
 
 
 def is_here(host: object) -> bool:
     """True for an address or a name of this machine."""
     name = host.decode() if isinstance(host, bytes) else host
-    return name is None or (isinstance(name, str) and (name in _HERE or name.startswith("127.")))
+    return name is None or (isinstance(name, str) and (name in _HERE or name.startswith("127.") or name.endswith(_NO)))
 
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:

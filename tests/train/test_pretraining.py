@@ -168,7 +168,7 @@ def test_dry_run(recipe, store, tmp_path, capsys):
         (["--resume", "/nowhere"], "/nowhere is no training checkpoint"),
         (["--per_device_train_batch_size", "8000000", "--batch_size", "8000000"], "pass --ignore-memory-forecast"),
         (["--nproc", "3"], "x 3 rank(s) = 12"),
-        (["--nproc", "0"], "--nproc is 0; it must be at least 1"),
+        (["--nproc", "0"], "--nproc is 0; it must be from 1 to 1024"),
     ],
 )
 def test_mistakes_are_one_line(recipe, store, tmp_path, capsys, more, message):

@@ -41,7 +41,10 @@ class Sampling:
 
     def choice(self, index: int) -> "Sampling":
         """The same with the noise of the `index`-th of several answers to one prompt; 0 is this one."""
-        return self if index == 0 else replace(self, seed=int(self.seed) + index * 0xA0761D6478BD642F)
+        if index == 0:
+            return self
+        seed = int(self.seed) + index * 0xA0761D6478BD642F
+        return replace(self, seed=_signed(seed))  # 64 bits are all that the noise has of it
 
 
 def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int]) -> Tensor:
