@@ -98,4 +98,4 @@ def test_a_number_beyond_all_limits_is_one_line(arguments: list[str], capsys: py
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert len(err) < 300
+    assert len(err) < 400

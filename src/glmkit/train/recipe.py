@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError, closest
+from glmkit.errors import ConfigError, closest, shorten
 from glmkit.objective.options import PRESETS
 from glmkit.small_files import parse_yaml, read_small
 
@@ -133,4 +133,4 @@ def _parse(dotted: str, value: object) -> object:
     kind = {leaf.name: leaf.kind for leaf in flags()}.get(dotted, "")
     if kind == "text" or (kind == "text or null" and value not in ("null", "")):
         return value
-    return parse_yaml(value, f"--{dotted} {value!r}", ConfigError)
+    return parse_yaml(value, f"--{dotted} {shorten(repr(value))}", ConfigError)
