@@ -35,7 +35,8 @@ from glmkit.families.family import family_named, preset  # noqa: E402
 from glmkit.loading import Parts, cpu_has_bfloat16  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.serve.app import create_app  # noqa: E402
-from glmkit.serve.server import bind, run  # noqa: E402
+from glmkit.serve.listener import bind  # noqa: E402
+from glmkit.serve.server import run  # noqa: E402
 from glmkit.serve.settings import ServeSettings  # noqa: E402
 from glmkit.session import LM  # noqa: E402
 from glmkit.tokenizer.protocol import Tokenizer  # noqa: E402
@@ -79,7 +80,7 @@ def serve(name: str) -> int:
     lm = model_named(name)
     settings = ServeSettings(port=0, page=False, model_id="m", log_level="warning", tokens=4096)
     listening = bind(settings)
-    address = f"serving at http://127.0.0.1:{listening.getsockname()[1]}"
+    address = f"serving at http://127.0.0.1:{listening[0].getsockname()[1]}"
     ready = partial(print, address, file=sys.stderr, flush=True)
     return run(create_app(lm, settings), settings, listening, ready)
 

@@ -28,7 +28,7 @@ def connected(server: ThreadServer) -> Iterator[socket.socket]:
 
 
 def head(line: str, *headers: str) -> bytes:
-    return "\r\n".join([line, "host: x", *headers, "", ""]).encode("latin-1")
+    return "\r\n".join([line, "host: localhost", *headers, "", ""]).encode("latin-1")
 
 
 def told(server: ThreadServer, sent: bytes) -> list[tuple[int, dict[str, str], bytes]]:

@@ -22,7 +22,12 @@ def keyed() -> Iterator[ThreadServer]:
 
 def ask(server: ThreadServer, *headers: bytes, path: str = "/v1/count", method: str = "POST") -> tuple[int, bytes]:
     """The status and everything that was said."""
-    lines = [f"{method} {path} HTTP/1.1".encode(), b"host: x", b"connection: close", b"content-length: %d" % len(BODY)]
+    lines = [
+        f"{method} {path} HTTP/1.1".encode(),
+        b"host: localhost",
+        b"connection: close",
+        b"content-length: %d" % len(BODY),
+    ]
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         connection.sendall(b"\r\n".join([*lines, *headers, b"", b""]) + BODY)
         said = connection.makefile("rb").read()

@@ -33,8 +33,12 @@ class Chromium:
         self._contexts: dict[str, BrowserContext] = {}
 
     @contextmanager
-    def looking_at(self, url: str, *, size: tuple[int, int] = DESK, proxied: str = "", **kind: Any) -> "Iterator[Page]":
+    def looking_at(
+        self, url: str, *, size: tuple[int, int] = DESK, proxied: str = "", alone: bool = True, **kind: Any
+    ) -> "Iterator[Page]":
         """An open page. Fails at the end when it asked another host for anything, or when a script of it failed.
+
+        alone: other hosts may not be asked.
 
         proxied: a path that is taken off every request, as by a proxy that shows a server below it.
         """
@@ -54,21 +58,21 @@ class Chromium:
             yield page
             foreign = [other for other in asked if urlsplit(other).scheme not in ("data", "blob")]
             foreign = [other for other in foreign if urlsplit(other).netloc != urlsplit(url).netloc]
-            assert foreign == [], "the page asked other hosts"
+            assert not alone or foreign == [], "the page asked other hosts"
             assert failed == [], "scripts of the page failed"
         finally:
             page.close()
 
 
 @contextmanager
-def chromium() -> Iterator[Chromium]:
-    """The browser that is installed; skips the test where there is none."""
+def chromium(*arguments: str) -> Iterator[Chromium]:
+    """The browser that is installed, with further arguments; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no Chromium is installed (none of chromium, chromium-browser, google-chrome is on the PATH)")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=list(_ARGUMENTS))
+        browser = driver.chromium.launch(executable_path=found, args=[*_ARGUMENTS, *arguments])
         try:
             yield Chromium(browser)
         finally:

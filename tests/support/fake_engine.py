@@ -24,8 +24,9 @@ from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.serve import status
 from glmkit.serve.app import create_app
 from glmkit.serve.error_responses import as_api_error
+from glmkit.serve.listener import bind
 from glmkit.serve.request_jobs import Jobs
-from glmkit.serve.server import bind, run
+from glmkit.serve.server import run
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State
 
@@ -252,7 +253,7 @@ def main() -> int:
     settings = ServeSettings(page=False, port=0, **given)
     listening = bind(settings)
     app = fake_app(engine, **given)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    url = f"http://127.0.0.1:{listening[0].getsockname()[1]}"
     return run(app, settings, listening, lambda: print(f"ready: {url}", file=sys.stderr, flush=True))
 
 

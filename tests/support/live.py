@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import openai
 import pytest
 import torch
+from fastapi import FastAPI
 from torch import Tensor
 
 from glmkit.generate.engine.job import Branch
@@ -33,8 +34,9 @@ def counts(usage: Any) -> tuple[int, int, int]:
 class Live:
     """lm: the served one. direct: of the same weights, for answers without a server."""
 
-    def __init__(self, lm: LM, direct: LM, state: State, port: int) -> None:
-        self.lm, self.direct, self.state, self.port = lm, direct, state, port
+    def __init__(self, lm: LM, direct: LM, app: FastAPI, port: int) -> None:
+        self.lm, self.direct, self.app, self.port = lm, direct, app, port
+        self.state: State = app.state.glm
         self.url = f"http://127.0.0.1:{port}"
 
     @property
@@ -120,4 +122,4 @@ def serving(build: Callable[[], LM], **settings: Any) -> Iterator[Live]:
     """Serve what `build` makes; `settings` are those of `ServeSettings`."""
     lm, chosen = build(), ServeSettings(**{"page": False, "log_level": "warning", **settings})
     with thread_server(create_app(lm, chosen)) as server:
-        yield Live(lm, build(), server.state, server.port)
+        yield Live(lm, build(), server.app, server.port)

@@ -10,7 +10,7 @@ from typing import Any
 from glmkit.cli.text_input import add_load_arguments, open_model
 from glmkit.errors import RequestError, size_text
 from glmkit.hub.names import existing_directory, read_name
-from glmkit.serve.settings import ServeSettings, read_keys
+from glmkit.serve.settings import KEYS_VARIABLE, ServeSettings, read_keys
 
 # Packages of the extra [serve] by the module that is imported.
 _PACKAGES = {
@@ -21,7 +21,12 @@ _PACKAGES = {
     "gradio": "gradio",
     "httpx": "httpx",
 }
-_LISTS = {"api_keys": ("api_key", "KEY"), "cors_origins": ("cors_origin", "ORIGIN")}
+_LISTS = {
+    "api_keys": ("api_key", "KEY"),
+    "cors_origins": ("cors_origin", "ORIGIN"),
+    "allowed_hosts": ("allowed_host", "NAME"),
+    "trusted_proxies": ("trusted_proxy", "ADDRESS"),
+}
 _METAVARS = {int: "N", float: "SECONDS", str: "TEXT", int | None: "N", str | None: "TEXT"}
 
 
@@ -45,7 +50,9 @@ def add_arguments(parser: ArgumentParser) -> None:
                 default=item.default,
                 help=about + unit,
             )
-    parser.add_argument("--api_key_file", metavar="FILE", type=str, default=None, help="a file with a key on each line")
+    parser.add_argument(
+        "--api_key_file", metavar="FILE", type=str, default=None, help="a file with a key of clients on each line"
+    )
     add_load_arguments(parser)
 
 
@@ -53,34 +60,47 @@ def run(args: Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; accepted requests are finished first."""
     settings = _settings(args)
     _check_packages(settings.page)
+    from glmkit.serve.log import patient_stderr
+
+    with patient_stderr():
+        status = _serve(args, settings)
+    if status > 128:  # a second signal: whatever still computes is not waited for
+        os._exit(status)
+    return status
+
+
+def _serve(args: Namespace, settings: ServeSettings) -> int:
     from glmkit.serve.app import create_app
-    from glmkit.serve.server import bind
+    from glmkit.serve.listener import bind
     from glmkit.serve.server import run as run_server
 
     listening = bind(settings)
     try:
         lm = open_model(args)
         app = create_app(lm, settings)
-        host, port = listening.getsockname()[:2]
+        host, port = listening[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         engine = lm.engine
         line = (
             f"glm serve: {url}  model {app.state.glm.model_id}, cache {size_text(engine.cache_bytes)} for "
             f"{engine.limits.tokens:,} tokens, {engine.limits.rows} answers at once"
         )
+        if args.api_key:
+            print(
+                "glm serve: warning: other users of this machine can see a key of --api_key in its list of processes; "
+                f"use --api_key_file or the variable {KEYS_VARIABLE}",
+                file=sys.stderr,
+            )
         if not settings.loopback and not settings.api_keys:
             print(
                 f"glm serve: warning: everybody who reaches {settings.host} may use this server; "
                 "ask for a key with --api_key_file",
                 file=sys.stderr,
             )
-        status = run_server(app, settings, listening, lambda: print(line, file=sys.stderr, flush=True))
+        return run_server(app, settings, listening, lambda: print(line, file=sys.stderr, flush=True))
     finally:
-        listening.close()
-    if status > 128:  # a second signal: whatever still computes is not waited for
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+        for one in listening:
+            one.close()
 
 
 def _settings(args: Namespace) -> ServeSettings:
@@ -93,6 +113,8 @@ def _settings(args: Namespace) -> ServeSettings:
         page=not args.no_page,
         api_keys=read_keys(args.api_key, args.api_key_file),
         cors_origins=tuple(args.cors_origin),
+        allowed_hosts=tuple(args.allowed_host),
+        trusted_proxies=tuple(args.trusted_proxy),
     )
 
 

@@ -17,16 +17,32 @@ from .schema.validation import Key, path
 # Media types under which clients send JSON; the last two are what common tools say unless told otherwise.
 _JSON_TYPES = ("application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")
 _DEPTH = 64
+_SMALL = 1 << 16  # bytes of a body for which there is always room
+
+
+class BodyRoom:
+    """Memory for bodies that are on their way: small ones are free, larger ones share `left` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
 
 
 async def read_body(
-    receive: Callable[[], Awaitable[Message]], headers: Iterable[tuple[bytes, bytes]], *, limit: int, seconds: float
+    receive: Callable[[], Awaitable[Message]],
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    limit: int,
+    seconds: float,
+    room: BodyRoom,
 ) -> bytes:
-    """Read the whole body. Raises ApiError: 413 above `limit` bytes, 408 when it takes longer; ClientGone."""
+    """Read the whole body.
+
+    Raises ApiError: 413 above `limit` bytes, 408 when it takes longer, 503 without room; ClientGone.
+    """
     length = next((value for name, value in headers if name == b"content-length"), b"")
     if length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
-    data = bytearray()
+    data, taken = bytearray(), 0
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -36,11 +52,18 @@ async def read_body(
                 data += message.get("body", b"")
                 if len(data) > limit:
                     raise _too_large(limit)
+                if len(data) > _SMALL:
+                    more = len(data) - taken
+                    if more > room.left:
+                        raise _no_room()
+                    room.left, taken = room.left - more, len(data)
                 if not message.get("more_body", False):
                     return bytes(data)
     except TimeoutError:
         late = f"the body did not arrive within {seconds:g} s"
         raise ApiError(408, late, code="request_timeout", headers={"connection": "close"}) from None
+    finally:
+        room.left += taken
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -175,3 +198,8 @@ def _unsupported(message: str) -> ApiError:
 
 def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body has more than {limit} bytes, which is the most", code="request_too_large")
+
+
+def _no_room() -> ApiError:
+    message = "too many large bodies are being sent to this server at the moment; try again"
+    return ApiError(503, message, type="server_error", code="overloaded", headers={"retry-after": "1"})

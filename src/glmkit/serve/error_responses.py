@@ -15,6 +15,7 @@ _FIELDS = {
     "num_return_sequences": ("n",),
     "max_rows": ("num_beams", "best_of", "n"),
 }
+_LONGEST = 2000  # characters of a message, and of the field that it names: both may repeat what a client sent
 
 
 class ApiError(Exception):
@@ -31,7 +32,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.status, self.message, self.type, self.code = status, shortened(message), type, code
+        self.param = None if param is None else shortened(param)
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, dict[str, str | None]]:
@@ -41,6 +43,14 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+def shortened(text: str) -> str:
+    """A text of at most some 2,000 characters: of a longer one the beginning, its length, and the end."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"
 
 
 class Overloaded(ApiError):  # noqa: N818

@@ -15,35 +15,42 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .body import check_headers, read_body, read_object
+from .body import BodyRoom, check_headers, read_body, read_object
 from .client import Client, enter, leave
+from .connections import UNREAD
 from .error_responses import ApiError, ClientGone, as_api_error
+from .origins import Origins, Proxies
+from .page.paths import is_page_file
 from .state import State
 
 logger = logging.getLogger("glmkit.serve")
 access = logging.getLogger("glmkit.serve.access")
 
-# Keys of a request's scope: a function that breaks its connection off; True while a part of its body may be unread.
-ABORT, UNREAD = "glmkit.abort", "glmkit.unread"
+# Key of a request's scope: a function that breaks its connection off.
+ABORT = "glmkit.abort"
 _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _QUIET = 0.5  # seconds without a byte of a refused body after which its connection may be closed
 _NO_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 _CLOSED = 499
 _LARGE = 1 << 16  # bytes of a body
+_BODIES = 32  # largest bodies that may be on their way at the same time
 
 
 class Guard:
     """Middleware around everything else.
 
-    The API, /metrics and /openapi.json ask for a key where keys are set; /health and the page do not: the page holds no
-    secrets and gives its user's key with each call of the API. endpoints: the methods of each path; a body that is
-    posted to one is a JSON object.
+    Where keys are set everything asks for one but /health and the files of the page: these hold no secrets, and the
+    page gives the key of its user with each call. endpoints: the methods of each path; a body that is posted to one is
+    a JSON object.
     """
 
     def __init__(self, app: ASGIApp, state: State, endpoints: Mapping[str, Collection[str]]) -> None:
         self.app, self.state, self.endpoints = app, state, endpoints
         self._keys = [key.encode() for key in state.settings.api_keys]
+        self._origins = Origins(state.settings)
+        self.proxies = Proxies(state.settings.trusted_proxies)
+        self.room = BodyRoom(_BODIES * state.settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; part of the ASGI interface."""
@@ -54,19 +61,19 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": "there are no web sockets here"})
 
-    def check(self, path: str, method: str, headers: Headers) -> None:
-        """Raise ApiError: 401 without a valid key, 403 for another site's page."""
-        if self._keys and _is_api(path, method) and method != "OPTIONS" and not self._has_key(headers):
+    def check(self, scope: Scope, path: str, headers: Headers) -> None:
+        """Raise ApiError: what `Origins.check` refuses, 401 without a valid key."""
+        method = scope["method"]
+        try:
+            self._origins.check(scope, headers)
+        except ApiError as error:
+            self.state.metrics.rejected(error.code or "")
+            raise
+        if self._keys and not _is_open(path, method) and not self._has_key(headers):
             self.state.metrics.rejected("api_key")
             given = "this API key is not valid" if "authorization" in headers else "no API key was given"
             message = f"{given}; send the header 'Authorization: Bearer KEY'"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-        origins = self.state.settings.cors_origins
-        allowed = "*" in origins or headers.get("origin") in origins
-        # Browsers send this themselves; without it any site could make its visitors' browsers use a local server.
-        if method not in ("GET", "HEAD", "OPTIONS") and headers.get("sec-fetch-site") == "cross-site" and not allowed:
-            message = "calls from other sites' pages are not allowed; name their origin in cors_origins"
-            raise ApiError(403, message, code="cross_site")
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -83,8 +90,9 @@ class _Exchange:
         self._guard, self._state, self._settings = guard, guard.state, guard.state.settings
         self._outer, self._receive, self._send = scope, receive, send
         # A copy, for the server's own one must go on saying HEAD.
-        self._scope: Scope = {**scope, "root_path": scope.get("root_path") or self._settings.root_path}
-        self._headers = Headers(raw=scope["headers"])
+        root = scope.get("root_path") or self._settings.root_path
+        self._scope: Scope = {**guard.proxies.read(scope), "root_path": root}
+        self._headers = Headers(raw=self._scope["headers"])
         self._method: str = scope["method"]
         self._path = _path(self._scope)
         given = self._headers.get("x-request-id", "")
@@ -119,7 +127,7 @@ class _Exchange:
             await self._client.end()
 
     async def _answer(self) -> None:
-        self._guard.check(self._path, self._method, self._headers)
+        self._guard.check(self._scope, self._path, self._headers)
         if self._method not in _NO_BODY or self._outer[UNREAD]:
             await self._take_body()
         if self._method == "HEAD":
@@ -129,7 +137,7 @@ class _Exchange:
         await self._guard.app(self._scope, self._next, self._say)
 
     async def _take_body(self) -> None:
-        headers: Iterable[tuple[bytes, bytes]] = self._outer["headers"]
+        headers: Iterable[tuple[bytes, bytes]] = self._scope["headers"]
         limits = self._settings
         if "content-length" in self._headers and "transfer-encoding" in self._headers:
             # What is the body and what the next request, others on the way may see otherwise.
@@ -137,11 +145,15 @@ class _Exchange:
             raise ApiError(400, message, code="invalid_http", headers={"connection": "close"})
         try:
             self._body = await read_body(
-                self._receive, headers, limit=limits.max_body_bytes, seconds=limits.read_seconds
+                self._receive,
+                headers,
+                limit=limits.max_body_bytes,
+                seconds=limits.read_seconds,
+                room=self._guard.room,
             )
             self._outer[UNREAD] = False
         except ApiError as error:
-            if error.status in (408, 413):
+            if error.status in (408, 413, 503):
                 self._state.metrics.rejected(error.code or "")
             raise
         if self._method == "POST" and "POST" in self._guard.endpoints.get(self._path, ()):
@@ -222,7 +234,7 @@ class _Exchange:
             route = self._path if self._path in self._guard.endpoints else "other"
         method = self._method if self._method in METHODS else "OTHER"
         self._state.metrics.answered(route, method, status, seconds)
-        client = self._outer.get("client")
+        client = self._scope.get("client")
         # The path as it was sent: percent-encoded, so that it cannot write lines of its own.
         raw = self._outer.get("raw_path", b"").decode("latin-1")[:200]
         shown = raw if raw.isprintable() else repr(raw)
@@ -235,6 +247,6 @@ def _path(scope: Scope) -> str:
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 
 
-def _is_api(path: str, method: str) -> bool:
-    """True where a key is asked for; all else belongs to the page, or says only whether the server is well."""
-    return path.startswith("/v1/") or path in ("/v1", "/metrics", "/openapi.json") or (path == "/" and method == "POST")
+def _is_open(path: str, method: str) -> bool:
+    """True where no key is asked for: what says only whether the server is well, and the page's files."""
+    return method == "OPTIONS" or path == "/health" or is_page_file(method, path)

@@ -8,15 +8,15 @@ from fastapi.openapi.utils import get_openapi
 # Errors of every endpoint, and further ones of those with a body.
 _ALWAYS = {
     400: "The request is not valid; `param` names the field.",
+    403: "The server is not asked by its name, or by another site's page in a browser.",
     405: "The path takes other methods.",
     408: "The request took too long to arrive.",
     413: "The body is too large.",
     500: "The server made a mistake.",
-    503: "The server is being stopped, or its engine has failed.",
+    503: "The server is being stopped, or too much is asked of it, or its engine has failed.",
 }
 _WITH_KEYS = {401: "No valid API key was given."}
 _WITH_BODY = {
-    403: "Called by another site's page in a browser.",
     404: "No such model.",
     415: "The body is not JSON in UTF-8.",
     429: "As many requests wait as may; Retry-After says when to try again.",

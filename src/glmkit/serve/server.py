@@ -7,20 +7,21 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
-from typing import NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.config import Config
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.config import STARTUP_FAILURE, Config
 
-from glmkit.errors import ConfigError
-
-from .middleware import ABORT, UNREAD
+from .connections import UNREAD, Connection, Connections, allowed_connections
+from .error_responses import ApiError
+from .listener import Listener
+from .log import set_up_logging
+from .middleware import ABORT
+from .origins import Proxies
 from .settings import ServeSettings
 from .state import State
 
@@ -30,34 +31,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LINGER = 0.25  # seconds from the last answer to the end of the connections
 _KEEP_ALIVE = 65  # seconds; longer than clients keep idle connections, so that they close them and not we
 _HEAD_BYTES = 1 << 16  # of the line and the headers of a request
-
-Address = tuple[str, int]
-
-
-class _Idle(NamedTuple):
-    """since: loop time of the end of a connection's last answer; seconds: for the next request, or the rest of this."""
-
-    since: float
-    seconds: float
-
-
-def bind(settings: ServeSettings) -> socket.socket:
-    """The socket to listen on, not listening yet. Raises ConfigError when the address or port cannot be had."""
-    host, port = settings.host, settings.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        raise ConfigError(f"host {host!r} is not known; give an address of this machine, such as 127.0.0.1") from None
-    family, kind, protocol, _, address = found[0]
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(address)
-    except OSError as error:
-        listening.close()
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"port {port} of {host} cannot be used: {reason}; choose another with --port") from None
-    return listening
 
 
 class Server(uvicorn.Server):
@@ -76,8 +49,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # they are read behind `_answer`, which needs the address of the connection itself
-            limit_concurrency=settings.max_connections + 1,
+            proxy_headers=False,  # the guard reads them, of proxies that are trusted
             h11_max_incomplete_event_size=_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=1,
@@ -87,60 +59,64 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.access").disabled = True
         super().__init__(config)
         self.ended_by: int | None = None
-        # The same protocol under uvicorn's types of its own.
-        self._app: ASGIApp = ProxyHeadersMiddleware(app, config.forwarded_allow_ips)  # type: ignore[arg-type,assignment]
+        self._app: ASGIApp = app
         self._settings = settings
         self._state: State = app.state.glm
         self._ready = ready
         self._forced: asyncio.Event | None = None
-        self._busy: set[Address] = set()
-        self._idle: dict[Address, _Idle] = {}
+        share = settings.max_address_connections or max(1, settings.max_connections // 2)
+        self.connections = Connections(settings.max_connections, share, Proxies(settings.trusted_proxies).trusts)
         self.loop: asyncio.AbstractEventLoop  # while it runs
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Begin to listen, on sockets that `bind` made."""
         self.loop = asyncio.get_running_loop()
         self._forced = asyncio.Event()
-        await super().startup(sockets)
-        if self.started and self._ready is not None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        room = self.connections.make_room
+        self.servers = [Listener(one, self._connection, room) for one in sockets or ()]  # type: ignore[misc]
+        self.started = True
+        if self._ready is not None:
             self._ready()
 
     async def on_tick(self, counter: int) -> bool:
         """Break off connections that for too long have sent no whole head of a request; ten times a second."""
         now = self.loop.time()
-        before, self._idle = self._idle, {}
-        for address, transport in self._transports():
-            if address not in self._busy:
-                idle = before.get(address) or _Idle(now, self._settings.read_seconds)
-                self._idle[address] = idle
-                if now - idle.since > idle.seconds:
-                    transport.abort()
+        for connection in self.connections:
+            if not connection.answering and now - connection.since > connection.seconds:
+                connection.transport.abort()
         return await super().on_tick(counter)
+
+    def _connection(self) -> Connection:
+        return Connection(
+            self.connections,
+            self._settings.read_seconds,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=self.loop,
+        )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, for uvicorn: with the way to break the connection off, and counted as busy meanwhile."""
-        address = scope.get("client")
-        if scope["type"] != "http" or address is None:
+        connection = self.connections.find(scope["client"]) if scope.get("client") else None
+        if scope["type"] != "http" or connection is None:
             await self._app(scope, receive, send)
             return
-        scope[ABORT] = partial(self._abort, address)
-        self._busy.add(address)
+        if self.connections.refuses(connection):
+            await _too_many(scope, receive, send)
+            return
+        scope[ABORT] = connection.transport.abort
+        connection.answering = True
         try:
             await self._app(scope, receive, send)
         finally:
-            self._busy.discard(address)
+            connection.answering = False
             more = 0 if scope.get(UNREAD) else _KEEP_ALIVE
-            self._idle[address] = _Idle(self.loop.time(), more + self._settings.read_seconds)
-
-    def _abort(self, address: Address) -> None:
-        for other, transport in self._transports():
-            if other == address:
-                transport.abort()
-
-    def _transports(self) -> list[tuple[Address, asyncio.Transport]]:
-        """Open connections by the address of their client."""
-        transports = [connection.transport for connection in self.server_state.connections]
-        return [(transport.get_extra_info("peername")[:2], transport) for transport in transports]
+            connection.since, connection.seconds = self.loop.time(), more + self._settings.read_seconds
+            self.connections.used(connection)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -201,29 +177,28 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = max(1, round(self._settings.drain_seconds - spent))
         if self.force_exit:
             queue.stop(wait=False)
-            for _, transport in self._transports():
-                transport.abort()
+            for connection in self.connections:
+                connection.transport.abort()
         await super().shutdown(sockets)
         if self.force_exit:  # which uvicorn leaves out, so that it would be cancelled with a traceback
             await self.lifespan.shutdown()
 
 
-def run(app: FastAPI, settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> int:
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    message = "too many connections are open to this server, and all of them are busy; try again"
+    headers = {"connection": "close", "retry-after": "1"}
+    error = ApiError(503, message, type="server_error", code="overloaded", headers=headers)
+    await error.response()(scope, receive, send)
+
+
+def run(app: FastAPI, settings: ServeSettings, listening: Sequence[socket.socket], ready: Callable[[], None]) -> int:
     """Serve until a signal ends it. Returns the exit status: 0 after a drain, 128 + number after a second signal."""
     set_up_logging(settings.log_level)
+    settings = replace(settings, max_connections=allowed_connections(settings.max_connections))
     server = Server(app, settings, ready)
-    server.run(sockets=[listening])
+    most, share = server.connections.most, server.connections.share
+    logger.info("at most %d connections are open at the same time, %d from one address", most, share)
+    server.run(sockets=list(listening))
     if not server.started:
         return 3
     return 0 if server.ended_by is None else 128 + server.ended_by
-
-
-def set_up_logging(level: str) -> None:
-    """One line for each record, on stderr; uvicorn's own only from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    for name, least in (("glmkit.serve", level), ("uvicorn.error", "warning" if level == "info" else level)):
-        log = logging.getLogger(name)
-        log.handlers = [handler]
-        log.setLevel(least.upper())
-        log.propagate = False

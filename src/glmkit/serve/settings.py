@@ -1,5 +1,6 @@
 """Settings of a server: address, limits, keys. Checked before anything is opened; needs no optional package."""
 
+import ipaddress
 import math
 import os
 import re
@@ -12,7 +13,7 @@ from glmkit.errors import ConfigError
 
 KEYS_VARIABLE = "GLM_API_KEYS"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-_LOOPBACK = ("localhost", "::1")
+_LOOPBACK = ("localhost", "ip6-localhost", "::1")
 _LARGE = 2**40
 T = TypeVar("T")
 
@@ -37,13 +38,25 @@ class ServeSettings:
     write_seconds: float = _setting(30.0, "most seconds a client may read nothing of what waits for it", 0.001)
     max_body_bytes: int = _setting(1 << 20, "largest body of a request, in bytes", 1)
     max_unread: int = _setting(8192, "most events of an answer kept for a client that reads slowly", 1)
-    max_connections: int = _setting(1024, "most open connections; more get status 503", 1, 100_000)
+    max_connections: int = _setting(1024, "most open connections, as far as the system allows so many", 1, 100_000)
+    max_address_connections: int | None = _setting(
+        None, "most open connections from one address (default: half of max_connections)", 1, 100_000
+    )
     model_id: str | None = _setting(None, "name of the model in the API (default: the directory's name)")
     page: bool = _setting(True, "the page for the browser at /")
     root_path: str = _setting("", "path under which a proxy shows this server, such as /glm")
     log_level: str = _setting("info", f"how much goes to stderr: {', '.join(LOG_LEVELS)}; info has a line a request")
-    api_keys: tuple[str, ...] = _setting((), f"a key that clients must give, may be repeated; also {KEYS_VARIABLE}")
+    api_keys: tuple[str, ...] = _setting(
+        (),
+        f"a key that clients must give, may be repeated; better in a file or in {KEYS_VARIABLE}: ps shows it",
+    )
     cors_origins: tuple[str, ...] = _setting((), "web origin that may call the API from a browser, may be repeated")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "name by which the server may be asked, besides addresses; *.NAME for all below it; may be repeated"
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (), "address or network of a proxy whose X-Forwarded-For and -Proto are believed, may be repeated"
+    )
 
     def __post_init__(self) -> None:
         """Raise ConfigError."""
@@ -64,11 +77,26 @@ class ServeSettings:
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
                 raise ConfigError(f"cors_origins has {origin!r}; give scheme://host[:port], or *")
+        for name in self.allowed_hosts:
+            if name != "*" and not re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[?[0-9A-Fa-f:]+\]?", name, re.ASCII):
+                raise ConfigError(f"allowed_hosts has {name!r}; give a name without scheme and port, *.NAME, or *")
+        for proxy in self.trusted_proxies:
+            _check_network(proxy)
 
     @property
     def loopback(self) -> bool:
         """True when only this machine can reach the server."""
-        return self.host in _LOOPBACK or self.host.startswith("127.")
+        return self.host.lower() in _LOOPBACK or self.host.startswith("127.")
+
+
+def _check_network(proxy: str) -> None:
+    if proxy != "*":
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise ConfigError(
+                f"trusted_proxies has {proxy!r}; give an address, a network such as 10.0.0.0/8, or *"
+            ) from None
 
 
 def _check(name: str, value: object, kind: object, limits: Mapping[str, float | None]) -> None:

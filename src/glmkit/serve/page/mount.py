@@ -1,34 +1,37 @@
 """The page at `/`: a Gradio app of which only the parts that the page needs can be reached."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
 from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..error_responses import ClientGone
+from ..error_responses import ApiError, ClientGone, shortened
 from .chat_tab import chat_tab
+from .door import Door
 from .facts import Facts, Served
 from .handling import Caller
-from .paths import is_page_path
-from .sessions import Sessions
+from .paths import DATA, FOLDERS, JOIN, is_page_path
 from .style import CSS, head, theme
 from .text_tabs import ContinueTab, FillTab
 from .words import both, translations
 
 if TYPE_CHECKING:
     import gradio as gr
+
+logger = logging.getLogger("glmkit.serve")
+
 # Nothing is loaded from or told to another host, whatever a model writes: pictures in its Markdown, for example.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    "img-src 'self' data: blob:; font-src 'self' data:; base-uri 'self'; form-action 'none'; frame-ancestors 'self'"
 )
 _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
@@ -68,14 +71,20 @@ def mount_page(app: FastAPI, state: Served) -> None:
         head=head(
             names={"submit-button": both("send"), "stop-button": both("stop")},
             hints={name: both(f"{name}_empty") for name in ("fill", "continue")},
+            no_key=[
+                f"{what}: {todo}" for what, todo in zip(both("refused_key"), both("refused_key_hint"), strict=True)
+            ],
         ),
     )
     mounted = app.router.routes.pop()
-    app.router.routes.append(_PageRoute(mounted.app, caller.sessions))  # type: ignore[attr-defined]
+    most = state.settings.rows + state.settings.max_waiting
+    inner: Any = mounted.app  # type: ignore[attr-defined]
+    app.router.routes.append(_PageRoute(inner, Door(inner, page, caller.sessions, most)))
 
 
 def _prepare() -> None:
     """Settings that Gradio reads from the environment when it is imported."""
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # statistics that nobody sees
     if "GRADIO_TEMP_DIR" not in os.environ:
         # The usual folder is shared by everybody on the machine.
         os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="glmkit-page-")
@@ -109,7 +118,26 @@ def _page(facts: Facts, caller: Caller) -> "tuple[gr.Blocks, gr.I18n]":
                     ContinueTab(caller, facts, "continue").build(words, key, [])
     # Waiting, limits and their answers are the server's.
     page.queue(default_concurrency_limit=None, api_open=False)
+    _say_less(page)
     return page, words
+
+
+def _say_less(page: "gr.Blocks") -> None:
+    """Log one line where a handler fails, such as for values that no page sends; Gradio prints a traceback."""
+    import gradio as gr
+
+    process = page.process_api
+
+    async def processed(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await process(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            logger.warning("an event of the page failed: %s: %s", type(error).__name__, shortened(str(error)))
+            raise gr.Error("The page could not do this", print_exception=False) from None
+
+    page.process_api = processed
 
 
 def _examples(blank: str) -> list[str]:
@@ -123,8 +151,8 @@ def _examples(blank: str) -> list[str]:
 class _PageRoute(BaseRoute):
     """Only the paths of the page lead to its app, so that any other is answered as if there were no page."""
 
-    def __init__(self, page: ASGIApp, sessions: Sessions) -> None:
-        self._page, self._sessions = page, sessions
+    def __init__(self, page: ASGIApp, door: Door) -> None:
+        self._page, self._door = page, door
 
     def matches(self, scope: Scope) -> tuple[Match, dict[str, Any]]:
         """Match like a route, without scope changes."""
@@ -133,23 +161,34 @@ class _PageRoute(BaseRoute):
         return Match.NONE, {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer from the page's app. When a page no longer listens, what it waited for is cancelled."""
+        """Answer from the page's app. Raises ApiError for what it refuses, in its own way, or cannot read."""
+        refused = 0
 
         async def send_safely(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "http.response.start":
+                refused = message["status"] if message["status"] >= 400 else 0
                 # Gradio lets other sites read its answers; whether they may is the server's to say.
                 headers = [pair for pair in message["headers"] if not pair[0].startswith(b"access-control-")]
-                lasting = _LASTING if _path(scope).startswith("/assets/") else ()
+                lasting = _LASTING if path.startswith("/assets/") else ()
                 message = {**message, "headers": [*headers, *_HEADERS, *lasting]}
-            await send(message)
+            if not refused:
+                await send(message)
 
-        try:
-            with suppress(ClientGone):  # noticed by the guard, which counts it
-                await self._page(scope, receive, send_safely)
-        finally:
-            if _path(scope) == "/gradio_api/queue/data":
-                for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", ()):
-                    self._sessions.closed(session)
+        path = _path(scope)
+        answer = {JOIN: self._door.join, DATA: self._door.data}.get(path, self._page)
+        with suppress(ClientGone):  # noticed by the guard, which counts it
+            try:
+                await answer(scope, receive, send_safely)
+            except (OSError, ValueError) as error:  # a path that no file can have
+                if not path.startswith(FOLDERS):
+                    raise
+                logger.info("no file of the page: %s", type(error).__name__)
+                refused = 404
+        if refused == 404:
+            raise ApiError(404, "there is nothing at this path; see /openapi.json", code="not_found")
+        if refused:
+            raise ApiError(refused if refused < 500 else 500, "the page cannot do this; reload it")
 
 
 def _path(scope: Scope) -> str:

@@ -33,7 +33,8 @@ button[role=tab] { font-size: 0.95rem; min-height: 2.6rem; }
 #chat .message.bot { background: none; padding: 0.25rem 0; }
 #chat .message.user { background: var(--tint); border-radius: 1.1rem; padding: 0.5rem 0.95rem; }
 #chat .bot-row .flex-wrap, #chat .bot-row .flex-wrap > div { width: 100%; min-width: 0; }
-#chat .message-content { overflow-wrap: anywhere; }
+/* Whatever is in a message stays inside it. */
+#chat .message-content { overflow-wrap: anywhere; contain: layout paint; }
 #chat .message-content, #chat .message-content .prose { color: var(--body-text-color); }
 #chat .message-buttons { margin: 0 0 0.6rem; padding: 0; }
 #chat .message-buttons .icon-button-wrapper { margin: 0; }
@@ -116,8 +117,30 @@ _ICON = (
 )
 _SCRIPT = """
 document.documentElement.lang = navigator.language;
-const names = NAMES, chinese = Number(navigator.language.startsWith("zh"));
+const names = NAMES, noKey = NO_KEY, chinese = Number(navigator.language.startsWith("zh"));
+// Answers are text: what they say about styles and forms is dropped before it is shown. Formulas are drawn with styles.
+const content = "#chat .message-content", foreign = "form, input, select, textarea, style, link, meta, dialog";
+const drop = () => {
+  for (const part of document.querySelectorAll(`${content} :is(${foreign})`))
+    if (!part.closest("[role=dialog], .edit-textarea, .feedback")) part.remove();
+  for (const part of document.querySelectorAll(`${content} .md [style], ${content} .prose [style]`))
+    if (!part.closest(".katex")) part.removeAttribute("style");
+};
+// The page gives its key to the queue, too, and says in words what that refuses.
+const ask = window.fetch.bind(window);
+window.fetch = async (input, init) => {
+  const url = new URL(input instanceof Request ? input.url : input, document.baseURI);
+  if (url.origin !== location.origin || !url.pathname.includes("/gradio_api/queue/")) return ask(input, init);
+  const request = new Request(input, init), key = document.querySelector("#key input")?.value.trim();
+  if (key && /^[!-~]+$/.test(key)) request.headers.set("authorization", `Bearer ${key}`);
+  const answer = await ask(request);
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => ({}));
+  const detail = answer.status === 401 ? noKey[chinese] : said.error?.message ?? String(answer.status);
+  return new Response(JSON.stringify({detail}), {status: answer.status, headers: {"content-type": "application/json"}});
+};
 new MutationObserver(() => {
+  drop();
   for (const mark in names)
     for (const button of document.querySelectorAll(`[data-testid="${mark}"]:not([aria-label])`))
       button.setAttribute("aria-label", names[mark][chinese]);
@@ -168,13 +191,13 @@ def theme() -> Any:
     )
 
 
-def head(*, names: Mapping[str, Sequence[str]], hints: Mapping[str, Sequence[str]]) -> str:
+def head(*, names: Mapping[str, Sequence[str]], hints: Mapping[str, Sequence[str]], no_key: Sequence[str]) -> str:
     """The page's head besides the CSS: its icon and the parts that depend on the browser's language.
 
     names: of the buttons that have but an icon, in English and in Chinese, by their mark in the page; hints: what empty
-    results say, by the id of their component.
+    results say, by the id of their component; no_key: what is said where the key is not accepted.
     """
-    script = _SCRIPT.replace("NAMES", json.dumps(names))
+    script = _SCRIPT.replace("NAMES", json.dumps(names)).replace("NO_KEY", json.dumps(no_key))
     rules = []
     for name, (english, chinese) in hints.items():
         rules.append(f"#{name} .empty::before {{ content: {json.dumps(english)}; }}")
