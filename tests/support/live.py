@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 import openai
 import pytest
 import torch
-from fastapi import FastAPI
 from torch import Tensor
 
 from glmkit.generate.engine.job import Branch
@@ -19,7 +18,7 @@ from glmkit.serve.app import create_app
 from glmkit.serve.settings import ServeSettings
 from glmkit.serve.state import State
 from glmkit.session import LM
-from support.server import PATIENCE, thread_server
+from support.server import PATIENCE, ThreadServer, thread_server
 from support.watching import wait_for
 
 Messages = Sequence[Mapping[str, Any]]
@@ -34,10 +33,11 @@ def counts(usage: Any) -> tuple[int, int, int]:
 class Live:
     """lm: the served one. direct: of the same weights, for answers without a server."""
 
-    def __init__(self, lm: LM, direct: LM, app: FastAPI, port: int) -> None:
-        self.lm, self.direct, self.app, self.port = lm, direct, app, port
-        self.state: State = app.state.glm
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, lm: LM, direct: LM, server: ThreadServer) -> None:
+        self.lm, self.direct, self.app, self.port = lm, direct, server.app, server.port
+        self.state: State = server.state
+        self.loop = server.server.loop
+        self.url = f"http://127.0.0.1:{self.port}"
 
     @property
     def model(self) -> str:
@@ -122,4 +122,4 @@ def serving(build: Callable[[], LM], **settings: Any) -> Iterator[Live]:
     """Serve what `build` makes; `settings` are those of `ServeSettings`."""
     lm, chosen = build(), ServeSettings(**{"page": False, "log_level": "warning", **settings})
     with thread_server(create_app(lm, chosen)) as server:
-        yield Live(lm, build(), server.app, server.port)
+        yield Live(lm, build(), server)

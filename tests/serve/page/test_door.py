@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from glmkit.serve.page.door import Door
 from support.live import Live, serving
 from support.scripted import Script
 from support.served_models import small_base
@@ -45,8 +46,8 @@ def fill() -> Iterator[tuple[Live, int]]:
 
 def kept(live: Live) -> dict[str, int]:
     """Everything that the framework keeps of events and sessions, by name."""
-    route = live.app.router.routes[-1]
-    door, app = route._door, route._page
+    door = door_of(live)
+    app: Any = door._app
     queue = door._page._queue
     return {
         "sessions": len(door._sessions),
@@ -139,21 +140,41 @@ def test_values_that_no_page_sends_are_one_line(
     assert all(record.exc_info is None for record in caplog.records)
 
 
-def test_limits_and_the_end_of_what_nobody_hears(
+def door_of(live: Live) -> Door:
+    door: Door = live.app.router.routes[-1]._door  # type: ignore[attr-defined]
+    return door
+
+
+def test_events_are_limited_in_all_and_of_a_session(
     fill: tuple[Live, int], monkeypatch: pytest.MonkeyPatch, write: Callable[..., Script]
 ) -> None:
     live, number = fill
     write(live.lm, *["never said"] * 100)
-    monkeypatch.setattr("glmkit.serve.page.door._GRACE", 0.5)
     monkeypatch.setattr("glmkit.serve.page.door._UNHEARD", 6)
     codes = [asked(live, data=values(), fn_index=number, session_hash=f"s{each}").status_code for each in range(9)]
     assert codes == [200] * 6 + [429] * 3
     refused = asked(live, data=values(), fn_index=number, session_hash="s9")
     assert error_of(refused) == (429, "queue_full")
     assert refused.headers["retry-after"] == "1"
-    monkeypatch.setattr("glmkit.serve.page.door._UNHEARD", 100)
-    codes = [asked(live, data=values(), fn_index=number, session_hash="same").status_code for _ in range(10)]
-    assert set(codes[:8]) == {200}
+    codes = [asked(live, data=values(), fn_index=number, session_hash="s0").status_code for _ in range(9)]
+    assert codes == [200] * 7 + [429] * 2
+    assert asked(live, data=values("x" * 900_000), fn_index=number, session_hash="s1").status_code == 200
+    monkeypatch.setattr("glmkit.serve.page.door._SIZE", 1 << 20)
+    assert asked(live, data=values("x" * 900_000), fn_index=number, session_hash="s1").status_code == 429
+    door = door_of(live)
+    for name, session in list(door._sessions.items()):  # as their timers do
+        live.loop.call_soon_threadsafe(door._end, name, session)
+    wait_for(lambda: nothing(live), 60)
+    wait_for(lambda: live.state.queue.open_requests == 0, 60)
+
+
+def test_what_nobody_hears_ends(
+    fill: tuple[Live, int], monkeypatch: pytest.MonkeyPatch, write: Callable[..., Script]
+) -> None:
+    live, number = fill
+    write(live.lm, "never said")
+    monkeypatch.setattr("glmkit.serve.page.door._GRACE", 0.05)
+    assert asked(live, data=values(), fn_index=number, session_hash="unheard").status_code == 200
     wait_for(lambda: nothing(live), 60)
     wait_for(lambda: live.state.queue.open_requests == 0, 60)
 

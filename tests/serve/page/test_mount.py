@@ -55,15 +55,19 @@ def test_what_the_page_does_not_need_is_closed(base: Live, path: str) -> None:
 
 
 def test_other_sites_may_not_read_the_page(base: Live) -> None:
-    answer = get(base, "/config", headers={"origin": "http://localhost:9"})
-    assert answer.status_code == 200
-    assert [name for name in answer.headers if name.startswith("access-control-")] == []
+    for method in ("GET", "HEAD", "POST"):
+        answer = httpx.request(method, f"{base.url}/config", headers={"origin": "http://localhost:9"})
+        assert answer.status_code == 403
+        assert [name for name in answer.headers if name.startswith("access-control-")] == []
+    same = get(base, "/config", headers={"origin": base.url})
+    assert same.status_code == 200
+    assert [name for name in same.headers if name.startswith("access-control-")] == []
     refused = httpx.request("OPTIONS", f"{base.url}/gradio_api/queue/join", headers={"origin": "http://localhost:9"})
     assert refused.status_code in (404, 405)
 
 
 def test_nothing_of_the_keys_is_in_the_page_and_handlers_ask_for_one(chat: Live) -> None:
-    """Whoever talks to Gradio's queue without the page gets what the page gets: the server's refusal."""
+    """The queue asks for a key, and what it starts asks for one again."""
     (key,) = chat.state.settings.api_keys
     config = get(chat, "/config").text
     assert key not in config + get(chat, "/").text
@@ -72,8 +76,10 @@ def test_nothing_of_the_keys_is_in_the_page_and_handlers_ask_for_one(chat: Live)
     assert len(dependency["inputs"]) == len(values)
     body = {"data": values, "fn_index": dependency["id"], "session_hash": "abc"}
     rejected = chat.state.queue.snapshot.counters.steps
-    assert post(chat, "/gradio_api/queue/join", json=body).status_code == 200
-    with httpx.stream("GET", f"{chat.url}/gradio_api/queue/data?session_hash=abc", timeout=60) as stream:
+    assert post(chat, "/gradio_api/queue/join", json=body).status_code == 401
+    given = {"authorization": f"Bearer {key}"}
+    assert post(chat, "/gradio_api/queue/join", json=body, headers=given).status_code == 200
+    with httpx.stream("GET", f"{chat.url}/gradio_api/queue/data?session_hash=abc", headers=given, timeout=60) as stream:
         said = "".join(stream.iter_text())
     assert "The API key was not accepted" in said
     assert chat.state.queue.snapshot.counters.steps == rejected

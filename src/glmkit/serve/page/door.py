@@ -74,7 +74,10 @@ class Door:
 
     async def data(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What becomes of the events of a session, as a stream. Raises ApiError for a session that has none."""
-        names = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8).get("session_hash", [])
+        try:
+            names = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8).get("session_hash", [])
+        except ValueError:  # more than a page sends
+            names = []
         session = self._sessions.get(names[0]) if len(names) == 1 else None
         if session is None:
             raise ApiError(404, "this session of the page has nothing to tell; reload the page", code="not_found")
