@@ -248,6 +248,31 @@ def test_what_a_model_writes_is_not_executed_and_loads_nothing(chat: Live, open_
     # That no other host was asked is checked when the page is closed.
 
 
+COVER = "position:fixed;inset:0;z-index:99999;background:red"
+
+
+def test_what_a_model_writes_stays_in_its_message(chat: Live, open_chat: "Open", write: Write) -> None:
+    """Styles and forms are dropped; formulas, which are drawn with styles, stay."""
+    page = open_chat()
+    evil = (
+        f"<style>body{{display:none}}</style><div style='{COVER}'>over</div><span class='katex'><b style='{COVER}'>x</b></span>"
+        f"<form action='/v1/infill' method='post' style='{COVER}'><input name='a'><button>Log in</button></form>"
+        f"<table style='{COVER}'><tr><td>t</td></tr></table> $x^2$ <p id='chat-input' class='fixed inset-0'>last</p>"
+    )
+    write(chat.lm, evil).let()
+    say(page, "show me")
+    page.wait_for_selector("#chat .bot >> text=last")
+    page.wait_for_selector(SEND)
+    page.wait_for_selector("#chat .bot .katex .mord")
+    found = "[...document.querySelectorAll('#chat .bot .md :is(form, input, style, textarea), #chat .bot .md [style]')]"
+    assert page.evaluate(f"{found}.filter((part) => !part.closest('.katex')).map((part) => part.outerHTML)") == []
+    for control in (INPUT, SEND, "#key input", "button[role=tab]"):  # nothing lies above the page's own controls
+        on_top = "(name) => { const part = document.querySelector(name), box = part.getBoundingClientRect();"
+        on_top += "const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);"
+        on_top += "return top !== null && (part.contains(top) || top.contains(part)) && !top.closest('.bot'); }"
+        assert page.evaluate(on_top, control), control
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")])
 def test_widths(chat: Live, open_chat: "Open", write: Write, size: tuple[int, int], scheme: str) -> None:
