@@ -255,7 +255,8 @@ def test_what_a_model_writes_stays_in_its_message(chat: Live, open_chat: "Open",
     """Styles and forms are dropped; formulas, which are drawn with styles, stay."""
     page = open_chat()
     evil = (
-        f"<style>body{{display:none}}</style><div style='{COVER}'>over</div><span class='katex'><b style='{COVER}'>x</b></span>"
+        f"<style>body{{display:none}}</style><div style='{COVER}'>over</div>"
+        f"<span class='katex'><b style='{COVER}'>x</b></span>"
         f"<form action='/v1/infill' method='post' style='{COVER}'><input name='a'><button>Log in</button></form>"
         f"<table style='{COVER}'><tr><td>t</td></tr></table> $x^2$ <p id='chat-input' class='fixed inset-0'>last</p>"
     )
