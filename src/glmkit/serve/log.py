@@ -1,4 +1,4 @@
-"""What a server says on stderr: one line a record, few of a kind, and never at the price of an answer."""
+"""The log on stderr: one line a record, few of a kind, and never at the price of an answer."""
 
 import io
 import logging
