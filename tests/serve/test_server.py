@@ -268,7 +268,7 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         (("--root_path", "a b"), "root_path is 'a b'"),
         (("--model_id", "two words"), "model_id is 'two words'"),
         (("--api_key_file", "no-such-file"), "cannot read the keys of no-such-file: No such file"),
-        (("--host", "no.such.host.invalid"), "host 'no.such.host.invalid' is not known"),
+        (("--host", "x" * 64), f"host '{'x' * 64}' is not known"),
         (("--prot", "80"), "did you mean --port?"),
         (("--port", "0"), "no-such-model"),
     ],

@@ -49,7 +49,7 @@ def bind(settings: ServeSettings) -> list[socket.socket]:
 
 
 def _bind_all(addresses: Sequence[tuple[socket.AddressFamily, tuple[Any, ...]]]) -> list[socket.socket]:
-    """Raises OSError. An address that this machine does not have is left out where it has another one."""
+    """Bind every address; one that this machine does not have is left out where it has another. Raises OSError."""
     bound: list[socket.socket] = []
     absent: OSError | None = None
     try:

@@ -38,7 +38,7 @@ class PatientStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream itself."""
+        """The encoding of the stream itself."""
         return self._stream.encoding
 
     @property

@@ -73,7 +73,7 @@ class Door:
         await self._app(scope, _replay(json.dumps(event).encode()), send)
 
     async def data(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What becomes of the events of a session, as a stream. Raises ApiError for a session that has none."""
+        """Stream what becomes of the events of a session. Raises ApiError for a session that has none."""
         try:
             names = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8).get("session_hash", [])
         except ValueError:  # more than a page sends
