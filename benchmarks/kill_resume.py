@@ -60,7 +60,7 @@ def write_recipe(path: Path, steps: int, workers: int = 1) -> Path:
         "optimizer": {"name": "muon", "learning_rate": 2e-3},
         "schedule": {"lr_decay_style": "cosine", "warmup_ratio": 0.1},
         "checkpoint": {"every": 7, "keep_last": 2, "keep_every": 50},
-        "evaluation": {"every": 10, "batches": 2},
+        "evaluation": {"every": 10, "rows": 8},
         "output": {"plot": False},
     }
     path.write_text(yaml.safe_dump(recipe))

@@ -9,17 +9,19 @@ from typing import Literal
 
 import torch
 
+from .adapters.attach import merge_adapter
 from .adapters.directory import apply_adapter
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
-from .checkpoint.native import read_generation
+from .checkpoint.native import read_generation, write_model
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
+from .files import atomic_directory
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
@@ -128,6 +130,21 @@ def load_parts(
         checkpoint.layout.name,
         [*map(message_text, notes)],
     )
+
+
+def write_merged(
+    base: str | os.PathLike[str], adapter: str | os.PathLike[str], directory: str | os.PathLike[str]
+) -> None:
+    """Merge a LoRA into its base and write both as one model of our own layout, float32, with the base's tokenizer.
+
+    Raises CheckpointError, RequestError (a prefix, quantised weights), FileExistsError; then nothing is written.
+    """
+    parts = load_parts(base, adapter=adapter, device="cpu", dtype="float32")
+    merge_adapter(parts.model)
+    with atomic_directory(directory) as folder:
+        write_model(folder, parts.config, dict(parts.model.named_parameters()), generation=parts.generation)
+        if parts.tokenizer is not None:
+            parts.tokenizer.save(folder)
 
 
 def empty_model(config: GLMConfig) -> GLM:

@@ -134,7 +134,8 @@ def test_glm_130b_rows() -> None:
 def test_texts_that_cannot_be_blanked_are_replaced_and_counted() -> None:
     # Most documents have three words: a token budget of int(.15 * 5) = 0 masks nothing.
     texts = sampler(corpus([[11, 12, 13]] * 60 + [list(range(11, 90))]), 64, sample_one_document=True)
-    maker = TrainingBatches(texts, objective(64, bert_prob=1.0), RowConfig(rows=4), seed=1)
+    published = objective(64, bert_prob=1.0, span_placement="published")
+    maker = TrainingBatches(texts, published, RowConfig(rows=4), seed=1)
     batch = maker.batch(0)
     assert batch.num_dropped > 0
     assert len(batch.segments.bounds) == 4
@@ -144,9 +145,12 @@ def test_texts_that_cannot_be_blanked_are_replaced_and_counted() -> None:
 
 def test_hopeless_texts_stop_with_one_line_from_a_worker_too() -> None:
     texts = sampler(corpus([[11]] * 5), 8, sample_one_document=True)
-    maker = TrainingBatches(texts, objective(64, bert_prob=1.0), RowConfig(rows=2), seed=1)
+    published = objective(64, bert_prob=1.0, span_placement="published")
+    maker = TrainingBatches(texts, published, RowConfig(rows=2), seed=1)
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"^batch 0 has no sample: [^\n]*$"):
+        with pytest.raises(
+            DataError, match=r"^batch 0: token blanks \(mode bert\) found no place in 202 texts [^\n]*$"
+        ):
             next(iter(BatchLoader(maker, num_workers=workers)))
 
 
@@ -166,18 +170,30 @@ def test_evaluation_sees_every_piece_once_and_always_the_same() -> None:
         pieces
     )
     assert same_lists(made, list(BatchLoader(evaluation, stop=len(evaluation), num_workers=1)))
-    few = EvaluationBatches(pieces, maker, rows=8, mode="bert", limit=3)
-    assert len(few) == 3
-    places = [number * len(made) // 3 for number in range(3)]
-    for index, place in enumerate(places):
-        assert torch.equal(few.batch(index).input_ids, made[place].input_ids)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_rows_of_evaluation_do_not_depend_on_the_batch(rows: int) -> None:
+    pieces, maker = TextPieces(random_corpus(SIZES), SPECIAL, length=64), objective(64, bert_prob=1.0)
+
+    def all_rows(size: int, limit: int | None) -> list[list[int]]:
+        evaluation = EvaluationBatches(pieces, maker, rows=size, mode="bert", limit=limit)
+        made = [evaluation.batch(index) for index in range(len(evaluation))]
+        assert sum(batch.num_rows for batch in made) == (limit or len(pieces))
+        return [
+            batch.input_ids[row, start:end].tolist() for batch in made for row, start, _, end in batch.segments.bounds
+        ]
+
+    whole = all_rows(8, None)
+    assert all_rows(rows, None) == whole
+    assert all_rows(rows, 7) == [whole[number * len(whole) // 7] for number in range(7)]
 
 
 def test_an_evaluation_batch_without_blanks_has_no_targets() -> None:
     pieces = [text([CLS, EOS]), text([CLS, 11])]
-    evaluation = EvaluationBatches(pieces, objective(64, bert_prob=0.0), rows=2, mode="gpt")
+    evaluation = EvaluationBatches(pieces, objective(64, bert_prob=0.0, span_placement="published"), rows=2, mode="gpt")
     batch = evaluation.batch(0)
-    assert (batch.num_targets, batch.num_dropped, batch.num_tokens) == (0, 2, 2)
+    assert (batch.num_targets, batch.num_dropped, batch.num_tokens) == (0, 2, 4)
 
 
 def test_workers_outlive_signals_to_the_group() -> None:

@@ -1,6 +1,7 @@
 """Samples worked out by hand, so that the exact numbers are checked without any recorded file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,9 @@ def test_sentences_leave_the_words_before_an_eos_out_and_take_a_later_cls_in() -
     # Sentences: 1..3, 3..5, then 23 is lost to the eos, 7..10 with its [CLS], 10..12. Order drawn: third, first.
     # Budget int(0.3 * 12) = 3: the third alone has 3 tokens.
     rng = ScriptedRng(floats=[0.9, 0.9, 0.0], orders=[[2, 0, 1, 3], [0]])
-    maker = objective(bert_prob=0.0, gap_sentence_prob=1.0, gap_sentence_ratio=0.3, task_mask=True)
+    maker = objective(
+        bert_prob=0.0, gap_sentence_prob=1.0, gap_sentence_ratio=0.3, task_mask=True, span_placement="published"
+    )
     (sample,) = construct(maker, [text(tokens)], rng)
     assert rng.is_used_up()
     assert sample.input_ids.tolist() == [CLS, 21, 30, 22, 40, 23, EOS, SMASK, 25, 26, SOP, CLS, 24, 50]
@@ -185,19 +188,20 @@ def test_bert_like_gpt_like_t5_like() -> None:
 
 def test_texts_that_cannot_be_blanked_are_counted() -> None:
     # One word: a drawn length of 4 does not fit. Two tokens: nothing to generate from. Six tokens: a budget of zero.
+    published: dict[str, Any] = {"span_placement": "published"}
     tally = Tally()
     rng = ScriptedRng(floats=[0.9, 0.0, 0.7], ints=[])
-    assert construct(objective(single_span_prob=0.5), [text([CLS, 31, EOS])], rng, tally=tally) == []
+    assert construct(objective(single_span_prob=0.5, **published), [text([CLS, 31, EOS])], rng, tally=tally) == []
     assert (tally.texts, tally.dropped) == (1, 1)
 
     tally = Tally()
-    maker = objective(bert_prob=0.0)
+    maker = objective(bert_prob=0.0, **published)
     assert construct(maker, [text([CLS, EOS])], ScriptedRng(floats=[0.9] * 3, ints=[0]), tally=tally) == []
     assert tally.dropped == 1
 
     tally = Tally()
     rng = ScriptedRng(floats=[0.9, 0.9, 0.0])
-    (sample,) = construct(objective(bert_prob=1.0), [text(DOCUMENT[:6])], rng, tally=tally)
+    (sample,) = construct(objective(bert_prob=1.0, **published), [text(DOCUMENT[:6])], rng, tally=tally)
     assert sample.num_targets == 0
     assert (tally.dropped, tally.without_targets) == (0, 1)
 

@@ -48,6 +48,10 @@ class Points:
         return len(self.y_B)
 
     @property
+    def num_rows(self) -> int:
+        return len(self.x_BD)
+
+    @property
     def num_targets(self) -> int:
         return int(self.mask_B.sum())
 

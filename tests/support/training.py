@@ -44,6 +44,10 @@ class ToyBatch:
         return self.input_ids.numel()
 
     @property
+    def num_rows(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def num_targets(self) -> int:
         return int(self.loss_mask.sum())
 

@@ -37,7 +37,7 @@ def test_three_kills(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_sigterm_saves_and_exits_with_0(tmp_path):
+def test_sigterm_saves_and_exits_with_143(tmp_path):
     store = toy_store(tmp_path / "store")
     recipe = kill_resume.write_recipe(tmp_path / "recipe.yaml", steps=100_000)
     output = tmp_path / "run"
@@ -55,7 +55,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
             break
     os.killpg(process.pid, signal.SIGTERM)  # launcher, ranks and data workers alike, as a service manager does
     printed, errors = process.communicate(timeout=kill_resume.PATIENCE)
-    assert process.returncode == 0, errors
+    assert process.returncode == 143, errors
     summary = json.loads(printed)
     assert summary["reason"] == "SIGTERM"
     assert CheckpointStore(output).steps() == [summary["step"]]

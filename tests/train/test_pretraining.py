@@ -28,7 +28,7 @@ RECIPE = {
     "training": {"max_steps": 12, "micro_batch_size": 4, "batch_size": 8},
     "optimizer": {"learning_rate": 2e-3},
     "checkpoint": {"every": 5},
-    "evaluation": {"every": 6, "batches": 2, "previews": ["The cat [MASK] the moon."]},
+    "evaluation": {"every": 6, "rows": 8, "previews": ["The cat [MASK] the moon."]},
 }
 
 
@@ -295,4 +295,4 @@ def test_a_store_without_validation_is_named(recipe, tmp_path, capsys):
     texts = toy_texts(50)
     write_store(tmp_path / "store", train_tokenizer(texts, vocab_size=300), {"train": texts, "validation": []})
     assert main(arguments(recipe, tmp_path / "store", tmp_path)) == 2
-    assert "set evaluation.every 0" in capsys.readouterr().err
+    assert "set --evaluation.every 0" in capsys.readouterr().err

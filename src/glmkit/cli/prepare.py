@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args
 
 from glmkit.cli.parser import add_hub_argument
@@ -10,10 +11,12 @@ from glmkit.data.build_store import Prepared, prepare
 from glmkit.data.encoding import usable_cores
 from glmkit.data.rows import Format, ReadOptions
 from glmkit.data.sources import FORMATS
+from glmkit.data.store import MANIFEST_FILE, TokenStore
 from glmkit.data.streams import LINE_LIMIT
 from glmkit.errors import DataError
+from glmkit.families.vocabularies import load_tokenizer
 from glmkit.progress import Progress
-from glmkit.tokenizer.trained import TrainedTokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.training import DEFAULT_SAMPLE_BYTES, DEFAULT_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 EPILOG = f"""known suffixes: {" ".join(FORMATS)}, each also with .gz or .zst.
@@ -50,7 +53,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--hub-split", default="train", metavar="NAME", help="split of hub datasets (default train)")
 
     add = parser.add_argument_group("tokenizer").add_argument
-    tokenizer_help = "use the tokenizer of this store or model (or of a hub name) instead of training one"
+    tokenizer_help = (
+        "use the tokenizer of this store or model (any published one, or a hub name) instead of training one"
+    )
     add("--tokenizer", metavar="DIR", help=tokenizer_help)
     add_hub_argument(add, "hub of a --tokenizer that is no directory here")
     vocabulary_help = (
@@ -89,7 +94,7 @@ def run(args: Namespace) -> int:
             from glmkit.checkpoint.hub import local_directory  # brings torch, which is not needed else
 
             folder = local_directory(args.tokenizer, hub=args.hub, need="tokenizer", progress=progress)
-            tokenizer = TrainedTokenizer.load(folder)
+            tokenizer = _tokenizer(folder)
         result = prepare(
             args.inputs,
             args.output,
@@ -110,6 +115,11 @@ def run(args: Namespace) -> int:
     else:
         print(_summary(result))
     return 0
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a store or of a model directory."""
+    return TokenStore(directory).tokenizer() if (directory / MANIFEST_FILE).is_file() else load_tokenizer(directory)
 
 
 def _summary(result: Prepared) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,15 @@ from glmkit.parallel.mesh import joined
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.forecast import RunPlan, plan_run
 from glmkit.train.pretraining import pretrain
-from glmkit.train.pretraining_data import PretrainingData
-from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe, recipe_files
+from glmkit.train.pretraining_data import PretrainingData, Trial, config_notes, data_notes
+from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe, recipe_files, replaced_by_presets
 from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
 _MOST_PROCESSES = 1024
+# Options of the verb itself that set keys of the recipe.
+_OWN = {"data_directory": "data.path", "output_directory": "output.directory", "init_from": "model.init_from"}
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -39,6 +42,10 @@ def add_arguments(parser: OneLineParser) -> None:
     add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
     add("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
     add("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
+    init_help = (
+        "start from the weights of a model directory of any layout (model.init_from); optimizer and step are new"
+    )
+    add("--init-from", metavar="DIR", help=init_help)
     add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
     add("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
     add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
@@ -62,7 +69,10 @@ def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
     if not 1 <= args.nproc <= _MOST_PROCESSES:
         raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}")
-    config = read_recipe(args.recipe, _overrides(vars(args)))
+    overrides = _overrides(vars(args))
+    config = read_recipe(args.recipe, overrides)
+    for sentence in replaced_by_presets(overrides):
+        print(f"note: {sentence}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(config, args.nproc, as_json=args.json)
     if config.data.path is None or config.output.directory is None:
@@ -93,7 +103,7 @@ def _train(config: TrainConfig, args: Namespace) -> int:
             previews=_previews,
             quiet=args.quiet,
         )
-        if not ranks.is_main:
+        if not ranks.is_main:  # the first rank alone tells how it ended: a launcher ends the others at a bad status
             return 0
     result = outcome.result
     losses = result.losses
@@ -105,25 +115,46 @@ def _train(config: TrainConfig, args: Namespace) -> int:
         "directory": str(outcome.directory),
         "model": None if outcome.model is None else str(outcome.model),
     }
+    status = _status(result.reason)
     if args.json:
         print(json.dumps(summary))
-        return 0
+        return status
     if outcome.model is not None:
         print(f"finished at step {result.step}, loss {losses[-1]:.4f}; model: {outcome.model}")
     else:
         print(f"stopped at step {result.step} ({result.reason}); continue with --resume auto")
     if result.dropped:
         print(f"note: others replaced {result.dropped:,} texts in which nothing could be blanked (`glm show`)")
-    return 0
+    return status
+
+
+def _status(reason: str) -> int:
+    """The exit status of a run that ended for `reason`: 128 and the number of the signal that stopped it, else 0."""
+    return 128 + signal.Signals[reason].value if reason in signal.Signals.__members__ else 0
 
 
 def _dry_run(config: TrainConfig, nproc: int, *, as_json: bool) -> int:
-    tokenizer = None if config.data.path is None else PretrainingData.open(config.data.path).tokenizer
+    data = None if config.data.path is None else PretrainingData.open(config.data.path)
     device = choose_device(config.training.device, param="training.device", error=ConfigError)
-    plan = plan_run(config, tokenizer, world_size=nproc, device=device)
-    summary = {**plan.summary(), "device": device.type}
-    print(json.dumps(summary, indent=2) if as_json else "\n".join(_plan_lines(plan, summary)))
+    plan = plan_run(config, None if data is None else data.tokenizer, world_size=nproc, device=device)
+    notes, trial = config_notes(config), {}
+    if data is not None:
+        notes += data_notes(config, data)
+        trial = data.trial(config)
+    summary = {**plan.summary(), "device": device.type, "trial": trial, "notes": notes}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return 0
+    lines = [*_plan_lines(plan, summary), *(_trial_line(mode, facts) for mode, facts in trial.items())]
+    print("\n".join([*lines, *(f"note: {note}" for note in notes)]))
     return 0
+
+
+def _trial_line(mode: str, facts: Trial) -> str:
+    return (
+        f"first batch       {mode}: {facts['rows']} rows, {facts['targets']:,} targets in {facts['tokens']:,} tokens, "
+        f"{facts['dropped']} texts dropped"
+    )
 
 
 def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
@@ -142,20 +173,21 @@ def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
 
 
 def _overrides(values: Mapping[str, object]) -> dict[str, object]:
-    """Dotted key -> value for everything the command line sets; a dotted flag wins over a short name."""
+    """Dotted key -> value of all that the command line sets, in its order. Raises ConfigError for two names of one."""
+    keys = {leaf.name: leaf.name for leaf in flags()} | ALIASES | _OWN
     given: dict[str, object] = {}
-    for name, dotted in ALIASES.items():
-        if name in values:
-            given[dotted] = values[name]
-    for name, (dotted, value) in SWITCHES.items():
-        if values.get(name):
-            if dotted in given:
-                raise ConfigError(f"--{name} and another switch both set {dotted}; give one")
-            given[dotted] = value
-    given |= {leaf.name: values[leaf.name] for leaf in flags() if leaf.name in values}
-    for name, dotted in (("data_directory", "data.path"), ("output_directory", "output.directory")):
-        if values.get(name) is not None:
-            given[dotted] = values[name]
+    options: dict[str, str] = {}
+    for name, value in values.items():
+        if name in SWITCHES:
+            dotted, value = SWITCHES[name]
+        elif name in keys and value is not None:
+            dotted = keys[name]
+        else:
+            continue
+        option = f"--{name.removesuffix('_directory').replace('_', '-') if name in _OWN else name}"
+        if dotted in options:
+            raise ConfigError(f"{options[dotted]} and {option} both set {dotted}", step="give one", param=dotted)
+        options[dotted], given[dotted] = option, value
     return given
 
 

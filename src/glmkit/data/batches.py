@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, DataError
 from glmkit.objective.blank_infilling import BlankInfilling, Choice
 from glmkit.objective.counter_rng import CounterRng, Rng
 from glmkit.objective.options import Mode
@@ -15,10 +15,18 @@ from .samples import TextPieces, TextSampler
 
 # Third counter of the generators: what the numbers are for.
 _TEXTS, _OBJECTIVE, _DBLOCK, _EVALUATION = range(4)
-# Rounds of new texts for dropped ones before a batch stays short.
+# Rounds of new texts for dropped ones before the batch is given up.
 _MOST_REPLACEMENTS = 100
+# Of these, rounds in which the published rule alone may blank a stretch of a long document.
+_PATIENCE = 10
 # A packed row with less room than this is left as it is.
 _SMALLEST_ROOM = 16
+# Mode -> its blanks in words, and the keys that make it work on other texts.
+_HOPELESS: dict[Mode, tuple[str, str]] = {
+    "bert": ("token blanks", "a lower objective.bert_ratio, a longer data.sequence_length"),
+    "sentence": ("sentences", "objective.gap_sentence_prob 0, a longer data.sequence_length"),
+    "gpt": ("generation", "a lower objective.gpt_min_ratio, data.sample_one_document false"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +58,8 @@ class RowConfig:
 class TrainingBatches:
     """The endless sequence of training batches; `batch(i)` makes the i-th from nothing but the seed and i.
 
-    Texts that cannot be blanked, or in which nothing is masked, are replaced by others and counted (num_dropped).
-    Raises ConfigError when packed shares are too small for a sample.
+    Texts that cannot be blanked, or in which nothing is masked, are replaced by others and counted (num_dropped); a
+    batch always has the rows that were asked for. Raises ConfigError when packed shares are too small for a sample.
     """
 
     def __init__(self, texts: TextSampler, objective: BlankInfilling, rows: RowConfig, *, seed: int) -> None:
@@ -64,7 +72,7 @@ class TrainingBatches:
             )
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`, counted from 0. Raises DataError when no text can be blanked."""
+        """Batch `index`, counted from 0. Raises DataError when text after text cannot be blanked."""
         text_rng = CounterRng(self.seed, index, _TEXTS)
         rng = CounterRng(self.seed, index, _OBJECTIVE)
         block_rng = CounterRng(self.seed, index, _DBLOCK) if self.objective.config.block_mask_prob > 0 else None
@@ -85,10 +93,10 @@ class TrainingBatches:
         while missing := wanted - len(samples):
             num_dropped += missing
             if rounds == _MOST_REPLACEMENTS:
-                break
+                raise self._no_place(index, choice, num_dropped)
             rounds += 1
             texts = [self.texts.draw(text_rng, longest) for _ in range(missing)]
-            samples += _with_targets(objective.apply(texts, choice, rng, block_rng))
+            samples += _with_targets(objective.apply(texts, choice, rng, block_rng, insist=rounds > _PATIENCE))
         multiple = self.rows.pad_to_multiple
         rows = [[sample] for sample in samples]
         if shortened:  # as many tokens in more samples: they share the usual number of rows
@@ -118,6 +126,8 @@ class TrainingBatches:
                     break
                 row.append(sample)
                 room -= len(sample)
+            if not row:
+                raise self._no_place(index, choice, num_dropped)
             rows.append(row)
         return pack(rows, index=index, row_length=self.row_length, num_dropped=num_dropped)
 
@@ -131,7 +141,8 @@ class TrainingBatches:
         text = self.texts.draw(text_rng, limit)
         dropped = 0
         for _ in range(_MOST_REPLACEMENTS):
-            samples = _with_targets(self.objective.apply([text], choice, rng, block_rng))
+            insist = dropped >= _PATIENCE
+            samples = _with_targets(self.objective.apply([text], choice, rng, block_rng, insist=insist))
             if samples and len(samples[0]) <= room:
                 return samples[0], dropped
             if samples:  # more blanks than expected: the same text without its end
@@ -141,15 +152,29 @@ class TrainingBatches:
                 text = self.texts.draw(text_rng, limit)
         return None, dropped
 
+    def _no_place(self, index: int, choice: Choice, tries: int) -> DataError:
+        """The error of a batch in which `tries` texts, one after another, could not be blanked."""
+        what, keys = _HOPELESS[choice.mode]
+        if self.objective.config.span_placement == "published":
+            keys = f"objective.span_placement spread, or {keys}"
+        return DataError(
+            f"batch {index}: {what} (mode {choice.mode}) found no place in {tries:,} texts of up to "
+            f"{self.texts.length} tokens; documents have {self.texts.mean_length:.1f} tokens on average",
+            step=f"try {keys}",
+            param="objective.span_placement",
+        )
+
 
 def _with_targets(samples: list[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.num_targets]
 
 
 class EvaluationBatches:
-    """A fixed sequence of batches over a validation split, in one mode, with the same blanks at every call.
+    """A fixed sequence of rows over a validation split, in one mode, cut into batches.
 
-    objective: made from `ObjectiveConfig.only(mode)`, or any other. limit: at most so many batches, spread evenly.
+    A row and its blanks are a function of the pieces and the objective alone: each piece has random numbers of its own.
+    rows: of one batch, which changes nothing but the memory that it takes. limit: at most so many rows, spread evenly
+    over the pieces. objective: made from `ObjectiveConfig.only(mode)`, or any other.
     """
 
     def __init__(
@@ -159,29 +184,23 @@ class EvaluationBatches:
         *,
         rows: int,
         mode: Mode,
-        seed: int = 0,
         limit: int | None = None,
         pad_to_multiple: int = 8,
     ) -> None:
-        self.pieces, self.objective, self.mode, self.seed = pieces, objective, mode, seed
+        self.pieces, self.objective, self.mode, self.rows = pieces, objective, mode, rows
         self.pad_to_multiple = pad_to_multiple
-        self.rows = rows
-        total = -(-len(pieces) // rows)
+        total = len(pieces)
         count = total if limit is None else min(limit, total)
-        self._numbers = [number * total // count for number in range(count)]
+        self._places = [number * total // count for number in range(count)]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return -(-len(self._places) // self.rows)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`; the last may have fewer rows. One in which nothing can be blanked has no targets."""
-        number = self._numbers[index]
-        first = number * self.rows
-        texts = [self.pieces[place] for place in range(first, min(first + self.rows, len(self.pieces)))]
-        rng = CounterRng(self.seed, number, _EVALUATION)
-        tally = Tally()
-        samples = self.objective.apply(texts, Choice(self.mode), rng, tally=tally)
-        if not samples:  # a validation pass goes on: the text as it is, without targets
-            samples = [self.objective.forms.blank(texts[0], [], rng, self.mode)]
-        rows = [[sample] for sample in samples]
+        """Batch `index`; the last may have fewer rows. A row in which nothing can be blanked has no targets."""
+        rows, tally = [], Tally()
+        for place in self._places[index * self.rows : (index + 1) * self.rows]:
+            text, rng = self.pieces[place], CounterRng(0, place, _EVALUATION)
+            samples = self.objective.apply([text], Choice(self.mode), rng, tally=tally)
+            rows.append(samples or [self.objective.forms.blank(text, [], rng, self.mode)])
         return pack(rows, index=index, pad_to_multiple=self.pad_to_multiple, num_dropped=tally.dropped)

@@ -25,6 +25,7 @@ _MOST_WORKERS = 1024
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
 _WORTH_WORKERS = 1 << 24  # bytes of input; starting processes takes about a second
+_SHORT = 64  # tokens of a document on average, below which a row of pretraining always holds several
 _TOKENIZER_STAGE, _ENCODE_STAGE = "reading for the tokenizer", "encoding"
 
 
@@ -322,6 +323,12 @@ def _notes(
         )
     if training is not None and vocab_size is None and manifest["tokenizer"]["vocab_size"] < 32_000:
         notes.append(f"the text gives no more than {manifest['tokenizer']['vocab_size']:,} tokens of vocabulary")
+    train = splits["train"]
+    if (mean := train["tokens"] / train["documents"]) < _SHORT:
+        notes.append(
+            f"documents are short, {mean:.1f} tokens on average: in pretraining several share a text and their blanks "
+            "are spread over them (data.sample_one_document keeps each alone)"
+        )
     share, chosen = done.splitter.share, splits["validation"]["documents"]
     if chosen and done.splitter.took_one:
         notes.append(

@@ -36,6 +36,11 @@ class Batch:
     num_dropped: int = 0
 
     @property
+    def num_rows(self) -> int:
+        """Rows with a sample in them."""
+        return len({row for row, *_ in self.segments.bounds})
+
+    @property
     def fill(self) -> float:
         """Share of the rows that is not padding."""
         return self.num_tokens / self.input_ids.numel()

@@ -75,6 +75,11 @@ class TextSampler:
         self._first = int(self._offsets[0])
         self._size = int(self._offsets[-1]) - self._first
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a document on average, eos included."""
+        return self._size / (len(self._offsets) - 1)
+
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_tokens", "_offsets")}
 
@@ -91,7 +96,7 @@ class TextSampler:
             start = self._start(document, length, rng)
             end = start + length - cls
             piece = document[start:end]
-            return self._text([self._cut(piece, length - cls) if end < len(document) else piece])
+            return self._text([self._cut(piece, length - cls) if end < len(document) else piece], stretch=True)
         parts, used = [document], len(document) + cls
         while not self.sample_one_document and length - used > cls:
             room = length - used - cls
@@ -137,7 +142,7 @@ class TextSampler:
         marks = self.sentence_end[document[half:]].nonzero()[0]
         return document[: half + int(marks[-1]) + 1] if len(marks) else document
 
-    def _text(self, parts: list[Ids]) -> TextSample:
+    def _text(self, parts: list[Ids], *, stretch: bool = False) -> TextSample:
         cls = int(self.add_cls)
         size = sum(map(len, parts)) + cls * len(parts)
         tokens, loss_mask = np.empty(size, np.int64), np.ones(size, np.bool_)
@@ -149,18 +154,18 @@ class TextSampler:
             end = column + cls + len(part)
             tokens[column + cls : end] = part
             column = end
-        return TextSample(tokens, loss_mask)
+        return TextSample(tokens, loss_mask, stretch)
 
 
 class TextPieces:
     """Every token of the documents once, in order: each document in pieces of nearly equal size, each behind a [CLS].
 
     A sequence of TextSample for evaluation. length: the longest piece, [CLS] included. Documents of fewer than
-    `shortest` tokens, in which no blank may find room, are left out: num_left_out tokens.
+    `shortest` tokens are left out: num_left_out tokens (by default those without a word in front of their eos).
     """
 
     def __init__(
-        self, documents: Documents, special: SpecialIds, *, length: int, add_cls: bool = True, shortest: int = 8
+        self, documents: Documents, special: SpecialIds, *, length: int, add_cls: bool = True, shortest: int = 2
     ) -> None:
         self._tokens: Ids = np.asarray(documents.tokens)
         self._offsets: NDArray[np.int64] = np.asarray(documents.offsets)

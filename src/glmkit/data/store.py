@@ -11,13 +11,16 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, TypedDict, TypeVar, cast
+from typing import BinaryIO, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from glmkit.errors import DataError, TokenizerError
+from glmkit.config import GLMConfig, SpecialIds
+from glmkit.errors import DataError, GLMKitError, TokenizerError
+from glmkit.families.family import all_families, family_named
 from glmkit.files import atomic_directory, atomic_write, sha256_file
 from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.protocol import Tokenizer
@@ -53,11 +56,17 @@ class SplitFacts(TypedDict):
 
 
 class TokenizerFacts(TypedDict):
-    """The tokenizer that the store was written with."""
+    """The tokenizer that a store was written with, as its manifest has it.
+
+    family: whose published files it was read from, absent for one of ours. special: its ids by role, where the files
+    alone do not say them.
+    """
 
     fingerprint: str
     kind: str
     vocab_size: int
+    family: NotRequired[str]
+    special: NotRequired[Mapping[str, int | None] | None]
 
 
 class Manifest(TypedDict):
@@ -108,12 +117,9 @@ class TokenStore:
                 "the store is damaged, prepare it again"
             )
 
-    def tokenizer(self) -> TrainedTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that the store was written with. Raises TokenizerError when its files are not as written."""
-        tokenizer = TrainedTokenizer.load(self.directory)
-        if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
-            raise TokenizerError(f"{self.directory}: the tokenizer's files are not those the store was written with")
-        return tokenizer
+        return _read_vocabulary(self.directory, self.manifest["tokenizer"])
 
     @property
     def fingerprint(self) -> str:
@@ -229,14 +235,9 @@ class StoreWriter:
             "version": FORMAT_VERSION,
             "dtype": self.dtype,
             "eos": self._tokenizer.special.eos,
-            "tokenizer": {
-                "fingerprint": self._tokenizer.fingerprint(),
-                "kind": getattr(self._tokenizer, "kind", type(self._tokenizer).__name__),
-                "vocab_size": self._tokenizer.vocab_size,
-            },
+            "tokenizer": _save_vocabulary(self._tokenizer, self.directory),
             "splits": {name: split.close() for name, split in self._splits.items()},
         }
-        self._tokenizer.save(self.directory)
         text = json.dumps({**manifest, **facts}, ensure_ascii=False, indent=2) + "\n"
         with atomic_write(self.directory / MANIFEST_FILE) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
@@ -331,3 +332,55 @@ def _map(path: Path, dtype: np.dtype[S], count: int) -> npt.NDArray[S]:
     if count == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+
+
+def _save_vocabulary(tokenizer: Tokenizer, directory: Path) -> TokenizerFacts:
+    """Write the tokenizer's files; the facts with which `TokenStore.tokenizer` finds the same one again.
+
+    Raises TokenizerError for a published one that its files do not give back.
+    """
+    tokenizer.save(directory)
+    facts: TokenizerFacts = {
+        "fingerprint": tokenizer.fingerprint(),
+        "kind": getattr(tokenizer, "kind", type(tokenizer).__name__),
+        "vocab_size": tokenizer.vocab_size,
+    }
+    if isinstance(tokenizer, TrainedTokenizer):
+        return facts
+    known = False
+    for family in all_families():
+        for special in (None, asdict(tokenizer.special)):
+            tried: TokenizerFacts = {**facts, "family": family, "special": special}
+            try:
+                found = _published(directory, tried)
+            except GLMKitError:  # another family's files
+                continue
+            known = known or found is not None
+            if found is not None and found.fingerprint() == facts["fingerprint"]:
+                return tried
+    if not known:  # a tokenizer from elsewhere: who wrote the store has it
+        return facts
+    raise TokenizerError(
+        f"{facts['kind']}: no family reads its saved files as the same tokenizer", step="give the published directory"
+    )
+
+
+def _read_vocabulary(directory: Path, facts: TokenizerFacts) -> Tokenizer:
+    """The tokenizer beside a manifest. Raises TokenizerError when its files are not as they were written."""
+    found = TrainedTokenizer.load(directory) if facts.get("family") is None else _published(directory, facts)
+    if found is None or found.fingerprint() != facts["fingerprint"]:
+        raise TokenizerError(f"{directory}: the tokenizer's files are not those the store was written with")
+    return found
+
+
+def _published(directory: Path, facts: TokenizerFacts) -> Tokenizer | None:
+    special, config = facts.get("special"), None
+    if special is not None:
+        config = GLMConfig(
+            vocab_size=facts["vocab_size"],
+            hidden_size=1,
+            num_layers=1,
+            num_heads=1,
+            special=SpecialIds(**special),  # type: ignore[arg-type]
+        )
+    return family_named(facts["family"]).tokenizer(directory, config)

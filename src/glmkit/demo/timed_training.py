@@ -59,7 +59,7 @@ def recipe(data: Path, run: Path, *, seed: int, steps: int, precision: str) -> T
         },
         "schedule": {"lr_decay_style": "linear", "warmup_ratio": _WARMUP, "lr_decay_ratio": _FINAL_RATE},
         "checkpoint": {"every": 0, "keep_last": 1},
-        "evaluation": {"every": 0, "batches": 16},
+        "evaluation": {"every": 0, "rows": 128},
         "output": {"directory": str(run), "plot": False},
     }
     return TrainConfig.from_dict(values)

@@ -18,7 +18,18 @@ from .counter_rng import Rng
 from .forms import SampleForms, Sentinels
 from .options import Mode, ObjectiveConfig
 from .sample import Sample, Tally, TextSample
-from .spans import LengthLaw, Span, documents, second_texts, sentences, shorter_text, spans_in_documents
+from .spans import (
+    LengthLaw,
+    Span,
+    documents,
+    extents,
+    second_texts,
+    sentences,
+    sentences_in_documents,
+    shorter_text,
+    spans_in_documents,
+    spread_spans,
+)
 
 _SHORTEST_SPLIT = 32
 _SENTENCE_GUESS = 8.0  # tokens; only for how much room to leave
@@ -59,6 +70,7 @@ class BlankInfilling:
         fixed = int(config.average_block_length) if config.span_lengths == "fixed" else None
         self.length_law = LengthLaw(config.length_weights(), fixed=fixed)
         self._mean_length = config.mean_span_length()
+        self._spreads = config.span_placement == "spread"
 
     def draw_short(self, rng: Rng) -> bool:
         """Draw whether the batch's texts are cut into shorter ones."""
@@ -110,6 +122,7 @@ class BlankInfilling:
                     TextSample(
                         np.concatenate((text.tokens[:first], tokens[start:end])).astype(np.int64),
                         np.concatenate(([0] * first, loss_mask[start:end])).astype(np.int64),
+                        text.stretch,
                     )
                 )
         return shorter
@@ -121,22 +134,26 @@ class BlankInfilling:
         rng: Rng,
         block_rng: Rng | None = None,
         *,
+        insist: bool = False,
         tally: Tally | None = None,
     ) -> list[Sample]:
         """Samples of one mode, from texts that may have been cut by `split`.
 
-        Texts that cannot be blanked are left out and counted in `tally`. block_rng draws the [dBLOCK] inputs of
-        block_mask_prob (the reference uses a generator of its own for these); `rng` without it.
+        Texts that cannot be blanked are left out and counted in `tally`. insist: stretches in which the published rule
+        finds no place are blanked all the same, as other texts are (unless span_placement is published). block_rng
+        draws the [dBLOCK] inputs of block_mask_prob (the reference uses a generator of its own for these); `rng`
+        without it.
         """
         generation = self._generation_length(texts, rng) if choice.mode == "gpt" else 0
         samples = []
         for text in texts:
+            lenient = self._spreads and (insist or not text.stretch)
             if choice.mode == "bert":
-                sample = self._token_blanks(text, choice.single_span, rng, block_rng)
+                sample = self._token_blanks(text, choice.single_span, lenient, rng, block_rng)
             elif choice.mode == "sentence":
-                sample = self._sentence_blanks(text, rng)
+                sample = self._sentence_blanks(text, lenient, rng)
             else:
-                sample = self._generation(text, generation, rng)
+                sample = self._generation(text, generation, lenient, rng)
             if sample is not None:
                 samples.append(sample)
             if tally is not None:
@@ -155,25 +172,33 @@ class BlankInfilling:
         ends = np.count_nonzero(sample.targets[sample.prefix_length :] == self.special.eop)
         tally.masked_tokens += targets - int(ends)
 
-    # The three modes. None: the text is dropped.
+    # The three modes. None: the text is dropped. lenient: the published rule is not the only one for it.
 
-    def _token_blanks(self, text: TextSample, single: bool, rng: Rng, block_rng: Rng | None) -> Sample | None:
+    def _token_blanks(
+        self, text: TextSample, single: bool, lenient: bool, rng: Rng, block_rng: Rng | None
+    ) -> Sample | None:
         config = self.config
         if single:
             lengths = [self.length_law.draw(rng)]
         else:
             lengths = self.length_law.draw_total(int(config.bert_ratio * len(text)), rng)
-        spans = self._place(text, lengths, rng)
+        if not lengths and lenient:  # a text so short that its share is less than a token
+            lengths = [1]
+        spans = self._place(text, lengths, lenient, rng)
         if spans is None:
             return None
         if config.masked_lm:
             return self.forms.mask_in_place(text, spans)
         return self.forms.blank(text, spans, rng, "bert", block_rng)
 
-    def _sentence_blanks(self, text: TextSample, rng: Rng) -> Sample:
+    def _sentence_blanks(self, text: TextSample, lenient: bool, rng: Rng) -> Sample:
         tokens = text.tokens
         start = int(len(tokens) > 0 and tokens[0] == self.special.cls)
         found = sentences(self.sentence_end[tokens], tokens == self.special.eos, start)
+        if lenient:
+            words = extents(tokens, self.special.eos, self.special.cls)
+            if len(words) > 1 or not found:
+                found = sentences_in_documents(words, self.sentence_end[tokens])
         rng.shuffle(found)
         budget = int(self.config.gap_sentence_ratio * len(tokens))
         chosen, total = [], 0
@@ -191,7 +216,7 @@ class BlankInfilling:
         longest = max(lengths) - 2
         return rng.randint(min(int(self.config.gpt_min_ratio * min(lengths)), longest), longest)
 
-    def _generation(self, text: TextSample, batch_length: int, rng: Rng) -> Sample | None:
+    def _generation(self, text: TextSample, batch_length: int, lenient: bool, rng: Rng) -> Sample | None:
         tokens, special = text.tokens, self.special
         size = len(tokens)
         if self.config.generation_span == "all":
@@ -200,19 +225,32 @@ class BlankInfilling:
         if self.config.generation_span == "second_text":
             parts = documents(tokens, special.eos, special.cls)
             spans = second_texts(parts, self.sentence_end[tokens])
+            if not spans and lenient:  # documents of one word have no first text
+                spans = extents(tokens, special.eos, special.cls)
             return self.forms.blank(text, spans, rng, "gpt") if spans else None
         length = min(batch_length, size - 2)
+        if lenient and size > 1:
+            length = max(1, length)
         if length < 1:
             return None
         several = special.eos in tokens[:-1]
         if several or rng.random() < self.config.gpt_infill_prob:
             return self.forms.suffix(text, length)
-        placed = self._place(text, [length], rng)
+        placed = self._place(text, [length], lenient, rng)
         return None if placed is None else self.forms.blank(text, placed, rng, "gpt")
 
-    def _place(self, text: TextSample, lengths: list[int], rng: Rng) -> list[Span] | None:
+    def _place(self, text: TextSample, lengths: list[int], lenient: bool, rng: Rng) -> list[Span] | None:
+        """Spans of these lengths, None where they find no place.
+
+        The published rule where the text is one document and they fit; elsewhere they are spread if that is lenient.
+        """
+        special = self.special
         # Shuffled here and again by spans_in_documents: twice, as in the reference.
         rng.shuffle(lengths)
-        parts = documents(text.tokens, self.special.eos, self.special.cls)
-        spans = spans_in_documents(lengths, parts, self.config.bert_ratio, rng)
-        return spans if len(spans) == len(lengths) else None
+        words = extents(text.tokens, special.eos, special.cls) if lenient else []
+        if len(words) < 2:
+            parts = documents(text.tokens, special.eos, special.cls)
+            spans = spans_in_documents(lengths, parts, self.config.bert_ratio, rng)
+            if len(spans) == len(lengths):
+                return spans
+        return spread_spans(lengths, words, rng) if words else None

@@ -12,6 +12,7 @@ from glmkit.errors import ConfigError
 
 Mode = Literal["bert", "sentence", "gpt"]
 SpanLengths = Literal["poisson", "fixed"]
+SpanPlacement = Literal["spread", "published"]
 GenerationSpan = Literal["uniform", "all", "second_text"]
 GenerationPositions = Literal["mask", "running"]
 
@@ -45,6 +46,9 @@ class ObjectiveConfig:
     encoder_decoder: bool = False  # part B is one target: spans in order, one end
     # Beyond the published options.
     span_lengths: SpanLengths = "poisson"
+    # Texts of several documents. spread: each gets blanks in proportion to its words. published: the shorter ones
+    # first, the longest takes what is left, and a text in which it does not fit is dropped.
+    span_placement: SpanPlacement = "spread"
     generation_span: GenerationSpan = "uniform"
     generation_positions: GenerationPositions = "mask"
 
@@ -148,6 +152,7 @@ _SHARES = (
 )  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "span_lengths": get_args(SpanLengths),
+    "span_placement": get_args(SpanPlacement),
     "generation_span": get_args(GenerationSpan),
     "generation_positions": get_args(GenerationPositions),
 }

@@ -15,18 +15,19 @@ class TextSample:
     """Tokens before corruption. tokens (n,) int64: [CLS] in front of each document, eos behind each finished one.
 
     loss_mask (n,) int64 or bool: 0 on [CLS]. Used where a text is its own target (suffixes, masked_lm); blanks are
-    always predicted.
+    always predicted. stretch: a part of a document that is longer than a text; the published rule alone blanks it.
     """
 
     tokens: Ints
     loss_mask: NDArray[np.generic]
+    stretch: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def head(self, length: int) -> "TextSample":
         """The first `length` tokens."""
-        return TextSample(self.tokens[:length], self.loss_mask[:length])
+        return TextSample(self.tokens[:length], self.loss_mask[:length], self.stretch)
 
 
 @dataclass(frozen=True, slots=True)

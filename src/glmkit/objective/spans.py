@@ -114,6 +114,54 @@ def spans_in_documents(lengths: list[int], parts: Sequence[tuple[int, int]], rat
     return spans
 
 
+def extents(tokens: NDArray[np.int64], eos: int, cls: int | None) -> list[Span]:
+    """(start, end) of the words of each document of a text, in order: without [CLS] and eos, none without words."""
+    found, start, size = [], 0, len(tokens)
+    for end in [*(tokens == eos).nonzero()[0].tolist(), size]:
+        while start < end and cls is not None and tokens[start] == cls:
+            start += 1
+        if start < end:
+            found.append((start, end))
+        start = end + 1
+    return found
+
+
+def spread_spans(lengths: Sequence[int], parts: Sequence[Span], rng: Rng) -> list[Span]:
+    """Spans of these lengths over all documents (`extents`); a document's expected share of them is that of its words.
+
+    The spans lie end to end on a circle turned by one rng.random(); the documents lie on it too, each as wide as its
+    words or the span, whichever is more. The document under the middle of a span takes it, cut to the room that is
+    left there; the rest of a cut span is dealt out again. Fewer tokens than asked for come out only when every document
+    is full.
+    """
+    sizes = [end - start for start, end in parts]
+    room, taken = list(sizes), [list[int]() for _ in parts]
+    waiting = list(lengths)
+    while waiting and (open_parts := [part for part, left in enumerate(room) if left > 0]):
+        total, place_on_circle, rest = sum(waiting), rng.random(), list[int]()
+        edges: dict[int, list[int]] = {}
+        at = 0.0
+        for length in waiting:
+            point = (place_on_circle + (at + length / 2) / total) % 1.0
+            at += length
+            if length not in edges:
+                edges[length] = list(accumulate(max(length, sizes[part]) for part in open_parts))
+            bounds = edges[length]
+            part = open_parts[bisect_right(bounds, point * bounds[-1], 0, len(bounds) - 1)]
+            size = max(0, min(length, room[part]))
+            if size:
+                taken[part].append(size)
+                room[part] -= size + 1
+            if size < length:
+                rest.append(length - size)
+        waiting = rest
+    spans: list[Span] = []
+    for (start, _), size, own in zip(parts, sizes, taken, strict=True):
+        if own:
+            spans += place(own, size, rng, start)
+    return spans
+
+
 def sentence_end_table(tokenizer: _Vocabulary, *, chinese: bool = True) -> NDArray[np.bool_]:
     """(V,) bool: True where a token contains one of `. ? ! ; :`, a newline or (chinese) `。 ？ ！ ； …`.
 
@@ -145,6 +193,15 @@ def sentences(ends: NDArray[np.bool_], is_eos: NDArray[np.bool_], start: int) ->
         last = index + 1
     if last < len(ends):
         spans.append((last, len(ends)))
+    return spans
+
+
+def sentences_in_documents(parts: Sequence[Span], ends: NDArray[np.bool_]) -> list[Span]:
+    """Sentences of every document (`extents`) alone; words behind its last mark are one too. ends (n,) bool."""
+    spans = []
+    for first, last in parts:
+        own = ends[first:last]
+        spans += [(first + start, first + end) for start, end in sentences(own, np.zeros_like(own), 0)]
     return spans
 
 

@@ -14,6 +14,7 @@ from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
 from glmkit.tokenizer.protocol import Tokenizer
 
+from .continued import check_tokenizer
 from .optim import slots_per_parameter
 from .recipe_config import TrainConfig
 from .schedule import BatchPlan
@@ -163,13 +164,18 @@ def plan_run(
 ) -> RunPlan:
     """Check a recipe as a whole, on the meta device: no weights are made. `device` is where it is to run.
 
-    Raises ConfigError for sizes that do not fit each other.
+    Raises ConfigError for sizes that do not fit each other, TokenizerError for weights of another tokenizer.
     """
+    if tokenizer is not None and config.model.init_from is not None:
+        check_tokenizer(config.model.init_from, tokenizer, config.data.path)
     vocabulary = None if tokenizer is None else tokenizer.vocab_size
     shape = config.model.config(vocabulary, None if tokenizer is None else tokenizer.special)
-    if shape.positions == "learned_2d" and config.data.sequence_length > shape.max_positions:
+    length = config.data.sequence_length
+    if shape.positions == "learned_2d" and length > shape.max_positions:
         raise ConfigError(
-            f"data.sequence_length {config.data.sequence_length} is more than model.max_positions {shape.max_positions}"
+            f"data.sequence_length {length} is more than model.max_positions {shape.max_positions}",
+            step="lower the one (--data.sequence_length) or raise the other (--model.max_positions)",
+            param="data.sequence_length",
         )
     batches = config.batch_plan(world_size)
     steps = config.total_steps(batches)

@@ -1,7 +1,7 @@
 """Pretraining by blank infilling, as a task: a prepared store becomes batches, a recipe a GLM."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -16,10 +16,12 @@ from glmkit.loading import empty_model
 from glmkit.model import GLM, init_weights
 from glmkit.objective.loss import LossSums
 from glmkit.parallel.mesh import Ranks
+from glmkit.progress import Progress
 from glmkit.tokenizer.protocol import Tokenizer
 
+from .continued import check_tokenizer, load_start
 from .forecast import check_memory, plan_run
-from .pretraining_data import PretrainingData, blank_infilling_loss
+from .pretraining_data import PretrainingData, blank_infilling_loss, config_notes, data_notes
 from .recipe_config import TrainConfig
 from .run import RunResult, Task, run_progress, run_task
 from .state import StepRecord, TrainState
@@ -37,6 +39,7 @@ class Pretraining(Task[GLM, Batch]):
     data: PretrainingData
     shape: GLMConfig
     previews: PreviewFactory | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True, silent=True))
 
     def __post_init__(self) -> None:
         self._batches = self.data.training(self.config)
@@ -46,6 +49,14 @@ class Pretraining(Task[GLM, Batch]):
         model = empty_model(self.shape).to_empty(device=ranks.device)
         if fresh:
             init_weights(model, self.shape, self.config.training.seed)
+            for note in config_notes(self.config):
+                self.progress.warn(f"note: {note}")
+            for note in data_notes(self.config, self.data):
+                self.progress.say(f"note: {note}")
+            if (source := self.config.model.init_from) is not None:
+                doubt = check_tokenizer(source, self.data.tokenizer, self.config.data.path)
+                for note in (*load_start(model, source), *([doubt] if doubt else [])):
+                    self.progress.say(f"note: {note}")
         return model
 
     def evaluators(self, ranks: Ranks) -> Mapping[str, Evaluator]:
@@ -122,5 +133,5 @@ def pretrain(
         ignore=ignore_memory_forecast,
     ):
         progress.warn(f"memory: {warning}")
-    task = Pretraining(config, data, plan.model_config, previews)
+    task = Pretraining(config, data, plan.model_config, previews, progress)
     return run_task(task, ranks=ranks, progress=progress, resume=resume, on_step=on_step, learning_rate=learning_rate)

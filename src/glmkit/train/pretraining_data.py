@@ -1,8 +1,9 @@
-"""A prepared store as training and validation batches of blank infilling, and the loss of a batch."""
+"""A prepared store as training and validation batches of blank infilling, remarks on both, and the loss of a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,18 @@ from glmkit.tokenizer.protocol import Tokenizer
 from .recipe_config import TrainConfig
 from .validation import FixedBatches
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pdparams", "*/mp_rank_*.pt", "mp_rank_*.pt")
+_LOOKED_AT = 1 << 20  # tokens of the store in which sentence marks are counted
+
+
+class Trial(TypedDict):
+    """The counts of one batch that was made to see whether it can be."""
+
+    rows: int
+    tokens: int
+    targets: int
+    dropped: int
+
 
 @dataclass(frozen=True)
 class PretrainingData:
@@ -40,11 +53,24 @@ class PretrainingData:
         return cls(store, tokenizer, sentence_end_table(tokenizer))
 
     def objective(self, config: ObjectiveConfig, length: int) -> BlankInfilling:
-        return BlankInfilling(config, self.tokenizer.special, self.sentence_end, length)
+        special = self.tokenizer.special
+        if config.task_mask and config.gap_sentence_prob > 0 and special.smask is None:
+            raise ConfigError(
+                "the tokenizer has no [sMASK], the mask of sentences",
+                step="set objective.gap_sentence_prob 0, or objective.task_mask false for one mask",
+                param="objective.task_mask",
+            )
+        return BlankInfilling(config, special, self.sentence_end, length)
 
     def training(self, config: TrainConfig) -> TrainingBatches:
         """The endless sequence of training batches."""
         data = config.data
+        if data.add_cls and self.tokenizer.special.cls is None:
+            raise ConfigError(
+                "the tokenizer has no [CLS] to put before documents",
+                step="set data.add_cls false",
+                param="data.add_cls",
+            )
         texts = TextSampler(
             self.store,
             self.tokenizer.special,
@@ -64,14 +90,31 @@ class PretrainingData:
         objective = self.objective(config.objective, data.sequence_length)
         return TrainingBatches(texts, objective, rows, seed=config.training.seed)
 
+    def trial(self, config: TrainConfig) -> dict[str, Trial]:
+        """The first training batch of every mode of the mixture. Raises DataError where texts cannot be blanked."""
+        made: dict[str, Trial] = {}
+        for mode in config.objective.modes():
+            own = replace(config, objective=config.objective.only(mode))
+            batch = self.training(own).batch(0)
+            made[mode] = {
+                "rows": batch.num_rows,
+                "tokens": batch.num_tokens,
+                "targets": batch.num_targets,
+                "dropped": batch.num_dropped,
+            }
+        return made
+
     def validation(self, config: TrainConfig) -> dict[str, FixedBatches[Batch]]:
-        """Batches of the validation split for every mode of the mixture. Raises ConfigError for an empty split."""
+        """Batches of the validation split by mode of the mixture: a function of the store and the objective alone.
+
+        Raises ConfigError for an empty split.
+        """
         data = config.data
         documents = self.store.split("validation") if "validation" in self.store.manifest["splits"] else None
         if documents is None or not len(documents):
             raise ConfigError(
                 f"evaluation.every is {config.evaluation.every}, but {data.path} has no validation documents; "
-                "prepare it with a larger validation share or set evaluation.every 0"
+                "prepare it with a larger --validation-share (and --overwrite) or set --evaluation.every 0"
             )
         length = data.sequence_length
         pieces = TextPieces(documents, self.tokenizer.special, length=length, add_cls=data.add_cls)
@@ -81,8 +124,7 @@ class PretrainingData:
                 self.objective(config.objective.only(mode), length),
                 rows=config.training.micro_batch_size,
                 mode=mode,
-                seed=config.training.seed,
-                limit=config.evaluation.batches,
+                limit=config.evaluation.rows_per_mode,
             )
             for mode in config.objective.modes()
         }
@@ -98,3 +140,40 @@ def blank_infilling_loss(z_loss: float = 0.0) -> Callable[[nn.Module, Batch], Lo
         return linear_cross_entropy(hidden_BTH[targets], model.head_weight, batch.targets[targets], z_loss=z_loss)
 
     return loss
+
+
+def config_notes(config: TrainConfig) -> list[str]:
+    """Remarks on the recipe alone."""
+    notes, preset, evaluation = [], config.model.preset, config.evaluation
+    if preset is not None and any(any(Path(preset).glob(pattern)) for pattern in _WEIGHTS):
+        notes.append(f"model.preset {preset}: shapes only: random start; --init-from {preset} takes the weights")
+    if evaluation.every and evaluation.batches is not None:
+        notes.append(
+            f"evaluation.batches {evaluation.batches} is read as evaluation.rows {evaluation.rows_per_mode}: the rows "
+            "of evaluation no longer depend on micro_batch_size"
+        )
+    return notes
+
+
+def data_notes(config: TrainConfig, data: PretrainingData) -> list[str]:
+    """Remarks on how the documents of a store meet the recipe."""
+    notes, objective, length = [], config.objective, config.data.sequence_length
+    mean = data.store.num_tokens / max(1, len(data.store))
+    several = not config.data.sample_one_document and mean + config.data.add_cls <= length / 2
+    if several:
+        rule = "their blanks are spread over them"
+        if objective.span_placement == "published":
+            rule = (
+                "objective.span_placement published puts most blanks into the longest and drops texts in which they do "
+                "not fit; spread gives each document its share"
+            )
+        notes.append(
+            f"documents are short ({mean:.1f} tokens on average): about {length / (mean + config.data.add_cls):.0f} "
+            f"share a text of {length} tokens, and {rule}"
+        )
+    if "sentence" in objective.modes() and not data.sentence_end[np.asarray(data.store.tokens[:_LOOKED_AT])].any():
+        notes.append(
+            "no sentence marks in the data: sentence batches mask whole documents or stretches "
+            "(objective.gap_sentence_prob 0 leaves them out)"
+        )
+    return notes

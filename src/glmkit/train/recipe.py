@@ -10,6 +10,7 @@ from glmkit.errors import ConfigError, closest, shorten
 from glmkit.objective.options import PRESETS
 from glmkit.small_files import parse_yaml, read_small
 
+from .continued import DROPOUTS
 from .recipe_config import TrainConfig
 from .schema import Leaf, leaves, readable
 
@@ -51,7 +52,16 @@ _EITHER = [
     ("training.batch_size", "training.gradient_accumulation_steps"),
     ("schedule.lr_decay_iters", "schedule.lr_decay_samples"),
     ("schedule.warmup_ratio", "schedule.warmup_samples"),
+    ("evaluation.rows", "evaluation.batches"),
 ]
+
+# Keys that set a whole section: on the command line each takes the place of everything that was set in its section
+# before it, by the recipe or further left, but for these.
+_WHOLE: dict[str, tuple[str, ...]] = {
+    "model.preset": ("vocab_multiple",),
+    "model.init_from": ("vocab_multiple", *DROPOUTS),
+    "objective.preset": (),
+}
 
 
 def recipe_files() -> dict[str, Path]:
@@ -86,11 +96,17 @@ def read_recipe(source: str | Path, overrides: Mapping[str, object] | None = Non
     try:
         return TrainConfig.from_dict(merge(values, overrides or {}))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise error.behind(f"{path}: ") from error
 
 
 def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
-    """`values` (sections) with dotted `overrides`; text is read as YAML, so `null`, `true` and `[a, b]` work."""
+    """`values` (sections) with dotted `overrides` over them, in order; text is read as YAML: `null`, `true`, `[a, b]`.
+
+    The one rule of precedence: an override wins over the recipe, and a preset among them takes the place of what its
+    section had before it. Inside a section as it comes out, single keys change the preset.
+    """
+    if overrides.get("model.preset") is not None and overrides.get("model.init_from") is not None:
+        raise ConfigError("give one of model.preset (a shape) and model.init_from (weights and their shape)")
     merged: dict[str, object] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     for dotted, value in overrides.items():
         section, _, key = dotted.partition(".")
@@ -99,7 +115,10 @@ def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict
             target = merged[section] = {}
         if not isinstance(target, dict):
             raise ConfigError(f"{section} is {target!r}; it must be a section of `key: value` lines")
-        target[key] = _parse(dotted, value)
+        parsed = _parse(dotted, value)
+        if dotted in _WHOLE and parsed is not None:
+            target = merged[section] = {name: target[name] for name in _WHOLE[dotted] if name in target}
+        target[key] = parsed
         for pair in _EITHER:
             if dotted in pair:
                 other = pair[1 - pair.index(dotted)]
@@ -134,3 +153,16 @@ def _parse(dotted: str, value: object) -> object:
     if kind == "text" or (kind == "text or null" and value not in ("null", "")):
         return value
     return parse_yaml(value, f"--{dotted} {shorten(repr(value))}", ConfigError)
+
+
+def replaced_by_presets(overrides: Mapping[str, object]) -> list[str]:
+    """A sentence for each preset that takes the place of overrides before it."""
+    names, sentences = list(overrides), []
+    for number, dotted in enumerate(names):
+        section = dotted.partition(".")[0] + "."
+        kept = [section + name for name in _WHOLE.get(dotted, ())]
+        lost = [name for name in names[:number] if name.startswith(section) and name not in kept]
+        if dotted in _WHOLE and lost:
+            options = ", ".join(f"--{name}" for name in lost)
+            sentences.append(f"--{dotted} stands behind {options} and takes its place; give presets first")
+    return sentences

@@ -1,25 +1,33 @@
 """The recipe of a pretraining run: what a YAML file of `recipes/pretrain/` may say beside the sections of every run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from glmkit.checkpoint.native import read_config
+from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig, SpecialIds
-from glmkit.errors import ConfigError
+from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.family import preset
 from glmkit.objective.options import ObjectiveConfig
 
+from .continued import continued_config
 from .run_config import RunConfig, SectionReader, plain_section
 from .schema import AT_LEAST_1, PROCESSES, build, convert, option, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """A preset, changed by single fields of GLMConfig. Only shapes are taken from it, never weights."""
+    """A preset, changed by single fields of GLMConfig, or a model to start from.
+
+    Of a preset only shapes are taken, never weights; `init_from` gives both (`continued`).
+    """
 
     preset: str | None = option(None, "published size (glm-base, ...), model directory or config.json to start from")
+    init_from: str | None = option(
+        None, "model directory in any layout whose weights to start from; --init-from sets it"
+    )
     vocab_multiple: int = option(
         128, "without vocab_size: the tokenizer's size is rounded up to a multiple of this", AT_LEAST_1
     )
@@ -30,6 +38,8 @@ class ModelSection:
 
         Raises ConfigError when the tokenizer has more ids than the model has rows, or when neither says how many.
         """
+        if self.init_from is not None:
+            return continued_config(self.init_from, self.fields, special)
         values: dict[str, Any] = {} if self.preset is None else _read_preset(self.preset)
         values |= self.fields
         if vocab_size is not None:
@@ -83,15 +93,34 @@ class TrainConfig(RunConfig):
         values["model"] |= plain_section(self.model.fields)
         return values
 
+    def check(self) -> None:
+        super().check()
+        o = self.objective
+        if o.sentinel_token:
+            raise ConfigError(
+                "objective.sentinel_token needs a tokenizer with numbered masks and starts, and neither those of `glm "
+                "prepare` nor published ones have any",
+                step="leave it out, or build BlankInfilling with Sentinels in Python",
+                param="objective.sentinel_token",
+            )
+        if o.bert_ratio == 0 and o.bert_prob > 0 and o.single_span_prob < 1:
+            raise ConfigError(
+                f"objective.bert_ratio is 0, so token blanks (bert_prob {o.bert_prob:g}) would mask nothing",
+                step="raise it, or set objective.bert_prob 0",
+                param="objective.bert_ratio",
+            )
+
 
 def _model_section(values: Mapping[str, object]) -> ModelSection:
-    own = ("preset", "vocab_multiple")
+    own = ("preset", "init_from", "vocab_multiple")
     hints = {name: hint for name, hint in get_type_hints(GLMConfig).items() if name != "special"}
     refuse_unknown(values, [*own, *hints], "model")
     hints["vocab_size"] = int | None
     section = build(ModelSection, {k: v for k, v in values.items() if k in own}, where="model")
     given = {k: convert(v, hints[k], where=f"model.{k}") for k, v in values.items() if k not in own}
-    return ModelSection(preset=section.preset, vocab_multiple=section.vocab_multiple, fields=given)
+    if section.preset is not None and section.init_from is not None:
+        raise ConfigError("give one of model.preset (a shape) and model.init_from (weights and their shape)")
+    return replace(section, fields=given)
 
 
 def _objective_section(values: Mapping[str, object]) -> ObjectiveConfig:
@@ -108,6 +137,13 @@ def _read_preset(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.is_file():
         path = path.parent
-    values = read_config(path).to_dict() if path.is_dir() else preset(source).to_dict()
+    values = (_config_of(path) if path.is_dir() else preset(source)).to_dict()
     del values["special"]  # the tokenizer's
     return values
+
+
+def _config_of(directory: Path) -> GLMConfig:
+    try:
+        return read_config(directory)
+    except CheckpointError:  # a published layout
+        return open_checkpoint(directory).config

@@ -11,6 +11,7 @@ from .schedule import BatchPlan, BatchRamp, Schedule
 from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, UP_TO_1, build, option, refuse_unknown
 
 SectionReader = Callable[[Mapping[str, object]], object]
+_BATCH_OF_OLD = 16  # rows of a batch of evaluation.batches, which once were those of a micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,14 @@ class EvaluationSection:
     """The rhythm of evaluations, and the preview texts."""
 
     every: int = option(1000, "steps between evaluations on the validation split; 0 = never", NOT_NEGATIVE)
-    batches: int = option(100, "micro-batches per mode", AT_LEAST_1)
+    rows: int = option(1600, "rows of the validation split per mode; the same ones whatever the batch size", AT_LEAST_1)
+    batches: int | None = option(None, "older name of rows, in batches of 16 rows", AT_LEAST_1)
     previews: tuple[str, ...] = option((), "texts with [MASK], [sMASK] or [gMASK], filled at every evaluation")
+
+    @property
+    def rows_per_mode(self) -> int:
+        """Rows of one mode, by either name."""
+        return self.rows if self.batches is None else _BATCH_OF_OLD * self.batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,9 @@ class RunConfig:
             raise ConfigError("give one of training.batch_size and training.gradient_accumulation_steps")
         if t.batch_ramp is not None and t.batch_size is None:
             raise ConfigError("training.batch_ramp needs training.batch_size, the size it grows to")
+        e = self.evaluation
+        if e.batches is not None and e.rows != EvaluationSection.rows:
+            raise ConfigError("give one of evaluation.rows and evaluation.batches, its older name")
         if (s.warmup_samples is None) != (s.lr_decay_samples is None):
             raise ConfigError("schedule.warmup_samples and schedule.lr_decay_samples go together")
         if s.lr_decay_samples is not None and s.lr_decay_iters is not None:

@@ -1,15 +1,20 @@
-"""The counts of a run, the record of one step, and the comparison of a resumed run with the one before."""
+"""The counts of a run, the record of one step, the comparison of a resumed run with the one before, and the message of
+a step that cannot be taken: one line that names the step, the batch, the numbers and what to try.
+"""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, TrainingError
 
 _RECENT = 8  # losses kept for messages
-# Keys that change neither the weights nor the curve.
-_FREE = ("output.", "checkpoint.", "evaluation.", "data.path", "data.workers", "training.device")
+# Keys that change neither the weights nor the curves.
+_FREE = (
+    "output.", "checkpoint.", "evaluation.every", "evaluation.previews", "data.path", "data.workers", "training.device",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,7 +58,7 @@ class StepRecord:
     tokens: int
     targets: int
     dropped: int  # texts replaced because nothing could be blanked
-    rows: int
+    rows: int  # made, which are those asked for
     loss_scale: float | None  # fp16
     skipped: bool  # fp16: infinite gradients, no update
 
@@ -91,6 +96,13 @@ class StepRecord:
 
 def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> list[str]:
     """Differences that change the curve, in words. Raises CheckpointError when the model or the data are others."""
+    if before["data"] != now["data"]:
+        raise CheckpointError(
+            f"{checkpoint} was trained on other data (fingerprint {before['data'][:12]}, now {now['data'][:12]})",
+            step=f"give its --data, or go on with its weights alone: --init-from {checkpoint} and another --output, "
+            "without --resume",
+            param="data.path",
+        )
     if before["model"] != now["model"]:
         names = [key for key in now["model"] if before["model"].get(key) != now["model"][key]]
         key = names[0] if names else "its fields"
@@ -98,12 +110,16 @@ def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
             f"{checkpoint} is of another model: {key} was {before['model'].get(key)!r}, the recipe says "
             f"{now['model'].get(key)!r}; use its recipe or another --output"
         )
-    if before["data"] != now["data"]:
-        raise CheckpointError(
-            f"{checkpoint} was trained on other data (fingerprint {before['data'][:12]}, now {now['data'][:12]}); "
-            "give its --data or another --output"
-        )
     old, new = _flat(before["config"]), _flat(now["config"])
+    optimizer = "optimizer.name"
+    if old.get(optimizer) != new.get(optimizer):
+        raise CheckpointError(
+            f"{checkpoint} was trained with {old.get(optimizer)}, the recipe says {new.get(optimizer)}: the state of "
+            "one optimizer is of no use to another",
+            step=f"give --{optimizer} {old.get(optimizer)}, or start a new one from its weights: --init-from "
+            f"{checkpoint} and another --output, without --resume",
+            param=optimizer,
+        )
     return [
         f"{key} {new.get(key)!r} instead of {old.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -119,3 +135,64 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """The facts about one micro-batch that a rank tells the others."""
+
+    index: int
+    mode: str
+    tokens: int
+    targets: int
+    dropped: int
+    rows: int
+
+
+def check_targets(entries: Sequence[Entry], expected: int, *, step: int) -> None:
+    """Raise TrainingError when micro-batches are missing or one of them has no target."""
+    if len(entries) < expected:
+        raise TrainingError(
+            f"the data ended at step {step}: {len(entries)} of {expected} micro-batches came; "
+            "lower training.max_steps or give more data"
+        )
+    for entry in entries:
+        if entry.targets == 0:
+            raise TrainingError(
+                f"all labels masked at step {step}: micro-batch {entry.index} (mode {entry.mode}) has {entry.tokens} "
+                "tokens and no target; look at it with `glm show`, then check sequence_length and the objective's "
+                "ratios"
+            )
+
+
+def explain_nonfinite(
+    entries: Sequence[Entry],
+    losses: Mapping[int, float],
+    grad_norm: float,
+    rate: float,
+    state: TrainState,
+    precision: str,
+    clip_grad: float,
+    newest: Path | None,
+) -> str:
+    """The message for a step whose loss or gradient is not a finite number."""
+    bad = [(e.index, e.mode, losses[e.index]) for e in entries if not math.isfinite(losses[e.index])]
+    if bad:
+        index, mode, value = bad[0]
+        what = f"the loss is {value} at step {state.step + 1} in micro-batch {index} (mode {mode}"
+        what += f", and {len(bad) - 1} more of its {len(entries)} micro-batches)" if len(bad) > 1 else ")"
+    else:
+        modes = ", ".join(sorted({entry.mode for entry in entries}))
+        first, last = entries[0].index, entries[-1].index
+        what = f"the gradient norm is {grad_norm} at step {state.step + 1}, micro-batches {first}-{last} (mode {modes})"
+    recent = " ".join(f"{loss:.4g}" for loss in state.recent_losses) or "none"
+    saved = f"the newest checkpoint is {newest.name}" if newest is not None else "there is no checkpoint yet"
+    advice = "lower the learning rate or lengthen the warm-up"
+    if precision == "fp16":
+        advice = "use precision bf16, or " + advice
+    elif clip_grad == 0:
+        advice = "set clip_grad 1.0, or " + advice
+    return (
+        f"{what}; learning rate {rate:.3g}, last losses {recent}; nothing was saved from this step and {saved}; "
+        f"{advice}, then start again or --resume auto"
+    )

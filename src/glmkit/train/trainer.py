@@ -25,10 +25,9 @@ from glmkit.threads import LayerWork, one_thread
 from . import random_state as rng
 from .checkpoints import CheckpointStore, read_optimizer, read_state
 from .metrics import MetricsLog
-from .nonfinite import Entry, check_targets, explain_nonfinite
 from .optim import Optimizers, clip_gradients
 from .schedule import BatchPlan
-from .state import StepRecord, TrainState
+from .state import Entry, StepRecord, TrainState, check_targets, explain_nonfinite
 from .stop import StopRequest, shielded_children
 
 
@@ -49,6 +48,9 @@ class StepBatch(Protocol):
 
     @property
     def num_dropped(self) -> int: ...  # texts that could not be used and were replaced
+
+    @property
+    def num_rows(self) -> int: ...  # with something in them
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -234,7 +236,7 @@ class Trainer(Generic[B]):
     ) -> tuple[StepRecord, str | None]:
         state, ranks = self.state, self.ranks
         rows = micro_batches * self.plan.micro_batch_size
-        counts = ranks.gather([Entry(b.index, b.mode, b.num_tokens, b.num_targets, b.num_dropped) for b in batches])
+        counts = ranks.gather([_entry(batch) for batch in batches])
         everything = sorted(entry for part in counts for entry in part)
         check_targets(everything, micro_batches, step=state.step + 1)
         targets, dropped = sum(entry.targets for entry in everything), sum(entry.dropped for entry in everything)
@@ -280,7 +282,7 @@ class Trainer(Generic[B]):
             tokens=sum(entry.tokens for entry in everything),
             targets=targets,
             dropped=dropped,
-            rows=rows,
+            rows=sum(entry.rows for entry in everything),
             loss_scale=scale,
             skipped=overflow,
             seconds=time.perf_counter() - started,
@@ -365,6 +367,10 @@ class Trainer(Generic[B]):
             if self.on_checkpoint is not None:
                 self.on_checkpoint(path)
         self.ranks.barrier()
+
+
+def _entry(batch: StepBatch) -> Entry:
+    return Entry(batch.index, batch.mode, batch.num_tokens, batch.num_targets, batch.num_dropped, batch.num_rows)
 
 
 def _by_mode(entries: Sequence[Entry], losses: Mapping[int, float]) -> dict[str, float]:
