@@ -93,6 +93,8 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}
         ("a: &a [*a]", "aliases stand for more than"),
         ("[" * 5000, "nested too deeply"),
         ("{a: " * 150 + "1" + "}" * 150, "nested too deeply"),
+        ("".join(f"{' ' * n}a:\n" for n in range(120)), "nested too deeply"),
+        ("#" * (257 << 10), "such a text has at most 256.0 KiB"),
         ("a: 1\nb: 2\na: 3\n", "the key 'a' stands twice in the table at line 1"),
         ("a: 2024-99-99", "is not valid YAML"),
         ("a: " + "9" * 5000, "is not valid YAML"),

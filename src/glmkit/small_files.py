@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,9 @@ from .files import BINARY, NONBLOCK
 MOST_BYTES = 4 << 20  # of a config, an index, settings, a journal
 MOST_VOCABULARY_BYTES = 64 << 20  # of a vocabulary: the largest published one has 20 MiB
 MAX_DEPTH = 100  # of lists and objects in each other
+_MOST_YAML = 256 << 10  # characters of a recipe or of fields
 _MOST_NODES = 200_000  # of a YAML text, what its aliases stand for counted each time
+_BRACKETS = re.compile(r"[][{}]")
 _AGAIN = "download it again"
 
 
@@ -99,7 +102,9 @@ def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> objec
     Raises `kind` naming the source: no YAML, nested too deeply, aliases that stand for too much, a key twice.
     """
     try:
-        loader = yaml.SafeLoader(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        _bound_yaml(text, source, kind)
+        loader = yaml.SafeLoader(text)
     except UnicodeDecodeError as error:
         raise kind(f"{source} is not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
@@ -116,6 +121,17 @@ def parse_yaml(data: str | bytes, source: str, kind: type[GLMKitError]) -> objec
         raise kind(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
+
+
+def _bound_yaml(text: str, source: str, kind: type[GLMKitError]) -> None:
+    """Raise `kind` for what would keep PyYAML busy: its time grows with the square of the open brackets."""
+    if len(text) > _MOST_YAML:
+        raise kind(f"{source}: refused, it has {size_text(len(text))}; such a text has at most {size_text(_MOST_YAML)}")
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth = max(0, depth + (1 if bracket in "[{" else -1))
+        if depth > MAX_DEPTH:
+            raise _too_deep(source, kind, None)
 
 
 def _count(node: yaml.Node, sizes: dict[int, int], depth: int, source: str, kind: type[GLMKitError]) -> int:
