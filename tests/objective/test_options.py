@@ -56,7 +56,7 @@ def test_glm_130b_mixture() -> None:
         ({"bert_prob": True}, "bert_prob is True"),
         ({"bert_prob": 0.8, "gap_sentence_prob": 0.3}, "is above 1"),
         ({"bert_ratio": -0.1}, "bert_ratio is -0.1"),
-        ({"max_block_length": 1}, "at least 2"),
+        ({"max_block_length": 1}, "a whole number from 2 to"),
         ({"average_block_length": 0}, "average_block_length is 0"),
         ({"average_block_length": 1e5}, "puts no weight"),
         ({"span_lengths": "uniform"}, "choose one of poisson, fixed"),
