@@ -48,7 +48,7 @@ def test_numbers_may_be_text():
         ({"training": {"max_steps": 2.5}}, "training.max_steps is 2.5; expected whole number"),
         ({"training": {"max_steps": True}}, "training.max_steps is True; expected whole number"),
         ({"training": {"max_steps": 0}}, "training.max_steps is 0; it must be at least 1"),
-        ({"training": {"max_samples": 5}}, "one of training.max_steps and training.max_samples"),
+        ({"training": {"max_samples": 5}}, "one of training.max_steps, training.max_samples and training.num_epochs"),
         ({"training": {"batch_size": 8, "gradient_accumulation_steps": 2}}, "one of training.batch_size"),
         ({"training": {"clip_grad": -1}}, "training.clip_grad is -1.0; it must not be negative"),
         ({"schedule": {"warmup_ratio": 5}}, "schedule.warmup_ratio is 5.0"),

@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from glmkit.errors import RequestError, closest
@@ -54,7 +55,12 @@ def add_hub_argument(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Parse --a-b and --a_b alike; raises RequestError, one line, where argparse would print its usage and exit."""
+    """Parse --a-b and --a_b alike; raises RequestError, one line, where argparse would print its usage and exit.
+
+    foreign: names of options that other programs have -> what takes their place.
+    """
+
+    foreign: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
@@ -69,6 +75,8 @@ class OneLineParser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(words, namespace)
         if unknown:
             option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+            if advice := self.foreign.get(option.removeprefix("--").replace("-", "_")):
+                raise RequestError(f"{option} is no option of {self.prog}", step=advice)
             close = closest(option, self._known()) if option else None
             self._refuse(f"unrecognized arguments: {' '.join(unknown)}", f"did you mean {close}?" if close else None)
         return values

@@ -22,7 +22,7 @@ from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.forecast import RunPlan, plan_run
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, Trial, config_notes, data_notes
-from glmkit.train.recipe import ALIASES, SWITCHES, flags, read_recipe, recipe_files, replaced_by_presets
+from glmkit.train.recipe import ALIASES, FOREIGN, SWITCHES, flags, read_recipe, recipe_files, replaced_by_presets
 from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
@@ -34,13 +34,15 @@ _OWN = {"data_directory": "data.path", "output_directory": "output.directory", "
 
 def add_arguments(parser: OneLineParser) -> None:
     """Options of the verb: its own, the well-known short names, and every key of a recipe."""
+    parser.foreign = FOREIGN
     parser.usage = (
         "glm pretrain RECIPE [--data DIR] [--output DIR] [--resume auto|never|PATH] [--dry-run] [--nproc N]\n"
         "                    [--SECTION.KEY VALUE ...]"
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
-    add("--data", dest="data_directory", metavar="DIR", help="directory written by `glm prepare` (data.path)")
+    data_help = "directory written by `glm prepare` (data.path); repeated, or as DIR=WEIGHT, a mixture of several"
+    add("--data", dest="data_directory", metavar="DIR", action="append", help=data_help)
     add("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
     init_help = (
         "start from the weights of a model directory of any layout (model.init_from); optimizer and step are new"
@@ -79,7 +81,8 @@ def run(args: Namespace) -> int:
         missing = "--data DIR (written by `glm prepare`)" if config.data.path is None else "--output DIR"
         raise ConfigError(f"pretraining needs {missing}")
     if args.nproc != 1 and "RANK" not in os.environ:
-        plan_run(config, PretrainingData.open(config.data.path).tokenizer, args.nproc)  # mistakes are told once, here
+        data = PretrainingData.open(config.data.path)
+        plan_run(config.counted(data.num_tokens), data.tokenizer, args.nproc)  # mistakes are told once, here
         return launch(_run_rank, (config, args), args.nproc)
     return _train(config, args)
 
@@ -135,13 +138,20 @@ def _status(reason: str) -> int:
 
 def _dry_run(config: TrainConfig, nproc: int, *, as_json: bool) -> int:
     data = None if config.data.path is None else PretrainingData.open(config.data.path)
+    if data is None and config.training.num_epochs is not None:
+        raise ConfigError(
+            "training.num_epochs needs data to count", step="give --data DIR", param="training.num_epochs"
+        )
+    config = config if data is None else config.counted(data.num_tokens)
     device = choose_device(config.training.device, param="training.device", error=ConfigError)
     plan = plan_run(config, None if data is None else data.tokenizer, world_size=nproc, device=device)
-    notes, trial = config_notes(config), {}
+    notes, trial, seen = config_notes(config), {}, {}
     if data is not None:
         notes += data_notes(config, data)
         trial = data.trial(config)
-    summary = {**plan.summary(), "device": device.type, "trial": trial, "notes": notes}
+        passes = plan.tokens / data.num_tokens
+        seen = {"data_tokens": data.num_tokens, "documents": sum(map(len, data.stores)), "passes": round(passes, 3)}
+    summary = {**plan.summary(), **seen, "device": device.type, "trial": trial, "notes": notes}
     if as_json:
         print(json.dumps(summary, indent=2))
         return 0
@@ -157,6 +167,11 @@ def _trial_line(mode: str, facts: Trial) -> str:
     )
 
 
+def _data_line(s: Mapping[str, object]) -> str:
+    size = f"{s['data_tokens']:,} tokens in {s['documents']:,} documents"
+    return f"data              {size}, {s['passes']:,} passes (texts are drawn at random)"
+
+
 def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
     unit = s["schedule_unit"]
     return [
@@ -165,6 +180,7 @@ def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
         f"steps             {s['steps']:,} of {s['rows_per_step']:,} rows in {s['micro_batches_per_step']:,} parts",
         f"tokens per step   {s['tokens_per_step']:,} (at most)",
         f"tokens            {s['tokens']:,} (at most)",
+        *([_data_line(s)] if "passes" in s else []),
         f"learning rate     {s['learning_rate']:g}, warm-up {s['warmup']:,.0f}, decay {s['decay']:,.0f} {unit}",
         f"modes             {', '.join(plan.config.objective.modes())}",
         f"memory per rank   {size_text(plan.memory.total)} on {s['device']}",
@@ -182,6 +198,8 @@ def _overrides(values: Mapping[str, object]) -> dict[str, object]:
             dotted, value = SWITCHES[name]
         elif name in keys and value is not None:
             dotted = keys[name]
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
         else:
             continue
         option = f"--{name.removesuffix('_directory').replace('_', '-') if name in _OWN else name}"

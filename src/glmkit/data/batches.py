@@ -10,6 +10,7 @@ from glmkit.objective.counter_rng import CounterRng, Rng
 from glmkit.objective.options import Mode
 from glmkit.objective.sample import Sample, Tally, TextSample
 
+from .mixture import ChainedPieces, MixedTexts
 from .packing import Batch, balanced, pack
 from .samples import TextPieces, TextSampler
 
@@ -62,7 +63,9 @@ class TrainingBatches:
     batch always has the rows that were asked for. Raises ConfigError when packed shares are too small for a sample.
     """
 
-    def __init__(self, texts: TextSampler, objective: BlankInfilling, rows: RowConfig, *, seed: int) -> None:
+    def __init__(
+        self, texts: TextSampler | MixedTexts, objective: BlankInfilling, rows: RowConfig, *, seed: int
+    ) -> None:
         self.texts, self.objective, self.rows, self.seed = texts, objective, rows, seed
         self.row_length = rows.row_length or texts.length
         if rows.layout == "packed" and self.row_length // (rows.samples_per_row or 1) < 2 * _SMALLEST_ROOM:
@@ -179,7 +182,7 @@ class EvaluationBatches:
 
     def __init__(
         self,
-        pieces: Sequence[TextSample] | TextPieces,
+        pieces: Sequence[TextSample] | TextPieces | ChainedPieces,
         objective: BlankInfilling,
         *,
         rows: int,

@@ -130,9 +130,12 @@ class RunPlan:
     @property
     def tokens_per_step(self) -> int:
         """Text tokens of a full-size step, at most."""
-        data = self.config.data
-        row = data.row_length if data.layout == "packed" and data.row_length else data.sequence_length
-        return self.batches.batch_size * row
+        return self.batches.batch_size * self.config.data.tokens_per_row
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens of the whole run, at most."""
+        return self.batches.samples_for(self.steps) * self.tokens_per_step // self.batches.batch_size
 
     def summary(self) -> dict[str, object]:
         """JSON-able values for people and scripts."""
@@ -146,7 +149,7 @@ class RunPlan:
             "rows_per_step": self.batches.batch_size,
             "micro_batches_per_step": self.batches.batch_size // self.batches.micro_batch_size,
             "tokens_per_step": self.tokens_per_step,
-            "tokens": self.batches.samples_for(self.steps) * self.tokens_per_step // self.batches.batch_size,
+            "tokens": self.tokens,
             "learning_rate": schedule.peak,
             "warmup": schedule.warmup,
             "decay": schedule.decay,
@@ -167,7 +170,7 @@ def plan_run(
     Raises ConfigError for sizes that do not fit each other, TokenizerError for weights of another tokenizer.
     """
     if tokenizer is not None and config.model.init_from is not None:
-        check_tokenizer(config.model.init_from, tokenizer, config.data.path)
+        check_tokenizer(config.model.init_from, tokenizer, config.data.shown)
     vocabulary = None if tokenizer is None else tokenizer.vocab_size
     shape = config.model.config(vocabulary, None if tokenizer is None else tokenizer.special)
     length = config.data.sequence_length

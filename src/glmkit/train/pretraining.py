@@ -54,7 +54,7 @@ class Pretraining(Task[GLM, Batch]):
             for note in data_notes(self.config, self.data):
                 self.progress.say(f"note: {note}")
             if (source := self.config.model.init_from) is not None:
-                doubt = check_tokenizer(source, self.data.tokenizer, self.config.data.path)
+                doubt = check_tokenizer(source, self.data.tokenizer, self.config.data.shown)
                 for note in (*load_start(model, source), *([doubt] if doubt else [])):
                     self.progress.say(f"note: {note}")
         return model
@@ -69,7 +69,7 @@ class Pretraining(Task[GLM, Batch]):
         return self.previews(model, self.data.tokenizer, texts, self._generation())
 
     def record(self) -> Mapping[str, object]:
-        return {"model": self.shape.to_dict(), "data": self.data.store.fingerprint}
+        return {"model": self.shape.to_dict(), "data": self.data.fingerprint}
 
     def read(self, model: GLM, directory: Path) -> None:
         stored = empty_model(self.shape)
@@ -125,6 +125,7 @@ def pretrain(
         raise ConfigError("data.path (--data DIR) is not set")
     progress = run_progress(ranks, quiet=quiet)
     data = PretrainingData.open(config.data.path)
+    config = config.counted(data.num_tokens)
     plan = plan_run(config, data.tokenizer, ranks.world_size, ranks.device)
     if warning := check_memory(
         plan.memory,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from glmkit.data.batches import EvaluationBatches, RowConfig, TrainingBatches
+from glmkit.data.mixture import ChainedPieces, MixedTexts, Stores, named_stores
 from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces, TextSampler
 from glmkit.data.store import TokenStore
@@ -39,18 +39,50 @@ class Trial(TypedDict):
 
 @dataclass(frozen=True)
 class PretrainingData:
-    """A prepared store with its tokenizer, as batches."""
+    """Prepared stores of one tokenizer, as batches. weights: of drawing a text from each, None with one store."""
 
-    store: TokenStore
+    stores: tuple[TokenStore, ...]
+    weights: tuple[float, ...] | None
     tokenizer: Tokenizer
     sentence_end: NDArray[np.bool_]
 
     @classmethod
-    def open(cls, directory: str | Path) -> "PretrainingData":
-        """Raise DataError or TokenizerError when `directory` was not written by `glm prepare`."""
-        store = TokenStore(directory)
-        tokenizer = store.tokenizer()
-        return cls(store, tokenizer, sentence_end_table(tokenizer))
+    def open(cls, path: Stores) -> "PretrainingData":
+        """Open the stores of data.path.
+
+        Raises DataError or TokenizerError for what `glm prepare` did not write, ConfigError for weights that do not
+        work and for stores of different tokenizers.
+        """
+        names = named_stores(path)
+        stores = tuple(TokenStore(directory) for directory, _ in names)
+        prints = [store.manifest["tokenizer"]["fingerprint"] for store in stores]
+        for (directory, _), own in zip(names, prints, strict=True):
+            if own != prints[0]:
+                raise ConfigError(
+                    f"{directory} has another tokenizer ({own[:12]}) than {names[0][0]} ({prints[0][:12]})",
+                    step=f"prepare it again with --tokenizer {names[0][0]}",
+                    param="data.path",
+                )
+        weights = tuple(
+            float(store.num_tokens) if weight is None else weight
+            for store, (_, weight) in zip(stores, names, strict=True)
+        )
+        tokenizer = stores[0].tokenizer()
+        return cls(stores, weights if len(stores) > 1 else None, tokenizer, sentence_end_table(tokenizer))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all training splits."""
+        return sum(store.num_tokens for store in self.stores)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the tokens that training sees, and of their shares."""
+        if self.weights is None:
+            return self.stores[0].fingerprint
+        total = sum(self.weights)
+        parts = zip(self.stores, self.weights, strict=True)
+        return " ".join(f"{store.fingerprint}*{weight / total:.6g}" for store, weight in parts)
 
     def objective(self, config: ObjectiveConfig, length: int) -> BlankInfilling:
         special = self.tokenizer.special
@@ -71,15 +103,19 @@ class PretrainingData:
                 step="set data.add_cls false",
                 param="data.add_cls",
             )
-        texts = TextSampler(
-            self.store,
-            self.tokenizer.special,
-            self.sentence_end,
-            length=data.sequence_length,
-            non_sentence_start=data.non_sentence_start,
-            sample_one_document=data.sample_one_document,
-            add_cls=data.add_cls,
-        )
+        samplers = [
+            TextSampler(
+                store,
+                self.tokenizer.special,
+                self.sentence_end,
+                length=data.sequence_length,
+                non_sentence_start=data.non_sentence_start,
+                sample_one_document=data.sample_one_document,
+                add_cls=data.add_cls,
+            )
+            for store in self.stores
+        ]
+        texts = samplers[0] if self.weights is None else MixedTexts(samplers, self.weights)
         rows = RowConfig(
             rows=config.training.micro_batch_size,
             layout=data.layout,
@@ -110,14 +146,17 @@ class PretrainingData:
         Raises ConfigError for an empty split.
         """
         data = config.data
-        documents = self.store.split("validation") if "validation" in self.store.manifest["splits"] else None
-        if documents is None or not len(documents):
+        splits = [store.split("validation") for store in self.stores if "validation" in store.manifest["splits"]]
+        splits = [split for split in splits if len(split)]
+        if not splits:
             raise ConfigError(
-                f"evaluation.every is {config.evaluation.every}, but {data.path} has no validation documents; "
-                "prepare it with a larger --validation-share (and --overwrite) or set --evaluation.every 0"
+                f"evaluation.every is {config.evaluation.every}, but {data.shown} has no validation documents",
+                step="prepare it with a larger --validation-share (and --overwrite) or set --evaluation.every 0",
+                param="evaluation.every",
             )
-        length = data.sequence_length
-        pieces = TextPieces(documents, self.tokenizer.special, length=length, add_cls=data.add_cls)
+        length, special = data.sequence_length, self.tokenizer.special
+        parts = [TextPieces(split, special, length=length, add_cls=data.add_cls) for split in splits]
+        pieces = parts[0] if len(parts) == 1 else ChainedPieces(parts)
         return {
             mode: EvaluationBatches(
                 pieces,
@@ -158,7 +197,7 @@ def config_notes(config: TrainConfig) -> list[str]:
 def data_notes(config: TrainConfig, data: PretrainingData) -> list[str]:
     """Remarks on how the documents of a store meet the recipe."""
     notes, objective, length = [], config.objective, config.data.sequence_length
-    mean = data.store.num_tokens / max(1, len(data.store))
+    mean = data.num_tokens / max(1, sum(map(len, data.stores)))
     several = not config.data.sample_one_document and mean + config.data.add_cls <= length / 2
     if several:
         rule = "their blanks are spread over them"
@@ -171,7 +210,8 @@ def data_notes(config: TrainConfig, data: PretrainingData) -> list[str]:
             f"documents are short ({mean:.1f} tokens on average): about {length / (mean + config.data.add_cls):.0f} "
             f"share a text of {length} tokens, and {rule}"
         )
-    if "sentence" in objective.modes() and not data.sentence_end[np.asarray(data.store.tokens[:_LOOKED_AT])].any():
+    marked = any(data.sentence_end[np.asarray(store.tokens[:_LOOKED_AT])].any() for store in data.stores)
+    if "sentence" in objective.modes() and not marked:
         notes.append(
             "no sentence marks in the data: sentence batches mask whole documents or stretches "
             "(objective.gap_sentence_prob 0 leaves them out)"

@@ -21,6 +21,8 @@ ALIASES = {
     "batch_size": "training.batch_size",
     "max_steps": "training.max_steps",
     "train_iters": "training.max_steps",
+    "num_train_epochs": "training.num_epochs",
+    "epochs": "training.num_epochs",
     "recompute": "training.recompute",
     "seed": "training.seed",
     "max_grad_norm": "training.clip_grad",
@@ -34,6 +36,7 @@ ALIASES = {
     "adam_epsilon": "optimizer.adam_eps",
     "warmup_ratio": "schedule.warmup_ratio",
     "warmup": "schedule.warmup_ratio",
+    "warmup_steps": "schedule.warmup_steps",
     "lr_scheduler_type": "schedule.lr_decay_style",
     "lr_decay_style": "schedule.lr_decay_style",
     "lr_decay_iters": "schedule.lr_decay_iters",
@@ -42,16 +45,67 @@ ALIASES = {
     "save_total_limit": "checkpoint.keep_last",
     "eval_steps": "evaluation.every",
     "seq_length": "data.sequence_length",
+    "max_seq_length": "data.sequence_length",
+    "block_size": "data.sequence_length",
+    "dataloader_num_workers": "data.workers",
+    "global_batch_size": "training.batch_size",
+    "micro_batch_size": "training.micro_batch_size",
+    "save_interval": "checkpoint.every",
+    "eval_interval": "evaluation.every",
     "output_dir": "output.directory",
 }
-SWITCHES = {"bf16": ("training.precision", "bf16"), "fp16": ("training.precision", "fp16")}
+SWITCHES = {
+    "bf16": ("training.precision", "bf16"),
+    "fp16": ("training.precision", "fp16"),
+    "gradient_checkpointing": ("training.recompute", "true"),
+}
+# Options of other trainers that have no key here -> what takes their place.
+FOREIGN = {
+    "model_name_or_path": "--init-from DIR starts from weights, --model.preset NAME from a published size",
+    "config_name": "--model.preset takes a published size, a model directory or a config.json",
+    "tokenizer_name": "the tokenizer is that of the data: glm prepare --tokenizer DIR",
+    "tokenizer_name_or_path": "the tokenizer is that of the data: glm prepare --tokenizer DIR",
+    "train_file": "glm prepare FILE --output DIR, then --data DIR",
+    "validation_file": "glm prepare --validation-share takes validation documents out of the data",
+    "validation_split_percentage": "glm prepare --validation-share takes validation documents out of the data",
+    "dataset_name": "glm prepare NAME --output DIR, then --data DIR",
+    "data_path": "--data DIR; several: --data DIR=WEIGHT for each",
+    "data_dir": "--data DIR",
+    "split": "glm prepare --validation-share takes validation documents out of the data",
+    "logging_steps": "every step is logged, in metrics.jsonl of the run directory",
+    "log_interval": "every step is logged, in metrics.jsonl of the run directory",
+    "logging_dir": "metrics.jsonl and TensorBoard's events (--output.tensorboard true) lie in the run directory",
+    "tensorboard_dir": "metrics.jsonl and TensorBoard's events (--output.tensorboard true) lie in the run directory",
+    "report_to": "metrics.jsonl is always written, TensorBoard's events with --output.tensorboard true",
+    "do_train": "leave it out: glm pretrain trains",
+    "do_eval": "leave it out: --evaluation.every N sets the rhythm",
+    "eval_strategy": "--evaluation.every N sets the rhythm, 0 = never",
+    "evaluation_strategy": "--evaluation.every N sets the rhythm, 0 = never",
+    "eval_iters": "--evaluation.rows N sets the rows of an evaluation",
+    "per_device_eval_batch_size": "leave it out: rows of an evaluation depend on --evaluation.rows alone",
+    "save_strategy": "--checkpoint.every N sets the rhythm",
+    "overwrite_output_dir": "a run is never overwritten: --resume auto continues it, another --output starts anew",
+    "resume_from_checkpoint": "--resume auto, or --resume DIR",
+    "load": "--resume auto or DIR continues a run, --init-from DIR starts from weights",
+    "save": "--output DIR",
+    "optim": "--optimizer.name adamw or muon",
+    "deepspeed": "leave it out: --nproc N, or torchrun, starts several processes",
+    "local_rank": "leave it out: --nproc N, or torchrun, starts several processes",
+    "num_layers": "--model.num_layers N",
+    "hidden_size": "--model.hidden_size N",
+    "vocab_size": "--model.vocab_size N; without it the tokenizer's",
+}
 
 # Two ways to say one thing: saying one on the command line replaces the recipe's other.
 _EITHER = [
     ("training.max_steps", "training.max_samples"),
+    ("training.max_steps", "training.num_epochs"),
+    ("training.max_samples", "training.num_epochs"),
     ("training.batch_size", "training.gradient_accumulation_steps"),
     ("schedule.lr_decay_iters", "schedule.lr_decay_samples"),
     ("schedule.warmup_ratio", "schedule.warmup_samples"),
+    ("schedule.warmup_ratio", "schedule.warmup_steps"),
+    ("schedule.warmup_steps", "schedule.warmup_samples"),
     ("evaluation.rows", "evaluation.batches"),
 ]
 
@@ -150,7 +204,8 @@ def _parse(dotted: str, value: object) -> object:
     if not isinstance(value, str):
         return value
     kind = {leaf.name: leaf.kind for leaf in flags()}.get(dotted, "")
-    if kind == "text" or (kind == "text or null" and value not in ("null", "")):
+    lists = "list of" in kind and value.startswith("[")
+    if kind == "text" or (kind.startswith("text or ") and value not in ("null", "") and not lists):
         return value
     return parse_yaml(value, f"--{dotted} {shorten(repr(value))}", ConfigError)
 

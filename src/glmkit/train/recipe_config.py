@@ -1,5 +1,6 @@
 """The recipe of a pretraining run: what a YAML file of `recipes/pretrain/` may say beside the sections of every run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,7 +63,9 @@ class ModelSection:
 class DataSection:
     """The prepared data, and the way from texts to rows."""
 
-    path: str | None = option(None, "directory written by `glm prepare`; --data sets it")
+    path: str | tuple[str, ...] | None = option(
+        None, "directory written by `glm prepare`, or a list of them, DIR or DIR=WEIGHT; --data sets it"
+    )
     sequence_length: int = option(512, "longest text in tokens, [CLS] included, before blanks add theirs", AT_LEAST_1)
     layout: Literal["padded", "packed"] = option("padded", "padded: a sample a row; packed: several, isolated")
     row_length: int | None = option(None, "packed: tokens of a row; null = sequence_length", AT_LEAST_1)
@@ -72,6 +75,16 @@ class DataSection:
     sample_one_document: bool = option(False, "short documents stay alone instead of being joined")
     add_cls: bool = option(True, "put [CLS] before every document")
     workers: int = option(1, "processes that build batches beside training; 0 = in the training process", PROCESSES)
+
+    @property
+    def shown(self) -> str | None:
+        """The path, or paths, for a message."""
+        return self.path if self.path is None or isinstance(self.path, str) else " ".join(self.path)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Tokens of texts in a row, at most."""
+        return self.row_length if self.layout == "packed" and self.row_length else self.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +105,14 @@ class TrainConfig(RunConfig):
         del values["model"]["fields"]
         values["model"] |= plain_section(self.model.fields)
         return values
+
+    def counted(self, tokens: int) -> "TrainConfig":
+        """The same run with its epochs in rows: as many as hold `tokens`, those of the training data, so many times."""
+        epochs = self.training.num_epochs
+        if epochs is None:
+            return self
+        rows = max(1, math.ceil(epochs * tokens / self.data.tokens_per_row))
+        return replace(self, training=replace(self.training, num_epochs=None, max_samples=rows))
 
     def check(self) -> None:
         super().check()

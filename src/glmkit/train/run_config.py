@@ -20,6 +20,9 @@ class TrainingSection:
 
     max_steps: int | None = option(None, "optimizer steps", AT_LEAST_1)
     max_samples: int | None = option(None, "rows to train on, instead of max_steps", AT_LEAST_1)
+    num_epochs: float | None = option(
+        None, "instead of max_steps: train on so many times the tokens of the data, drawn at random", POSITIVE
+    )
     micro_batch_size: int = option(8, "rows of one forward pass of one rank", AT_LEAST_1)
     batch_size: int | None = option(
         None, "rows of one optimizer step, all ranks together (null: see next key)", AT_LEAST_1
@@ -59,6 +62,7 @@ class ScheduleSection:
 
     lr_decay_style: Literal["linear", "cosine", "constant"] = option("linear", "shape after the warm-up")
     warmup_ratio: float = option(0.01, "share of lr_decay_iters spent on the linear warm-up", UP_TO_1)
+    warmup_steps: int | None = option(None, "warm-up in steps, instead of warmup_ratio", NOT_NEGATIVE)
     lr_decay_iters: int | None = option(None, "step where the decay ends; null = max_steps")
     lr_decay_ratio: float = option(0.1, "final rate / peak rate")
     lr_start: float = option(0.0, "rate where the warm-up starts")
@@ -141,8 +145,8 @@ class RunConfig:
     def check(self) -> None:
         """Raise ConfigError for combinations that no field can refuse alone."""
         t, s = self.training, self.schedule
-        if (t.max_steps is None) == (t.max_samples is None):
-            raise ConfigError("give one of training.max_steps and training.max_samples")
+        if [t.max_steps, t.max_samples, t.num_epochs].count(None) != 2:
+            raise ConfigError("give one of training.max_steps, training.max_samples and training.num_epochs")
         if t.batch_size is not None and t.gradient_accumulation_steps is not None:
             raise ConfigError("give one of training.batch_size and training.gradient_accumulation_steps")
         if t.batch_ramp is not None and t.batch_size is None:
@@ -152,6 +156,8 @@ class RunConfig:
             raise ConfigError("give one of evaluation.rows and evaluation.batches, its older name")
         if (s.warmup_samples is None) != (s.lr_decay_samples is None):
             raise ConfigError("schedule.warmup_samples and schedule.lr_decay_samples go together")
+        if s.warmup_steps is not None and s.warmup_samples is not None:
+            raise ConfigError("give one of schedule.warmup_steps and schedule.warmup_samples")
         if s.lr_decay_samples is not None and s.lr_decay_iters is not None:
             raise ConfigError("give one of schedule.lr_decay_iters and schedule.lr_decay_samples")
 
@@ -162,7 +168,8 @@ class RunConfig:
         return BatchPlan(micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size)
 
     def total_steps(self, plan: BatchPlan) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run, whose epochs were counted."""
+        assert self.training.num_epochs is None, "the tokens of an epoch are not known here"
         if self.training.max_steps is not None:
             return self.training.max_steps
         return plan.steps_for(self.training.max_samples or 0)
@@ -180,7 +187,8 @@ class RunConfig:
         if s.lr_decay_samples is not None and s.warmup_samples is not None:
             return shape(warmup=s.warmup_samples, decay=s.lr_decay_samples), "samples"
         decay = s.lr_decay_iters or self.total_steps(plan)
-        return shape(warmup=s.warmup_ratio * decay, decay=decay), "steps"
+        warmup = s.warmup_ratio * decay if s.warmup_steps is None else s.warmup_steps
+        return shape(warmup=warmup, decay=decay), "steps"
 
 
 def plain_section(values: Mapping[str, object]) -> dict[str, object]:
