@@ -197,7 +197,7 @@ def workspace(
     (tmp_path / "chatglm-6b").symlink_to(published_directory)
     texts = tmp_path / "my-texts"
     texts.mkdir()
-    for number, path in enumerate(sorted((ROOT / "src").rglob("*.py"))):
+    for number, path in enumerate(sorted((ROOT / "src/glmkit/data").rglob("*.py"))):
         (texts / f"{number}.txt").write_text(path.read_text() or "empty")
     monkeypatch.chdir(tmp_path)
     return tmp_path
