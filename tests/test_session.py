@@ -357,7 +357,8 @@ def test_the_command_reads_argument_file_and_standard_input(
     assert run("fill", str(directory), "--file", str(file), *options).out == expected.text + "\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), encoding="utf-8"))
     answer = json.loads(run("fill", str(directory), "--json", *options).out)
-    assert answer == {"text": expected.text, "blanks": expected.blanks, "ids": expected.ids}
+    fields = {"text": expected.text, "blanks": expected.blanks, "ids": expected.ids, "finish": expected.finish}
+    assert answer == fields
 
 
 def test_generate_prints_the_text_and_its_continuation(run, lm: LM, directory: Path) -> None:

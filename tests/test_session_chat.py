@@ -19,6 +19,7 @@ from glmkit.tokenizer.chat_template import Message, to_messages
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from support.chat import chat_model, real_chat_model, say
 from support.fed import Fed
+from support.served_models import small_chat
 from support.watching import wait_for
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
@@ -99,8 +100,7 @@ def test_streamed_is_whole(family: str) -> None:
         pairs = list(lm.stream_chat(query, history, **options))
         assert pairs[-1] == whole
         steps = list(lm.chat_steps(query, history, **options))
-        # Text behind a name is a call of a tool, which is given whole.
-        assert "".join(step.piece for step in steps) == ("" if isinstance(whole[0], dict) else whole[0])
+        assert "".join(step.piece for step in steps) == whole[0]
         assert [step.finish for step in steps[:-1]] == [None] * (len(steps) - 1)
         assert steps[-1].finish in ("stop", "length")
         history = whole[1]
@@ -200,6 +200,47 @@ def test_a_call_of_a_tool_comes_back_as_a_dictionary(monkeypatch: pytest.MonkeyP
     say(monkeypatch, [*encode("track\n ```python\nimport os\n```"), user])
     with pytest.raises(RequestError, match="the model's call of 'track' cannot be read"):
         lm.chat("q", tools=tools)
+
+
+THOUGHT = "Thought: 查询\n\nAction: x\nObservation: 12"
+
+
+@pytest.mark.parametrize("family", ["chatglm3", "glm-4"])
+def test_what_was_not_offered_is_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or streamed, with a stop text or without, in the history and in the answers, to the letter."""
+    lm = small_chat(family)
+    encode, user = lm.tokenizer.encode, lm.chat_template.stop_ids(lm.tokenizer)[1]  # type: ignore[arg-type]
+    ids = [*encode(THOUGHT), user]
+    for tools in (None, [{"type": "function", "function": {"name": "track"}}]):
+        say(monkeypatch, ids)
+        response, history = lm.chat("q", tools=tools)
+        assert response == history[-1]["content"] == THOUGHT  # type: ignore[call-overload]
+        say(monkeypatch, ids)
+        steps = list(lm.chat_steps("q", tools=tools))
+        assert "".join(step.piece for step in steps) == THOUGHT
+        assert sum(bool(step.piece) for step in steps) > 10
+        say(monkeypatch, ids)
+        assert list(lm.stream_chat("q", tools=tools))[-1] == (response, history)
+        say(monkeypatch, ids)
+        stopped, history = lm.chat("q", tools=tools, stop="Observation:")
+        assert stopped == history[-1]["content"] == THOUGHT.partition("Observation:")[0]  # type: ignore[call-overload]
+        say(monkeypatch, ids)
+        job = lm.chat_job([{"role": "user", "content": "q"}], {"stop": "Observation:", "max_new_tokens": 99})
+        lm.engine.run_all([job])
+        assert (job.answers[0].text, job.answers[0].finish) == (stopped, "stop")
+
+
+@pytest.mark.parametrize("family", ["chatglm3", "glm-4"])
+def test_a_call_that_is_cut_is_what_the_model_wrote(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = small_chat(family)
+    text = "track\n```python\ntool_call(a='x" if family == "chatglm3" else 'track\n{"a": "x'
+    ids, tools = lm.tokenizer.encode(text), [{"type": "function", "function": {"name": "track"}}]
+    say(monkeypatch, ids)
+    response, history = lm.chat("q", tools=tools, max_new_tokens=len(ids))
+    assert response == text
+    assert history[-1] == {"role": "assistant", "content": text.partition("\n")[2], "metadata": "track"}
+    say(monkeypatch, ids)
+    assert list(lm.stream_chat("q", tools=tools, max_new_tokens=len(ids)))[-1] == (response, history)
 
 
 def test_the_oldest_turns_are_left_out_with_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,8 +386,20 @@ def test_families_that_do_not_chat() -> None:
         LM(replace(lm.parts, tokenizer=None)).chat("q")
 
 
-def test_a_model_without_a_form_for_system_messages() -> None:
-    with pytest.raises(RequestError, match="ChatGLM2-6B was not taught to use tools; leave them out"):
-        small("chatglm2").chat("q", tools=[{"name": "f"}])
-    with pytest.raises(RequestError, match="ChatGLM2-6B knows no role 'system'; its roles are user, assistant"):
-        small("chatglm2").chat("q", system="s")
+def test_a_model_without_a_form_for_tools() -> None:
+    for options in ({"tools": [{"name": "f"}]}, {"role": "observation"}):
+        with pytest.raises(RequestError, match="ChatGLM2-6B was not taught to use tools; .* one of ChatGLM3-6B, GLM-4"):
+            small("chatglm2").chat("q", **options)  # type: ignore[arg-type]
+
+
+def test_a_system_message_where_a_family_has_no_role_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands before the first question, once, however often it is given again."""
+    lm = small("chatglm2")
+    alone = prompt_of(lm, monkeypatch, "be brief.who?")
+    assert prompt_of(lm, monkeypatch, "who?", system="be brief.") == alone
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
+    first, history = lm.chat("who?", system="be brief.", **options)
+    assert history[0] == {"role": "system", "content": "be brief."}
+    expected = prompt_of(lm, monkeypatch, "and?", [("be brief.who?", first)])
+    assert prompt_of(lm, monkeypatch, "and?", history, system="be brief.") == expected
+    assert prompt_of(lm, monkeypatch, "and?", history) == expected

@@ -133,7 +133,7 @@ def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
 
 def did_you_mean(word: object, known: Iterable[str], *, otherwise: str | None = None, cutoff: float = 0.6) -> str:
     """`did you mean 'x'?` for the closest known word, else `otherwise`; without that, the list of known words."""
-    known = list(known)
+    known = [other for other in known if other != word]  # known elsewhere: no help
     near = closest(word, known, cutoff=cutoff)
     if near is not None:
         return f"did you mean {near!r}?"

@@ -166,6 +166,7 @@ class LM:
         *,
         own_stops: bool = True,
         whole: bool = True,
+        room: int | None = None,
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
         """The job that continues a text, for `engine.submit`; its `answers` are complete once it is over.
@@ -173,9 +174,10 @@ class LM:
         text: or the ids of a whole prompt as the model reads it, to which nothing is added. Padding ids in front are
         not read, but count for penalties and beam_length "row", as in transformers. Without a tokenizer answers have
         no text. own_stops: as in `answers`. whole False: ids are those of a text and get around them what a text gets;
-        special ones are refused. listener: hears every token. Raises RequestError as `generate` does.
+        special ones are refused. room: the most tokens of prompt and answer, where the answer ends. listener: hears
+        every token. Raises RequestError as `generate` does.
         """
-        return self._text_job(text, _params(params), own_stops=own_stops, whole=whole, listener=listener)
+        return self._text_job(text, _params(params), own_stops=own_stops, whole=whole, room=room, listener=listener)
 
     # --- blanks -------------------------------------------------------------------------------------------------------
 
@@ -216,14 +218,16 @@ class LM:
         params: GenerationParams | Values | None = None,
         *,
         order: str | None = None,
+        room: int | None = None,
         listener: Listener | None = None,
     ) -> FillJob:
         """The job that fills a text, for `engine.submit`; its `filled()` is the result once it is over.
 
-        params: max_new_tokens is the longest answer of each blank. listener: its events carry the number of the blank.
-        order and errors as in `fill`.
+        params: max_new_tokens is the longest answer of each blank. room: the most tokens of the text and all answers,
+        within which each blank has its share. listener: its events carry the number of the blank. order and errors as
+        in `fill`.
         """
-        return self._blanks_job(text, _params(params), order, listener=listener)
+        return self._blanks_job(text, _params(params), order, room=room, listener=listener)
 
     # --- conversations ------------------------------------------------------------------------------------------------
 
@@ -233,10 +237,11 @@ class LM:
         """Answer one turn of a conversation: (response, history for the next call).
 
         Sampling is the published one of the family unless options say otherwise; `temperature=0` is greedy. A call of
-        a tool comes back as {"name", "parameters"}; answer it with role="observation". Turns that do not fit are not
+        a tool among `tools`, or those of the history, comes back as {"name", "parameters"}, of a built-in one as
+        {"name", "content"}; answer it with role="observation". Everything else is text. Turns that do not fit are not
         read, the oldest first, with a TrimmedHistoryWarning; the history given back still has them.
-        options: see `Turn.asked`. Raises RequestError as it does, for several answers (use `chat_job`), and when a call
-        of a tool cannot be read.
+        options: see `Turn.asked`. Raises RequestError as it does, for several answers (use `chat_job`), and when a
+        complete call of a tool cannot be read.
         """
         return self._turn(query, history, options).answer(self.engine)
 
@@ -263,17 +268,18 @@ class LM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         trim: bool = False,
+        room: int | None = None,
         listener: Listener | None = None,
     ) -> ReplyJob:
         """The job that answers messages, for `engine.submit`; its `reply` reads a finished answer.
 
         messages: of the roles that the family's template knows, in order. options: as of `Turn`. tools: in the family's
         form, put into the first message. trim: leave out the oldest turns where there is no room, else that is an
-        error. Raises RequestError as `Turn` does.
+        error. room: the most tokens of prompt and reply, where the reply ends. Raises RequestError as `Turn` does.
         """
         prompts = self._prompts
         asked = with_system(to_messages(messages), prompts.template, None, tools)
-        return Turn(prompts, asked, options or {}, trim=trim).job(listener)
+        return Turn(prompts, asked, options or {}, trim=trim, room=room).job(listener)
 
     def _turn(self, query: str, history: History | None, options: ChatOptions, *, logprobs: bool = False) -> Turn:
         turn = Turn.asked(self._prompts, query, history, options)
@@ -295,11 +301,13 @@ class LM:
         own_stops: bool = True,
         whole: bool = True,
         name: str = "the text",
+        room: int | None = None,
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
         prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, name=name)
+        prompt = prompt if room is None else replace(prompt, max_positions=room)
         tokenizer = self.parts.tokenizer
-        detokenizer = None if tokenizer is None else partial(IncrementalDecoder, tokenizer)
+        detokenizer = None if tokenizer is None else partial(IncrementalDecoder, tokenizer, whole=True)
         return make_job(prompt, params, self.config, detokenizer=detokenizer, listener=listener)
 
     def _blanks_job(
@@ -309,6 +317,7 @@ class LM:
         order: str | None,
         *,
         name: str = "the text",
+        room: int | None = None,
         listener: Listener | None = None,
     ) -> FillJob:
         prompts = self._prompts
@@ -321,7 +330,8 @@ class LM:
             order=order or ("shared" if self.config.blank_order == "each" else "inserted"),
             forbidden=prompts.padding_ids,
             block_positions=prompts.block_positions,
-            detokenizer=partial(IncrementalDecoder, prompts.tokenizer),
+            detokenizer=partial(IncrementalDecoder, prompts.tokenizer, whole=True),
+            room=room,
             listener=listener,
             name=name,
             text=read,

@@ -20,11 +20,12 @@ from glmkit.cli.main import main
 from glmkit.families.common.command_tokenizer import COMMANDS, CommandTokenizer
 from glmkit.session import LM
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
-from support.chat import chat_model
+from support.chat import chat_model, say
 from support.served_models import small_chat
 from tokenizer.small_vocabularies import sentencepiece_bytes
 
 GREEDY = ["--temperature", "0", "--max_new_tokens", "6"]
+CUT = "(cut at the longest length)\n"  # on stderr, for each reply of GREEDY
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,11 @@ def test_each_line_of_a_pipe_is_a_turn(lm: LM, directory: Path) -> None:
     with running(str(directory), *GREEDY) as process:
         out, err = process.communicate("the fox\n\n中文 again\n".encode(), timeout=120)
     assert out.decode() == "".join(f"{text}\n" for text in expected)
-    assert (process.returncode, err) == (0, b"")
+    assert (process.returncode, err) == (0, CUT.encode() * 2)
     for more in ([], ["--no_stream"]):
         result = glm_chat("the fox\n\n中文 again\n", str(directory), *GREEDY, *more)
         assert result.out == "".join(f"{text}\n" for text in expected)
-        assert (result.status, result.err) == (0, "")
+        assert (result.status, result.err) == (0, CUT * 2)
 
 
 def test_clear_stop_and_parameters_on_the_fly(lm: LM, directory: Path) -> None:
@@ -116,7 +117,7 @@ def test_clear_stop_and_parameters_on_the_fly(lm: LM, directory: Path) -> None:
     (full,) = replies(lm, "the fox")
     short = lm.chat("the fox", temperature=0, max_new_tokens=2)[0]
     assert result.out == f"{full}\n{full}\n{short}\n{short}\n"
-    assert result.err == "max_new_tokens: 2\n"
+    assert result.err == f"{CUT}{CUT}max_new_tokens: 2\n{CUT}{CUT}"
     assert short != full
 
 
@@ -133,6 +134,7 @@ def test_ctrl_c_stops_the_answer_only(lm: LM, directory: Path, tmp_path: Path) -
         stdin.write(b"/max_new_tokens 3\nand now\n/temperature 0.5\n")
         stdin.flush()
         assert stderr.readline() == b"max_new_tokens: 3\n"
+        assert stderr.readline() == CUT.encode()
         assert stderr.readline() == b"temperature: 0.5\n"  # it waits for a line now
         process.send_signal(signal.SIGINT)
         assert stderr.readline() == b"\n"
@@ -183,7 +185,7 @@ def test_json_lines(lm: LM, directory: Path) -> None:
         {"query": "the fox", "response": one, "finish": "length", "tokens": 6},
         {"query": "again", "response": two, "finish": "length", "tokens": 6},
     ]
-    reasons = ["knows no role 'tool'", "is no JSON object", "and nothing else"]
+    reasons = ["was not taught to use tools", "is no JSON object", "and nothing else"]
     assert len(answers) == 5
     assert all(reason in answer["error"] for reason, answer in zip(reasons, answers[2:], strict=True))
     assert result.status == 2
@@ -192,7 +194,7 @@ def test_json_lines(lm: LM, directory: Path) -> None:
 def test_a_bad_line_does_not_end_a_pipe(lm: LM, directory: Path) -> None:
     (one,) = replies(lm, "the fox")
     result = glm_chat(b"\xff\xfe\n/nonsense\n//nonsense 1\nclear\nthe fox\n", str(directory), *GREEDY)
-    errors = result.err.splitlines()
+    errors = result.err.replace(CUT, "").splitlines()
     assert errors[0] == "glm chat: a line is not UTF-8 (byte 0)"
     assert errors[1] == "glm chat: there is no command /nonsense; /help lists them, //nonsense says it"
     assert errors[2:] == ["glm chat: 2 of the lines could not be answered"]
@@ -218,7 +220,7 @@ def test_what_is_set_and_said_is_shown(lm: LM, directory: Path) -> None:
     lines += ["/temperature -2", "/system s", "/system"]
     result = glm_chat("\n".join(lines), str(directory), *GREEDY)
     (one,) = replies(lm, "the fox")
-    said = result.err.splitlines()
+    said = result.err.replace(CUT, "").splitlines()
     assert said[:2] == ["user: the fox", f"assistant: {one}"]
     assert said[2:6] == ["top_p: default", "top_p: 0.5", "top_p: 0.5", "top_p: default"]
     assert said[6:8] == [
@@ -227,8 +229,7 @@ def test_what_is_set_and_said_is_shown(lm: LM, directory: Path) -> None:
     ]
     assert said[8].startswith("clear, /clear")
     assert said[-4] == "glm chat: temperature is -2.0; give at least 0"
-    assert said[-3].startswith("glm chat: ChatGLM2-6B knows no role 'system'")
-    assert said[-2:] == ["system: ", "glm chat: 4 of the lines could not be answered"]
+    assert said[-3:] == ["system: s", "system: s", "glm chat: 3 of the lines could not be answered"]
 
 
 def test_parameters_of_decoding(lm: LM, directory: Path) -> None:
@@ -240,7 +241,7 @@ def test_parameters_of_decoding(lm: LM, directory: Path) -> None:
     penalised = lm.chat("the fox", repetition_penalty=1.8, **options)[0]
     once = lm.chat("the fox", no_repeat_ngram_size=1, **options)[0]
     assert result.out == f"{one}\n{penalised}\n{once}\n"
-    said = result.err.splitlines()
+    said = result.err.replace(CUT, "").splitlines()
     assert said[:4] == [
         "repetition_penalty: 1.8",
         "repetition_penalty: default",
@@ -268,6 +269,19 @@ def test_tools_from_a_file(directory: Path, tmp_path: Path, monkeypatch: pytest.
     assert json.loads(result.out)["response"] == expected
     assert json.loads(history.read_text()) == longer
     assert longer[0]["tools"] == tools
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_looks_like_a_call_is_text(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person reads what the model wrote, and not an object."""
+    lm, text = small_chat("glm-4", max_positions=2048), "Thought: a\n\nAction: b\nObservation: 12"
+    monkeypatch.setattr("glmkit.cli.text_input.load", lambda *_, **__: lm)
+    stop = lm.chat_template.stop_ids(lm.tokenizer)[0]  # type: ignore[arg-type]
+    options = [] if stream else ["--no_stream"]
+    say(monkeypatch, [*lm.tokenizer.encode(text), stop])
+    assert glm_chat("the fox\n", "M", *options) == (0, f"{text}\n", "")
+    say(monkeypatch, [*lm.tokenizer.encode(text), stop])
+    assert glm_chat("the fox\n", "M", "--stop", "Observation:", *options).out == text.partition("Obs")[0] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -311,7 +325,6 @@ def test_a_wrong_history_file(
     ("arguments", "reason"),
     [
         (["--history", "absent/history.json"], "give a file in an existing directory"),
-        (["--system", "s"], "knows no role 'system'"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
     ],

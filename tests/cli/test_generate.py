@@ -47,8 +47,9 @@ def test_options_reach_the_model(run: Run, lm: LM) -> None:
     whole = lm.generate(TEXT, max_new_tokens=12, temperature=0.9, min_p=0.05, repetition_penalty=1.2, seed=3)
     options = ["--max_new_tokens", "12", "--temperature", "0.9", "--min_p", "0.05", "--repetition_penalty", "1.2"]
     options += ["--seed", "3"]
-    assert run("generate", TEXT, *options) == (0, f"{TEXT}{whole}\n", "")
-    assert run("generate", TEXT, *options, "--stream") == (0, f"{TEXT}{whole}\n", "")
+    cut = "glm generate: the continuation is cut at the longest length (--max_new_tokens)\n"
+    assert run("generate", TEXT, *options) == (0, f"{TEXT}{whole}\n", cut)
+    assert run("generate", TEXT, *options, "--stream") == (0, f"{TEXT}{whole}\n", cut)
     stop = whole[4:6]
     before = whole[: whole.index(stop)]
     _, out, _ = run("generate", TEXT, *options, "--stop", "never seen", "--stop", stop, "--json")
@@ -63,8 +64,10 @@ def test_options_reach_the_model(run: Run, lm: LM) -> None:
 def test_several_answers(run: Run, lm: LM) -> None:
     (answers,) = lm.answers([TEXT], max_new_tokens=6, temperature=1.0, n=3, logprobs=1)
     options = ["--max_new_tokens", "6", "--temperature", "1", "--n", "3"]
-    _, out, _ = run("generate", TEXT, *options)
+    _, out, err = run("generate", TEXT, *options)
     assert out == "".join(f"[{number}]\n{TEXT}{answer.text}\n" for number, answer in enumerate(answers, 1))
+    cut = sum(answer.finish == "length" for answer in answers)
+    assert err == f"glm generate: {cut} of 3 continuations are cut at the longest length (--max_new_tokens)\n"
     found = json.loads(run("generate", TEXT, *options, "--logprobs", "1", "--json")[1])
     assert [one["continuation"] for one in found["answers"]] == [answer.text for answer in answers]
     assert [one["tokens"] for one in found["answers"]] == [len(answer.ids) for answer in answers]

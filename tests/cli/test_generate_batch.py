@@ -15,6 +15,7 @@ from glmkit.checkpoint.native import write_model
 from glmkit.cli.main import main
 from glmkit.session import LM
 from glmkit.tokenizer.trained import TrainedTokenizer
+from support.chat import say
 from support.served_models import small_base, small_chat
 from support.shared import shared_dir
 
@@ -151,6 +152,25 @@ def test_conversations(chat: Callable[[str], Path], folder: Path, family: str) -
     write_rows([{"content": "abc"}, {"content": "abc", "history": []}, {"content": "abc", "history": [["ab", "ba"]]}])
     texts = answers(chat(family), *SHORT, "--task", "chat")
     assert [row["answer"] for row in texts] == [rows[number]["answer"] for number in (0, 0, 1)]
+
+
+@pytest.mark.parametrize("family", ["chatglm3", "glm-4"])
+def test_what_looks_like_a_call_is_text(
+    chat: Callable[[str], Path], folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lm, text = chat_lm(family), "Thought: a\n\nAction: b\nObservation: 12"
+    stop = lm.chat_template.stop_ids(lm.tokenizer)[0]  # type: ignore[arg-type]
+    row = {"messages": [{"role": "user", "content": "abc"}]}
+    write_rows([row])
+    say(monkeypatch, [*lm.tokenizer.encode(text), stop])
+    (told,) = answers(chat(family), "--max_new_tokens", "99")
+    assert (told["answer"], told["finish"]) == (text, "stop")
+    say(monkeypatch, [*lm.tokenizer.encode(text), stop])
+    (told,) = answers(chat(family), "--max_new_tokens", "99", "--stop", "Observation:", "--overwrite")
+    assert (told["answer"], told["finish"]) == ("Thought: a\n\nAction: b\n", "stop")
+    say(monkeypatch, [stop])
+    answers(chat(family), "--max_new_tokens", "9", "--overwrite")
+    assert "note: 1 answers are empty" in capsys.readouterr().out
 
 
 def test_several_replies(chat: Callable[[str], Path], folder: Path) -> None:

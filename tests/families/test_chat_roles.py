@@ -9,7 +9,7 @@ from families.recorded import recorded
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.families import chatglm2_text, glm4_text
 from glmkit.families.common.role_chat import RoleTemplate
-from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
+from glmkit.tokenizer.chat_template import DATE, DATE_MARK, Message, ReplyStream, offered_tools, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 
@@ -20,7 +20,18 @@ FOLDERS: dict[str, Any] = {
     "glm-4-9b": (glm4_text.CHAT, "glm4", glm4_text.load_tokenizer),
 }
 PLAIN = [Message("user", "q")]
-TOOLS = [Message("system", "s", tools=[{"name": "f"}]), Message("user", "q")]
+# Those that the recorded replies call.
+NAMES = ("f", "track", "get_current_weather", "interpreter")
+TOOLS = [Message("system", "s", tools=[{"name": name} for name in NAMES]), Message("user", "q")]
+INTERPRETER = "interpreter\n ```python\nprint(1)\n```"
+
+
+def as_offered(text: str, output: Any, appended: list[dict[str, Any]]) -> tuple[Any, list[Message]]:
+    """What is made of a reply where the published code took any first line for a tool's name: text, to the letter."""
+    if not isinstance(output, dict) or "content" not in output:
+        return output, to_messages(appended)
+    parts = [part.strip() for part in text.split("<|assistant|>")]
+    return "\n".join(parts).replace(DATE_MARK, DATE), [Message("assistant", part) for part in parts]
 
 
 class Recorded:
@@ -81,23 +92,25 @@ def test_replies(model: Recorded) -> None:
     for messages, case in model.chats():
         text = model.template.reply_text(model.tokenizer, case["reply_ids"])
         response, history = model.template.process_response(text, messages)
-        assert response == case["response"]
-        assert history == to_messages(case["history_out"])
-        assert model.template.history(history)[-1] == case["history_out"][-1]
+        expected, added = as_offered(text, case["response"], case["history_out"][len(messages) :])
+        assert response == expected
+        assert history == [*messages, *added]
+        assert model.template.history(history)[-1] == model.template.history(added)[-1]
 
 
 def test_streams(model: Recorded) -> None:
     seen = 0
     for messages, case in model.chats():
-        stream = ReplyStream(model.template, model.tokenizer)
+        stream = ReplyStream(model.template, model.tokenizer, offered_tools(messages).keys())
+        expected = as_offered(model.template.reply_text(model.tokenizer, case["reply_ids"]), case["response"], [])[0]
         shown, sent = [], ""
         for index in case["reply_ids"][:-1]:  # the published stream runs one token late
             shown.append(stream.push(index))
             sent += stream.fresh()
         assert stream.push(case["reply_ids"][-1]) == shown[-1]
         sent += stream.fresh(final=True)
-        assert stream.finish(messages)[0] == case["response"]
-        assert sent == (case["response"] if isinstance(case["response"], str) else "")
+        assert stream.finish(messages)[0] == expected
+        assert sent == (expected if isinstance(expected, str) else "")
         if "stream_responses" in case:
             seen += 1
             assert [text for text in shown if text is not None] == case["stream_responses"]
@@ -112,8 +125,9 @@ def test_reading_replies(model: Recorded) -> None:
                 model.template.process_response(case["input"], before)
             continue
         response, history = model.template.process_response(case["input"], before)
-        assert response == case["output"]
-        assert history == [*before, *to_messages(case["appended"])]
+        expected, added = as_offered(case["input"], case["output"], case["appended"])
+        assert response == expected
+        assert history == [*before, *added]
 
 
 def test_whole_conversations() -> None:
@@ -230,10 +244,74 @@ def test_the_later_name() -> None:
 
 
 def test_settled_text_of_several_messages() -> None:
-    settled = glm4_text.CHAT.settled
+    settled, offered = glm4_text.CHAT.settled, {"weather"}
     whole = '\nfirst <|assistant|> weather\n{"a": 1}<|assistant|>\nlast[[训练时间]]'
-    steps = [settled(whole[:end]) for end in range(len(whole) + 1)]
-    assert all(later.startswith(earlier) for earlier, later in pairwise(steps))
-    assert settled(whole, final=True) == "first\nlast2023年"
-    assert settled("wea") == ""
-    assert settled("wea", final=True) == "wea"
+    for names in (offered, set[str]()):
+        steps = [settled(whole[:end], names) for end in range(len(whole) + 1)]
+        assert all(later.startswith(earlier) for earlier, later in pairwise(steps))
+    assert settled(whole, offered, final=True) == "first\nlast2023年"
+    assert settled(whole, final=True) == 'first\nweather\n{"a": 1}\nlast2023年'
+    assert settled("wea", offered) == ""
+    assert settled("wea", offered, final=True) == settled("wea") == "wea"
+    assert settled("west", offered) == "west"
+
+
+# --- what is a call ---------------------------------------------------------------------------------------------------
+
+TEMPLATES = (chatglm2_text.CHAT_3, glm4_text.CHAT, glm4_text.CHAT_0414)
+
+
+def offering(*tools: dict[str, Any]) -> list[Message]:
+    return [Message("system", "s", tools=tools), Message("user", "q")]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thought: 查询\nAction: x\nObservation: 12",
+        "Thought: a\n\n\nAction: b",
+        INTERPRETER,
+        "weather forecast\n{}",
+        "天气\n{}",
+        "```python\nprint(1)\n```",
+    ],
+)
+def test_only_what_was_offered_is_called(template: RoleTemplate, text: str) -> None:
+    """Anything else is text, to the letter, and certain as it is written."""
+    for messages in (PLAIN, offering({"name": "weather"}), offering({"type": "function", "function": {"name": "天"}})):
+        offered = offered_tools(messages).keys()
+        assert template.process_response(text, messages) == (text, [*messages, Message("assistant", text)])
+        assert template.shown(text, offered) == template.settled(text, offered, final=True) == text
+        cleaner = template.cleaner(offered)
+        cleaner.feed(text.partition("\n")[0])
+        assert cleaner.fresh() == text.partition("\n")[0]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_names_of_any_kind_can_be_called(template: RoleTemplate) -> None:
+    content = '{"a": 1}' if template is not chatglm2_text.CHAT_3 else "```python\ntool_call(a=1)\n```"
+    for name in ("查询 天气", "a-b", "f"):
+        for tool in ({"name": name}, {"type": "function", "function": {"name": name}}):
+            assert template.process_response(f"{name}\n{content}", offering(tool))[0] == {
+                "name": name,
+                "parameters": {"a": 1},
+            }
+    assert template.process_response(f"g\n{content}", offering({"name": "f"}))[0] == f"g\n{content}"
+
+
+def test_a_built_in_tool_is_called_with_a_text() -> None:
+    """Its call has code or words instead of parameters."""
+    response, longer = glm4_text.CHAT.process_response("python\nprint(1)", offering({"type": "python"}))
+    assert response == {"name": "python", "content": "print(1)"}
+    assert longer[-1] == Message("assistant", "print(1)", "python")
+    assert glm4_text.CHAT.process_response("python\nprint(1)", PLAIN)[0] == "python\nprint(1)"
+
+
+def test_several_texts_and_calls_in_one_reply() -> None:
+    messages, template = offering({"name": "f"}), glm4_text.CHAT
+    text = "\none<|assistant|>f\n{}<|assistant|>g\n{}"
+    assert template.process_response(text, messages)[0] == "one\ng\n{}"
+    both = template.process_response("f\n{}<|assistant|>f\n[1]", messages)
+    assert both[0] == {"name": "f", "parameters": [1]}
+    assert [message.metadata for message in both[1][2:]] == ["f", "f"]

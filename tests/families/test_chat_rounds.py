@@ -9,7 +9,7 @@ from families.recorded import recorded
 from glmkit.errors import RequestError
 from glmkit.families import chatglm2_text, chatglm_text
 from glmkit.families.common import round_chat as chatglm_chat
-from glmkit.families.common.round_chat import RoundTemplate
+from glmkit.families.common.round_chat import RoundTemplate, to_rounds
 from glmkit.tokenizer.chat_template import Message, ReplyStream, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
@@ -146,14 +146,58 @@ def test_rounds_count_from_zero_or_one() -> None:
     assert first.text(TALK, add_generation_prompt=False) == "[Round 0]\n问：q1\n答：a1\n[Round 1]\n问：q2\n答：a2\n"
 
 
+def said(*turns: str) -> list[Message]:
+    """Messages of one letter for the role and the text behind it."""
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return [Message(roles[turn[0]], turn[1:]) for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("turns", "rounds"),
+    [
+        (["sBe brief.", "uq"], ["Be brief.q"]),
+        (["sone", "stwo", "uq1", "aa", "uq2"], ["one\ntwoq1", "a", "q2"]),
+        (["uq1", "aa", "slater", "uq2"], ["q1", "a", "laterq2"]),
+        (["uq", "slast"], ["q\nlast"]),
+        (["salone"], ["alone"]),
+        (["s", "uq"], ["q"]),
+        (["aHello!", "uq"], ["", "Hello!", "q"]),
+        (["ss", "aHello!", "uq"], ["s", "Hello!", "q"]),
+        (["uone", "utwo", "uthree"], ["one\ntwo\nthree"]),
+        (["uq1", "aone", "atwo", "uq2"], ["q1", "one\ntwo", "q2"]),
+        (["u", "aa", "u"], ["", "a", ""]),
+        (["uq", "aSo far"], ["q", "So far"]),
+    ],
+    ids=str,
+)
+def test_messages_that_are_not_in_turn_are_merged(turns: list[str], rounds: list[str]) -> None:
+    """Every text is read, where it was said."""
+    messages = said(*turns)
+    assert to_rounds(messages) == rounds
+    pairs = [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(rounds)]
+    for template in (first, second):
+        assert template.text(messages) == template.text(pairs)
+        assert all(turn[1:] in template.text(messages) for turn in turns)
+
+
+def test_an_answer_that_goes_on() -> None:
+    assert second.text(said("uq", "aSo far")) == "[Round 1]\n\n问：q\n\n答：So far"
+    assert first.text(said("uq1", "aa1", "uq2", "aSo\n")) == "[Round 0]\n问：q1\n答：a1\n[Round 1]\n问：q2\n答：So\n"
+    assert second.text(said("uq", "aSo far"), add_generation_prompt=False).endswith("So far\n\n")
+
+
+def test_a_history_that_pairs_cannot_hold_is_dictionaries() -> None:
+    for turns in (["ss", "uq", "aa"], ["aHello!", "uq", "aa"], ["uone", "utwo", "aa"], ["uq", "aone", "atwo"]):
+        history = second.history(said(*turns))
+        assert history == [message.to_dict() for message in said(*turns)]
+        assert to_messages(history) == said(*turns)
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
         ([], "no message"),
-        ([Message("system", "s"), Message("user", "q")], "knows no role 'system'; its roles are user, assistant"),
-        ([Message("assistant", "a")], "message 1 has the role 'assistant'; 'user' must come there"),
-        ([Message("user", "q"), Message("user", "q")], "message 2 has the role 'user'"),
-        (TALK, "ends with the assistant's message"),
+        ([Message("observation", "s"), Message("user", "q")], "no role 'observation'; its roles are system, user"),
         ([Message("user", "q", metadata="m")], "message 1 has metadata or tools"),
     ],
 )

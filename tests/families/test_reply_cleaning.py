@@ -32,8 +32,12 @@ PARTS = [
 ]  # fmt: skip
 
 
+OFFERED = frozenset({"get_weather", "中", "[[x", "a b"})
+
+
 def assert_same_steps(template: ChatTemplate, pieces: list[str], draw: random.Random) -> None:
-    cleaner, whole = template.cleaner(), WholeReply(template)
+    offered = draw.choice([OFFERED, frozenset[str]()])
+    cleaner, whole = template.cleaner(offered), WholeReply(template, offered)
     for number, piece in enumerate(pieces):
         cleaner.feed(piece)
         whole.feed(piece)

@@ -77,10 +77,52 @@ def test_another_reply_each_time_unless_there_is_a_seed(live: Live) -> None:
     assert len({each["system_fingerprint"] for each in (first, second, *again)}) == 1
 
 
-@pytest.mark.parametrize("fields", [{"tool_choice": "auto"}, {"tool_choice": "none"}, {"parallel_tool_calls": True}])
-def test_what_says_something_of_tools_needs_them(live: Live, fields: dict[str, Any]) -> None:
-    assert error(live, **fields)["param"] == next(iter(fields))
-    assert error(live, tools=[], **fields)["param"] == next(iter(fields))
+PASSING: dict[str, Any] = {
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "metadata": {"run": "1", "deep": {"a": [1]}},
+    "store": True,
+    "user": "u",
+    "safety_identifier": "u",
+    "service_tier": "flex",
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "prediction": {"type": "content", "content": "x"},
+    "stream_options": {"include_usage": True},
+    "logit_bias": {},
+    "modalities": ["text"],
+    "response_format": {"type": "text"},
+    "max_completion_tokens": 8,
+}
+
+
+def test_fields_of_clients_that_change_nothing_here(live: Live) -> None:
+    plain = answer(live)["choices"]
+    for fields in (PASSING, {**PASSING, "tools": [], "tool_choice": "none", "model": ...}, {"model": None}):
+        assert answer(live, **fields)["choices"] == plain
+
+
+def test_an_error_about_the_model_names_the_one_there_is(live: Live) -> None:
+    said = post(live, model="chatglm3-6b")
+    assert said.status_code == 404
+    assert "this server has 'm' alone" in said.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "function", "name": "f"}, "'tools[0].name'; it belongs into 'tools[0].function'"),
+        ({"type": "function", "function": {"name": "f", "type": "x"}}, "'tools[0].function.type'; leave it out"),
+        ({"type": "function", "function": {"name": "f", "describtion": "x"}}, "did you mean 'description'?"),
+        ({"type": "function", "function": {"name": "f"}, "functions": 1}, "did you mean 'function'?"),
+    ],
+)
+def test_hints_help(live: Live, tool: dict[str, Any], words: str) -> None:
+    assert words in error(live, tools=[tool])["message"]
+    user = {**QUESTION[0], "tool_calls": []}
+    assert error(live, messages=[user])["message"] == "unknown field 'messages[0].tool_calls'; leave it out"
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -210,6 +252,24 @@ def test_text_and_calls_together(text: str, finish: str, monkeypatch: pytest.Mon
             assert sorted(said) == sorted(words)
 
 
+@pytest.mark.parametrize("family", ["chatglm3", "glm-4"])
+def test_what_looks_like_a_call_streams_and_stops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tools, with others, and with tools that the model may not use."""
+    said = "Thought: 查询\n\nAction: x\nObservation: 12"
+    with serving(partial(small_chat, family), model_id="m") as live:
+        stop = live.lm.chat_template.stop_ids(live.lm.tokenizer)[-1]  # type: ignore[arg-type]
+        script(monkeypatch, [*live.lm.tokenizer.encode(said), stop])
+        named = {"type": "function", "function": {"name": "Thought:"}}
+        options: list[dict[str, Any]] = [{}, {"tools": [TOOL]}, {"tools": [named], "tool_choice": "none"}]
+        for fields in options:
+            for more, text in (({}, said), ({"stop": "Observation:"}, said.partition("Obs")[0])):
+                choice = answer(live, max_tokens=99, **fields, **more)["choices"][0]
+                assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+                parts = chunks(live, max_tokens=99, **fields, **more)
+                assert texts(parts) == text
+                assert sum(bool(part["choices"][0]["delta"].get("content")) for part in parts) > 5
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -244,22 +304,26 @@ def test_a_conversation_that_is_too_long(live: Live) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_an_answer_that_would_be_too_long(live: Live, name: str) -> None:
-    prompt = live.prompt_tokens(QUESTION)
-    said = error(live, **{"max_tokens": ..., name: 8193})
-    assert (said["param"], said["code"]) == (name, "context_length_exceeded")
-    assert f"ask for at most {8192 - prompt} tokens" in said["message"]
-    assert "8192" in said["message"]
+@pytest.mark.parametrize("family", ["chatglm", "glm-4"])
+def test_more_tokens_than_there_is_room_for(family: str, name: str) -> None:
+    """The room of the model's positions or of the engine's cache is the longest answer; a prompt must fit."""
+    for positions, tokens, room in ((64, None, 64), (8192, 96, 96)):
+        with serving(partial(small_chat, family, max_positions=positions), model_id="m", tokens=tokens) as live:
+            choice = (said := answer(live, **{"max_tokens": ..., name: 20_000}))["choices"][0]
+            if choice["finish_reason"] == "length":
+                assert said["usage"]["total_tokens"] == room
+            assert texts(chunks(live, **{"max_tokens": ..., name: 20_000})) == choice["message"]["content"]
+            long = [{"role": "user", "content": "fox " * 100}]
+            said = error(live, messages=long, **{"max_tokens": ..., name: 20_000})
+            assert (said["param"], said["code"]) == ("messages", "context_length_exceeded")
 
 
 def test_turns_that_have_no_form() -> None:
     with serving(partial(small_chat, "chatglm"), model_id="m") as live:
-        for messages in ([*QUESTION, *QUESTION], [*QUESTION, {"role": "assistant", "content": "x"}]):
-            said = error(live, messages=messages)
-            assert str(said["param"]).startswith("messages")
         said = error(live, tools=[TOOL])
         assert said["param"] == "tools"
         assert "was not taught to use tools" in said["message"]
+        assert "GLM-4-9B" in said["message"]
 
 
 def test_a_base_model_says_what_to_use_instead() -> None:

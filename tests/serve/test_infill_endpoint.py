@@ -99,7 +99,6 @@ def test_the_usual_length_is_64_greedy_tokens(live: Live) -> None:
         ({"n": 2}, "n", "unknown field"),
         ({"stop": ["a"]}, "stop", "unknown field"),
         ({"logprobs": 1}, "logprobs", "unknown field"),
-        ({"stream_options": {}}, "stream_options", "stream"),
         ({"top_p": 2}, "top_p", "at most 1"),
     ],
 )

@@ -39,7 +39,8 @@ def as_json(history: list[Any]) -> list[Any]:
 def test_it_is_the_librarys_chat(live: Live) -> None:
     said = answer(live, "the fox", max_length=60, temperature=0)
     response, history = live.direct.chat("the fox", max_length=60, temperature=0)
-    assert set(said) == {"response", "history", "status", "time"}
+    assert set(said) == {"response", "history", "status", "time", "finish_reason"}
+    assert said["finish_reason"] == "length"
     assert said["status"] == 200
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", said["time"])
     assert (said["response"], said["history"]) == (response, as_json(history))
@@ -86,6 +87,15 @@ def test_turns_without_room_are_told(live: Live) -> None:
     assert "and then?" in asked
 
 
+def test_fields_that_api_py_did_not_read(live: Live) -> None:
+    """LangChain's class for ChatGLM sends its own, and a limit beyond every model's."""
+    foreign = {"model": "x", "stream": False, "top_k": 3, "model_kwargs": {"a": [1]}, "prompt_": 1, "seed": "x"}
+    plain = answer(live, "the fox", max_length=60, temperature=0)
+    assert answer(live, "the fox", max_length=60, temperature=0, **foreign)["response"] == plain["response"]
+    greeted = answer(live, "the fox", history=[[None, "hello"]], max_length=90, temperature=0)
+    assert [turn["role"] for turn in greeted["history"]] == ["assistant", "user", "assistant"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -101,7 +111,6 @@ def test_turns_without_room_are_told(live: Live) -> None:
         ({"max_length": "2048"}, "max_length"),
         ({"top_p": 1.1}, "top_p"),
         ({"temperature": -1}, "temperature"),
-        ({"query": "x"}, "query"),
     ],
 )
 def test_refusals(live: Live, fields: dict[str, Any], param: str) -> None:
@@ -120,7 +129,10 @@ def test_a_call_that_cannot_be_read_is_shown_as_it_is(monkeypatch: pytest.Monkey
         assert answer(live, "q", history=history)["response"] == {"name": "f", "parameters": {"a": 1}}
         script(monkeypatch, [*live.lm.tokenizer.encode("f\n{a"), stop])
         said = answer(live, "q", history=history)
-        assert said["history"][-1]["content"] == said["response"] == "f\n{a"
+        assert said["response"] == "f\n{a"
+        assert said["history"][-1] == {"role": "assistant", "content": "{a", "metadata": "f"}
+        script(monkeypatch, [*live.lm.tokenizer.encode("\n ok"), stop])
+        assert answer(live, "and?", history=said["history"])["response"] == "ok"
 
 
 def test_a_base_model_has_no_chat() -> None:

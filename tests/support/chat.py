@@ -1,6 +1,7 @@
 """Tiny random chat models: a family's template and network kind with a vocabulary that is given."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from glmkit.families.family import family_named
 from glmkit.loading import Parts
 from glmkit.model import GLM, init_weights
 from glmkit.session import LM
-from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.chat_template import NO_TOOLS, ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
 from support.tiny import tiny_config
@@ -63,16 +64,16 @@ def say(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> None:
 class WholeReply:
     """The reply as the published code reads it: all of it, again and again."""
 
-    def __init__(self, template: ChatTemplate) -> None:
-        self._template, self._text, self._sent = template, "", 0
+    def __init__(self, template: ChatTemplate, offered: AbstractSet[str] = NO_TOOLS) -> None:
+        self._template, self._offered, self._text, self._sent = template, offered, "", 0
 
     def feed(self, text: str) -> None:
         self._text += text
 
     def shown(self) -> str:
-        return self._template.shown(self._text)
+        return self._template.shown(self._text, self._offered)
 
     def fresh(self, *, final: bool = False) -> str:
-        settled = self._template.settled(self._text, final=final)
+        settled = self._template.settled(self._text, self._offered, final=final)
         piece, self._sent = settled[self._sent :], max(self._sent, len(settled))
         return piece

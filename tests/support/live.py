@@ -70,20 +70,13 @@ class Live:
         return self.client.completions.create(model=self.model, prompt=prompt, **params)
 
     def reply(self, messages: str | Messages, **options: Any) -> str:
-        """What the model answers without a server; all of it, where it says several things.
-
-        Random words that read as the call of a tool that nobody offered are given back as they are.
-        """
+        """What the model answers without a server; all of it, where it says several things."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         job = self.direct.chat_job(messages, {"temperature": 0, "max_new_tokens": 12, **options})
         self.direct.engine.run(self.direct.engine.submit(job))
         (answer,) = job.answers
-        template, tokenizer = self.direct.chat_template, self.direct.tokenizer
-        raw = tokenizer.decode(answer.ids, skip_specials=False)
-        called = [turn for turn in template.process_response(raw)[1] if turn.metadata.strip()]
-        texts = [answer.text or "", *(f"{turn.metadata.strip()}\n{turn.content.strip()}" for turn in called)]
-        return "\n".join(text for text in texts if text)
+        return answer.text or ""
 
     def answers(self, prompt: str, **options: Any) -> list[Answer]:
         """What the model writes after a text, without a server."""

@@ -1,18 +1,20 @@
 """Messages and histories, and reading a reply while it is generated."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
 
 from glmkit.errors import RequestError, TokenizerError
 from glmkit.tokenizer.chat_template import (
+    NO_TOOLS,
     ChatDefaults,
     ChatTemplate,
     Message,
     ReplyStream,
+    offered_tools,
     to_messages,
-    to_pairs,
     token_id,
     without_part_of,
 )
@@ -48,13 +50,13 @@ class Plain(ChatTemplate):
     ) -> tuple[str | dict[str, Any], list[Message]]:
         return text.upper(), [*messages, Message("assistant", text.upper())]
 
-    def shown(self, text: str) -> str:
+    def shown(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> str:
         return text.upper()
 
-    def settled(self, text: str, *, final: bool = False) -> str:
+    def settled(self, text: str, offered: AbstractSet[str] = NO_TOOLS, *, final: bool = False) -> str:
         return text.upper() if final else text.upper()[:-1]
 
-    def cleaner(self) -> WholeReply:
+    def cleaner(self, offered: AbstractSet[str] = NO_TOOLS) -> WholeReply:
         return WholeReply(self)
 
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
@@ -78,6 +80,7 @@ def test_every_form_of_a_history() -> None:
         Message("user", ""),
     ]
     assert to_messages([]) == []
+    assert to_messages([(None, "hello"), ("q", "a")]) == [Message("assistant", "hello"), *TALK]
 
 
 def test_dictionaries_and_back() -> None:
@@ -106,10 +109,12 @@ def test_what_is_no_history(history: Any, reason: str) -> None:
         to_messages(history)
 
 
-def test_pairs() -> None:
-    assert to_pairs(TALK) == ([("q", "a")], None)
-    assert to_pairs([*TALK, Message("user", "w")]) == ([("q", "a")], "w")
-    assert to_pairs([]) == ([], None)
+def test_the_tools_of_a_conversation() -> None:
+    tools = [{"name": " f "}, {"type": "function", "function": {"name": "g"}}, {"type": "python"}, {"x": 1}]
+    tools += [{"type": "function", "function": {"name": 5}}, {"name": " "}]
+    talk = [Message("system", "s", tools=tools), *TALK, Message("user", "q", tools=[{"name": "查"}])]
+    assert offered_tools(talk) == {"f": True, "g": True, "python": False, "查": True}
+    assert offered_tools(TALK) == {}
 
 
 def test_a_reply_step_by_step() -> None:
@@ -122,13 +127,14 @@ def test_a_reply_step_by_step() -> None:
     assert stream.finish(TALK) == ("AÉB", [*TALK, Message("assistant", "AÉB")])
 
 
-def test_a_broken_character_is_shown_only_at_the_end() -> None:
+def test_half_a_character_is_shown_where_another_one_follows() -> None:
     stream = ReplyStream(TEMPLATE, TOKENIZER)
     assert [stream.push(index) for index in (0xF0, 0x9F)] == [None, None]
     assert stream.push(ord("x")) == "\ufffdX"
     stream.push(0xE4)
     assert stream.fresh() == "\ufffd"
-    assert stream.finish()[0] == "\ufffdX\ufffd"
+    assert stream.fresh(final=True) == "X"
+    assert stream.finish()[0] == "\ufffdX"
 
 
 def test_the_text_of_a_reply() -> None:

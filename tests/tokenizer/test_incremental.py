@@ -8,15 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import glmkit
+from glmkit.families.family import family_named
 from glmkit.tokenizer.incremental import (
     ByteText,
+    Decodes,
     FilteredStream,
     IncrementalDecoder,
     Replace,
     ReplacePattern,
     TextFilter,
     clean_up_filters,
+    whole_text,
 )
+from glmkit.tokenizer.trained import TrainedTokenizer
+from support.shared import shared_dir
 from tokenizer.trained import trained
 
 CLEAN_UP = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"]
@@ -96,6 +102,18 @@ random_ids = st.lists(st.integers(0, VOCABULARY - 1), max_size=40)
 byte_ids = st.lists(st.one_of(st.integers(11, 266), st.just(3)), max_size=30)
 
 
+@dataclass
+class Foreign:
+    """A tokenizer that cannot be fed id by id. longest: of the ids that it was given at once."""
+
+    tokenizer: TrainedTokenizer
+    longest: int = 0
+
+    def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+        self.longest = max(self.longest, len(ids))
+        return self.tokenizer.decode(ids, skip_specials=skip_specials)
+
+
 def pushed(decoder: IncrementalDecoder, ids: Sequence[int]) -> list[str]:
     return [decoder.push(index) for index in ids] + [decoder.flush()]
 
@@ -106,8 +124,9 @@ def pushed(decoder: IncrementalDecoder, ids: Sequence[int]) -> list[str]:
 @given(st.one_of(random_ids, byte_ids))
 def test_the_pieces_joined_are_the_whole(kind: str, skip: bool, ids: list[int]) -> None:
     tokenizer = trained(kind)
-    pieces = pushed(IncrementalDecoder(tokenizer, skip_specials=skip), ids)
-    assert "".join(pieces) == tokenizer.decode(ids, skip_specials=skip)
+    for each in (tokenizer, Foreign(tokenizer)):
+        pieces = pushed(IncrementalDecoder(each, skip_specials=skip), ids)
+        assert "".join(pieces) == tokenizer.decode(ids, skip_specials=skip)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -156,15 +175,39 @@ def test_tokenizers_that_drop_the_first_space_keep_the_others(ids: list[int]) ->
 
 def test_the_window_stays_short() -> None:
     """The work of one step must not grow with the text."""
-    longest = 0
-    tokenizer = trained("bpe")
+    watched = Foreign(trained("bpe"))
+    ids = watched.tokenizer.encode("some text 中鑫😀 " * 50)
+    assert "".join(pushed(IncrementalDecoder(watched), ids)) == "some text 中鑫😀 " * 50
+    assert watched.longest <= 8
 
-    class Watched:
-        def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-            nonlocal longest
-            longest = max(longest, len(ids))
-            return tokenizer.decode(ids, skip_specials=skip_specials)
 
-    ids = tokenizer.encode("some text 中鑫😀 " * 50)
-    assert "".join(pushed(IncrementalDecoder(Watched()), ids)) == "some text 中鑫😀 " * 50  # type: ignore[arg-type]
-    assert longest <= 8
+# --- a character that was cut -----------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "chatglm": "chatglm-6b", "glm-130b": "chatglm-6b", "chatglm2": "chatglm2-chatglm3",
+    "chatglm3": "chatglm2-chatglm3", "glm-4": "glm4",
+}  # fmt: skip
+
+
+def vocabularies() -> dict[str, Decodes]:
+    """A tokenizer of every kind that cuts characters into bytes."""
+    found: dict[str, Decodes] = {kind: trained(kind) for kind in ("bpe", "unigram")}
+    for family, folder in PUBLISHED.items():
+        tokenizer = family_named(family).tokenizer(shared_dir("tokenizers", folder), None)
+        assert tokenizer is not None
+        found[family] = tokenizer
+    for kind in ("gpt2", "roberta"):
+        found[kind] = glmkit.load_tokenizer(shared_dir("tokenizers", "glm-english"), kind=kind)
+    return found
+
+
+def test_the_beginning_of_a_character_is_left_out() -> None:
+    """Wherever an answer is cut, in steps and at once; a mark that was written stays."""
+    for name, tokenizer in vocabularies().items():
+        for text in ("好a😀", "a 👩‍👩‍👧‍👦 b", "“é𠮷”", "a \ufffd"):
+            ids = tokenizer.encode(text)  # type: ignore[attr-defined]
+            for end in range(len(ids) + 1):
+                whole = whole_text(tokenizer, ids[:end])
+                assert "".join(pushed(IncrementalDecoder(tokenizer, whole=True), ids[:end])) == whole
+                assert whole == tokenizer.decode(ids[:end]).rstrip("\ufffd") or end == len(ids), (name, text, end)
+            assert whole == tokenizer.decode(ids), (name, text)

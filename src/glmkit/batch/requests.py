@@ -14,7 +14,7 @@ from glmkit.generate.engine.job import Job
 from glmkit.generate.jobs.answers import AnswersJob, make_job
 from glmkit.generate.jobs.beam_search import BeamsJob
 from glmkit.generate.jobs.infill import FillJob
-from glmkit.generate.outputs import TokenLogprob
+from glmkit.generate.outputs import Answer, TokenLogprob
 from glmkit.generate.params import GenerationParams, Values
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.generate.truncation import Shortener, Side
@@ -57,7 +57,8 @@ class RequestMaker:
     """Makes requests of records, all with the same options.
 
     counts: of the records so far, "cut" (texts that were longer than src_length), "trimmed" (conversations whose
-    oldest turns were not read) and "masks" (texts with a blank that was read as text).
+    oldest turns were not read) and "masks" (texts with a blank that was read as text); of the answers and blanks so
+    far, "unfinished" (cut at the longest length) and "empty" (without any text).
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RequestMaker:
         Raises RequestError for options that mean nothing, and for a task that the model cannot do.
         """
         self.params = GenerationParams(**options)
-        self.counts = {"cut": 0, "trimmed": 0, "masks": 0}
+        self.counts = {"cut": 0, "trimmed": 0, "masks": 0, "unfinished": 0, "empty": 0}
         self._lm, self._options = lm, options
         self._prompts = Prompts(lm.parts)
         self._task, self._field, self._template, self._order = task, prompt_field, template, order
@@ -169,7 +170,10 @@ class RequestMaker:
         else:
             self.counts["cut"] += 1
             job = make_job(
-                prompt, self.params, self._lm.config, detokenizer=partial(IncrementalDecoder, self._lm.tokenizer)
+                prompt,
+                self.params,
+                self._lm.config,
+                detokenizer=partial(IncrementalDecoder, self._lm.tokenizer, whole=True),
             )
         return Request(job, partial(self._texts, job), self._prefix, {"cut_tokens": cut})
 
@@ -185,6 +189,7 @@ class RequestMaker:
 
     def _fields(self, job: AnswersJob | BeamsJob | ReplyJob, texts: Sequence[object]) -> Fields:
         answers = job.answers
+        self._count(answers)
         columns: dict[str, Sequence[object]] = {"finish": [answer.finish for answer in answers]}
         columns["answer_tokens"] = [len(answer.ids) for answer in answers]
         if self.params.num_beams > 1:
@@ -201,6 +206,7 @@ class RequestMaker:
 
     def _filled_text(self, job: FillJob) -> Fields:
         filled, answers = job.filled(), job.answers
+        self._count(answers)
         return {
             "answer": filled.text,
             "blanks": filled.blanks,
@@ -208,6 +214,10 @@ class RequestMaker:
             "answer_tokens": [len(answer.ids) for answer in answers],
             "prompt_tokens": job.prompt_tokens,
         }
+
+    def _count(self, answers: Sequence[Answer]) -> None:
+        self.counts["unfinished"] += sum(answer.finish == "length" for answer in answers)
+        self.counts["empty"] += sum(not answer.ids for answer in answers)
 
 
 _DECIMALS = 4

@@ -226,8 +226,8 @@ class Dialogue:
         elif not self._stream:
             print(shown(text), end="")
         print(flush=True)
-        if finish == "interrupted":
-            print("(stopped)", file=sys.stderr, flush=True)
+        if said := {"interrupted": "(stopped)", "length": "(cut at the longest length)"}.get(finish):
+            print(said, file=sys.stderr, flush=True)
 
     def _keep(self, history: Turns) -> None:
         self._history = history

@@ -1,6 +1,9 @@
 """`glm generate MODEL TEXT`: continue a text, or with --input every text of a file."""
 
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from contextlib import closing
 
 from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
@@ -9,7 +12,9 @@ from glmkit.cli.parser import Help
 from glmkit.cli.printing import print_json, shown
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
-from glmkit.generate.outputs import Answer
+from glmkit.generate.engine import Ticket
+from glmkit.generate.engine.ticket import MAX_UNREAD
+from glmkit.generate.outputs import Answer, Piece
 from glmkit.generate.params import Values
 from glmkit.session import LM
 
@@ -40,11 +45,7 @@ def run(args: Namespace) -> int:
     text = read_text(args)
     lm = open_model(args)
     if args.stream:
-        pieces = lm.stream(text, **options)
-        print(shown(text), end="", flush=True)
-        for piece in pieces:
-            print(shown(piece), end="", flush=True)
-        print()
+        _stream(lm, text, options)
         return 0
     (answers,) = lm.answers([text], **options)
     several = args.n > 1 or args.num_return_sequences > 1
@@ -56,7 +57,32 @@ def run(args: Namespace) -> int:
         if several:
             print(f"[{number}]" if answer.score is None else f"[{number}] score {answer.score:.4f}")
         print(shown(text + (answer.text or "")))
+    _say_ends(answers)
     return 0
+
+
+def _stream(lm: LM, text: str, options: Values) -> None:
+    """Print a text with its continuation while that is written."""
+    job = lm.continue_job(text, options)
+    ticket = lm.engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD))
+    print(shown(text), end="", flush=True)
+    with closing(ticket.stream()) as events:
+        for event in events:
+            if isinstance(event, Piece) and event.text:
+                print(shown(event.text), end="", flush=True)
+    print()
+    _say_ends(job.answers)
+
+
+def _say_ends(answers: Sequence[Answer]) -> None:
+    """Say on stderr, in one line, how many continuations have no text or are not complete."""
+    empty = sum(not (answer.text or "").strip() for answer in answers)
+    cut = sum(answer.finish == "length" for answer in answers)
+    counted = {"empty (the model ended it at once)": empty, "cut at the longest length (--max_new_tokens)": cut}
+    whole = f"{len(answers)} continuations are" if len(answers) > 1 else "the continuation is"
+    notes = [f"{f'{count} of ' if len(answers) > 1 else ''}{whole} {what}" for what, count in counted.items() if count]
+    if notes:
+        print(f"glm generate: {', '.join(notes)}", file=sys.stderr)
 
 
 def _check_stream(args: Namespace, options: Values) -> None:

@@ -256,6 +256,8 @@ class _Report:
     cut: int = 0
     trimmed: int = 0
     masks: int = 0
+    unfinished: int = 0
+    empty: int = 0
     lines: int
 
 
@@ -281,4 +283,6 @@ _NOTES = {
     "cut": "prompts were longer than --src_length and were cut; their lines have cut_tokens",
     "trimmed": "conversations were too long; their oldest turns were not read, their lines have dropped_turns",
     "masks": "texts have a blank, which was read as text; --task fill fills blanks",
+    "unfinished": "answers were cut at the longest length; their finish is length",
+    "empty": "answers are empty",
 }

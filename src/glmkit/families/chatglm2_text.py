@@ -42,6 +42,7 @@ class ToolCallTemplate(RoleTemplate):
     # `THUDM/ChatGLM3:tools_using_demo/`
     tools_intro = "Answer the following questions as best as you can. You have access to the following tools:"
     opened_turns = True
+    spaced = True
 
     def expand(self, messages: Sequence[Message]) -> list[Message]:
         written = []

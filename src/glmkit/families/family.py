@@ -95,6 +95,12 @@ def family_named(name: str) -> Family:
     return known[name]
 
 
+def taught_tools() -> list[str]:
+    """Models that were taught to call tools, by the names of their chat templates."""
+    chats = (family.chat for family in all_families().values())
+    return sorted({chat.name for chat in chats if chat is not None and "observation" in chat.roles})
+
+
 def preset(name: str) -> GLMConfig:
     """The config of a published size. Raises ConfigError listing the closest names."""
     presets = {key: config for family in all_families().values() for key, config in family.presets.items()}

@@ -184,8 +184,15 @@ class _JsonCalls(RoleTemplate):
         return parameters
 
 
+def _has_outcome(calls: Sequence[Message]) -> bool:
+    """True when an observation stands behind these calls of the assistant."""
+    return next((message.role for message in calls if message.role != "assistant"), None) == "observation"
+
+
 class SelfDescribingTemplate(_JsonCalls):
     """GLM-4-9B: tools become a system message in which the model is told who it is; messages without content vanish.
+
+    A call without content stays where its outcome follows, though the published code leaves it out as well.
 
     own_name: the model's name there. The first release wrote "GhatGLM", later ones "ChatGLM".
     """
@@ -197,12 +204,12 @@ class SelfDescribingTemplate(_JsonCalls):
 
     def expand(self, messages: Sequence[Message]) -> list[Message]:
         written: list[Message] = []
-        for message in messages:
+        for number, message in enumerate(messages):
             if message.tools:
                 sections = "".join(f"\n\n{_section(tool, self.name)}" for tool in message.tools)
                 described = _SELF_DESCRIPTION.format(self._own_name)
                 written.append(Message("system", f"{described}\n\n# 可用工具{sections}"))
-            if message.content:
+            if message.content or (message.metadata and _has_outcome(messages[number:])):
                 written.append(Message(message.role, message.content, message.metadata))
         return written
 

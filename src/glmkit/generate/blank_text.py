@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from glmkit.config import SpecialIds
 from glmkit.errors import RequestError
+from glmkit.tokenizer.incremental import whole_text
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .params import check_type
@@ -42,24 +43,27 @@ class BlankText:
         for piece in pieces:
             self.ids += [names[piece]] if piece in unread else tokenizer.encode(piece, specials=True)
 
-    def filled(self, spans: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
-        """The text with the answers, and the answers alone.
+    def filled(self, spans: Sequence[Sequence[int]]) -> tuple[str, list[str], list[str]]:
+        """The text with the answers, the answers alone, and the texts around them.
 
         Everything around the blanks stays as it was written. White space that the tokenizer gives to a blank stands
         where the answer begins a word, and is left out where the answer goes on without a space.
         """
         written = self._pattern.split(self._text)
         read = self._pattern.split(self._tokenizer.without_blank_space(self._text))
-        answers = [self._tokenizer.decode(span) for span in spans]
+        answers = [whole_text(self._tokenizer, span) for span in spans]
         assert len(written) == len(read) == len(answers) + 1, "the text and the tokenizer disagree about the blanks"
-        parts: list[str] = []
-        for piece, kept, span, answer in zip(written, read, spans, answers, strict=False):
+        around: list[str] = []
+        for piece, kept, span in zip(written, read, spans, strict=False):
             end = len(piece) - (_trailing(piece) - _trailing(kept))
-            parts += [piece[:end], piece[end:] if self._begins_word(span, answer) else "", answer]
-        return "".join([*parts, written[-1]]), answers
+            around.append(piece[:end] + (piece[end:] if self._begins_word(span) else ""))
+        around.append(written[-1])
+        text = "".join(part for pair in zip(around, [*answers, ""], strict=True) for part in pair)
+        return text, answers, around
 
-    def _begins_word(self, span: Sequence[int], answer: str) -> bool:
+    def _begins_word(self, span: Sequence[int]) -> bool:
         """True when an answer that is decoded without a space in front has one inside a text."""
+        answer = self._tokenizer.decode(span)
         if not span or answer[:1].isspace():
             return False
         return self._tokenizer.decode([*span, *span])[len(answer) :][:1].isspace()

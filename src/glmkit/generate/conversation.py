@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
+from glmkit.families.family import taught_tools
+from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, offered_tools, to_messages
 
 from .detokenize import ChatDetokenizer
 from .engine import Engine, Ticket
@@ -56,10 +58,7 @@ class _SoFar:
     def history(self) -> Turns:
         messages = self.messages
         if self.text is not None:
-            try:
-                messages = self.template.process_response(self.text, messages)[1]
-            except RequestError:  # half a call of a tool
-                messages = [*messages, Message("assistant", self.template.shown(self.text))]
+            messages = [*messages, *self.template.read_reply(self.text, offered_tools(messages).keys())]
         return self.template.history(messages)
 
 
@@ -74,6 +73,7 @@ class Turn:
         *,
         trim: bool = True,
         specials: bool = False,
+        room: int | None = None,
     ) -> None:
         """Build the prompt.
 
@@ -81,9 +81,9 @@ class Turn:
         and top_p, another seed each time, and for lengths: max_new_tokens is the longest reply, max_length prompt and
         reply together, as in the published code; with neither the published max_length holds, but a long conversation
         still gets a reply. trim: turns that do not fit are not read, the oldest first; their number is `dropped`.
-        specials: see `ChatTemplate.build`.
-        Raises RequestError for a family that was not taught to chat, for a conversation that it has no form for, when
-        the reply has no room, and for options that mean nothing.
+        specials: see `ChatTemplate.build`. room: the most tokens of prompt and reply; what max_new_tokens asks beyond
+        it is not written, while without it that is an error. Raises RequestError for a family that was not taught to
+        chat, for a conversation that it has no form for, when the reply has no room, and for options that mean nothing.
         """
         refuse_unknown(options, (*OPTIONS, "max_length"))
         self.prompts, self.messages = prompts, list(messages)
@@ -98,7 +98,9 @@ class Turn:
         limits = {"max_new_tokens": given.get("max_new_tokens"), "max_length": max_length}
         # Before a long conversation is read: all but the longest reply.
         _ = GenerationParams(**{**_defaults(prompts.template, given), "max_new_tokens": positions, **given})
-        fitted = fit(prompts, self.messages, positions=positions, trim=trim, specials=specials, **limits)
+        fitted = fit(
+            prompts, self.messages, positions=positions, trim=trim, specials=specials, room=room, **limits
+        )
         self.limit, self.turns, self.dropped = fitted.limit, fitted.turns, fitted.dropped
         self.params = GenerationParams(**{**_defaults(prompts.template, given), **given, "max_new_tokens": fitted.room})
         self.prompt = prompts.reply(fitted.ids)
@@ -119,6 +121,8 @@ class Turn:
         template = prompts.template
         check_type("query", query, str, "a text (str)")
         check_type("role", role, str, "a text such as 'user'")
+        if role in ("observation", "tool"):
+            check_tools(template, "role")
         before = with_system(to_messages(() if history is None else history), template, **settings)
         specials = options.get("specials") or False
         check_type("specials", specials, bool, "true or false")
@@ -139,7 +143,7 @@ class Turn:
     def steps(self, engine: Engine) -> Generator[ChatStep]:
         """The reply as it is made. Closing or dropping the iterator cancels the rest.
 
-        Raises RequestError at the end when a call of a tool cannot be read.
+        Raises RequestError at the end when a complete call of a tool cannot be read.
         """
         return self._steps(engine, self.job(shows=True))
 
@@ -186,10 +190,11 @@ class ReplyJob:
     def __init__(self, turn: Turn, listener: Listener | None = None, *, shows: bool = False) -> None:
         template, tokenizer = turn.prompts.template, turn.prompts.chat_tokenizer
         self._turn, self._shows = turn, shows
+        self._offered = offered_tools(turn.messages).keys()
         self._detokenizers: list[ChatDetokenizer] = []
 
         def detokenizer() -> ChatDetokenizer:
-            self._detokenizers.append(ChatDetokenizer(template, tokenizer))
+            self._detokenizers.append(ChatDetokenizer(template, tokenizer, self._offered))
             return self._detokenizers[-1]
 
         self._job = make_job(turn.prompt, turn.params, turn.prompts.config, detokenizer=detokenizer, listener=listener)
@@ -214,20 +219,28 @@ class ReplyJob:
         """The replies, complete once the job is over."""
         return self._job.answers
 
-    def reply(self, number: int = 0) -> tuple[str | Call, list[Message]]:
+    def reply(self, number: int = 0, *, raw: bool = False) -> tuple[str | Call, list[Message]]:
         """A finished reply, and the conversation with it, the turns that were left out included.
 
-        Raises RequestError when a call of a tool cannot be read.
+        A call of a tool that cannot be read stays what the model wrote, where the longest length cut it off. Raises
+        RequestError for a complete one, unless `raw`.
         """
         turn, answer = self._turn, self.answers[number]
         template = turn.prompts.template
         text = template.reply_text(turn.prompts.chat_tokenizer, answer.ids)
-        if answer.stop is None:
-            return template.process_response(text, turn.messages)
-        kept = answer.text or ""
-        result, messages = template.process_response(_before_stop(template, text, kept), turn.messages)
-        if isinstance(result, str) and len(messages) == len(turn.messages) + 1:  # what was streamed, to the letter
-            result, messages[-1] = kept, replace(messages[-1], content=kept)
+        if answer.stop is not None:
+            text = _before_stop(template, text, answer.text or "", self._offered)
+        try:
+            result, messages = template.process_response(text, turn.messages)
+        except RequestError:
+            if answer.finish != "length" and not raw:
+                raise
+            written = template.read_reply(text, self._offered)
+            result, messages = _as_written(written), [*turn.messages, *written]
+        if answer.stop is not None and isinstance(result, str):  # what was streamed, to the letter
+            result = answer.text or ""
+            if len(messages) == len(turn.messages) + 1:
+                messages[-1] = replace(messages[-1], content=result)
         return result, messages
 
     def _shown(self, event: Event) -> Event:
@@ -250,14 +263,22 @@ def with_system(
         check_type("system", system, str, "a text (str)")
     if tools is not None:
         tools = Message.from_dict({"role": "system", "content": "", "tools": tools}).tools
-        if "observation" not in template.roles:
-            raise RequestError(f"{template.name} was not taught to use tools; leave them out", param="tools")
+        check_tools(template, "tools")
     opened = bool(messages) and messages[0].role == "system"
     first = messages[0] if opened else Message("system", template.tools_intro if tools else "")
     first = replace(
         first, content=first.content if system is None else system, tools=first.tools if tools is None else tools
     )
     return [first, *messages[opened:]]
+
+
+def check_tools(template: ChatTemplate, param: str) -> None:
+    """Raise RequestError, naming the models that can, for one that was not taught to use tools."""
+    if "observation" not in template.roles:
+        taught = ", ".join(taught_tools())
+        raise RequestError(
+            f"{template.name} was not taught to use tools; leave them out, or take one of {taught}", param=param
+        )
 
 
 def _defaults(template: ChatTemplate, given: Values) -> Values:
@@ -268,8 +289,13 @@ def _defaults(template: ChatTemplate, given: Values) -> Values:
     return values
 
 
-def _before_stop(template: ChatTemplate, text: str, kept: str) -> str:
+def _as_written(messages: Sequence[Message]) -> str:
+    calls = ((message.metadata.strip(), message.content) for message in messages)
+    return "\n".join(f"{name}\n{content}" if name else content for name, content in calls)
+
+
+def _before_stop(template: ChatTemplate, text: str, kept: str, offered: AbstractSet[str]) -> str:
     """The raw text of a reply up to a stop text; `kept` is what was left of the clean one."""
     size = len(kept.rstrip())
-    ends = (end for end in range(len(text), -1, -1) if len(template.settled(text[:end], final=True)) <= size)
+    ends = (end for end in range(len(text), -1, -1) if len(template.settled(text[:end], offered, final=True)) <= size)
     return text[: next(ends, 0)]

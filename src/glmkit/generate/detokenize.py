@@ -1,9 +1,10 @@
 """Detokenizers: the ids of an answer to text that no later id can change, up to a stop text."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from glmkit.tokenizer.chat_template import ChatTemplate, ReplyStream
+from glmkit.tokenizer.chat_template import NO_TOOLS, ChatTemplate, ReplyStream
 from glmkit.tokenizer.inputs import InputTokenizer
 
 
@@ -17,7 +18,7 @@ class Detokenizer(Protocol):
         """Add an id; returns the text that became certain with it, which may be none."""
 
     def flush(self) -> str:
-        """The text that was held back, at the end of the ids."""
+        """The text that was held back, at the end of the ids, without the beginning of a character."""
 
 
 MakeDetokenizer = Callable[[], Detokenizer]
@@ -26,8 +27,9 @@ MakeDetokenizer = Callable[[], Detokenizer]
 class ChatDetokenizer:
     """Text of a reply as the family's published code cleans it. stream: the reply so far."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
-        self.stream = ReplyStream(template, tokenizer)
+    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer, offered: AbstractSet[str] = NO_TOOLS) -> None:
+        """offered: names of the tools that may be called."""
+        self.stream = ReplyStream(template, tokenizer, offered)
         self._shows = False
 
     @property

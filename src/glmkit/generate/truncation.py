@@ -43,21 +43,26 @@ def fit(
     max_length: int | None = None,
     trim: bool = True,
     specials: bool = False,
+    room: int | None = None,
 ) -> Fitted:
     """The prompt of a conversation with room for the reply.
 
     positions: the most tokens that the model takes. max_new_tokens: longest reply; max_length: prompt and reply
     together; with neither, the family's published length holds. trim: the oldest turns are left out where there is no
-    room, but never a system message or the last turn. specials: see `ChatTemplate.build`. Raises RequestError, naming
+    room, but never a system message or the last turn. specials: see `ChatTemplate.build`. room: the most tokens of
+    prompt and reply; with it max_new_tokens is the longest reply as far as there is room. Raises RequestError, naming
     tokens and limit, where even so, or without trim, the reply has no room.
     """
     template = prompts.template
     build = partial(template.build, prompts.chat_tokenizer, specials=specials)
+    positions = positions if room is None else min(positions, room)
     limit, reserved = positions, min(RESERVED, positions // 4)
     if max_length is not None:
         limit = min(max_length, positions)
         reserved = min(reserved, max(limit // 4, 1))
     wanted = reserved if max_new_tokens is None else max_new_tokens
+    if room is not None:
+        wanted = min(wanted, reserved)
     turns = _turns(messages)
     ids, dropped = build(messages), 0
     if trim and len(ids) + wanted > limit and turns[1:]:
@@ -67,22 +72,22 @@ def fit(
             fits = len(build(_without(messages, turns[:middle]))) + wanted <= limit
             low, high = (low, middle) if fits else (middle + 1, high)
         dropped, ids = low, build(_without(messages, turns[:low]))
-    room = limit - len(ids)
-    if room < (1 if max_new_tokens is None else max_new_tokens):
+    left = limit - len(ids)
+    if left < (1 if max_new_tokens is None or room is not None else max_new_tokens):
         what, shorten = ("the last turn's", "shorten the message") if trim else ("the conversation's", "shorten it")
-        least = wanted if trim or max_new_tokens is not None else 1
-        lower = max_new_tokens is not None and room > 0
+        least = wanted if trim or (max_new_tokens is not None and room is None) else 1
+        lower = max_new_tokens is not None and left > 0
         raise RequestError(
             f"{what} prompt of {len(ids)} tokens and {least} for the reply exceed {limit}; {shorten}"
-            + (f", or ask for at most {room} tokens" if lower else ""),
+            + (f", or ask for at most {left} tokens" if lower else ""),
             param="max_new_tokens" if lower else None,
             code="context_length_exceeded",
         )
     if max_new_tokens is not None:
-        room = max_new_tokens
+        left = min(max_new_tokens, left)
     elif max_length is None:
-        room = min(room, max(template.defaults.max_length - len(ids), reserved))
-    return Fitted(ids, room, limit, len(turns), dropped)
+        left = min(left, max(template.defaults.max_length - len(ids), reserved))
+    return Fitted(ids, left, limit, len(turns), dropped)
 
 
 def _turns(messages: Sequence[Message]) -> list[range]:

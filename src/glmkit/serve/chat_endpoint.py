@@ -7,13 +7,13 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from glmkit.errors import RequestError
-from glmkit.generate.conversation import ReplyJob
+from glmkit.generate.conversation import ReplyJob, check_tools
 from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import ChatTemplate
-from glmkit.tokenizer.incremental import IncrementalDecoder
+from glmkit.tokenizer.incremental import IncrementalDecoder, whole_text
 
-from .error_responses import ApiError
+from .error_responses import ApiError, refused
 from .logprobs import LogprobWriter
 from .messages import ReplyCalls, conversation, shown_tools
 from .request_jobs import Jobs, check_together
@@ -38,7 +38,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> ChatCompletio
     state: State = request.app.state.glm
     state.check_model(body.model)
     template = chat_template(state.lm)
-    jobs = Jobs(state, [_maker(state.lm, template, body)], given=body.model_fields_set, param="messages")
+    jobs = Jobs(state, [_maker(state, template, body)], given=body.model_fields_set, param="messages")
     head = state.heading("chatcmpl")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
@@ -59,28 +59,27 @@ def chat_template(lm: LM) -> ChatTemplate:
         raise ApiError(400, message, code=error.code) from None
 
 
-def _maker(lm: LM, template: ChatTemplate, body: ChatRequest) -> Callable[[], ReplyJob]:
+def _maker(state: State, template: ChatTemplate, body: ChatRequest) -> Callable[[], ReplyJob]:
     """The maker of the job, after the checks that types cannot make. Raises ApiError."""
+    clash = body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens)
     checks = (
         ("top_logprobs", body.top_logprobs is not None and not body.logprobs, "it needs logprobs: true"),
-        ("max_completion_tokens", body.max_completion_tokens is not None and body.max_tokens is not None,
-         "max_tokens is there, too; give one of them"),
-        ("tools", bool(body.tools) and "observation" not in template.roles,
-         f"{template.name} was not taught to use tools; leave them out"),
-        ("tool_choice", body.tool_choice is not None and not body.tools, "it needs tools; leave it out"),
-        ("parallel_tool_calls", body.parallel_tool_calls is not None and not body.tools,
-         "it needs tools; leave it out"),
-    )  # fmt: skip
+        ("max_completion_tokens", clash, "max_tokens is there, too; give one of them"),
+    )
     for name, wrong, reason in checks:
         if wrong:
             raise ApiError(400, f"{name}: {reason}", param=name)
     check_together(body)
+    if body.tools:
+        with refused(body.model_fields_set, "tools"):
+            check_tools(template, "tools")
     messages = conversation(template, body.messages)
     tools = shown_tools(template, body.tools) if body.tools and body.tool_choice != "none" else None
     options = body.options()
     if body.longest is not None:
         options["max_new_tokens"] = body.longest
-    return lambda: lm.chat_job(messages, options, tools=tools)
+    room = state.queue.longest(max(body.n or 1, body.num_beams or 1))
+    return lambda: state.lm.chat_job(messages, options, tools=tools, room=room)
 
 
 async def _chunks(
@@ -132,7 +131,6 @@ class _Choice:
         """The message of a finished answer."""
         raw, text = self._raw_text(answer), answer.text or ""
         calls = self._calls.calls(raw)
-        text = _joined(text, self._calls.uncalled(raw))
         called = {"tool_calls": calls} if calls else {}
         message = AnswerMessage(role="assistant", content=text if text or not calls else None, refusal=None, **called)
         logprobs = None if self._logprobs is None else self._logprobs.chat(answer.logprobs or ())
@@ -155,9 +153,6 @@ class _Choice:
         """The chunks at the end of the answer."""
         raw = self._raw_text(event.answer)
         chunks = self._call_chunks(raw, final=True)
-        if rest := self._calls.uncalled(raw):
-            before = event.answer.text or ""
-            chunks.append(self.chunk(Delta(content=_joined(before, rest)[len(before) :])))
         return [*chunks, self.chunk(Delta(), _finish(event.answer, self._called))]
 
     def chunk(self, delta: Delta, finish: Finish | None = None) -> ChunkChoice:
@@ -170,15 +165,11 @@ class _Choice:
         return [self.chunk(Delta(tool_calls=[delta])) for delta in deltas]
 
     def _raw_text(self, answer: Answer) -> str:
-        return self._lm.tokenizer.decode(answer.ids, skip_specials=False)
+        return whole_text(self._lm.tokenizer, answer.ids, skip_specials=False)
 
 
 def _finish(answer: Answer, called: bool) -> Finish:
     return "tool_calls" if called and answer.finish == "stop" else answer.finish
-
-
-def _joined(text: str, rest: str) -> str:
-    return f"{text}\n{rest}" if text and rest else text + rest
 
 
 def _usage(jobs: Jobs[ReplyJob]) -> Usage:

@@ -41,7 +41,7 @@ async def completions(request: Request, body: CompletionRequest) -> Completion |
     """OpenAI's completions; with a suffix, models that fill blanks write the text before it."""
     state: State = request.app.state.glm
     state.check_model(body.model)
-    asked = _Asked(state.lm, body)
+    asked = _Asked(state, body)
     jobs = Jobs(state, asked.makers(), given=body.model_fields_set, param="prompt")
     head = state.heading("cmpl")
     async with AsyncExitStack() as stack:
@@ -89,15 +89,17 @@ class _Asked:
     A job writes all answers to a prompt; with a suffix (`fills`) each answer is a job of its own, for a blank has one.
     """
 
-    def __init__(self, lm: LM, body: CompletionRequest) -> None:
+    def __init__(self, state: State, body: CompletionRequest) -> None:
         """Raise ApiError for fields that do not go together, and for values that parameters refuse."""
-        self._lm, self.body = lm, body
+        self._lm, self.body = state.lm, body
         self.prompts = body.prompts
         self.n = body.n or 1
         self.fills = bool(body.suffix)
         self._tried = max(body.best_of or 1, self.n)
         self._check()
-        options = {**body.options(), "max_new_tokens": body.max_tokens or max(LENGTH, body.min_tokens or 0)}
+        longest = min(body.max_tokens or max(LENGTH, body.min_tokens or 0), state.lm.config.max_positions)
+        self._room = state.queue.longest(1 if self.fills else max(self._tried, body.num_beams or 1))
+        options = {**body.options(), "max_new_tokens": longest}
         if body.logprobs is not None or self._tried > self.n:
             options["logprobs"] = body.logprobs or 0
         if self._tried > self.n:
@@ -146,7 +148,7 @@ class _Asked:
         return Usage.of(read, written, jobs.reused_tokens)
 
     def _continuing(self, prompt: str | list[int]) -> AnyJob:
-        return self._lm.continue_job(prompt, self._params, whole=False)
+        return self._lm.continue_job(prompt, self._params, whole=False, room=self._room)
 
     def _filling(self, prompt: str | list[int], number: int) -> AnyJob:
         lm, suffix = self._lm, self.body.suffix or ""
@@ -157,7 +159,7 @@ class _Asked:
             raise ApiError(400, message, param="suffix")
         params = replace(self._params, n=1, seed=self._params.choice(number).seed)
         text = f"{before}{lm.tokenizer.id_to_token(lm.special.mask)}{suffix}"
-        return lm.fill_job(text, params)
+        return lm.fill_job(text, params, room=self._room)
 
     def _check(self) -> None:
         body, lm = self.body, self._lm

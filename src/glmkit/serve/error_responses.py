@@ -104,10 +104,11 @@ class ClientGone(ApiError):  # noqa: N818
         super().__init__(499, "the client closed the connection", code="client_gone")
 
 
-def model_not_found(name: str) -> ApiError:
-    """The 404 for a model that is not served."""
+def model_not_found(name: str, served: str) -> ApiError:
+    """The 404 for a model that is not served. served: the one that is."""
     shown = name if len(name) <= 100 else name[:100] + "…"
-    return ApiError(404, f"model {shown!r} is not served here; see /v1/models", param="model", code="model_not_found")
+    message = f"model {shown!r} is not served here; this server has {served!r} alone"
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def as_api_error(error: BaseException, given: Collection[str] = (), default: str | None = None) -> ApiError:

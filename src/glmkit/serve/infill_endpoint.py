@@ -12,7 +12,7 @@ from glmkit.generate.params import GenerationParams
 from .error_responses import ApiError, refused
 from .request_jobs import Jobs, check_together
 from .schema.common import Usage
-from .schema.infill import Blank, Infill, InfillChunk, InfillRequest
+from .schema.infill import LENGTH, Blank, Infill, InfillChunk, InfillRequest
 from .schema.validation import JsonRoute
 from .sse import Event, EventStream, documented, frame
 from .state import Heading, State
@@ -29,17 +29,18 @@ async def infill(request: Request, body: InfillRequest) -> Infill | EventStream:
     In a stream every event has more of one blank; the one before [DONE] is the answer without a stream.
     """
     state: State = request.app.state.glm
-    if body.model is not None:
-        state.check_model(body.model)
+    state.check_model(body.model)
     lm = state.lm
     if lm.config.mask == "causal":
         raise ApiError(400, "this model reads left to right and fills in nothing; use /v1/completions", param="text")
     check_together(body)
     with refused(body.model_fields_set, "text"):
-        params = GenerationParams.from_mapping(body.options())
+        options = body.options()
+        longest = min(body.max_tokens or LENGTH, lm.config.max_positions)
+        params = GenerationParams.from_mapping({**options, "max_new_tokens": longest})
     jobs: Jobs[FillJob] = Jobs(
         state,
-        [lambda: lm.fill_job(body.text, params, order=body.order)],
+        [lambda: lm.fill_job(body.text, params, order=body.order, room=state.queue.longest(1))],
         given=body.model_fields_set,
         param="text",
     )

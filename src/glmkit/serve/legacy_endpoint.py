@@ -3,18 +3,15 @@
 Source: `THUDM/ChatGLM-6B:api.py`.
 """
 
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
 
-from glmkit.errors import RequestError
 from glmkit.generate.conversation import ReplyJob
-from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
-from glmkit.tokenizer.protocol import Tokenizer
+from glmkit.tokenizer.chat_template import Message, to_messages
 
 from .chat_endpoint import chat_template
 from .error_responses import refused
@@ -28,7 +25,7 @@ router = APIRouter(route_class=JsonRoute, tags=["ChatGLM-6B"])
 LENGTH, TOP_P, TEMPERATURE = 2048, 0.7, 0.95  # the published server's, for every family
 EXAMPLE: JsonDict = {"prompt": "你好", "history": [], "max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 
-Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Pair = Annotated[list[str | None], Field(min_length=2, max_length=2)]
 Round = Annotated[
     Annotated[Pair, Tag("~pair")] | Annotated[JsonObject, Tag("~message")],
     Discriminator(
@@ -40,9 +37,12 @@ Round = Annotated[
 
 
 class OriginalRequest(Body):
-    """A question and the conversation so far, as the answer before gave it. null is the default everywhere."""
+    """A question and the conversation so far, as the answer before gave it. null is the default everywhere.
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    Fields that api.py did not read have no effect here either.
+    """
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [EXAMPLE]})
 
     prompt: str
     history: Annotated[list[Round], Field(max_length=2048)] | None = None
@@ -52,13 +52,16 @@ class OriginalRequest(Body):
 
 
 class OriginalReply(Reply):
-    """history: the longer conversation, in the model family's own form, for the next request."""
+    """history: the longer conversation, for the next request; in the model family's own form where that holds it."""
 
     response: str | dict[str, object]
     history: list[object]
     status: int = 200
     time: str = Field(description="Local time, as 2023-03-23 21:38:40.")
     not_read: int | None = Field(None, description="Oldest turns of the history that had no room; absent when none.")
+    finish_reason: Literal["length"] | None = Field(
+        None, description="The answer was cut at the longest length; absent when it is complete."
+    )
 
 
 @router.post(
@@ -83,29 +86,18 @@ async def answer(request: Request, body: OriginalRequest) -> OriginalReply:
     messages = [*history, Message("user", body.prompt)]
     jobs: Jobs[ReplyJob] = Jobs(
         state,
-        [lambda: lm.chat_job(messages, options, trim=True)],
+        [lambda: lm.chat_job(messages, options, trim=True, room=state.queue.longest(1))],
         given=body.model_fields_set,
         param="prompt",
     )
     async with jobs:
         (job,) = await jobs.finish()
-        response, longer = _reply(job, template, lm.tokenizer, messages)
+        response, longer = job.reply(raw=True)
         return OriginalReply(
             response=response,
-            history=[list(item) if isinstance(item, tuple) else item for item in longer],
+            history=[list(item) if isinstance(item, tuple) else item for item in template.history(longer)],
             status=200,
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
             not_read=job.dropped or None,
+            finish_reason="length" if job.answers[0].finish == "length" else None,
         )
-
-
-def _reply(
-    job: ReplyJob, template: ChatTemplate, tokenizer: Tokenizer, messages: list[Message]
-) -> tuple[str | dict[str, object], Sequence[object]]:
-    """The response and the longer history; a call of a tool that cannot be read stays what the model wrote."""
-    try:
-        response, longer = job.reply()
-    except RequestError:
-        response = template.shown(tokenizer.decode(job.answers[0].ids, skip_specials=False))
-        longer = [*messages, Message("assistant", response)]
-    return dict(response) if isinstance(response, Mapping) else response, template.history(longer)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from glmkit.errors import RequestError
+from glmkit.generate.conversation import check_tools
 from glmkit.tokenizer.chat_template import ChatTemplate, Message
 
 from .error_responses import ApiError
@@ -25,14 +26,13 @@ from .schema.chat import (
 )
 
 _ROLES = {"developer": "system", "tool": "observation"}
-_OFFERED = Message("system", "", tools=())  # what a template must see to read a call
 
 
 def conversation(template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[Message]:
     """Turn messages into those of a family; each call of a tool is one of the assistant's, its outcome an observation.
 
-    Outcomes stand in the order of their calls. Raises ApiError naming the field: for a role that the family has no form
-    for, for calls without outcomes and the other way round.
+    Outcomes stand in the order of their calls. Raises ApiError naming the field: for calls and outcomes where the
+    family was not taught to use tools, for calls without outcomes and the other way round.
     """
     turns: list[Message] = []
     calls: dict[str, str] = {}  # calls that wait for their outcome: id, name
@@ -71,23 +71,20 @@ def _assistant(template: ChatTemplate, message: AssistantMessage, field: str) ->
         name = f"{field}.content"
         raise ApiError(400, f"{name} is missing; give a text, or tool_calls", param=name)
     turns = [Message("assistant", text)] if text or not message.tool_calls else []
-    for number, call in enumerate(message.tool_calls or ()):
-        written = call_text(template, call.function.name, call.function.arguments)
-        if written is None:
-            name = f"{field}.tool_calls[{number}].function.arguments"
-            raise ApiError(400, f"{name} must be the text of a JSON object that {template.name} can read", param=name)
-        turns.append(Message("assistant", written, call.function.name))
+    for function in (call.function for call in message.tool_calls or ()):
+        turns.append(Message("assistant", call_text(template, function.name, function.arguments), function.name))
     return turns
 
 
 def _check_role(template: ChatTemplate, message: ChatMessage, field: str) -> None:
     calls = isinstance(message, AssistantMessage) and message.tool_calls
-    role = "observation" if calls else _ROLES.get(message.role, message.role)
-    if role not in template.roles:
-        name = f"{field}.tool_calls" if calls else f"{field}.role"
-        known = [role for role in ("system", "user", "assistant", "tool") if _ROLES.get(role, role) in template.roles]
-        what = f"{name} is there" if calls else f"{name} is {message.role!r}"
-        raise ApiError(400, f"{what}; {template.name} knows the roles {', '.join(known)} only", param=name)
+    if calls or isinstance(message, ToolMessage):
+        try:
+            check_tools(template, "tools")
+        except RequestError as error:
+            name = f"{field}.tool_calls" if calls else f"{field}.role"
+            what = "is there" if calls else f"is {message.role!r}"
+            raise ApiError(400, f"{name} {what}: {error}", param=name) from None
 
 
 def _check_outcome(message: ToolMessage, calls: dict[str, str], field: str) -> None:
@@ -120,20 +117,16 @@ def shown_tools(template: ChatTemplate, tools: Sequence[Tool]) -> list[dict[str,
     return functions
 
 
-def call_text(template: ChatTemplate, name: str, arguments: str) -> str | None:
-    """An earlier call as the model would have written it; None for arguments that it has no form for."""
+def call_text(template: ChatTemplate, name: str, arguments: str) -> str:
+    """An earlier call as the model would have written it; arguments that it has no form for stay as they are."""
     values = _json_object(arguments)
     if values is None:
-        return None
+        return arguments
     try:
-        return next((text for text in (arguments, _python_call(values)) if _read(template, name, text) == values), None)
+        written = (text for text in (arguments, _python_call(values)) if _read(template, name, text) == values)
+        return next(written, arguments)
     except RecursionError:
-        return None
-
-
-def split_reply(template: ChatTemplate, text: str) -> list[tuple[str, str]]:
-    """(name, content) of the messages in the raw text of a reply; the name is empty where nothing is called."""
-    return [(message.metadata.strip(), message.content) for message in template.process_response(text)[1]]
+        return arguments
 
 
 class ReplyCalls:
@@ -153,47 +146,50 @@ class ReplyCalls:
         """News of the raw text of the reply so far: names as soon as they stand, then whole arguments."""
         if not self._offered or "\n" not in text:
             return []
-        pieces = split_reply(self._template, text)
-        calls = [(place, *piece) for place, piece in enumerate(pieces) if piece[0] in self._offered][: self._max]
+        pieces = self._template.read_reply(text, self._offered)
+        calls = [(place, piece) for place, piece in enumerate(pieces) if piece.metadata.strip()][: self._max]
         deltas = []
-        for index, (place, name, content) in enumerate(calls):
+        for index, (place, piece) in enumerate(calls):
+            name = piece.metadata.strip()
             if index == len(self._ids):
                 self._ids.append(new_id())
                 function = CalledFunctionDelta(name=name, arguments="")
                 deltas.append(CalledToolDelta(index=index, id=self._ids[index], type="function", function=function))
             if index == self._sent and (final or place < len(pieces) - 1):
                 self._sent += 1
-                arguments = CalledFunctionDelta(arguments=call_arguments(self._template, name, content))
+                arguments = CalledFunctionDelta(arguments=call_arguments(self._template, name, piece.content))
                 deltas.append(CalledToolDelta(index=index, function=arguments))
         return deltas
 
     def calls(self, text: str) -> list[CalledTool]:
         """Read the calls from a finished reply's raw text."""
-        found = [piece for piece in split_reply(self._template, text) if piece[0] in self._offered][: self._max]
+        found = [piece for piece in self._template.read_reply(text, self._offered) if piece.metadata.strip()]
         return [
             CalledTool(
                 id=new_id(),
                 type="function",
-                function=CalledFunction(name=name, arguments=call_arguments(self._template, name, content)),
+                function=CalledFunction(
+                    name=piece.metadata.strip(),
+                    arguments=call_arguments(self._template, piece.metadata.strip(), piece.content),
+                ),
             )
-            for name, content in found
+            for piece in found[: self._max]
         ]
-
-    def uncalled(self, text: str) -> str:
-        """Texts that look like calls and are none, as they were written; the reply's clean text lacks them."""
-        pieces = split_reply(self._template, text)
-        return "\n".join(f"{name}\n{content.strip()}" for name, content in pieces if name and name not in self._offered)
 
 
 def call_arguments(template: ChatTemplate, name: str, content: str) -> str:
-    """The arguments of a call as JSON; as the model wrote them where they cannot be read."""
+    """The arguments of a call as JSON; as the model wrote them where they cannot be read.
+
+    Without the space that tokenizers of some families decode in front of every text, which `call_text` gets again.
+    """
+    written = content.removeprefix(" ") if template.spaced else content
     if _json_object(content) is not None:
-        return content.strip()
+        return written
     values = _read(template, name, content)
     try:
-        return content.strip() if values is None else json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return written if values is None else json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return content.strip()
+        return written
 
 
 def new_id() -> str:
@@ -204,7 +200,7 @@ def new_id() -> str:
 def _read(template: ChatTemplate, name: str, content: str) -> object:
     """The arguments as the family reads them; None for no arguments that can be read."""
     try:
-        call = template.process_response(f"{name}\n{content}", [_OFFERED])[0]
+        call = template.process_response(f"{name}\n{content}", [Message("system", "", tools=({"name": name},))])[0]
     except RequestError:
         return None
     return call.get("parameters") if isinstance(call, Mapping) else None

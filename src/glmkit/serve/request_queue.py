@@ -80,6 +80,10 @@ class RequestQueue:
         self._stopped = False
         engine.on_step = self._metrics.stepped
 
+    def longest(self, sequences: int) -> int:
+        """The most tokens, the prompt's too, of each of so many answers to one prompt."""
+        return self._engine.limits.longest(sequences)
+
     @property
     def snapshot(self) -> Snapshot:
         """The engine after its last step."""

@@ -35,10 +35,10 @@ class State:
     model_id: str
     created: int
 
-    def check_model(self, name: str) -> None:
-        """Raise ApiError, 404, for a model that is not the served one."""
-        if name != self.model_id:
-            raise model_not_found(name)
+    def check_model(self, name: str | None) -> None:
+        """Raise ApiError, 404, for a model that is not the served one; None is that."""
+        if name is not None and name != self.model_id:
+            raise model_not_found(name, self.model_id)
 
     def heading(self, kind: str) -> Heading:
         """A new heading; kind: the beginning of the id."""

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from .error_responses import model_not_found
 from .state import State
 
 router = APIRouter()
@@ -94,6 +93,5 @@ async def models(request: Request) -> ModelList:
 async def model(request: Request, model: Annotated[str, Path(description="The id of the model.")]) -> Model:
     """The model of that name."""
     state = _state(request)
-    if model != state.model_id:
-        raise model_not_found(model)
+    state.check_model(model)
     return Model(id=state.model_id, created=state.created)

@@ -57,15 +57,15 @@ class ByteTokens(ABC):
 
 
 class ByteRun:
-    """Decodes consecutive ids."""
+    """Decodes consecutive ids. hidden: those without text."""
 
-    def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        self._token_bytes, self._text = token_bytes, ByteText(each=False)
+    def __init__(self, token_bytes: Sequence[bytes], hidden: frozenset[int] = frozenset()) -> None:
+        self._token_bytes, self._hidden, self._text = token_bytes, hidden, ByteText(each=False)
 
     def feed(self, ids: Sequence[int]) -> str:
         for index in ids:
             check_id(index, len(self._token_bytes))
-        return self._text.feed(b"".join(self._token_bytes[index] for index in ids))
+        return self._text.feed(b"".join(self._token_bytes[index] for index in ids if index not in self._hidden))
 
     def finish(self) -> str:
         return self._text.finish()

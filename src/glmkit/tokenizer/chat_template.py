@@ -6,12 +6,13 @@ come from the role of a message and never from its text, so nobody can forge a t
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from glmkit.errors import RequestError, TokenizerError
 
-from .incremental import IncrementalDecoder
+from .incremental import IncrementalDecoder, whole_text
 from .inputs import InputTokenizer
 from .reply_cleaning import Gathered, ReplyCleaner
 
@@ -21,10 +22,11 @@ _LONGEST_CHARACTER = 4  # bytes, and so at most tokens
 # The model was trained to write this where the date of its training belongs; every published `chat` replaces it.
 DATE_MARK, DATE = "[[训练时间]]", "2023年"
 
-# A call of a tool: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} without tools.
+# A call of a tool: {"name": ..., "parameters": {...}}, or {"name": ..., "content": text} of one that has no parameters.
 Call = dict[str, object]
-History = Iterable["Message | Mapping[str, object] | Sequence[str]"]
+History = Iterable["Message | Mapping[str, object] | Sequence[str] | Sequence[str | None]"]
 Turns = list[dict[str, object]] | list[tuple[str, str]]  # a history in the published form of its family
+NO_TOOLS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Message:
 def to_messages(history: History) -> list[Message]:
     """Turn any published form of a history into messages: (query, response) pairs, dictionaries, messages, also mixed.
 
-    Raises RequestError for anything else.
+    A pair whose query is None is a greeting of the assistant. Raises RequestError for anything else.
     """
     if isinstance(history, str | bytes | Mapping):
         raise RequestError(f"a history is a list of turns, not one {type(history).__name__}")
@@ -75,26 +77,34 @@ def to_messages(history: History) -> list[Message]:
             messages.append(item)
         elif isinstance(item, Mapping):
             messages.append(Message.from_dict(item))
-        elif not isinstance(item, str) and len(item) == 2 and all(isinstance(text, str) for text in item):
-            messages += [Message("user", item[0]), Message("assistant", item[1])]
         else:
-            raise RequestError(f"{item!r} is no turn", step="give (query, response) or {'role': ..., 'content': ...}")
+            messages += _of_pair(item)
     return messages
 
 
-def to_pairs(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str | None]:
-    """(query, response) pairs, and the query that still waits for its response, if any.
+def _of_pair(item: Sequence[str] | Sequence[str | None]) -> list[Message]:
+    """The messages of a (query, response) pair. Raises RequestError."""
+    if not isinstance(item, str) and len(item) == 2:
+        query, response = item
+        if isinstance(response, str) and isinstance(query, str | None):
+            asked = [] if query is None else [Message("user", query)]
+            return [*asked, Message("assistant", response)]
+    raise RequestError(f"{item!r} is no turn", step="give (query, response) or {'role': ..., 'content': ...}")
 
-    Raises RequestError when the messages are not the user's and the assistant's in turn, the user's first.
+
+def offered_tools(messages: Iterable[Message]) -> dict[str, bool]:
+    """Tools of a conversation by the name that a call has: a function's own, the type of a built-in tool.
+
+    The value is True for a function, whose call has parameters; the call of a built-in tool is a text.
     """
-    for number, message in enumerate(messages):
-        expected = ("user", "assistant")[number % 2]
-        if message.role != expected:
-            raise RequestError(f"message {number + 1} has the role {message.role!r}; {expected!r} must come there")
-        if message.metadata or message.tools is not None:
-            raise RequestError(f"message {number + 1} has metadata or tools, which this model has no form for")
-    texts = [message.content for message in messages]
-    return list(zip(texts[0::2], texts[1::2], strict=False)), texts[-1] if len(texts) % 2 else None
+    found: dict[str, bool] = {}
+    for tool in (tool for message in messages for tool in message.tools or ()):
+        described = "function" in tool or "name" in tool
+        function = tool.get("function", tool)
+        name = tool.get("type") if not described else function.get("name") if isinstance(function, Mapping) else None
+        if isinstance(name, str) and name.strip():
+            found[name.strip()] = described
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class ChatTemplate(ABC):
     defaults: ChatDefaults
     shows_stop: bool = True  # whether the published stream shows the reply once more when it ends
     tools_intro: str = ""  # the published system message that stands before tools, where there is one
+    spaced: bool = False  # whether the tokenizer decodes every text with a space in front
     shows_empty: bool = False  # whether a step of the stream without any text is shown, as one published model does
 
     @abstractmethod
@@ -151,21 +162,28 @@ class ChatTemplate(ABC):
     def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
         """A finished reply: what to show or to call, and the conversation with the reply at its end.
 
-        `messages`: the conversation so far; its first one says whether there are tools. Raises RequestError when the
-        model's call of a tool cannot be read.
+        `messages`: the conversation so far. Only a tool that it offers (`offered_tools`) can be called; everything else
+        is text. Raises RequestError when the model's call of a tool cannot be read.
         """
 
     @abstractmethod
-    def shown(self, text: str) -> str:
-        """An unfinished reply as the published stream shows it. It may still change."""
+    def shown(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> str:
+        """An unfinished reply as the published stream shows it. It may still change. offered: names of tools."""
 
     @abstractmethod
-    def settled(self, text: str, *, final: bool = False) -> str:
-        """The part of an unfinished reply's text that no later token can change; with `final`, all of it."""
+    def settled(self, text: str, offered: AbstractSet[str] = NO_TOOLS, *, final: bool = False) -> str:
+        """The part of an unfinished reply's text that no later token can change; with `final`, all of it.
+
+        Calls of offered tools are no text.
+        """
 
     @abstractmethod
-    def cleaner(self) -> ReplyCleaner:
+    def cleaner(self, offered: AbstractSet[str] = NO_TOOLS) -> ReplyCleaner:
         """A reader of one reply, piece by piece: at any time `shown` and `settled` of the text so far."""
+
+    def read_reply(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> list[Message]:
+        """The assistant's messages in the text of a reply; those with metadata are calls of offered tools."""
+        return [Message("assistant", self.shown(text, offered))]
 
     @abstractmethod
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
@@ -174,7 +192,7 @@ class ChatTemplate(ABC):
     def reply_text(self, tokenizer: InputTokenizer, ids: Sequence[int]) -> str:
         """The text of a reply's ids, without the token that ended it; what `process_response` takes."""
         stopped = len(ids) > 0 and ids[-1] in self.stop_ids(tokenizer)
-        return tokenizer.decode(ids[:-1] if stopped else ids, skip_specials=False)
+        return whole_text(tokenizer, ids[:-1] if stopped else ids, skip_specials=False)
 
     def check_roles(self, messages: Sequence[Message]) -> None:
         """Raise RequestError naming a role that this model does not know, and for a conversation without messages."""
@@ -193,11 +211,12 @@ class ReplyStream:
     by piece, so that the pieces joined are the reply. Neither ever holds a broken character.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: InputTokenizer, offered: AbstractSet[str] = NO_TOOLS) -> None:
+        """offered: names of the tools that may be called, see `offered_tools`."""
         self._template, self._tokenizer = template, tokenizer
         self._stops = template.stop_ids(tokenizer)
-        self._decoder = IncrementalDecoder(tokenizer, skip_specials=False)
-        self._cleaner, self._raw = template.cleaner(), Gathered()
+        self._decoder = IncrementalDecoder(tokenizer, skip_specials=False, whole=True)
+        self._cleaner, self._raw = template.cleaner(offered), Gathered()
         self._last: list[int] = []
 
     @property

@@ -157,9 +157,11 @@ class IncrementalDecoder:
     dummy space) still give the text of the whole.
     """
 
-    def __init__(self, tokenizer: Decodes, *, skip_specials: bool = True) -> None:
+    def __init__(self, tokenizer: Decodes, *, skip_specials: bool = True, whole: bool = False) -> None:
+        """whole: a character at the end whose last bytes never came is left out, where `decode` has U+FFFD."""
         self._tokenizer = tokenizer
         self._skip_specials = skip_specials
+        self._whole = whole
         self._window: list[int] = []  # ids since the start of the step before
         self._shown = 0  # ids of the window whose text is out
         self._ahead = 0  # characters of the rest that are out already
@@ -178,10 +180,10 @@ class IncrementalDecoder:
         if self._stream is not None:
             text = self._stream.finish()
             self._stream = self._new_stream()
-            return text
-        text = self._advance(final=True)
-        self._window, self._shown, self._ahead = [], 0, 0
-        return text
+        else:
+            text = self._advance(final=True)
+            self._window, self._shown, self._ahead = [], 0, 0
+        return text.rstrip(REPLACEMENT) if self._whole else text
 
     def _new_stream(self) -> IdStream | None:
         if isinstance(self._tokenizer, Streaming):
@@ -206,3 +208,12 @@ class IncrementalDecoder:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_specials=self._skip_specials) if ids else ""
+
+
+def whole_text(tokenizer: Decodes, ids: Sequence[int], *, skip_specials: bool = True) -> str:
+    """The text of ids that may have been cut inside a character, without the beginning of that character."""
+    text = tokenizer.decode(ids, skip_specials=skip_specials)
+    if not text.endswith(REPLACEMENT):
+        return text
+    decoder = IncrementalDecoder(tokenizer, skip_specials=skip_specials, whole=True)
+    return "".join([*map(decoder.push, ids), decoder.flush()])

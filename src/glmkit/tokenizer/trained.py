@@ -19,11 +19,11 @@ from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.small_files import MOST_VOCABULARY_BYTES, read_small
 
-from .byte_tokens import BYTE_OF
+from .byte_tokens import BYTE_OF, ByteRun
 from .explain import Explainable
 from .library import Content, Model, checked_content, library_errors, set_plain
 from .pretokens import RUST_PATTERN, cut_pieces, is_usual, split_words
-from .text_model import as_ids, as_texts, check_id, check_text, check_unicode
+from .text_model import IdStream, as_ids, as_texts, check_id, check_text, check_unicode
 from .vocabulary_files import parse_json, write_vocabularies
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -143,13 +143,12 @@ class TrainedTokenizer(Explainable):
         return self._encode_plain(as_texts(texts))
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True) -> str:
-        table, size = self._bytes, len(self._bytes)
-        parts: list[bytes] = []
-        for index in as_ids(ids):
-            check_id(index, size)
-            if not (skip_specials and index in self._special_id_set):
-                parts.append(table[index])
-        return b"".join(parts).decode("utf-8", errors="replace")
+        stream = self.stream(skip_specials=skip_specials)
+        return stream.feed(as_ids(ids)) + stream.finish()
+
+    def stream(self, *, skip_specials: bool = True) -> IdStream:
+        """A fresh decoder, as `Streaming` has it."""
+        return ByteRun(self._bytes, self._special_id_set if skip_specials else frozenset())
 
     def id_to_token(self, index: int) -> str:
         """The token's text; a token that is not whole characters is written as its bytes, "<0xE4><0xB8>"."""

@@ -70,18 +70,29 @@ def test_a_text_in_parts(chat: Live) -> None:
     assert content(chat.chat([{"role": "user", "content": parts}])) == content(chat.chat("the fox"))
 
 
-def test_system(tools: Live) -> None:
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system(role: str, chat: Live) -> None:
     messages = [{"role": "system", "content": "quick"}, *TURNS]
-    assert content(tools.chat(messages)) == tools.reply(messages) != tools.reply(TURNS)
-    assert tools.chat(messages).usage.prompt_tokens == tools.prompt_tokens(messages)
+    said = chat.chat([{**messages[0], "role": role}, *TURNS])
+    assert content(said) == chat.reply(messages) != chat.reply(TURNS)
+    assert said.usage.prompt_tokens == chat.prompt_tokens(messages) > chat.prompt_tokens(TURNS)
 
 
-@pytest.mark.parametrize("family", ["chatglm", "chatglm2"])
-def test_system_where_the_model_has_no_form_for_it(family: str, servers: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="system") as caught:
-        servers[family].chat([{"role": "system", "content": "quick"}, *TURNS])
-    assert caught.value.param is not None
-    assert caught.value.param.startswith("messages")
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "hello"}, {"role": "user", "content": QUESTION}],
+        [{"role": "user", "content": "the"}, {"role": "user", "content": "fox"}],
+        [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "quick"}],
+        [{"role": "system", "content": ""}, {"role": "system", "content": "s"}, {"role": "user", "content": QUESTION}],
+    ],
+    ids=str,
+)
+def test_turns_in_any_order(messages: Any, chat: Live) -> None:
+    named = [{**message, "name": "someone"} for message in messages]
+    said = chat.chat(named)
+    assert content(said) == chat.reply(messages)
+    assert said.usage.prompt_tokens == chat.prompt_tokens(messages)
 
 
 def test_temperature_zero_needs_no_seed(chat: Live) -> None:

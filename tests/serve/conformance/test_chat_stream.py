@@ -136,5 +136,5 @@ def test_a_mistake_is_told_before_the_stream(one: Live) -> None:
         chunks(one, temperature=-1)
     assert caught.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as caught:
-        one.chat(QUESTION, stream_options={"include_usage": True})
-    assert caught.value.param == "stream_options"
+        chunks(one, top_logprobs=2)
+    assert caught.value.param == "top_logprobs"

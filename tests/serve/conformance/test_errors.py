@@ -19,11 +19,6 @@ NOT_DONE: dict[str, Any] = {
     "logit_bias": {"5": 10},
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy", "format": "mp3"},
-    "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low",
-    "service_tier": "flex",
-    "store": True,
-    "verbosity": "low",
     "web_search_options": {},
 }
 
@@ -102,11 +97,10 @@ def test_both_lengths(one: Live) -> None:
 
 
 def test_more_than_the_model_can_hold(one: Live) -> None:
-    for params in ({"messages": [{"role": "user", "content": "word " * 20_000}]}, {"max_tokens": 10**6}):
-        params = {"messages": [{"role": "user", "content": QUESTION}], **params}
-        with pytest.raises(openai.BadRequestError) as caught:
-            one.client.chat.completions.create(model=one.model, **params)  # type: ignore[call-overload]
-        assert caught.value.code == "context_length_exceeded"
+    messages: Any = [{"role": "user", "content": "word " * 20_000}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        one.client.chat.completions.create(model=one.model, messages=messages)
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_an_unknown_model(one: Live) -> None:

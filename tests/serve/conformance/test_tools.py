@@ -123,9 +123,8 @@ def test_a_result_goes_back(tools: Live, monkeypatch: pytest.MonkeyPatch) -> Non
     job = tools.direct.chat_job(observed, {"temperature": 0, "max_new_tokens": 12})
     assert completion.usage.prompt_tokens == job.prompt_tokens
     tools.direct.engine.run(tools.direct.engine.submit(job))
-    raw = tools.direct.tokenizer.decode(job.answers[0].ids, skip_specials=False)
     followed = ask(tools, history, max_tokens=12).choices[0].message
-    assert "".join((followed.content or "").split()) == "".join(raw.split())
+    assert (followed.content or "") == job.answers[0].text
 
 
 def test_a_call_that_cannot_be_read_is_no_server_error(tools: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +133,28 @@ def test_a_call_that_cannot_be_read_is_no_server_error(tools: Live, monkeypatch:
     (call,) = choice.message.tool_calls
     assert (call.function.name, call.function.arguments) == ("track", "import os")
     assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("written", ["import os", "", "[1, 2]", "{'symbol': 5}\n", '{"symbol": "1'])
+def test_what_the_server_sent_it_takes_back(written: str, tools: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, or put together from a stream by the client; the prompt is that of what the model wrote."""
+    speak(tools, monkeypatch, f"track\n{written}")
+    params: dict[str, Any] = {"model": tools.model, "messages": ASKED, "tools": [TRACK], "max_tokens": 120}
+    with tools.client.chat.completions.stream(**params) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    functions = [TRACK["function"]] if tools.lm.family == "chatglm3" else [TRACK]
+    own = [
+        *ASKED,
+        {"role": "assistant", "metadata": "track", "content": written},
+        {"role": "observation", "content": "5"},
+    ]
+    expected = tools.direct.chat_job(own, {"max_new_tokens": 1}, tools=functions).prompt_tokens
+    for message in (ask(tools).choices[0].message, streamed):
+        (call,) = message.tool_calls
+        assert call.function.arguments == written
+        outcome = {"role": "tool", "tool_call_id": call.id, "content": "5"}
+        for returned in (message, message.model_dump(), message.model_dump(exclude_none=True)):
+            assert ask(tools, [*ASKED, returned, outcome], max_tokens=1).usage.prompt_tokens == expected
 
 
 @pytest.mark.parametrize(

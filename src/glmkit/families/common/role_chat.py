@@ -5,16 +5,19 @@ Sources: `chat` and `process_response` of `THUDM/chatglm3-6b:modeling_chatglm.py
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import (
     DATE,
     DATE_MARK,
+    NO_TOOLS,
     Call,
     ChatDefaults,
     ChatTemplate,
     Message,
+    offered_tools,
     token_id,
     without_part_of,
 )
@@ -28,7 +31,8 @@ _NEXT = "<|assistant|>"  # in a reply: another message of the assistant follows
 class RoleTemplate(ChatTemplate):
     """`<|role|>metadata`, line break, content; metadata and content are encoded one by one, each as ordinary text.
 
-    A reply is read the same way: text up to its first line break is metadata, the name of a tool to call.
+    A reply is read the same way: a first line that is the name of an offered tool calls it. Any other one is text,
+    where the published code takes it for a name.
     """
 
     roles = ("system", "user", "assistant", "observation")
@@ -82,38 +86,38 @@ class RoleTemplate(ChatTemplate):
         return [{**own.get(message.role, {}), **message.to_dict()} for message in messages]
 
     def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
-        has_tools = bool(messages) and messages[0].role == "system" and messages[0].tools is not None
-        longer = list(messages)
-        result: str | Call = ""
-        for piece in text.split(_NEXT):
-            metadata, content = _parts(piece)
-            if not metadata.strip():
-                content = content.strip()
-                result = content.replace(DATE_MARK, DATE)
-            else:
-                result = self._call(metadata.strip(), content, has_tools)
-            longer.append(Message("assistant", content, metadata))
-        return result, longer
+        tools = offered_tools(messages)
+        found = self.read_reply(text, tools.keys())
+        calls = [(message.metadata.strip(), message.content) for message in found]
+        read = [self._call(name, content, tools[name]) for name, content in calls if name]
+        result = read[-1] if calls[-1][0] else self.settled(text, tools.keys(), final=True)
+        return result, [*messages, *found]
 
-    def shown(self, text: str) -> str:
+    def read_reply(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> list[Message]:
+        found = []
+        for metadata, content in _parts(text.split(_NEXT), offered):
+            found.append(Message("assistant", content if metadata.strip() else content.strip(), metadata))
+        return found
+
+    def shown(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> str:
         """The text as in `ChatTemplate`; a call of a tool is shown as it is written."""
-        metadata, content = _parts(text.split(_NEXT)[-1])
+        metadata, content = _parts(text.split(_NEXT)[-1:], offered)[0]
         if metadata.strip():
             return f"{metadata.strip()}\n{content}"
         return content.strip().replace(DATE_MARK, DATE)
 
-    def settled(self, text: str, *, final: bool = False) -> str:
+    def settled(self, text: str, offered: AbstractSet[str] = NO_TOOLS, *, final: bool = False) -> str:
         """The text as in `ChatTemplate`: the messages without calls, joined by line breaks."""
+        pieces = (text if final else without_part_of(text, _NEXT)).split(_NEXT)
         if not final:
-            text = without_part_of(without_part_of(text, _NEXT), DATE_MARK)
-        pieces = text.split(_NEXT)
-        if not final and "\n" not in pieces[-1]:
-            del pieces[-1]  # it may become the name of a tool
-        plain = [content.strip() for metadata, content in map(_parts, pieces) if not metadata.strip()]
+            last = pieces.pop()
+            if "\n" in last or not _may_name(last, offered):
+                pieces.append(without_part_of(last, DATE_MARK))
+        plain = [content.strip() for metadata, content in _parts(pieces, offered) if not metadata.strip()]
         return "\n".join(content for content in plain if content).replace(DATE_MARK, DATE)
 
-    def cleaner(self) -> "_Reply":
-        return _Reply()
+    def cleaner(self, offered: AbstractSet[str] = NO_TOOLS) -> "_Reply":
+        return _Reply(offered)
 
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         return (tokenizer.special.eos, *(token_id(tokenizer, name) for name in self.stops))
@@ -124,8 +128,8 @@ class RoleTemplate(ChatTemplate):
             ids += self.message_ids(tokenizer, message)
         return [*ids, token_id(tokenizer, _NEXT)] if prompt else ids
 
-    def _call(self, name: str, content: str, has_tools: bool) -> Call:
-        if not has_tools:
+    def _call(self, name: str, content: str, has_parameters: bool) -> Call:
+        if not has_parameters:
             return {"name": name, "content": content}
         try:
             return {"name": name, "parameters": self.read_call(content)}
@@ -133,16 +137,27 @@ class RoleTemplate(ChatTemplate):
             raise RequestError(f"the model's call of {name!r} cannot be read ({error}): {content!r}") from None
 
 
-def _parts(piece: str) -> tuple[str, str]:
-    """Metadata and content; a piece without a line break is all content."""
-    metadata, found, content = piece.partition("\n")
-    return (metadata, content) if found else ("", piece)
+def _parts(pieces: Iterable[str], offered: AbstractSet[str]) -> list[tuple[str, str]]:
+    """Metadata and content of each message; what calls no offered tool is all content, but for a blank first line."""
+    found = []
+    for piece in pieces:
+        metadata, ended, content = piece.partition("\n")
+        called = bool(ended) and (not metadata.strip() or metadata.strip() in offered)
+        found.append((metadata, content) if called else ("", piece))
+    return found
+
+
+def _may_name(line: str, offered: AbstractSet[str]) -> bool:
+    """True for a beginning of a first line that may still become the name of an offered tool."""
+    begun = line.lstrip()
+    return any(name.startswith(begun) or name == begun.rstrip() for name in offered)
 
 
 class _Reply:
     """The messages of one reply, read in steps (`ReplyCleaner`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, offered: AbstractSet[str]) -> None:
+        self._offered = offered
         self._held, self._fresh, self._written = "", Gathered(), False  # held: perhaps the beginning of `_NEXT`
         self._open()
 
@@ -171,22 +186,11 @@ class _Reply:
 
     def _open(self) -> None:
         """Begin a message."""
-        self._line: Gathered | None = Gathered()  # its first line, until that ends
+        self._line: Gathered | None = Gathered()  # its first line, while that may become the name of a tool
         self._call: Gathered | None = None  # the text of a call
         self._content, self._clean, self._given = Stripped([Replace(DATE_MARK, DATE)]), Gathered(), False
 
     def _read(self, text: str) -> None:
-        line = self._line
-        if line is not None:
-            start, ended, rest = text.partition("\n")
-            line.add(start)
-            if ended:
-                name = line.text().strip()
-                self._open()
-                self._line, text = None, rest
-                if name:
-                    self._call = Gathered()
-                    self._call.add(f"{name}\n")
         if self._call is not None:
             self._call.add(text)
             return
@@ -194,6 +198,16 @@ class _Reply:
         self._clean.add(piece)
         if self._line is None:
             self._give(piece)
+            return
+        start, ended, rest = text.partition("\n")
+        self._line.add(start)
+        line = self._line.text()
+        if ended and line.strip() in self._offered:
+            self._line, self._call = None, Gathered()
+            self._call.add(f"{line.strip()}\n{rest}")
+        elif ended or not _may_name(line, self._offered):
+            self._line = None
+            self._give(self._clean.text())
 
     def _give(self, piece: str) -> None:
         """Text of a message that is certain; line breaks stand between the messages that have some."""
@@ -202,7 +216,7 @@ class _Reply:
             self._given = self._written = True
 
     def _close(self) -> None:
-        """End a message: one without a line break is all content."""
+        """End a message: one that called nothing is all content."""
         if self._call is None:
             self._give((self._clean.text() if self._line is not None else "") + self._content.rest())
         self._open()

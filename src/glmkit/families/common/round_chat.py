@@ -1,22 +1,26 @@
 """Conversations as numbered rounds of question and answer: ChatGLM-6B and ChatGLM2-6B.
 
 Sources: `chat`, `stream_chat` and `process_response` of `THUDM/chatglm-6b:modeling_chatglm.py` and
-`THUDM/chatglm2-6b:modeling_chatglm.py`, `build_prompt` of the latter's `tokenization_chatglm.py`.
+`THUDM/chatglm2-6b:modeling_chatglm.py`, `build_prompt` of the latter's `tokenization_chatglm.py`; system texts as in
+`THUDM/ChatGLM2-6B:openai_api.py`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import (
     DATE,
     DATE_MARK,
+    NO_TOOLS,
     Call,
     ChatDefaults,
     ChatTemplate,
     Message,
-    to_pairs,
+    Turns,
     without_part_of,
 )
 from glmkit.tokenizer.incremental import Replace, TextFilter
@@ -31,6 +35,8 @@ _NARROW_BESIDE_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e
 class RoundTemplate(ChatTemplate):
     """`[Round 1]`, question, answer, and so on, as one text.
 
+    The published form has the user's and the assistant's messages in turn. `to_rounds` brings others into it; a
+    conversation that ends with the assistant's message is one whose last answer goes on.
     first: number of the first round. gap: line breaks between the parts. bare_start: a conversation of one question is
     that question alone. opened: the tokenizer's special ids stand before the text (else behind a prompt). wide_marks:
     half-width punctuation beside Chinese characters becomes full-width in replies. end: role of the id that ends one.
@@ -45,7 +51,7 @@ class RoundTemplate(ChatTemplate):
     opened: bool = True
     wide_marks: bool = False
     shows_empty: bool = False
-    roles: tuple[str, ...] = ("user", "assistant")
+    roles: tuple[str, ...] = ("system", "user", "assistant")
 
     def build(
         self,
@@ -63,46 +69,48 @@ class RoundTemplate(ChatTemplate):
     def build_turn(self, tokenizer: InputTokenizer, messages: Sequence[Message]) -> list[int] | None:
         """Ids as in `ChatTemplate`. The dummy space in front is dropped, for the text goes on from the reply before."""
         pairs, query = self._turns(messages)
-        if query is None:
-            raise RequestError("the conversation ends with the assistant's message", step="add one of the user's")
-        if not self.opened:
+        if not self.opened or query is None or query != messages[-1].content:
             return None
         return tokenizer.encode(self.gap + self._round(len(pairs), query))[1:]
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         pairs, query = self._turns(messages)
-        if add_generation_prompt and query is None:
-            raise RequestError("the conversation ends with the assistant's message", step="add one of the user's")
         if self.bare_start and not pairs:
             return query or ""
         rounds = [self._round(number, question) + answer + self.gap for number, (question, answer) in enumerate(pairs)]
         if query is not None:
             rounds.append(self._round(len(pairs), query, ask=add_generation_prompt))
-        return "".join(rounds)
+        text = "".join(rounds)
+        return text.removesuffix(self.gap) if query is None and add_generation_prompt else text
 
-    def history(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
-        """(query, response) pairs. Raises RequestError when the last query waits for its response."""
-        pairs, query = to_pairs(messages)
-        if query is not None:
+    def history(self, messages: Sequence[Message]) -> Turns:
+        """(query, response) pairs; dictionaries where these would not hold who said what.
+
+        Raises RequestError when the last query waits for its response.
+        """
+        if messages and messages[-1].role != "assistant":
             raise RequestError("the conversation ends with the user's message; a history is made of finished rounds")
-        return pairs
+        roles = [message.role for message in messages]
+        if roles == ["user", "assistant"] * (len(roles) // 2):
+            return self._turns(messages)[0] if messages else []
+        return [message.to_dict() for message in messages]
 
     def process_response(self, text: str, messages: Sequence[Message] = ()) -> tuple[str | Call, list[Message]]:
         response = self.shown(text)
         return response, [*messages, Message("assistant", response)]
 
-    def shown(self, text: str) -> str:
+    def shown(self, text: str, offered: AbstractSet[str] = NO_TOOLS) -> str:
         text = text.strip().replace(DATE_MARK, DATE)
         return _NARROW_BESIDE_CHINESE.sub(_widen, text) if self.wide_marks else text
 
-    def settled(self, text: str, *, final: bool = False) -> str:
+    def settled(self, text: str, offered: AbstractSet[str] = NO_TOOLS, *, final: bool = False) -> str:
         if not final:
             text = without_part_of(text, DATE_MARK)
             if self.wide_marks and text.endswith(tuple(_WIDE_MARKS)):
                 text = text[:-1]
         return self.shown(text)
 
-    def cleaner(self) -> StrippedReply:
+    def cleaner(self, offered: AbstractSet[str] = NO_TOOLS) -> StrippedReply:
         filters: list[TextFilter] = [Replace(DATE_MARK, DATE)]
         return StrippedReply([*filters, _WideMarks()] if self.wide_marks else filters)
 
@@ -110,12 +118,33 @@ class RoundTemplate(ChatTemplate):
         return (tokenizer.special.require(self.end),)
 
     def _turns(self, messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str | None]:
+        """(question, answer) of each round, and the question that waits for its answer, if any. Raises RequestError."""
         self.check_roles(messages)
-        return to_pairs(messages)
+        for number, message in enumerate(messages, 1):
+            if message.metadata or message.tools is not None:
+                raise RequestError(f"message {number} has metadata or tools, which {self.name} has no form for")
+        texts = to_rounds(messages)
+        return list(zip(texts[0::2], texts[1::2], strict=False)), texts[-1] if len(texts) % 2 else None
 
     def _round(self, number: int, question: str, *, ask: bool = True) -> str:
         gap = self.gap
         return f"[Round {self.first + number}]{gap}问：{question}{gap}" + ("答：" if ask else "")
+
+
+def to_rounds(messages: Iterable[Message]) -> list[str]:
+    """Questions and answers in turn, a question first, with every text of the messages in them.
+
+    A system text stands directly before the question behind it. Other messages of one side that follow each other are
+    lines of one text. The assistant's greeting answers an empty question, or the system text before it.
+    """
+    texts: list[str] = []
+    for answers, group in groupby(messages, lambda message: message.role == "assistant"):
+        said = [message for message in group if message.content]
+        if answers and not texts:
+            texts.append("")
+        ends = ["" if (one.role, two.role) == ("system", "user") else "\n" for one, two in pairwise(said)]
+        texts.append("".join(message.content + end for message, end in zip(said, [*ends, ""], strict=False)))
+    return texts
 
 
 class _WideMarks:

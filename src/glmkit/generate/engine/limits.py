@@ -41,6 +41,10 @@ class EngineLimits:
         """Whole blocks of the token budget; 0 as long as it is not chosen."""
         return (self.tokens or 0) // self.block
 
+    def longest(self, sequences: int = 1) -> int:
+        """The most tokens of each of so many sequences of one job, which may share all but their last block."""
+        return max(self.blocks - sequences + 1, 1) * self.block
+
     def resolved(self, config: GLMConfig, token_bytes: int, free: int | None) -> "EngineLimits":
         """The same with a token budget, in whole blocks.
 

@@ -5,7 +5,7 @@ Source of positions and order: GLM paper section 2.1; `THUDM/GLM:blocklm_utils.p
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +16,7 @@ from glmkit.errors import RequestError
 from glmkit.generate.blank_text import BlankText
 from glmkit.generate.detokenize import MakeDetokenizer
 from glmkit.generate.engine.job import Branch
-from glmkit.generate.outputs import Answer, Listener
+from glmkit.generate.outputs import Answer, Finish, Listener
 from glmkit.generate.params import GenerationParams
 from glmkit.position_rows import ONE_BLANK, PositionRows, Span, anchor
 
@@ -28,11 +28,17 @@ BlankOrder = Literal["shared", "inserted"]
 
 @dataclass(frozen=True)
 class Filled:
-    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens."""
+    """A filled text: `text` with the blanks replaced, `blanks` the answers in order, `ids` their tokens.
+
+    finish: why each answer ended, as in `Answer`: "length" where it was cut. around: the texts between the answers, so
+    that `text` is the first of them, the first answer, the second of them, and so on.
+    """
 
     text: str
     blanks: list[str]
     ids: list[list[int]]
+    finish: list[Finish]
+    around: list[str] = field(repr=False)
 
 
 class FillJob:
@@ -57,6 +63,7 @@ class FillJob:
         running: bool = False,
         block_positions: bool = True,
         detokenizer: MakeDetokenizer | None = None,
+        room: int | None = None,
         listener: Listener | None = None,
         name: str = "the text",
         text: BlankText | None = None,
@@ -65,7 +72,8 @@ class FillJob:
 
         forbidden: ids never produced, besides mask, start, class and padding ids, which never are. A span ends at
         end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`.
-        detokenizer: makes one for each answer. name: of the text in errors. text: the one that `filled` puts
+        detokenizer: makes one for each answer. room: the most tokens of a sequence; longer answers than fit in it are
+        cut. name: of the text in errors. text: the one that `filled` puts
         together. Raises RequestError for a text without blanks or longer than the model's positions, and for several
         answers, beams and stop texts.
         """
@@ -80,6 +88,9 @@ class FillJob:
             raise RequestError(f"{self._name} has no blank; put [MASK], [sMASK] or [gMASK] where something is missing")
         self.prompt_tokens = len(ids)
         self.max_sequences = 1
+        if room is not None:
+            most = _longest_answer(len(ids), len(self._kinds), room, self.order, config)
+            params = replace(params, max_new_tokens=max(1, params.min_new_tokens, min(params.max_new_tokens, most)))
         self.max_sequence_tokens = _longest_sequence(
             len(ids), len(self._kinds), int(params.max_new_tokens), self.order, config
         )
@@ -110,7 +121,8 @@ class FillJob:
     def filled(self) -> Filled:
         """The text with all answers, once the job is over."""
         assert self._text is not None, "the job was made of ids alone"
-        return Filled(*self._text.filled(self.spans), self.spans)
+        text, blanks, around = self._text.filled(self.spans)
+        return Filled(text, blanks, self.spans, [answer.finish for answer in self.answers], around)
 
     def start(self) -> Sequence[Branch]:
         """Begin, as `Job` has it."""
@@ -205,6 +217,13 @@ def _longest_sequence(length: int, blanks: int, max_tokens: int, order: BlankOrd
     if order == "shared":
         return length + blanks * (1 + max_tokens) - 1
     return min(length + (blanks - 1) * (max_tokens - 1), max(length, config.max_positions)) + max_tokens
+
+
+def _longest_answer(length: int, blanks: int, room: int, order: BlankOrder, config: GLMConfig) -> int:
+    """The most tokens of each answer with which `_longest_sequence` is within `room`."""
+    if order == "shared":
+        return (room + 1 - length) // blanks - 1
+    return max((room - length + blanks - 1) // blanks, room - max(length, config.max_positions))
 
 
 def _never(special: SpecialIds, forbidden: Iterable[int]) -> tuple[int, ...]:

@@ -7,11 +7,26 @@ from pydantic.config import JsonDict
 
 from glmkit.generate.params import MAX_ALTERNATIVES
 
-from .common import Alternatives, Answering, Body, ChatLogprobs, Count, Empty, JsonObject, Off, Reply, Usage, by_kind
+from .common import (
+    MODEL,
+    Alternatives,
+    Answering,
+    Body,
+    ChatLogprobs,
+    Count,
+    CountOrNone,
+    Empty,
+    JsonObject,
+    Off,
+    Reply,
+    Usage,
+    by_kind,
+)
 
 # --- functions that a model may ask for, and its calls of them --------------------------------------------------------
 
-FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+_PARSED = "What OpenAI's own client adds; it has no effect."
+FunctionName = Annotated[str, Field(pattern=r"^\S{1,64}$")]
 
 
 class Function(Body):
@@ -31,18 +46,20 @@ class Tool(Body):
 
 
 class FunctionCall(Body):
-    """arguments: a JSON object as text."""
+    """arguments: a JSON object as text, or what the model wrote."""
 
     name: FunctionName
     arguments: str
+    parsed_arguments: JsonObject | None = Field(None, description=_PARSED)
 
 
 class ToolCall(Body):
-    """A call that an earlier answer made."""
+    """A call that an earlier answer made, as it was sent, whole or put together from a stream."""
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
     type: Literal["function"]
     function: FunctionCall
+    index: CountOrNone | None = Field(None, description="Of streams; it has no effect.")
 
 
 class CalledFunction(Reply):
@@ -98,12 +115,15 @@ Content = Annotated[
 ]
 
 
+_NAME = "Of the participant; it has no effect."
+
+
 class SystemMessage(Body):
     """Instructions for the whole conversation."""
 
     role: Literal["system", "developer"]
     content: Content
-    name: None = None
+    name: str | None = Field(None, description=_NAME)
 
 
 class UserMessage(Body):
@@ -111,16 +131,20 @@ class UserMessage(Body):
 
     role: Literal["user"]
     content: Content
-    name: None = None
+    name: str | None = Field(None, description=_NAME)
 
 
 class AssistantMessage(Body):
-    """An earlier answer of the model. The fields that only answers have may come back as they were sent: empty."""
+    """An earlier answer of the model. The fields that answers have may come back as they were sent."""
 
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
-    name: None = None
+    name: str | None = Field(None, description=_NAME)
+    finish_reason: str | None = Field(None, description="Of the choice; it has no effect.")
+    index: CountOrNone | None = Field(None, description="Of the choice; it has no effect.")
+    logprobs: JsonObject | None = Field(None, description="Of the choice; it has no effect.")
+    parsed: JsonObject | None = Field(None, description=_PARSED)
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -169,7 +193,7 @@ class ChatRequest(Answering):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    model: str
+    model: str | None = Field(None, description=MODEL)
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
     max_completion_tokens: Count | None = Field(None, description="The same as max_tokens.")
     logprobs: bool | None = None
@@ -177,24 +201,23 @@ class ChatRequest(Answering):
         None, description=f"Likeliest tokens for each place, {MAX_ALTERNATIVES} at most; needs logprobs."
     )
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="A call cannot be forced.")
-    parallel_tool_calls: bool | None = Field(None, description="false: the first call only.")
+    tool_choice: Literal["none", "auto"] | None = Field(
+        None, description="A call cannot be forced. Without tools it has no effect."
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="false: the first call only. Without tools it has no effect."
+    )
     response_format: TextFormat | None = None
 
     logit_bias: Empty | None = None
-    metadata: Empty | None = None
-    store: Off | None = Field(None, description="Nothing is stored.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = Field(None, description="As user.")
-    prompt_cache_key: str | None = Field(None, description="Prompts are found again without it.")
+    reasoning_effort: str | None = Field(None, description="These models do not reason apart; it has no effect.")
+    verbosity: str | None = Field(None, description="These models were not taught any; it has no effect.")
+    prediction: JsonObject | None = Field(None, description="For speed elsewhere; it has no effect.")
     audio: None = None
     function_call: None = None
     functions: None = None
     moderation: None = None
-    prediction: None = None
-    reasoning_effort: None = None
-    verbosity: None = None
     web_search_options: None = None
 
     @property

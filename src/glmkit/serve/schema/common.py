@@ -72,6 +72,7 @@ def _off(value: object) -> object:
 
 
 Off = Annotated[Literal[False], BeforeValidator(_off)]
+MODEL = "Not needed: a server has one model."
 # Stands behind the limits of a whole number, which are then in the schema, too.
 WHOLE = BeforeValidator(whole)
 Count = Annotated[int, Field(ge=1, le=LARGEST), WHOLE]
@@ -139,8 +140,14 @@ class Writing(Body):
     """Fields of every request that writes: how each token is chosen, and whether the answer is streamed."""
 
     stream: bool | None = Field(None, description="Server-sent events, the last one [DONE].")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="Without stream it has no effect.")
     user: str | None = Field(None, description="Whom the request is for; it has no effect.")
+    safety_identifier: str | None = Field(None, description="As user.")
+    metadata: JsonObject | None = Field(None, description="For the client's own books; it has no effect.")
+    store: bool | None = Field(None, description="Nothing is stored; it has no effect.")
+    service_tier: str | None = Field(None, description="It has no effect.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are found again without it.")
+    prompt_cache_retention: str | None = Field(None, description="As prompt_cache_key.")
 
     @property
     def include_usage(self) -> bool:
@@ -186,7 +193,7 @@ class Answering(Writing):
 
 def clash(body: Writing) -> tuple[str, str] | None:
     """(field, what is wrong with it beside the others), None when all go together."""
-    checks = [("stream_options", body.stream_options is not None and not body.stream, "it needs stream: true")]
+    checks: list[tuple[str, bool, str]] = []
     if isinstance(body, Answering):
         beams = body.num_beams or 1
         checks.append(("num_beams", beams > 1 and bool(body.stream), "known at the end only; leave out stream"))

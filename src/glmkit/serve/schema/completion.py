@@ -5,7 +5,7 @@ from typing import Annotated, Literal, cast
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
 
-from .common import LARGEST, WHOLE, Answering, Empty, Reply, TextLogprobs, Usage, whole
+from .common import LARGEST, MODEL, WHOLE, Answering, Empty, Reply, TextLogprobs, Usage, whole
 
 EXAMPLE: JsonDict = {
     "model": "chatglm3-6b",
@@ -53,7 +53,7 @@ class CompletionRequest(Answering):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    model: str
+    model: str | None = Field(None, description=MODEL)
     prompt: Prompt
     suffix: str | None = Field(None, description="What comes after the answer; for models that fill blanks.")
     echo: bool | None = Field(None, description="The prompt stands before the answer; not with logprobs or suffix.")

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from .common import Count, Reply, Usage, Writing
+from .common import MODEL, Count, Reply, Usage, Writing
 
+LENGTH = 64  # tokens of an answer to a blank where nothing is said
 EXAMPLE: JsonDict = {"text": "从前有座山，山上有座[MASK]，庙里有个老和尚在讲[gMASK]", "max_tokens": 16}
 
 
@@ -16,15 +17,13 @@ class InfillRequest(Writing):
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     text: Annotated[str, Field(min_length=1)]
-    model: str | None = Field(None, description="Not needed: a server has one model.")
-    max_tokens: Count | None = Field(None, description="The longest answer to one blank, in tokens; 64 when absent.")
+    model: str | None = Field(None, description=MODEL)
+    max_tokens: Count | None = Field(
+        None, description=f"The longest answer to one blank, in tokens; {LENGTH} when absent."
+    )
     order: Literal["shared", "inserted"] | None = Field(
         None, description="One part B for all blanks, or one blank after the other; the family's way when absent."
     )
-
-    def options(self) -> dict[str, object]:
-        """Keys of `GenerationParams`."""
-        return {"max_new_tokens": self.max_tokens or 64, **super().options()}
 
 
 class Blank(Reply):

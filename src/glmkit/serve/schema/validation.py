@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Sized
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args, get_origin
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +23,6 @@ _INSTEAD = {
     "logit_bias": "no token can be preferred by its id",
     "max_output_tokens": "use max_tokens",
     "response_format": "answers are plain text; ask for JSON in a message",
-    "store": "nothing is stored",
-    "metadata": "nothing is stored",
     "modalities": "answers are text",
     "tool_choice": "a call cannot be forced; give 'auto' or 'none'",
     "stream_options.include_obfuscation": "chunks are never padded",
@@ -86,7 +84,7 @@ def first_problem(errors: Sequence[ErrorDetails], model: type[Body], body: objec
         return ApiError(400, _whole_body(kind, given))
     name = path(keys)
     if kind == "extra_forbidden":
-        return ApiError(400, _unknown(keys, model), param=name)
+        return ApiError(400, _unknown(keys, model, body), param=name)
     return ApiError(400, _sentence(name, kind, given, error), param=name)
 
 
@@ -137,14 +135,40 @@ def _sentence(name: str, kind: str, given: object, error: ErrorDetails) -> str:
     return f"{what}; give {_KINDS[kind.removesuffix('_type')]}" if _is_known(kind) else f"{what}; {error['msg']}"
 
 
-def _unknown(keys: Sequence[Key], model: type[Body]) -> str:
-    name, short = path(keys), str(keys[-1])
-    known = set(model.model_fields)
-    if len(keys) > 1:
-        known = {field for other in Body.__subclasses__() for field in other.model_fields}
-    instead = _INSTEAD.get(short)
-    hint = instead or did_you_mean(short, known, otherwise="leave it out")
-    return f"unknown field {_short(name)}; {hint}"
+def _unknown(keys: Sequence[Key], model: type[Body], body: object) -> str:
+    *above, last = keys
+    name, short, models = path(keys), str(last), {model}
+    for key in above:
+        body = body[key] if isinstance(body, list) and isinstance(key, int) else body
+        body = body[key] if isinstance(body, Mapping) and isinstance(key, str) else body
+        if isinstance(key, str):
+            fields = (each.model_fields[key] for each in models if key in each.model_fields)
+            models = {inner for field in fields for inner in _bodies(field.annotation, lists=True)}
+        elif isinstance(body, Mapping):
+            models = {each for each in models if _is_of(body.get("role"), each)}
+    known = {field: info for each in models for field, info in each.model_fields.items()}
+    inside = (
+        field for field, info in known.items() if any(short in one.model_fields for one in _bodies(info.annotation))
+    )
+    if (field := next(inside, None)) is not None:
+        return f"unknown field {_short(name)}; it belongs into {path([*above, field])!r}"
+    instead = None if above else _INSTEAD.get(short)
+    return f"unknown field {_short(name)}; {instead or did_you_mean(short, known, otherwise='leave it out')}"
+
+
+def _is_of(role: object, model: type[Body]) -> bool:
+    """True for an object without roles, or of this one."""
+    return "role" not in model.model_fields or role in get_args(model.model_fields["role"].annotation)
+
+
+def _bodies(annotation: object, *, lists: bool = False) -> list[type[Body]]:
+    """The objects that a type allows, as one of several too. lists: those in lists as well."""
+    if isinstance(annotation, type) and issubclass(annotation, Body):
+        return [annotation]
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    if get_origin(annotation) is list and not lists:
+        return []
+    return [body for part in parts for body in _bodies(part, lists=lists)]
 
 
 def _whole_body(kind: str, given: object) -> str:
