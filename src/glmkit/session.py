@@ -13,12 +13,12 @@ from .checkpoint.configure import ConfigLike
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
 from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
-from .generate.engine import Engine, EngineLimits, Ticket
-from .generate.engine.ticket import MAX_UNREAD, check_process
-from .generate.jobs.answers import AnswersJob, make_job
+from .generate.engine import Engine, EngineLimits
+from .generate.engine.ticket import check_process
+from .generate.jobs.answers import AnswersJob, make_job, text_pieces
 from .generate.jobs.beam_search import BeamsJob
 from .generate.jobs.infill import Filled, FillJob
-from .generate.outputs import Answer, Listener, Piece
+from .generate.outputs import Answer, Listener
 from .generate.params import (
     MAX_BEAMS,
     OPTIONS,
@@ -157,7 +157,7 @@ class LM:
         Closing or dropping the iterator cancels the rest. Options and errors as in `generate`.
         """
         check_type("text", text, str, "a text (str)")
-        return _pieces(self.engine, self._text_job(text, _one_answer(read_params(options), "answers")))
+        return text_pieces(self.engine, self._text_job(text, _one_answer(read_params(options), "answers")))
 
     def continue_job(
         self,
@@ -304,8 +304,7 @@ class LM:
         room: int | None = None,
         listener: Listener | None = None,
     ) -> AnswersJob | BeamsJob:
-        prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, name=name)
-        prompt = prompt if room is None else replace(prompt, max_positions=room)
+        prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, room=room, name=name)
         tokenizer = self.parts.tokenizer
         detokenizer = None if tokenizer is None else partial(IncrementalDecoder, tokenizer, whole=True)
         return make_job(prompt, params, self.config, detokenizer=detokenizer, listener=listener)
@@ -360,14 +359,6 @@ def _listed(texts: Iterable[T], single: str) -> list[T]:
     if isinstance(texts, str | bytes):
         raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}", param="texts")
     return list(texts)
-
-
-def _pieces(engine: Engine, job: AnswersJob | BeamsJob) -> Generator[str]:
-    ticket = engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD))
-    with closing(ticket.stream()) as events:
-        for event in events:
-            if isinstance(event, Piece) and event.text:
-                yield event.text
 
 
 def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, Turns]]:

@@ -80,6 +80,7 @@ def test_every_form_of_a_history() -> None:
         Message("user", ""),
     ]
     assert to_messages([]) == []
+    assert to_messages([{"role": "user", "content": "q", "name": "x"}]) == TALK[:1]
     assert to_messages([(None, "hello"), ("q", "a")]) == [Message("assistant", "hello"), *TALK]
 
 
@@ -98,7 +99,7 @@ def test_dictionaries_and_back() -> None:
         ([("q", "a", "x")], "is no turn"),
         (["qa"], "is no turn"),
         ([("q", None)], "is no turn"),
-        ([{"role": "user", "content": "q", "name": "x"}], "has the field 'name'; known are role, content"),
+        ([{"role": "user", "content": "q", "names": "x"}], "has the field 'names'; known are role, content"),
         ([{"content": "q"}], "has the role None"),
         ([{"role": "user", "content": 5}], "must be texts"),
         ([{"role": "user", "content": "q", "tools": "f"}], "must be a list of objects"),

@@ -13,9 +13,11 @@ from glmkit.errors import GLMKitError, RequestError
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", metavar="MODEL", help="model directory, or a hub name (org/name)")
-    parser.add_argument("--system", metavar="TEXT", help="system message, for models with one")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--history", metavar="FILE", help="JSON file to go on from and to keep the history in")
-    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools in the family's form, where it has one")
+    parser.add_argument(
+        "--tools", metavar="FILE", help="JSON list of tools in the family's form; only these are called"
+    )
     specials_help = (
         "read special strings in messages as ids, as the published chat of ChatGLM-6B does (default: as text)"
     )

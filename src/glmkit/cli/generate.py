@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from contextlib import closing
 
 from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
@@ -12,9 +11,8 @@ from glmkit.cli.parser import Help
 from glmkit.cli.printing import print_json, shown
 from glmkit.cli.text_input import add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
-from glmkit.generate.engine import Ticket
-from glmkit.generate.engine.ticket import MAX_UNREAD
-from glmkit.generate.outputs import Answer, Piece
+from glmkit.generate.jobs.answers import text_pieces
+from glmkit.generate.outputs import Answer
 from glmkit.generate.params import Values
 from glmkit.session import LM
 
@@ -64,12 +62,10 @@ def run(args: Namespace) -> int:
 def _stream(lm: LM, text: str, options: Values) -> None:
     """Print a text with its continuation while that is written."""
     job = lm.continue_job(text, options)
-    ticket = lm.engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD))
+    pieces = text_pieces(lm.engine, job)
     print(shown(text), end="", flush=True)
-    with closing(ticket.stream()) as events:
-        for event in events:
-            if isinstance(event, Piece) and event.text:
-                print(shown(event.text), end="", flush=True)
+    for piece in pieces:
+        print(shown(piece), end="", flush=True)
     print()
     _say_ends(job.answers)
 

@@ -98,9 +98,7 @@ class Turn:
         limits = {"max_new_tokens": given.get("max_new_tokens"), "max_length": max_length}
         # Before a long conversation is read: all but the longest reply.
         _ = GenerationParams(**{**_defaults(prompts.template, given), "max_new_tokens": positions, **given})
-        fitted = fit(
-            prompts, self.messages, positions=positions, trim=trim, specials=specials, room=room, **limits
-        )
+        fitted = fit(prompts, self.messages, positions=positions, trim=trim, specials=specials, room=room, **limits)
         self.limit, self.turns, self.dropped = fitted.limit, fitted.turns, fitted.dropped
         self.params = GenerationParams(**{**_defaults(prompts.template, given), **given, "max_new_tokens": fitted.room})
         self.prompt = prompts.reply(fitted.ids)

@@ -82,7 +82,13 @@ class Prompts:
         return range(config.vocab_size if tokenizer is None else tokenizer.vocab_size, config.vocab_size)
 
     def continuation(
-        self, text: str | Sequence[int], *, own_stops: bool = True, whole: bool = True, name: str = "the text"
+        self,
+        text: str | Sequence[int],
+        *,
+        own_stops: bool = True,
+        whole: bool = True,
+        room: int | None = None,
+        name: str = "the text",
     ) -> Prompt:
         """The prompt of a text to continue.
 
@@ -91,8 +97,9 @@ class Prompts:
         added tokens included: nothing is added, and nothing forbidden but the padding rows of the vocabulary. Padding
         ids in front of them are not read, but count for penalties and beam_length "row".
         own_stops False: no id ends the answer but those of the request. whole False: token ids are those of a text, as
-        they are, and get around them what a text gets; special ones are refused, as no text has them. name: how errors
-        call the text. Raises RequestError for no text, for one that is too long, and for ids that the model lacks.
+        they are, and get around them what a text gets; special ones are refused, as no text has them. room: the most
+        tokens of prompt and answer. name: how errors call the text. Raises RequestError for no text, for one that is
+        too long, and for ids that the model lacks.
         """
         config, generation = self._parts.config, self._parts.generation
         forbidden: set[int] = {*self.padding_ids}
@@ -109,6 +116,7 @@ class Prompts:
             config,
             stops=self.stops if own_stops else (),
             forbidden=sorted(forbidden),
+            max_positions=room,
             padding=padding,
             running=self._fills_spans and bool(generation.running_positions),
             block_positions=self.block_positions,

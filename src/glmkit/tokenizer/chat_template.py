@@ -49,8 +49,11 @@ class Message:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "Message":
-        """Make one from {"role", "content"[, "metadata", "tools"]}; a content of null is empty. Raises RequestError."""
-        unknown = sorted(set(values) - {"role", "content", "metadata", "tools"})
+        """Make one from {"role", "content"[, "metadata", "tools", "name"]}; a content of null is empty.
+
+        A participant's name has no effect. Raises RequestError.
+        """
+        unknown = sorted(set(values) - {"role", "content", "metadata", "tools", "name"})
         if unknown:
             raise RequestError(f"a message has the field {unknown[0]!r}; known are role, content, metadata and tools")
         role, content = values.get("role"), values.get("content")

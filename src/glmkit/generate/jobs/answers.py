@@ -3,7 +3,8 @@
 Legend: M tokens of a branch whose logits are there, V vocabulary rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.generate.detokenize import MakeDetokenizer
+from glmkit.generate.engine import Engine, Ticket
 from glmkit.generate.engine.job import Branch
-from glmkit.generate.outputs import Answer, Listener
+from glmkit.generate.engine.ticket import MAX_UNREAD
+from glmkit.generate.outputs import Answer, Listener, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt import Prompt, max_answer_tokens
 
@@ -113,6 +116,18 @@ class AnswersJob:
         start = self.prompt_tokens + len(decoder.ids) - 1
         positions = self._prompt.positions.at(start, start + len(tokens))
         return Branch(tokens, positions, parent, decoder.dropped, logits=1 + len(decoder.drafts))
+
+
+def text_pieces(engine: Engine, job: AnswersJob | BeamsJob) -> Generator[str]:
+    """The text of a job's one answer, in pieces that no later token can change.
+
+    Closing the iterator cancels the rest.
+    """
+    ticket = engine.submit(job, Ticket(events=True, max_unread=MAX_UNREAD))
+    with closing(ticket.stream()) as events:
+        for event in events:
+            if isinstance(event, Piece) and event.text:
+                yield event.text
 
 
 def make_job(

@@ -70,7 +70,7 @@ class _Turns:
         except CallError as error:
             notice(error, request)
         if not text:
-            # No message may be left without an answer: not every model reads two of the user's in a row.
+            # No message is left without an answer: some models would read it as one with the next.
             yield turn.before, gr.skip() if turn.written is None else gr.update(value=turn.written)
 
 
