@@ -15,6 +15,7 @@ from glmkit.cli.show_print import SampleView, print_sample
 from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 from glmkit.progress import Progress
+from glmkit.session import Filled
 
 ORDERS = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202eabc", "\x00", "\x7f"]
 
@@ -36,8 +37,9 @@ def test_a_models_text(text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     class Model:
         def fill(self, text: str, **options: object) -> object:
-            return Namespace(text=text)
+            return Filled(text, [text], [[1]], ["stop"], [text, text])
 
+    monkeypatch.setenv("NO_COLOR", "1")  # no colours of ours
     monkeypatch.setattr(fill, "open_model", lambda args: Model())
     monkeypatch.setattr(fill, "read_text", lambda args: text)
     monkeypatch.setattr(fill, "generation_options", lambda args: {})
