@@ -37,3 +37,14 @@ def test_memory_that_ran_out_is_no_mistake_of_the_client() -> None:
     error = RequestError("the step failed")
     error.__cause__ = RuntimeError("out of memory")
     assert as_api_error(error).status == 500
+
+
+def test_messages_that_repeat_a_request_are_cut() -> None:
+    """A megabyte of a client comes back neither as the message nor as the name of its field."""
+    error = ApiError(400, "text: '" + "x" * 1_000_000 + "' is no number", param="y" * 1_000_000, code="c" * 3)
+    body = error.body()["error"]
+    assert len(str(body)) < 5000
+    assert str(body["message"]).startswith("text: 'xxx")
+    assert str(body["message"]).endswith("x' is no number")
+    assert "(1,000,021 characters)" in str(body["message"])
+    assert ApiError(400, "é" * 2000).message == "é" * 2000
