@@ -101,9 +101,9 @@ def load_parts(
             f"the tokenizer has {loaded.vocab_size} ids, the embedding {settings.vocab_size} rows: they are not of the "
             f"same model"
         )
-    if adapter_directory is None and checkpoint.prefix:
+    if adapter_directory is None and checkpoint.adapter:
         adapter_directory = directory
-        notes.append(f"a P-Tuning prefix lies among the weights ({checkpoint.prefix[0]}, ...) and is applied")
+        notes.append(f"an adapter lies among the weights ({checkpoint.adapter[0]}, ...) and is applied")
     if adapter_directory is not None:
         info = apply_adapter(
             model,
@@ -114,6 +114,8 @@ def load_parts(
             beside_weights=adapter_directory.resolve() == directory.resolve(),
         )
         notes += info.notes
+        if checkpoint.adapter and info.path != directory:
+            notes.append(f"left out, another adapter among the weights: {checkpoint.adapter[0]}, ...")
     special = settings.special or (None if loaded is None else loaded.special)
     if checkpoint.layout is OWN:
         masks = None if special is None else special.mask_ids()

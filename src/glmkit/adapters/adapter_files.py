@@ -10,30 +10,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glmkit.checkpoint.detect import read_index
+from glmkit.checkpoint.detect import detect, read_index
+from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.native import read_json
+from glmkit.checkpoint.open import map_files
+from glmkit.checkpoint.plain_names import is_adapter_part
 from glmkit.checkpoint.sources import name_sources
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.finite import all_finite
 
-Origin = Literal["torch", "paddle"]
+Origin = Literal["torch", "peft", "paddle"]
 
 RECORD = "glmkit_adapter.json"  # what `directory.save_adapter` writes beside an adapter
 PADDLE: Literal["paddle"] = "paddle"  # the origin, and the container of layouts, of what PaddleNLP reads
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# Indexes of PaddleNLP's unified checkpoints; their "type" is "lora" or "ptuning".
+UNIFIED = ("peft_model.safetensors.index.json", "peft_model.pdparams.index.json")
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
     """An adapter directory, read: its tensors (private copies) by stored name, and the settings beside them.
 
-    origin "paddle": linear matrices are (in, out). `settings` is None where the settings file is absent. `record` is
+    origin "paddle": linear matrices are (in, out); "peft": a prefix of PEFT's, which has other settings than THUDM's. `settings` is None where the settings file is absent. `record` is
     what glmkit wrote beside it, {} otherwise.
     """
 
     kind: str
     origin: Origin
     weights: Path
+    folder: Path
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, object] | None
     record: Mapping[str, object]
@@ -54,11 +62,11 @@ def read_files(
 ) -> AdapterFiles:
     """Read the file (or sharded index) `weights`, and the JSON file called `settings` and the record beside it.
 
-    choose: the names to take of those in the file. Raises CheckpointError when there are none, and for bad files.
+    weights: a directory stands for the files of weights of a model there. choose: the names to take of those in the
+    file. Raises CheckpointError when there are none, and for bad files.
     """
-    folder, index = weights.parent, read_index(weights)[0] if weights.suffix == ".json" else None
-    paths = [weights] if index is None else [folder / name for name in dict.fromkeys(index.values())]
-    files = [open_tensor_file(path) for path in paths]
+    folder = weights if weights.is_dir() else weights.parent
+    files, index = _opened(weights)
     try:
         sources = name_sources(folder, files, index, [])
         # `clone`: the tensors must not live on pages of the files, which are closed.
@@ -68,9 +76,91 @@ def read_files(
     finally:
         for file in files:
             file.close()
+    label = files[0].path if weights.is_dir() and len(files) == 1 else weights
     if not tensors:
-        raise CheckpointError(f"{weights} holds no tensors", step="copy or train the adapter again")
-    return AdapterFiles(kind, origin, weights, tensors, _optional(folder / settings), _optional(folder / RECORD) or {})
+        raise CheckpointError(f"{label} holds no tensors", step="copy or train the adapter again")
+    return AdapterFiles(
+        kind, origin, label, folder, tensors, _optional(folder / settings), _optional(folder / RECORD) or {}
+    )
+
+
+def _opened(weights: Path) -> tuple[list[TensorFile], Mapping[str, str] | None]:
+    """The files behind a file, an index or a directory, and the index where there is one."""
+    if weights.is_dir():
+        found = detect(weights)
+        ranks = map_files(found)
+        if len(ranks) > 1:
+            raise CheckpointError(f"{weights} has {len(ranks)} ranks, an adapter among them is not read")
+        return list(ranks[0]), found.index
+    if weights.suffix != ".json":
+        return [open_tensor_file(weights)], None
+    index, _ = read_index(weights)
+    return [open_tensor_file(weights.parent / name) for name in dict.fromkeys(index.values())], index
+
+
+def model_names(directory: Path) -> list[str]:
+    """Names of the tensors in the files of weights of a model directory; none where there are no such files."""
+    try:
+        files = [file for rank in map_files(detect(directory)) for file in rank]
+    except GLMKitError:  # whoever opens the directory says what is wrong
+        return []
+    names = [name for file in files for name in file]
+    for file in files:
+        file.close()
+    return names
+
+
+def peft_type(directory: Path) -> str | None:
+    """The kind that PEFT's settings name; by the names of the tensors without settings; None where PEFT left nothing."""
+    settings = _optional(directory / PEFT_CONFIG)
+    if settings is not None:
+        return str(settings.get("peft_type"))
+    weights = next((directory / name for name in PEFT_WEIGHTS if (directory / name).is_file()), None)
+    if weights is None:
+        return None
+    file = open_tensor_file(weights)
+    names = list(file)
+    file.close()
+    return "PREFIX_TUNING" if any(map(is_prompt, names)) else "LORA"
+
+
+def is_prompt(name: str) -> bool:
+    """True for the name of a tensor of PEFT's prompt encoders or of what they made."""
+    return any(part in ("prompt_encoder", "prompt_embeddings") for part in name.split("."))
+
+
+def unified(directory: Path) -> tuple[Path, str] | None:
+    """(index, type of the adapter) of a unified checkpoint of PaddleNLP, None where there is none."""
+    path = next((directory / name for name in UNIFIED if (directory / name).is_file()), None)
+    return None if path is None else (path, str(read_json(path).get("type")))
+
+
+def only_adapter(path: Path, inside: list[str], names: list[str], what: str, *, beside_weights: bool) -> list[str]:
+    """`inside`, the names of an adapter (`what`) among those of a file.
+
+    Raises CheckpointError when there are none, and when others lie beside it that do not belong to the base.
+    """
+    if not inside:
+        found = f"{names[0]} and {len(names) - 1} other tensors" if names else "nothing"
+        raise CheckpointError(
+            f"{path} holds {found}, no adapter",
+            step=f"to load it as a model give {folder_of(path)} as the source, not as adapter",
+        )
+    others = [name for name in names if name not in inside]
+    foreign = [name for name in others if is_adapter_part(name.split("."))]
+    if others and (not beside_weights or foreign):
+        others = foreign or others
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise CheckpointError(
+            f"{path} holds {shown} beside the {what} ({inside[0]}, ...), so more than that may have been trained",
+            step=f"give {folder_of(path)} as the source and as the adapter, or keep only the adapter's own tensors",
+        )
+    return inside
+
+
+def folder_of(path: Path) -> Path:
+    """The directory of a file, or the path itself where it is one."""
+    return path if path.is_dir() else path.parent
 
 
 def number(settings: Mapping[str, object], key: str, default: float, source: str) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from glmkit.checkpoint.plain_names import unwrapped
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, closest
 from glmkit.families.common.layout import WRAPPERS, Layout, Rule, head_rule
@@ -46,7 +47,8 @@ class Naming:
 
 
 def bare_name(name: str) -> str:
-    """A stored name without what training wrappers put in front of it."""
+    """A stored name without what training wrappers put in front of it and into it."""
+    name = unwrapped(name)
     while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), ""):
         name = name[len(wrapper) :]
     return name

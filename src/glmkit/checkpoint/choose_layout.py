@@ -1,13 +1,16 @@
 """Choice of the layout that a set of tensor names belongs to, and of the family where several share it.
 
-The names decide, the config and the tokenizer files among families with the same names; never the path.
+The names decide, then the shapes, then the kind of model that the config tells, then the way the files lie: any naming
+may lie in any container. The config and the tokenizer files decide among families with the same names; never the path.
+
+Legend: O outputs, I inputs of a linear layer.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from glmkit.errors import CheckpointError
-from glmkit.families.common.layout import Container, Layout, template_match
+from glmkit.families.common.layout import Container, Layout, Rule, template_match
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
 from glmkit.families.family import Family, all_families, family_named, tokenizer_texts
 
@@ -23,10 +26,14 @@ class Fit:
     layout: Layout
     unclaimed: Collection[str]  # names that no rule knows
     missing: int  # rules of which nothing was found
+    contradictions: int  # matrices whose shape is not what the rules make of it
 
 
-def choose(found: Detected, names: Collection[str], given: Given | None, family: str | None) -> tuple[Family, Layout]:
-    """The family and layout of a directory whose tensors have these names, our own included.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def choose(found: Detected, names: Shapes, given: Given | None, family: str | None) -> tuple[Family, Layout]:
+    """The family and layout of a directory whose tensors have these names and shapes (of rank 0), our own included.
 
     given: what the user said of the config; family: said by name, which wins. Raises CheckpointError.
     """
@@ -42,20 +49,22 @@ def choose(found: Detected, names: Collection[str], given: Given | None, family:
     texts, where = tokenizer_texts(found.directory), str(found.directory)
     values = given.values if given is not None and given.kind == "published" else found.config or {}
     named = given.family if given is not None and family is None else None
+    ranks = len(found.ranks)
     if given is not None and named in all_families():
         try:
-            return choose_layout(names, found.container, values, texts, family=named, where=where)
+            return choose_layout(names, found.container, ranks, values, texts, family=named, where=where)
         except CheckpointError as error:
-            kind, _ = choose_layout(names, found.container, values, texts, where=where)
+            kind, _ = choose_layout(names, found.container, ranks, values, texts, where=where)
             raise CheckpointError(
                 f"{given.source} is of the family {named!r}, but the tensors in {where} are named as in {kind.title}"
             ) from error
-    return choose_layout(names, found.container, values, texts, family=family, where=where)
+    return choose_layout(names, found.container, ranks, values, texts, family=family, where=where)
 
 
 def choose_layout(
-    names: Collection[str],
+    names: Shapes,
     container: Container,
+    ranks: int,
     config: Mapping[str, object],
     texts: str,
     *,
@@ -64,20 +73,27 @@ def choose_layout(
 ) -> tuple[Family, Layout]:
     """The family and layout that explain most names. Raises CheckpointError when none does.
 
-    config: the published config or {}; texts: of the tokenizer files. Both decide among families that share a layout;
-    `family` decides it by name.
+    container, ranks: how the files lie; of layouts that fit alike, the one that was published so. config: the published
+    config or {}; texts: of the tokenizer files. Both decide among families that share a layout; `family` decides it by
+    name.
     """
     families = [family_named(family)] if family is not None else list(all_families().values())
-    fits = [_fit(f, layout, names) for f in families for layout in f.layouts if layout.container == container]
+    fits = [_fit(f, layout, names) for f in families for layout in f.layouts]
     plausible = [fit for fit in fits if 2 * len(fit.unclaimed) < len(names)]
     if not plausible:
         closest = min(fits, key=lambda fit: len(fit.unclaimed), default=None)
         strange = [name for name in names if closest is None or name in closest.unclaimed]
         raise CheckpointError(_not_a_model(strange, where, family))
-    best = min((len(fit.unclaimed), fit.missing) for fit in plausible)
-    equal = [fit for fit in plausible if (len(fit.unclaimed), fit.missing) == best]
-    chosen = max(equal, key=lambda fit: fit.family.claims(config, texts))
     kind = config.get("model_type")
+
+    def doubts(fit: Fit) -> tuple[int, int, bool, int, bool, bool]:
+        whole_only = ranks > 1 and not fit.layout.parallel
+        other = kind is not None and bool(fit.layout.model_types) and kind not in fit.layout.model_types
+        elsewhere = fit.layout.container != container
+        return len(fit.unclaimed), fit.missing, whole_only, fit.contradictions, other, elsewhere
+
+    least = min(map(doubts, plausible))
+    chosen = max((fit for fit in plausible if doubts(fit) == least), key=lambda fit: fit.family.claims(config, texts))
     if kind is not None and chosen.layout.model_types and kind not in chosen.layout.model_types:
         raise CheckpointError(
             f"{where}: the config says model_type {kind!r}, but the tensors are named as in {chosen.family.title} "
@@ -86,12 +102,41 @@ def choose_layout(
     return chosen.family, chosen.layout
 
 
-def _fit(family: Family, layout: Layout, names: Collection[str]) -> Fit:
+def _fit(family: Family, layout: Layout, names: Shapes) -> Fit:
     resolved = {stem: layout.resolve(stem) for stem in {name.rpartition(".")[0] for name in names}}
     claimed = {found[0].theirs for found in resolved.values() if found is not None}
     unclaimed = [name for name in names if resolved[name.rpartition(".")[0]] is None and not is_unlearned(layout, name)]
     missing = sum(rule.theirs not in claimed for rule in layout.rules)
-    return Fit(family, layout, unclaimed, missing)
+    return Fit(family, layout, unclaimed, missing, _contradictions(layout, names, resolved))
+
+
+def _contradictions(
+    layout: Layout, names: Shapes, resolved: Mapping[str, tuple[Rule, int | None] | None]
+) -> int:
+    """Matrices of the first layer that the rules cannot explain: turned, or of an MLP with another number of parts.
+
+    The width of the norms and the number of inputs of the last matrix of the MLP say what the others must have.
+    """
+    width, inner = 0, 0
+    matrices: list[tuple[Rule, int, int]] = []
+    for name, shape in names.items():
+        stem, _, parameter = name.rpartition(".")
+        found = resolved[stem]
+        if found is None or parameter != "weight" or found[1] not in (None, 0):
+            continue
+        rule = found[0]
+        if rule.ours == ("model.norm",) and len(shape) == 1:
+            width = shape[0]
+        elif rule.kind == "linear" and rule.per_layer and len(shape) == 2 and f"{stem}.weight_scale" not in names:
+            outputs, inputs = shape[::-1] if layout.transposed else shape
+            matrices.append((rule, outputs, inputs))
+            inner = inputs if rule.ours[0].endswith("down_proj") else inner
+    wrong = 0
+    for rule, outputs, inputs in matrices:
+        last = rule.ours[0].endswith(("o_proj", "down_proj"))
+        wrong += (outputs if last else inputs) != width
+        wrong += rule.ours[0].endswith(("up_proj", "gate_proj")) and outputs != inner * len(rule.ours)
+    return wrong
 
 
 def is_unlearned(layout: Layout, name: str) -> bool:
@@ -104,10 +149,6 @@ def is_unlearned(layout: Layout, name: str) -> bool:
 
 
 def _not_a_model(names: Collection[str], where: str, family: str | None) -> str:
-    if names and all("prefix_encoder." in name for name in names):
-        return f"{where} holds a P-Tuning prefix only, not a model; load the base model and give adapter={where}"
-    if any("lora_" in name for name in names):
-        return f"{where} holds LoRA adapter tensors, not a model; load the base model and give adapter={where}"
     shown = ", ".join(list(names)[:3]) or "none"
     who = f"the {family} family" if family is not None else "any family known here"
     return f"{where}: the tensors ({shown}, ...) are not named as in {who}; is this a GLM or ChatGLM checkpoint?"

@@ -18,27 +18,43 @@ from glmkit.families.family import CONFIG_FILES
 from glmkit.files import is_plain_name
 from glmkit.small_files import read_small
 
+from .deepspeed import partitioned_files
+from .file_counts import refuse_count
 from .files.content import check_pointer
+from .foreign import foreign_format
 from .native import read_json
 
 TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
-ADAPTER_FILES = ("adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin")
+ADAPTER_FILES = (
+    "adapter_config.json", "lora_config.json", "prefix_config.json", "adapter_model.bin", "adapter_model.safetensors",
+    "peft_model.safetensors.index.json",
+)  # fmt: skip
 # Endings of files of weights that are read; a new kind of file is named here and in `_INDEXED`.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams")
-# What trainers leave beside weights: optimizer and scheduler states, random states, their arguments.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".ckpt")
+# Trainers' states beside weights: optimizers, schedulers, random numbers, arguments.
 TRAINING = re.compile(
     r"optimizer.*|scheduler\.pt|rng_state.*|random_states.*|training_args\.bin|trainer_state\.json|trainer\.json|"
-    r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt"
+    r".*optim_states\.pt|zero_pp_rank_.*|.*\.pdopt|global_step\d+_.*optim.*|.*\.distcp|scaler\.pt|master_weights.*"
 )
-_INDEXED = ("model.safetensors", "pytorch_model.bin")
+# Whole files, shards or an index of them. PaddleNLP's float32 copies are read where it saved nothing else.
+_INDEXED: dict[str, Container] = {
+    "model.safetensors": "huggingface",
+    "pytorch_model.bin": "huggingface",
+    "model_state.pdparams": "paddle",
+}
+_MASTERS: dict[str, Container] = {"master_weights.safetensors": "paddle", "master_weights.pdparams": "paddle"}
+_RANK_FILES = "*mp_rank_*_model_states.pt"  # ZeRO-3 puts "zero_pp_rank_N_" in front
 _MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
 _MOST_FOLDERS = 50
-MOST_FILES = 4096  # ranks or shards of one checkpoint; published ones have up to 134
 
 
 @dataclass(frozen=True)
 class Detected:
-    """The files of a checkpoint. ranks: per rank its files; index: from tensor name to file, if there is one."""
+    """The files of a checkpoint. ranks: per rank its files; index: from tensor name to file, if there is one.
+
+    container: how the files lie, which says nothing sure about the names in them. partitioned: the files of the only
+    rank are those of a ZeRO-3 folder, in each of which lies a part of every tensor.
+    """
 
     directory: Path
     container: Container
@@ -47,6 +63,7 @@ class Detected:
     config_path: Path | None
     index: Mapping[str, str] | None = None
     notes: list[str] = field(default_factory=list)
+    partitioned: bool = False
 
     @property
     def own(self) -> bool:
@@ -61,17 +78,22 @@ def detect(directory: Path) -> Detected:
     refuse_strange(directory)
     config_path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     config = None if config_path is None else read_json(config_path)
-    for find in (_huggingface, _paddle, _mp_ranks):
-        found = find(directory)
-        if found is not None:
-            container, ranks, index, notes = found
-            return Detected(directory, container, ranks, config, config_path, index, notes)
-    for name in ADAPTER_FILES:
+    found = next((found for place in _places(directory) if (found := _parts(place)) is not None), None)
+    for name in ADAPTER_FILES if found is None else ():
         if (directory / name).is_file():
             raise CheckpointError(
                 f"{directory} holds an adapter ({name}), not a model",
                 step=f"load the base model and give adapter={directory}",
             )
+    found = found or _only_file(directory)
+    if found is not None:
+        if found.folder != directory:
+            found.notes.append(f"weights are in {found.folder.name}/")
+        return Detected(
+            directory, found.container, found.ranks, config, config_path, found.index, found.notes, found.partitioned
+        )
+    if (other := foreign_format(directory)) is not None:
+        raise CheckpointError(f"{other.place} holds {other.what}", step=other.step)
     for path in sorted((*directory.iterdir(), *directory.glob("*/mp_rank_*"))):
         if path.is_symlink() and not path.exists():
             raise CheckpointError(
@@ -138,18 +160,53 @@ def refuse_strange(directory: Path) -> None:
                 raise CheckpointError(f"{path} is neither a file nor a directory", step=step)
 
 
-_Parts = tuple[Container, list[list[Path]], Mapping[str, str] | None, list[str]]
+def partitions_beside(found: Detected) -> Detected | None:
+    """The ZeRO-3 folder in the directory of weights that turned out to be placeholders, None without one."""
+    ranks = _rank_files(found.directory)
+    if ranks is None or not ranks.partitioned:
+        return None
+    return replace(found, container="ranks", ranks=ranks.ranks, index=None, partitioned=True)
 
 
-def _huggingface(directory: Path) -> _Parts | None:
-    """model*.safetensors before pytorch_model*.bin, an index before a single file."""
-    choices: list[tuple[str, list[Path], Mapping[str, str] | None]] = []
+@dataclass(frozen=True)
+class _Parts:
+    """The files of a folder that belong together."""
+
+    folder: Path
+    container: Container
+    ranks: list[list[Path]]
+    index: Mapping[str, str] | None = None
+    notes: list[str] = field(default_factory=list)
+    partitioned: bool = False
+
+
+def _places(directory: Path) -> list[Path]:
+    """The directory, and the folders in it with the name of a file, which DeepSpeed's zero_to_fp32.py makes."""
+    return [directory, *(directory / name for name in _INDEXED if (directory / name).is_dir())]
+
+
+def _parts(folder: Path) -> _Parts | None:
+    for found in (_whole_or_shards(folder, _INDEXED), _paddle_ranks(folder), _rank_files(folder)):
+        if found is not None:
+            others = sorted(folder.glob("model_state.tp*.pdparams")) if found.container == "paddle" else []
+            if left := [path for path in others if [path] not in found.ranks]:
+                found.notes.append(f"{len(left)} model_state.tp*.pdparams are there as well and were not read")
+            return found
+    found = _whole_or_shards(folder, _MASTERS)
+    if found is not None:
+        found.notes.append("no weights of the model were saved: the optimizer's float32 copies of them are read")
+    return found
+
+
+def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts | None:
+    """Files of the first name that is there: an index before a single file, the other names are noted."""
+    choices: list[tuple[str, Container, list[Path], Mapping[str, str] | None]] = []
     left: list[str] = []
-    for name in _INDEXED:
+    for name, container in names.items():
         index_path = directory / f"{name}.index.json"
         stem, suffix = name.rsplit(".", 1)
         if (directory / name).is_file():
-            choices.append((name, [directory / name], None))
+            choices.append((name, container, [directory / name], None))
         elif index_path.is_file():
             index, _ = read_index(index_path)
             files = [directory / file for file in dict.fromkeys(index.values())]
@@ -161,16 +218,16 @@ def _huggingface(directory: Path) -> _Parts | None:
                 continue
             if missing:
                 raise CheckpointError(f"{lacking}", step=f"download {directory} again")
-            choices.append((index_path.name, files, index))
+            choices.append((index_path.name, container, files, index))
         elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
-            choices.append((f"{stem}-*.{suffix}", _complete(shards, directory), None))
+            choices.append((f"{stem}-*.{suffix}", container, _complete(shards, directory), None))
     if not choices and left:
         raise CheckpointError(f"{left[0]}", step=f"download {directory} again")
     if not choices:
         return None
     notes = [f"{other[0]} is there as well and was not read" for other in choices[1:]]
-    notes += left
-    return "huggingface", [choices[0][1]], choices[0][2], notes
+    _, container, files, index = choices[0]
+    return _Parts(directory, container, [files], index, notes + left)
 
 
 def _complete(shards: list[Path], directory: Path) -> list[Path]:
@@ -189,46 +246,52 @@ def _complete(shards: list[Path], directory: Path) -> list[Path]:
     return shards
 
 
-def refuse_count(count: int, path: Path) -> None:
-    """Raise CheckpointError for more ranks or shards than any checkpoint has: nothing is sized by a file's name."""
-    if count > MOST_FILES:
-        with about(path):
-            what = f"{path} is one of {shorten(f'{count:,}', 20)} files by its name; {MOST_FILES:,} are the limit"
-            raise CheckpointError(what, step="remove or rename it")
-
-
-def _paddle(directory: Path) -> _Parts | None:
-    whole = directory / "model_state.pdparams"
+def _paddle_ranks(directory: Path) -> _Parts | None:
     ranks = sorted(directory.glob("model_state.tp*.pdparams"))
-    if whole.is_file():
-        notes = [f"{len(ranks)} model_state.tp*.pdparams are there as well and were not read"] if ranks else []
-        return "paddle", [[whole]], None, notes
     if not ranks:
         return None
-    return "paddle", [[path] for path in _in_row(ranks, r"model_state\.tp(\d+)\.pdparams")], None, []
+    ordered = _in_row(ranks, r"model_state\.tp(\d+)\.pdparams")
+    return _Parts(directory, "paddle", [[path] for path in ordered])
 
 
-def _mp_ranks(directory: Path) -> _Parts | None:
-    folder, notes = directory, []
-    if not list(directory.glob("mp_rank_*_model_states.pt")):
-        tagged = _tagged(directory)
-        if tagged is None:
-            return None
-        folder = tagged
-        notes.append(f"weights are in {folder.name}/")
+def _rank_files(directory: Path) -> _Parts | None:
+    """Files of model-parallel ranks (Megatron, SAT, DeepSpeed), here or in the folder in use, or those of ZeRO-3."""
+    folder = directory if list(directory.glob(_RANK_FILES)) else _tagged(directory)
+    if folder is None:
+        return None
     paths = sorted(folder.glob("mp_rank_*_model_states.pt"))
+    if not paths:
+        return _Parts(folder, "ranks", [partitioned_files(folder)], partitioned=True)
     ranks = [[path] for path in _in_row(paths, r"mp_rank_(\d+)_model_states\.pt")]
-    return "ranks", ranks, None, notes
+    return _Parts(folder, "ranks", ranks)
+
+
+def _only_file(directory: Path) -> _Parts | None:
+    """The only file of weights of a directory, whatever its name. Raises CheckpointError where there are several."""
+    files = [path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+    files = [path for path in files if not TRAINING.fullmatch(path.name)]
+    if not files or foreign_format(directory, below=False) is not None:
+        return None
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{directory} has {len(files)} files of weights ({names_text((path.name for path in files), 4)}), none of "
+            f"a usual name",
+            step=f"leave the model's alone in a directory, as pytorch_model.bin or {next(iter(_INDEXED))}",
+        )
+    container: Container = "paddle" if files[0].suffix == ".pdparams" else "huggingface"
+    return _Parts(directory, container, [files], notes=[f"{files[0].name} is the only file of weights here"])
 
 
 def _tagged(directory: Path) -> Path | None:
     """The folder that the tag file names, or the only one with rank files."""
-    folders = sorted({path.parent for path in directory.glob("*/mp_rank_*_model_states.pt")})
+    folders = sorted({path.parent for path in directory.glob(f"*/{_RANK_FILES}")})
     if (found := read_tag(directory)) is not None:
         tag, path = found
         for name in tag_folders(tag):
-            if list((directory / name).glob("mp_rank_*_model_states.pt")):
+            if list((directory / name).glob(_RANK_FILES)):
                 return directory / name
+            if (directory / name).is_dir() and (other := foreign_format(directory / name)) is not None:
+                raise CheckpointError(f"{other.place} holds {other.what}", step=other.step)
         known = ", ".join(folder.name for folder in folders) or "no folder with rank files"
         raise CheckpointError(
             f"{path} names {tag!r}, but {directory} has {known}", step="correct the file or download again"

@@ -20,11 +20,13 @@ from glmkit.families.family import Family
 
 from .choose_layout import choose
 from .configure import ConfigLike, Given, configure, read_given
-from .detect import Detected, detect, read_generation_config
+from .deepspeed import open_partitioned
+from .detect import Detected, detect, partitions_beside, read_generation_config
 from .files.mapping import TensorFile
 from .files.open_file import open_tensor_file
 from .files.tensors import TensorInfo
 from .infer import infer_config
+from .plain_names import plain_names
 from .published_tensors import Fused, check_ranks, fused_tensors
 from .published_weights import PublishedWeights
 from .sources import Source, name_sources, same_bytes
@@ -34,12 +36,16 @@ from .weights import expected_tensors
 
 @dataclass(frozen=True)
 class Opened:
-    """Mapped files of each rank, and where each stored name of a rank lies."""
+    """Mapped files of each rank, and where the tensor of each plain name of a rank lies.
+
+    adapter: stored names of an adapter that lies among the weights.
+    """
 
     found: Detected
     files: tuple[tuple[TensorFile, ...], ...]
     ranks: tuple[Mapping[str, Source], ...]
     notes: tuple[str, ...]
+    adapter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class Matched:
 class Checkpoint:
     """A checked model directory. `notes`: what was decided or left out, one line each.
 
-    ranks: tensor-parallel files it is cut into. bare: names lack the prefix of the head class. prefix: names of a
-    P-Tuning prefix that lies among the weights.
+    ranks: tensor-parallel files it is cut into. bare: names lack the prefix of the head class. adapter: stored names of
+    an adapter (a P-Tuning prefix, LoRA matrices) that lies among the weights.
     """
 
     directory: Path
@@ -88,7 +94,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     files: tuple[TensorFile, ...] = ()
     bare: bool = False
-    prefix: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = ()
 
 
 def open_checkpoint(
@@ -110,13 +116,42 @@ def open_checkpoint(
 
 def open_files(found: Detected) -> Opened:
     """Map all files and list their names. Raises CheckpointError for files that do not belong together."""
-    files = tuple(tuple(open_tensor_file(path) for path in paths) for paths in found.ranks)
+    files = map_files(found)
     notes = [*found.notes]
     ranks = tuple(name_sources(found.directory, rank, found.index, notes) for rank in files)
     for paths, names in zip(found.ranks, ranks, strict=True):
         if not names:
             raise CheckpointError(f"{paths[0]} holds no tensors")
-    return Opened(found, files, ranks, (*notes, *_bookkeeping(files, found.directory)))
+    if empty := [name for rank in ranks for name, source in rank.items() if source.info().shape == (0,)]:
+        parts = None if found.partitioned else partitions_beside(found)
+        if parts is None:
+            raise CheckpointError(
+                f"{found.ranks[0][0]}: {names_text(empty, 2)} are empty, placeholders that DeepSpeed ZeRO-3 leaves "
+                f"where it saves without gathering",
+                step="give the folder with its global_step folder, or join that with zero_to_fp32.py",
+            )
+        opened = open_files(parts)
+        note = f"{found.ranks[0][0].name} holds empty placeholders: the ZeRO-3 files beside it are read"
+        return replace(opened, notes=(note, *opened.notes))
+    where = str(found.directory)
+    named = [plain_names(rank, where) for rank in ranks]
+    if not named[0].model:
+        raise CheckpointError(
+            f"{where} holds an adapter only ({names_text(named[0].adapter, 2)}), not a model",
+            step=f"load the base model and give adapter={where}",
+        )
+    plain = tuple(
+        {name: rank[stored] for name, stored in names.model.items()} for names, rank in zip(named, ranks, strict=True)
+    )
+    notes += named[0].notes
+    return Opened(found, files, plain, (*notes, *_bookkeeping(files, found.directory)), named[0].adapter)
+
+
+def map_files(found: Detected) -> tuple[tuple[TensorFile, ...], ...]:
+    """The files of each rank, mapped; the many of a ZeRO-3 folder are one. Raises CheckpointError as the readers do."""
+    if found.partitioned:
+        return ((open_partitioned(found.ranks[0]),),)
+    return tuple(tuple(open_tensor_file(path) for path in paths) for paths in found.ranks)
 
 
 def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list[str]:
@@ -142,7 +177,7 @@ def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list
 def identify(opened: Opened, given: Given | None = None, family: str | None = None) -> Identified:
     """Family, layout and config, by the names, the config file, `given` and, where neither says enough, the shapes."""
     found, ranks, where = opened.found, opened.ranks, str(opened.found.directory)
-    kind, layout = choose(found, list(ranks[0]), given, family)
+    kind, layout = choose(found, {name: source.info().shape for name, source in ranks[0].items()}, given, family)
     try:
         published = configure(
             layout, found.config, given, lambda heads: infer_config(kind, layout, ranks, where, heads)
@@ -197,14 +232,14 @@ def check(matched: Matched) -> Checkpoint:
     identified, opened = matched.identified, matched.identified.opened
     layout, directory = identified.layout, opened.found.directory
     where = str(directory)
-    plain, prefix, unknown = unexplained(layout, matched.extra)
+    plain, unknown = unexplained(layout, matched.extra)
     check_tensors(layout, matched.fused, matched.expected, matched.sources, unknown, where)
     notes = [*opened.notes, *identified.notes, *check_derived(layout, matched.config, opened.ranks, where)]
     if plain:
         notes.append(f"left out, it follows from the config: {names_text(plain, 2)}")
     matched, head_notes = _with_head(matched)
     notes += head_notes + check_copies(matched.fused, matched.sources, where)
-    if not prefix and (opened.found.config or {}).get("pre_seq_len"):
+    if not opened.adapter and (opened.found.config or {}).get("pre_seq_len"):
         notes.append(
             "the config has a pre_seq_len, but no P-Tuning prefix lies among the weights: it is an adapter of its own"
         )
@@ -220,7 +255,7 @@ def check(matched: Matched) -> Checkpoint:
         [message_text(note) for note in notes + doubts],  # they quote names out of the files
         tuple(file for rank in opened.files for file in rank),
         matched.bare,
-        tuple(prefix),
+        opened.adapter,
     )
 
 
@@ -239,7 +274,7 @@ def _with_head(matched: Matched) -> tuple[Matched, list[str]]:
     if all(same_bytes(sources[name], sources.get(name.replace(alias.theirs, stem, 1))) for name in copies):
         return matched, []
     untied = match(matched.identified, replace(config, tie_embeddings=False))
-    unknown = unexplained(layout, untied.extra)[2]
+    unknown = unexplained(layout, untied.extra)[1]
     where = str(matched.identified.opened.found.directory)
     check_tensors(layout, untied.fused, untied.expected, untied.sources, unknown, where)
     return untied, [f"{copies[0]} differs from the embedding: the model is loaded with a head of its own"]

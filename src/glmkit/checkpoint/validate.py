@@ -198,14 +198,7 @@ def stored_quantization(
     return None if bits is None else Quantization(bits, embeddings, blocks)
 
 
-def unexplained(layout: Layout, extra: Collection[str]) -> tuple[list[str], list[str], list[str]]:
-    """Unknown names sorted into (nothing learned: derived or ignored, a P-Tuning prefix, really unknown)."""
-    plain, prefix, unknown = [], [], []
-    for name in extra:
-        if is_unlearned(layout, name):
-            plain.append(name)
-        elif "prefix_encoder." in name:
-            prefix.append(name)
-        else:
-            unknown.append(name)
-    return plain, prefix, unknown
+def unexplained(layout: Layout, extra: Collection[str]) -> tuple[list[str], list[str]]:
+    """Unknown names sorted into (nothing learned: derived or ignored, really unknown)."""
+    plain = [name for name in extra if is_unlearned(layout, name)]
+    return plain, [name for name in extra if name not in plain]

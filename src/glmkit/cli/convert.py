@@ -41,8 +41,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     ranks_help = "rank files to write (default: as many as SRC has where both layouts are cut, else 1)"
     add("--tensor-parallel", type=int, metavar="N", help=ranks_help)
     add("--dtype", choices=list(DTYPES), help="of floating-point tensors (default: as stored)")
-    weights_help = "kind of file, Hugging Face formats only (default safetensors)"
-    add("--weights", choices=["safetensors", "bin"], help=weights_help)
+    weights_help = "kind of file: safetensors (default) or bin for Hugging Face formats; pdparams (default) or "
+    weights_help += "safetensors, a unified checkpoint of PaddleNLP, for --to paddle"
+    add("--weights", choices=["safetensors", "bin", "pdparams"], help=weights_help)
     size_help = "largest file, Hugging Face formats only, such as 500MB or 2GiB (default 5GB)"
     add("--shard-size", metavar="SIZE", help=size_help)
     change_help = "let quantised integers change where other ranks need other scales; the added error is reported"

@@ -7,7 +7,8 @@ from pathlib import Path
 from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.adapter_files import RECORD, AdapterFiles
 from glmkit.adapters.directory import apply_adapter, open_adapter
-from glmkit.checkpoint.open import open_checkpoint
+from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.plain_names import is_adapter_part
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
 from glmkit.families.family import Family
@@ -26,14 +27,17 @@ def holds_adapter(listing: Listing, headers: Headers) -> bool:
     """Tell a directory with an adapter and nothing else: adapter files, or tensors marked as an adapter's alone."""
     kinds = all_kinds().values()
     known = {name for kind in kinds for name in kind.weight_files}
-    marks = [kind.mark for kind in kinds if kind.mark]
+    marks = [f".{kind.mark}".replace("..", ".") for kind in kinds if kind.mark]
     files = {entry.name for entry in listing.of("weights")}
     marked = bool(listing.of("adapter")) or bool(files & known) or listing.named(RECORD) is not None
-    others = {name: file for name, file in headers.files.items() if name not in known}
+    shards = ("peft_model-", "peft_model.")  # PaddleNLP's
+    others = {name: file for name, file in headers.files.items() if name not in known and not name.startswith(shards)}
     if not others:
         return marked
     names = [key for file in others.values() for key in file]
-    return bool(names) and all(any(mark in name for mark in marks) for name in names)
+    return bool(names) and all(
+        is_adapter_part(name.split(".")) or any(mark in f".{name}" for mark in marks) for name in names
+    )
 
 
 def check_adapter(listing: Listing) -> tuple[dict[str, object], list[Finding]]:
@@ -76,6 +80,19 @@ def check_base(directory: Path, base: Path) -> tuple[GLMConfig | None, Family | 
     if finding is not None:
         return opened.config, opened.family, [finding]
     return opened.config, opened.family, [Finding("ok", f"fits its base {base}", str(base))]
+
+
+def check_inside(model: Checkpoint) -> list[Finding]:
+    """Try the adapter among the weights of a model on it, as loading does."""
+    _, finding = attempt(
+        lambda: apply_adapter(
+            empty_model(model.config), model.directory, family=model.family, layout=model.layout, beside_weights=True
+        ),
+        model.directory,
+    )
+    what = f"an adapter of {len(model.adapter)} tensors lies among the weights ({model.adapter[0]}, ...)"
+    note = Finding("note", what, str(model.directory), "it is applied when the model is loaded")
+    return [note] if finding is None else [note, finding]
 
 
 def _base(settings: Mapping[str, object]) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from glmkit.checkpoint.detect import MOST_FILES
+from glmkit.checkpoint.file_counts import MOST_FILES
 from glmkit.errors import names_text, shorten
 
 from .finding import Finding

@@ -9,13 +9,14 @@ from pathlib import Path
 from glmkit.checkpoint.configure import ConfigLike, read_given
 from glmkit.checkpoint.detect import detect
 from glmkit.checkpoint.files.mapping import TensorFile
+from glmkit.checkpoint.foreign import foreign_format
 from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, match, open_files
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import config_beside, first_command, preset, preset_names
 
-from .adapter_check import check_adapter, check_base, holds_adapter, local_folder
+from .adapter_check import check_adapter, check_base, check_inside, holds_adapter, local_folder
 from .check_ranks import check_ranks
 from .config_alone import config_file_alone, refuse_impossible
 from .contents import check_company, check_contents, check_numbers, check_sibling
@@ -98,7 +99,7 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
         _, settings = config_beside(listing.directory)
         if holds_adapter(place, headers):
             _adapter(report, place)
-        elif place.of("weights") or place.of("index"):
+        elif place.of("weights") or place.of("index") or detected is not None:
             report.kind = "model"
             found = [*check_shards(place, headers), *check_ranks(place, headers, settings)]
             if not has_errors(found):
@@ -109,7 +110,12 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
             _model(report, listing, place, headers, orders, incomplete=incomplete)
         elif not has_errors(report.findings):
             tokenizers = titles_of_tokenizer(listing)
-            report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
+            other = foreign_format(listing.directory)
+            if other is not None:
+                what = f"{other.place} holds {other.what}"
+                report.findings.append(Finding("error", what, str(other.place), other.step))
+            else:
+                report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
         if orders.deep:
             report.findings += check_numbers(headers, orders.progress)
     finally:
@@ -224,11 +230,9 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     what = f"{len(opened.weights.names())} tensors: all names and shapes are those of the config"
     report.findings.append(Finding("ok", what, str(opened.directory)))
     report.findings += [Finding("note", note, str(opened.directory)) for note in opened.notes]
-    if opened.prefix:
-        what = f"a P-Tuning prefix of {len(opened.prefix)} tensors lies among the weights"
-        step = f"load it as its own adapter: --adapter {shlex.quote(report.directory)}"
-        report.findings.append(Finding("note", what, str(opened.directory), step))
-    if listing.of("adapter"):
+    if opened.adapter:
+        report.findings += check_inside(opened)
+    elif listing.of("adapter"):
         what = f"an adapter lies beside the model ({names_text(entry.name for entry in listing.of('adapter'))})"
         report.findings.append(Finding("note", what, str(listing.directory), "it is used only when it is asked for"))
     _, settings = config_beside(listing.directory)

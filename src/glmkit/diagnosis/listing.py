@@ -16,7 +16,7 @@ Kind = Literal[
 ]
 
 _READ = ("weights", "index")
-WEIGHTS = (*WEIGHT_SUFFIXES, ".ckpt")
+WEIGHTS = WEIGHT_SUFFIXES
 _LEFTOVER = re.compile(r".*\.(partial|incomplete|part|crdownload|aria2|tmp|download|lock)|\..+\.tmp-\d+|\..+\.old-\d+")
 _CONFIG = {"config.json", "model_config.json", "generation_config.json", "generation.json", "tokenizer_config.json"}
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
-from glmkit.adapters.adapter_files import PADDLE, RECORD, AdapterFiles, existing, read_files
+from glmkit.adapters.adapter_files import (
+    PADDLE,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    RECORD,
+    AdapterFiles,
+    existing,
+    model_names,
+    only_adapter,
+    peft_type,
+    read_files,
+    unified,
+)
 from glmkit.adapters.naming import LAYERS, Naming, Part, choose_naming, leaf, namings
 from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.errors import CheckpointError, ConfigError
@@ -20,8 +33,10 @@ from glmkit.model import GLM
 
 from .layer import LoraLinear, LowRank, float_weight, linear_shape, scaling, split_rows
 from .reading import LoraContents, read_lora
-from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS
+from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS
 from .writing import collect, paddle_files, peft_files
+
+_MARK = ".lora_"  # in the name of every matrix, wherever it is stored
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ class LoraAdapter(Adapter):
     weight_files = (*PEFT_WEIGHTS, PADDLE_WEIGHTS)
     setting_files = (PEFT_CONFIG, PADDLE_CONFIG)
     facts: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha", "target_modules": "target_modules"}
+    mark = _MARK
     takes_alpha = True
 
     def __init__(
@@ -94,17 +110,22 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def claims(cls, directory: Path) -> int:
-        if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
+        if _is_paddle(directory):
             return 3
-        # Other kinds of PEFT's have files of the same names; they can tell by `peft_type`.
-        return 2 if any((directory / name).exists() for name in (PEFT_CONFIG, *PEFT_WEIGHTS)) else 0
+        if peft_type(directory) is not None:  # other kinds of PEFT's have files of the same names, and claim 3
+            return 2
+        return 2 if any(_MARK in name for name in model_names(directory)) else 0
 
     @classmethod
     def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
-        if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
+        if (found := unified(directory)) is not None:
+            return read_files(cls.kind, found[0], PADDLE_CONFIG, origin=PADDLE)
+        if _is_paddle(directory):
             return read_files(cls.kind, existing(directory, PADDLE_WEIGHTS), PADDLE_CONFIG, origin=PADDLE)
-        found = next((name for name in PEFT_WEIGHTS if (directory / name).exists()), PEFT_WEIGHTS[0])
-        return read_files(cls.kind, existing(directory, found), PEFT_CONFIG)
+        found_weights = next((name for name in PEFT_WEIGHTS if (directory / name).exists()), None)
+        if found_weights is not None or not any(_MARK in name for name in model_names(directory)):
+            return read_files(cls.kind, existing(directory, found_weights or PEFT_WEIGHTS[0]), PEFT_CONFIG)
+        return read_files(cls.kind, directory, PEFT_CONFIG, choose=partial(_lora_names, directory, beside_weights))
 
     @classmethod
     def inspect(cls, files: AdapterFiles) -> list[str]:
@@ -130,7 +151,7 @@ class LoraAdapter(Adapter):
         if replaced:
             notes.append(f"replaces {len(replaced)} tensors of the base, {next(iter(replaced))} among them")
         rank = max(update.rank for update in found.updates.values())
-        info = AdapterInfo(cls.kind, files.weights.parent, rank, len(updates), files.dtype, naming.name, tuple(notes))
+        info = AdapterInfo(cls.kind, files.folder, rank, len(updates), files.dtype, naming.name, tuple(notes))
         layers = _layers(base.model, updates, found.settings.dropout)
         return cls(info, layers, replaced, root=found.settings.root)
 
@@ -179,6 +200,19 @@ class LoraAdapter(Adapter):
             module = model.get_submodule(stem)
             self.replaced[name] = getattr(module, last)
             setattr(module, last, other)
+
+
+def _is_paddle(directory: Path) -> bool:
+    found = unified(directory)
+    if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
+        return True
+    return found is not None and found[1] == "lora"
+
+
+def _lora_names(path: Path, beside_weights: bool, names: list[str]) -> list[str]:
+    """The matrices of LoRA among the tensors of a file. Raises CheckpointError when others lie beside them."""
+    inside = [name for name in names if _MARK in name]
+    return only_adapter(path, inside, names, "LoRA matrices", beside_weights=beside_weights)
 
 
 def _linears(model: GLM, naming: Naming) -> Mapping[str, tuple[Part, ...]]:
@@ -237,7 +271,7 @@ def _tie(updates: dict[str, LowRank], files: AdapterFiles) -> None:
     tied = files.record.get("tied", [])
     if not isinstance(tied, list) or not all(isinstance(group, list) for group in tied):
         raise CheckpointError(
-            f"{files.weights.parent}: {RECORD}: tied is {tied!r}; it must be a list of lists of names"
+            f"{files.folder}: {RECORD}: tied is {tied!r}; it must be a list of lists of names"
         )
     for group in tied:
         members = [stem for stem in group if stem in updates]

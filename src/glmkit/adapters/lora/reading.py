@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glmkit.adapters.adapter_files import PADDLE, AdapterFiles, check_numbers
+from glmkit.adapters.adapter_files import PADDLE, PEFT_CONFIG, AdapterFiles, check_numbers
 from glmkit.adapters.naming import bare_name
 from glmkit.errors import CheckpointError, ConfigError
 
 from .layer import LowRank, grouped_to_dense
-from .settings import PADDLE_CONFIG, PEFT_CONFIG, LoraSettings, paddle_settings, peft_settings
+from .settings import PADDLE_CONFIG, LoraSettings, paddle_settings, peft_settings
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
 
 def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
     config = PADDLE_CONFIG if files.origin == PADDLE else PEFT_CONFIG
-    path = files.weights.parent / config
+    path = files.folder / config
     if files.settings is not None:
         if alpha is not None:
             raise CheckpointError(
@@ -85,7 +85,7 @@ def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
     if alpha is None:
         raise CheckpointError(
             f"{path} is missing, so the adapter's scale is not known",
-            step="give alpha=32 for mymusise/ChatGLM-Tuning, "
+            step=f"give alpha=32 for mymusise/ChatGLM-Tuning, with adapter={files.folder}, "
             "or write into that file what the training used: peft_type, r and lora_alpha",
         )
     note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"
@@ -97,10 +97,7 @@ def _parse(name: str, path: Path) -> tuple[str, str, str]:
     bare = bare_name(name)
     stem, mark, rest = bare.partition(".lora_")
     if not mark:
-        # PEFT wraps what it replaces: `x.base_layer.bias`, `x.modules_to_save[.default].weight`.
         head, _, parameter = bare.rpartition(".")
-        head = head.removesuffix(".base_layer")
-        head = head.partition(".modules_to_save")[0]
         return head, parameter, ""
     which, *tail = rest.split(".")
     if tail and tail[-1] == "weight":

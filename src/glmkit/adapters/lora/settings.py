@@ -14,11 +14,13 @@ from glmkit.errors import CheckpointError
 from .layer import scaling
 from .patterns import NamePattern, parse_pattern
 
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PADDLE_CONFIG, PADDLE_WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
 
+# Kinds of PEFT that put vectors before or between the inputs; the others change weights and can be merged into them.
+_INPUT_VECTORS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE")
+_MERGE = "merge it with peft first (merge_and_unload, save_pretrained) and give what that writes as the source"
 _MOST_PATTERNS = 4096
+
 V = TypeVar("V")
 N = TypeVar("N", int, float)
 
@@ -79,8 +81,11 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
     """Read `adapter_config.json`. Raises CheckpointError naming a method or a value that is not supported."""
     kind = values.get("peft_type")
     if kind != "LORA":
+        prompts = kind in _INPUT_VECTORS
+        what = "learned input vectors, which no weights can hold" if prompts else "not supported"
         raise CheckpointError(
-            f"{source}: peft_type is {kind!r}; only LORA is supported", step="merge it with peft first"
+            f"{source}: peft_type is {kind!r}, {what}; LORA and PREFIX_TUNING are read",
+            step="train a prefix or LoRA instead, or use it with peft" if prompts else _MERGE,
         )
     for key, title in _REFUSED.items():
         if values.get(key):

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
-from glmkit.adapters.adapter_files import PADDLE, AdapterFiles, existing, read_files
+from glmkit.adapters.adapter_files import (
+    PADDLE,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    AdapterFiles,
+    existing,
+    is_prompt,
+    model_names,
+    only_adapter,
+    peft_type,
+    read_files,
+    unified,
+)
 from glmkit.checkpoint.native import write_json
 from glmkit.errors import CheckpointError, RequestError
 from glmkit.families.common.layout import Extras
@@ -18,7 +30,7 @@ from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
 
 from .encoder import PrefixEncoder
-from .published import MARK, PUBLISHED_PREFIX, check_settings, paddle_prefix, read_prefix
+from .published import MARK, PEFT_TYPE, PUBLISHED_PREFIX, check_settings, paddle_prefix, read_prefix
 
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 _CONFIG = "config.json"
@@ -60,6 +72,7 @@ class PrefixAdapter(Adapter):
     facts: ClassVar[Mapping[str, str]] = {
         "pre_seq_len": "prefix_length",
         "num_prefix_tokens": "prefix_length",
+        "num_virtual_tokens": "prefix_length",
         "prefix_projection": "prefix_projection",
     }
 
@@ -71,16 +84,25 @@ class PrefixAdapter(Adapter):
 
     @classmethod
     def claims(cls, directory: Path) -> int:
-        if any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
+        if _is_paddle(directory) or peft_type(directory) == PEFT_TYPE:
             return 3
-        return int(_published_weights(directory) is not None)
+        names = () if (found := _published_weights(directory)) is not None else model_names(directory)
+        return int(found is not None or any(MARK in name or is_prompt(name) for name in names))
 
     @classmethod
     def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
-        weights = _published_weights(directory)
-        if weights is None or any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
+        if (found := unified(directory)) is not None:
+            return read_files(cls.kind, found[0], _PADDLE_CONFIG, origin=PADDLE)
+        if _is_paddle(directory):
             return read_files(cls.kind, existing(directory, _PADDLE_WEIGHTS), _PADDLE_CONFIG, origin=PADDLE)
-        return read_files(cls.kind, weights, _CONFIG, choose=partial(_prefix_names, weights, beside_weights))
+        weights = _published_weights(directory)
+        peft = next((directory / name for name in PEFT_WEIGHTS if (directory / name).is_file()), None)
+        if peft_type(directory) == PEFT_TYPE and (peft is not None or weights is None):
+            return read_files(cls.kind, peft or existing(directory, PEFT_WEIGHTS[0]), PEFT_CONFIG, origin="peft")
+        path, choose = weights or directory, partial(_prefix_names, weights or directory, beside_weights)
+        if any(map(is_prompt, model_names(directory))):  # a trainer saved PEFT's model with its own call
+            return read_files(cls.kind, path, PEFT_CONFIG, origin="peft", choose=choose)
+        return read_files(cls.kind, path, _CONFIG, choose=choose)
 
     @classmethod
     def inspect(cls, files: AdapterFiles) -> list[str]:
@@ -88,10 +110,11 @@ class PrefixAdapter(Adapter):
 
     @classmethod
     def read(cls, files: AdapterFiles, base: Base, alpha: float | None) -> Self:
-        encoder, notes = read_prefix(files, base.config, base.float_tensor.dtype)
+        counted = base.layout is not None and base.layout.prefix_counts
+        encoder, notes = read_prefix(files, base.config, base.float_tensor.dtype, counted=counted)
         layers = base.config.num_layers
-        info = AdapterInfo(cls.kind, files.weights.parent, encoder.length, layers, files.dtype, OWN.name, tuple(notes))
-        settings = None if files.origin == PADDLE else files.settings
+        info = AdapterInfo(cls.kind, files.folder, encoder.length, layers, files.dtype, OWN.name, tuple(notes))
+        settings = files.settings if files.origin == "torch" else None
         return cls(info, encoder.to(base.float_tensor.device), settings)
 
     def save(self, base: Base, saving: Saving) -> tuple[str, dict[str, object]]:
@@ -128,6 +151,13 @@ class PrefixAdapter(Adapter):
         )
 
 
+def _is_paddle(directory: Path) -> bool:
+    if any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
+        return True
+    found = unified(directory)
+    return found is not None and found[1] == "ptuning"
+
+
 def _published_weights(directory: Path) -> Path | None:
     names = (*_WEIGHTS, *(f"{name}.index.json" for name in _WEIGHTS))
     return next((directory / name for name in names if (directory / name).exists()), None)
@@ -136,18 +166,9 @@ def _published_weights(directory: Path) -> Path | None:
 def _prefix_names(path: Path, beside_weights: bool, names: list[str]) -> list[str]:
     """The prefix encoder's tensors among those of a file. Raises CheckpointError when others lie beside it."""
     bare = ("embedding.", "trans.")  # the encoder alone, saved by its own state_dict
-    inside = [name for name in names if MARK in name or (not beside_weights and name.startswith(bare))]
-    if not inside:
-        what = f"{names[0]} and {len(names) - 1} other tensors" if names else "nothing"
-        raise CheckpointError(
-            f"{path} holds {what}, no adapter",
-            step=f"to load it as a model give {path.parent} as the source, not as adapter",
-        )
-    others = [name for name in names if name not in inside]
-    if others and not beside_weights:
-        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        raise CheckpointError(
-            f"{path} holds {shown} beside the prefix encoder, so more than the prefix may have been trained",
-            step=f"give {path.parent} as the source and as the adapter, or keep only the names with {MARK[:-1]!r}",
-        )
-    return inside
+    inside = [
+        name
+        for name in names
+        if MARK in name or is_prompt(name) or (not beside_weights and name.startswith(bare))
+    ]
+    return only_adapter(path, inside, names, "prefix encoder", beside_weights=beside_weights)

@@ -18,14 +18,14 @@ from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.published_tensors import published_tensors
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, names_text
 from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.common.native_layout import OWN
 from glmkit.files import atomic_write, inside
 from glmkit.small_files import read_small
 
 from .journal import Journal
-from .outputs import LARGEST, Outputs, WeightsFormat, carried_files, check_names, output_files, parse_size
+from .outputs import KINDS, LARGEST, Outputs, WeightsFormat, carried_files, check_names, output_files, parse_size
 from .requantize import AddedError, Requantized, blocks_for
 from .transfer import Progress, Step, write_files
 from .verify import compare, config_changes
@@ -81,7 +81,8 @@ def convert(
 
     tensor_parallel: rank files to write; None = as many as the source has when both are cut, else one. dtype: of all
     floating-point tensors (not of quantisation scales); None = as stored. weights and shard_size: kind and largest
-    size of the files, for the Hugging Face formats only; None = safetensors of at most 5 GB. requantize: allow what
+    size of the files; None = safetensors of at most 5 GB for the Hugging Face formats, .pdparams for PaddlePaddle's,
+    where safetensors make a unified checkpoint of PaddleNLP. requantize: allow what
     changes quantised integers.
 
     Work goes on in `destination` + ".partial", which becomes `destination` when everything is written and verified. A
@@ -97,7 +98,7 @@ def convert(
     checkpoint = open_checkpoint(before, config=config, family=family)
     layout = _layout(checkpoint, to)
     kind, shard_bytes = _files(layout, weights, shard_size)
-    ranks = _ranks(checkpoint, layout, tensor_parallel)
+    ranks = _ranks(checkpoint, layout, kind, tensor_parallel)
     stored, changed = _requantized(checkpoint, layout, ranks, requantize)
     target = changed.config if changed is not None else checkpoint.config
     tensors = published_tensors(
@@ -127,8 +128,9 @@ def convert(
         copied = _write_small(checkpoint, layout, target, ranks, outputs, work, dtype, carried)
         write_seconds = time.perf_counter() - started
         notes = [*checkpoint.notes]
-        if checkpoint.prefix:
-            notes.append(f"left out, a P-Tuning prefix is an adapter: {', '.join(checkpoint.prefix)}")
+        if checkpoint.adapter:
+            names = names_text(checkpoint.adapter, 4)
+            notes.append(f"left out, an adapter among the weights: {names}; {before} still holds it (--adapter)")
         if requantize and changed is None:
             notes.append("nothing had to be requantised")
         verify_seconds = None
@@ -136,7 +138,7 @@ def convert(
             started = time.perf_counter()
             notes += _verify(checkpoint, stored, target, work, outputs, progress)
             verify_seconds = time.perf_counter() - started
-        if not all(file.path.is_file() for file in checkpoint.files) or _fingerprint(checkpoint) != plan["files"]:
+        if not all(path.is_file() for file in checkpoint.files for path in file.paths) or _fingerprint(checkpoint) != plan["files"]:
             raise CheckpointError(
                 f"{before} changed while it was converted", step="run the same command with --restart"
             )
@@ -199,27 +201,39 @@ def _layout(checkpoint: Checkpoint, name: str) -> Layout:
     return layout
 
 
-def _files(layout: Layout, weights: WeightsFormat | None, shard_size: str | int | None) -> tuple[WeightsFormat, int]:
+def _files(
+    layout: Layout, weights: WeightsFormat | None, shard_size: str | int | None
+) -> tuple[WeightsFormat | None, int]:
     """Kind and largest size of files; where a layout leaves no choice, neither may be asked for."""
-    if layout.container != "huggingface":
-        for value, option in ((weights, "--weights"), (shard_size, "--shard-size")):
-            if value is not None:
-                raise CheckpointError(
-                    f"the {layout.name} layout has one file a rank; {option} {value} means nothing here"
-                )
-    kind = weights or "safetensors"
-    if kind not in get_args(WeightsFormat):
+    if weights is not None and weights not in get_args(WeightsFormat):
         raise CheckpointError(
             f"weights {weights!r} is no kind of file", step=f"use {' or '.join(get_args(WeightsFormat))}"
         )
-    if layout is OWN and kind != "safetensors":
-        raise CheckpointError(f"the {layout.name} layout has safetensors only", step="leave out --weights")
+    kinds = ("safetensors",) if layout is OWN else KINDS[layout.container]
+    kind = weights or next(iter(kinds), None)
+    one_a_rank = kind in (None, "pdparams")
+    for value, option in ((weights, "--weights"), (shard_size, "--shard-size")):
+        if value is not None and (not kinds or (one_a_rank and option == "--shard-size")):
+            raise CheckpointError(
+                f"the {layout.name} layout has one file a rank; {option} {value} means nothing here",
+                step="leave it out" if len(kinds) < 2 else f"leave it out, or add --weights {kinds[1]}",
+            )
+    if weights is not None and weights not in kinds:
+        raise CheckpointError(
+            f"the {layout.name} layout has {' or '.join(kinds)} only",
+            step=f"leave out --weights, or give one of {', '.join(kinds)}",
+        )
     return kind, parse_size(DEFAULT_SHARD if shard_size is None else shard_size)
 
 
-def _ranks(checkpoint: Checkpoint, layout: Layout, asked: int | None) -> int:
+def _ranks(checkpoint: Checkpoint, layout: Layout, kind: WeightsFormat | None, asked: int | None) -> int:
+    whole = kind in ("safetensors", "bin")  # shards, each tensor whole in one of them
     if asked is None:
-        return checkpoint.ranks if layout.parallel and checkpoint.layout.parallel else 1
+        return checkpoint.ranks if layout.parallel and checkpoint.layout.parallel and not whole else 1
+    if asked > 1 and whole and layout.parallel:
+        raise CheckpointError(
+            f"{kind} files of the {layout.name} layout hold whole tensors", step="leave out the tensor-parallel degree"
+        )
     if asked < 1:
         raise CheckpointError(f"tensor-parallel degree {asked} is not at least 1", step="give the number of rank files")
     return asked
@@ -247,7 +261,7 @@ def _tag(checkpoint: Checkpoint, layout: Layout) -> str:
 
 def _fingerprint(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Size and time of every file of weights."""
-    stats = {file.path: file.path.stat() for file in checkpoint.files}
+    stats = {path: path.stat() for file in checkpoint.files for path in file.paths}
     return {
         os.path.relpath(path, checkpoint.directory): [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()
     }

@@ -21,7 +21,13 @@ from glmkit.families.family import Family
 from glmkit.files import inside, is_plain_name
 from glmkit.small_files import leads_out
 
-WeightsFormat = Literal["safetensors", "bin"]
+WeightsFormat = Literal["safetensors", "bin", "pdparams"]
+# Kinds of files that a layout's names may be written in, the usual one first; none where there is no choice.
+KINDS: dict[str, tuple[WeightsFormat, ...]] = {
+    "huggingface": ("safetensors", "bin"),
+    "paddle": ("pdparams", "safetensors"),
+    "ranks": (),
+}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LARGEST = 64 << 20  # bytes of a file that is carried
 # No weights, and the same meaning in every layout: tokenizer, generation, licence.
@@ -70,18 +76,24 @@ def parse_size(text: str | int) -> int:
 
 
 def output_files(
-    layout: Layout, ranks: Sequence[Sequence[PublishedTensor]], *, weights: WeightsFormat, shard_bytes: int, tag: str
+    layout: Layout,
+    ranks: Sequence[Sequence[PublishedTensor]],
+    *,
+    weights: WeightsFormat | None,
+    shard_bytes: int,
+    tag: str,
 ) -> Outputs:
     """Files of a layout whose tensors, rank by rank, are `ranks`.
 
-    weights and shard_bytes matter for Hugging Face containers, tag for rank files. Raises CheckpointError for a weights
-    format that the layout was never published in.
+    weights: one of the `KINDS` of the layout's container. shard_bytes matters for shards, tag for rank files.
+    PaddlePaddle's names in safetensors make a unified checkpoint of PaddleNLP: shards with an index, whatever their
+    number.
     """
-    if layout.container == "huggingface":
-        assert len(ranks) == 1, f"{layout.name} is never cut over ranks"
-        return _shards(ranks[0], weights, shard_bytes)
-    if layout.container == "paddle":
+    if layout.container == "paddle" and weights == "pdparams":
         return _paddle(ranks)
+    if weights is not None:
+        assert len(ranks) == 1, f"{layout.name} is never cut over ranks in {weights}"
+        return _shards(ranks[0], "unified" if layout.container == "paddle" else weights, shard_bytes)
     write = partial(write_torch, under="module")
     files = [
         OutputFile(f"{tag}/mp_rank_{rank:02d}_model_states.pt", tuple(tensors), write)
@@ -97,8 +109,8 @@ def _paddle(ranks: Sequence[Sequence[PublishedTensor]]) -> Outputs:
     return Outputs([OutputFile(name, tuple(t), write_paddle) for name, t in zip(names, ranks, strict=True)])
 
 
-def _shards(tensors: Sequence[PublishedTensor], weights: WeightsFormat, limit: int) -> Outputs:
-    stem, suffix, write = _FORMATS[weights]
+def _shards(tensors: Sequence[PublishedTensor], kind: str, limit: int) -> Outputs:
+    stem, suffix, write = _FORMATS[kind]
     groups: list[list[PublishedTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -107,7 +119,7 @@ def _shards(tensors: Sequence[PublishedTensor], weights: WeightsFormat, limit: i
             size = 0
         groups[-1].append(tensor)
         size += tensor.info.nbytes
-    if len(groups) == 1:
+    if len(groups) == 1 and kind != "unified":
         return Outputs([OutputFile(f"{stem}.{suffix}", tuple(groups[0]), write)])
     names = [f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}" for number in range(1, len(groups) + 1)]
     files = [OutputFile(name, tuple(group), write) for name, group in zip(names, groups, strict=True)]
@@ -120,6 +132,7 @@ def _shards(tensors: Sequence[PublishedTensor], weights: WeightsFormat, limit: i
 _FORMATS: dict[str, tuple[str, str, Writer]] = {
     "safetensors": ("model", "safetensors", write_safetensors),
     "bin": ("pytorch_model", "bin", write_torch),
+    "unified": ("model", "safetensors", partial(write_safetensors, made_by="np")),
 }
 
 

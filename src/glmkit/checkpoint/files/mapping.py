@@ -179,6 +179,7 @@ class TensorFile:
                 f"{file.path}: refused, a name in it has {longest:,} characters; {MAX_NAME} are the limit"
             )
         self.path, self.extras = file.path, dict(extras)
+        self.paths: tuple[Path, ...] = (file.path,)  # several where the tensors are put together from them
         self._file, self._entries = file, dict(entries)
 
     @property

@@ -67,7 +67,7 @@ def open_safetensors_file(path: str | os.PathLike[str]) -> TensorFile:
         if complaint is not None and length > MAX_DETAILS and "ncomplete" not in str(complaint):
             raise complaint
         header = json.loads(file.data[8:begin], object_pairs_hook=_unique)
-        entries, end = _read_header(header, begin)
+        entries, end = _read_header(header, begin, _types(header.get(METADATA)))
         if end > file.size:
             raise _truncated(file, end)
         if complaint is not None:
@@ -101,7 +101,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     return values
 
 
-def _read_header(header: Any, begin: int) -> tuple[dict[str, Strided], int]:
+def _types(metadata: object) -> dict[str, torch.dtype]:
+    """Types by their codes. Files that PaddlePaddle writes by way of numpy have bfloat16 as U16."""
+    by_numpy = isinstance(metadata, dict) and metadata.get("format") == "np"
+    return {**_DTYPES, "U16": torch.bfloat16} if by_numpy else _DTYPES
+
+
+def _read_header(header: Any, begin: int, types: dict[str, torch.dtype]) -> tuple[dict[str, Strided], int]:
     """(tensors, end of the last); the tensors are in the order of their bytes."""
     entries: dict[str, Strided] = {}
     end = begin
@@ -109,10 +115,10 @@ def _read_header(header: Any, begin: int) -> tuple[dict[str, Strided], int]:
         ((name, facts) for name, facts in header.items() if name != METADATA),
         key=lambda item: tuple(item[1]["data_offsets"]),
     ):
-        if facts["dtype"] not in _DTYPES:
-            raise ValueError(f"{shorten(name)} has the type {facts['dtype']}; known are {', '.join(_DTYPES)}")
+        if facts["dtype"] not in types:
+            raise ValueError(f"{shorten(name)} has the type {facts['dtype']}; known are {', '.join(types)}")
         first, last = checked_sizes(facts["data_offsets"], "a range of bytes")
-        info = TensorInfo(_DTYPES[facts["dtype"]], checked_sizes(facts["shape"], "a shape"))
+        info = TensorInfo(types[facts["dtype"]], checked_sizes(facts["shape"], "a shape"))
         if info.nbytes != last - first:
             raise ValueError(f"{shorten(name)} of shape {info.shape} has {last - first} bytes, not {info.nbytes}")
         entries[name] = Strided(info, begin + first, dense_stride(info.shape))
@@ -123,15 +129,17 @@ def _read_header(header: Any, begin: int) -> tuple[dict[str, Strided], int]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: Path, entries: Iterable[Entry], *, tick: Callable[[int], None] = ignore) -> Written:
-    """Write `entries` to `path`.
+def write_safetensors(
+    path: Path, entries: Iterable[Entry], *, tick: Callable[[int], None] = ignore, made_by: str = "pt"
+) -> Written:
+    """Write `entries` to `path`. made_by: the library that the metadata names: "pt", or "np" as PaddleNLP does.
 
     The format has no gaps. So wider elements come first, which aligns every tensor to its element size, and tensors of
     odd sizes last, which aligns all others to ALIGNMENT.
     """
     ordered = sorted(entries, key=lambda entry: (-entry.info.dtype.itemsize, entry.info.nbytes % ALIGNMENT != 0))
     with open_sink(path) as sink:
-        sink.write(_header(path, ordered))
+        sink.write(_header(path, ordered, made_by))
         for entry in ordered:
             for data in entry_bytes(entry):
                 sink.write(data)
@@ -139,8 +147,8 @@ def write_safetensors(path: Path, entries: Iterable[Entry], *, tick: Callable[[i
     return Written(sink.size, sink.crc32)
 
 
-def _header(path: Path, entries: list[Entry]) -> bytes:
-    table: dict[str, object] = {METADATA: {"format": "pt"}}
+def _header(path: Path, entries: list[Entry], made_by: str) -> bytes:
+    table: dict[str, object] = {METADATA: {"format": made_by}}
     end = 0
     for entry in entries:
         if entry.info.dtype not in _CODES:

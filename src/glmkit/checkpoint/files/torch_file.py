@@ -7,7 +7,8 @@ written comes from the shapes alone, and the numbers are streamed behind it.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from glmkit.errors import CheckpointError, shorten
@@ -37,16 +38,40 @@ def open_torch_file(path: str | os.PathLike[str]) -> TensorFile:
     Nothing in it is run. Raises CheckpointError, in one line, for a file that is no such file, is damaged, lies about
     its sizes, or asks to run something.
     """
-    file = FileMap(Path(path))
-    kind = check_content(file, ("torch", "torch-legacy"))
-    content, offsets = _read_zip(file) if kind == "torch" else _read_legacy(file)
+    found = read_torch(path)
 
     def entry(value: object) -> Entry | None:
-        if not isinstance(value, TorchTensor):
-            return None
-        return Strided(value.info, offsets[value.storage.key] + value.start, value.stride)
+        return found.entry(value) if isinstance(value, TorchTensor) else None
 
-    return TensorFile(file, *split_state(file.path, content, entry))
+    return TensorFile(found.file, *split_state(found.file.path, found.whole, entry))
+
+
+@dataclass(frozen=True)
+class TorchContent:
+    """The object that `torch.load` would return, as inert values. offsets: byte of each storage by its key."""
+
+    file: FileMap
+    whole: object
+    offsets: Mapping[str, int]
+
+    @property
+    def content(self) -> Mapping[object, object]:
+        """The object where it is a dict, else nothing."""
+        return self.whole if isinstance(self.whole, dict) else {}
+
+    def entry(self, tensor: TorchTensor) -> Strided:
+        """The place of a tensor's numbers."""
+        return Strided(tensor.info, self.offsets[tensor.storage.key] + tensor.start, tensor.stride)
+
+
+def read_torch(path: str | os.PathLike[str]) -> TorchContent:
+    """Everything that a file of `torch.save` holds, for formats that keep tensors deeper inside.
+
+    Nothing in it is run. Raises CheckpointError as `open_torch_file` does.
+    """
+    file = FileMap(Path(path))
+    kind = check_content(file, ("torch", "torch-legacy"))
+    return TorchContent(file, *(_read_zip(file) if kind == "torch" else _read_legacy(file)))
 
 
 def _read_zip(file: FileMap) -> tuple[object, dict[str, int]]:

@@ -23,9 +23,9 @@ Kind = Literal["linear", "table", "vector"]
 Order = Literal["concat", "heads"]
 Cut = Literal["rows", "columns"]
 Container = Literal["huggingface", "ranks", "paddle"]
-# Prefixes that PEFT, data parallelism and torch.compile put before a model's own names; no model of ours or of others
-# has such names itself. A trainer's "model." is a wrapper for published layouts only: our own names begin with it.
-WRAPPERS = ("base_model.model.", "base_model.", "module.", "_orig_mod.")
+# Prefixes that PEFT, data parallelism, torch.compile and TRL put before a model's own names; no model of ours or of
+# others has such names itself. A trainer's "model." is a wrapper for published layouts only: our own names begin with it.
+WRAPPERS = ("base_model.model.", "base_model.", "module.", "_orig_mod.", "pretrained_model.")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class Layout:
     transposed: bool = False
     parallel: bool = False  # whether it was ever published in several ranks
     quantized: bool = False  # whether INT8 and INT4 were ever published in it
+    prefix_counts: bool = False  # whether its code counts the positions of past keys that PEFT puts in front
     scale_blocks: bool = False  # scales keep their second dimension (rows, blocks)
     axes: Mapping[str, object] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()

@@ -145,6 +145,7 @@ def torch_calls() -> dict[str, Call]:
         "torch._tensor._rebuild_from_type_v2": _with_attributes,
         "torch.Size": _size,
         "torch.device": _device,
+        "deepspeed.runtime.zero.config.ZeroStageEnum": _stage,
     }
 
 
@@ -208,3 +209,10 @@ def _device(args: tuple[Any, ...]) -> object:
     if not args or len(args) > 2 or not all(isinstance(part, str | int) for part in args):
         raise damaged("a device is made of something else than its name")
     return ":".join(map(str, args))
+
+
+def _stage(args: tuple[Any, ...]) -> object:
+    """The number of a ZeRO stage, which DeepSpeed keeps as an enumeration of its own."""
+    if len(args) != 1 or type(args[0]) is not int or not 0 <= args[0] <= 3:
+        raise damaged("a ZeRO stage is no number from 0 to 3")
+    return args[0]
