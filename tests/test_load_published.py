@@ -207,7 +207,7 @@ def test_a_prefix_among_the_weights_is_applied(tmp_path: Path) -> None:
     torch.save({**whole, **prefix}, tmp_path / "pytorch_model.bin")
     shutil.copy(shared_dir("fixtures", name) / "config.json", tmp_path)
     parts = load_parts(tmp_path)
-    assert any("prefix lies among the weights" in note for note in parts.notes)
+    assert any("among the weights: a P-Tuning prefix" in note for note in parts.notes)
     assert check_chatglm(parts.model, inputs_of(name), expected_of(name), TIGHT) >= 9
 
 

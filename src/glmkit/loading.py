@@ -16,6 +16,7 @@ from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
 from .checkpoint.native import read_generation, write_model
 from .checkpoint.open import Checkpoint, open_checkpoint
+from .checkpoint.plain_names import adapter_words
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError, message_text
@@ -103,7 +104,8 @@ def load_parts(
         )
     if adapter_directory is None and checkpoint.adapter:
         adapter_directory = directory
-        notes.append(f"an adapter lies among the weights ({checkpoint.adapter[0]}, ...) and is applied")
+        words = adapter_words(checkpoint.adapter)
+        notes.append(f"among the weights: {words} ({checkpoint.adapter[0]}, ...), applied")
     if adapter_directory is not None:
         info = apply_adapter(
             model,

@@ -13,6 +13,7 @@ from adapters.published import encoder_of, tiny_model
 from glmkit.adapters.attach import new_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
+from glmkit.checkpoint.files.paddle_file import open_paddle_file
 from glmkit.diagnosis.examine import examine
 from glmkit.errors import CheckpointError
 from glmkit.families.family import all_families
@@ -49,14 +50,18 @@ def logits(source: Path, **options: Any) -> Tensor:
 def expected(base: tuple[Path, dict[str, Tensor]], folder: Path) -> Tensor:
     """Logits of the base with the adapter as PEFT saves it."""
     folder.mkdir()
-    save_file({f"base_model.model.{n}.weight": t for n, t in lora(base[1]).items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {f"base_model.model.{n}.weight": t for n, t in lora(base[1]).items()}, folder / "adapter_model.safetensors"
+    )
     (folder / "adapter_config.json").write_text(json.dumps(SETTINGS))
     return logits(base[0], adapter=folder)
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("start", ["base_model.model.", "_forward_module.base_model.model.", ""])
-def test_base_and_lora_in_one_file(base: tuple[Path, dict[str, Tensor]], start: str, wrapped: bool, tmp_path: Path) -> None:
+def test_base_and_lora_in_one_file(
+    base: tuple[Path, dict[str, Tensor]], start: str, wrapped: bool, tmp_path: Path
+) -> None:
     """Today's PEFT calls the wrapped matrix `base_layer`, older ones left its name alone."""
     wanted = expected(base, tmp_path / "plain")
     folder = tmp_path / "run"
@@ -66,7 +71,7 @@ def test_base_and_lora_in_one_file(base: tuple[Path, dict[str, Tensor]], start: 
     state = {name.replace("query_key_value", f"query_key_value{middle}"): t for name, t in base[1].items()}
     state |= {f"{name}.default.weight": tensor for name, tensor in lora(base[1]).items()}
     torch.save({start + name: tensor for name, tensor in state.items()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=f"scale is not known; give alpha=32 .*adapter={folder}"):
+    with pytest.raises(CheckpointError, match=f"scale is not known; give adapter={folder} and its alpha, "):
         load_parts(folder, device="cpu")
     report = examine(folder)
     assert any("scale is not known" in finding.what for finding in report.findings if finding.level == "error")
@@ -74,7 +79,7 @@ def test_base_and_lora_in_one_file(base: tuple[Path, dict[str, Tensor]], start: 
     (folder / "adapter_config.json").write_text(json.dumps(SETTINGS))
     assert examine(folder).usable
     parts = load_parts(folder, device="cpu")
-    assert any("an adapter lies among the weights" in note for note in parts.notes)
+    assert any("among the weights: LoRA matrices" in note for note in parts.notes)
     assert torch.equal(logits(folder), wanted)
     with pytest.raises(CheckpointError, match="beside the LoRA matrices.*as the source and as the adapter"):
         load_parts(base[0], adapter=folder, device="cpu")
@@ -88,11 +93,11 @@ def test_lora_alone_under_any_name(base: tuple[Path, dict[str, Tensor]], name: s
     folder.mkdir()
     torch.save({f"{start}{key}.default.weight": tensor for key, tensor in lora(base[1]).items()}, folder / name)
     assert torch.equal(logits(base[0], adapter=folder, alpha=6), wanted)
-    with pytest.raises(CheckpointError, match=f"holds an adapter.*give adapter={folder}"):
+    with pytest.raises(CheckpointError, match=f"holds (an adapter|LoRA matrices).*give adapter={folder}"):
         load_parts(folder, device="cpu")
     report = examine(folder)
     assert report.kind == "adapter"
-    assert any("give alpha" in finding.next_step for finding in report.findings)
+    assert any("alpha=32" in finding.next_step for finding in report.findings)
     (folder / "adapter_config.json").write_text(json.dumps(SETTINGS))
     assert torch.equal(logits(base[0], adapter=folder), wanted)
     assert examine(folder).usable
@@ -100,7 +105,9 @@ def test_lora_alone_under_any_name(base: tuple[Path, dict[str, Tensor]], name: s
 
 def test_a_prefix_alone_says_what_to_do(base: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     torch.save({"transformer.prefix_encoder.embedding.weight": torch.ones(2, 288)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=f"an adapter only.*load the base model and give adapter={tmp_path}"):
+    with pytest.raises(
+        CheckpointError, match=f"a P-Tuning prefix only.*load the base model and give adapter={tmp_path}"
+    ):
         load_parts(tmp_path, device="cpu")
 
 
@@ -131,8 +138,6 @@ def test_unified_prefix_of_paddlenlp(projection: bool, tmp_path: Path) -> None:
     new_adapter(model, PrefixOptions(4, projection=projection, dropout=0.0))
     save_adapter(model, tmp_path / "a", layout=layout)
     wanted = encoder_of(model)()
-    from glmkit.checkpoint.files.paddle_file import open_paddle_file
-
     file = open_paddle_file(tmp_path / "a" / "prefix_model_state.pdparams")
     settings = json.loads((tmp_path / "a" / "prefix_config.json").read_text())
     (tmp_path / "b").mkdir()

@@ -36,7 +36,7 @@ def test_other_tensors_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="encoder.block.0.weight.*not named as in any family"):
         open_checkpoint(tmp_path)
     save_tensors(tmp_path, {"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, "safetensors")
-    with pytest.raises(CheckpointError, match="LoRA adapter tensors.*give adapter="):
+    with pytest.raises(CheckpointError, match="holds LoRA matrices only.*lora_A.*give adapter="):
         open_checkpoint(tmp_path)
 
 

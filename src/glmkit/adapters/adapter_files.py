@@ -34,8 +34,9 @@ UNIFIED = ("peft_model.safetensors.index.json", "peft_model.pdparams.index.json"
 class AdapterFiles:
     """An adapter directory, read: its tensors (private copies) by stored name, and the settings beside them.
 
-    origin "paddle": linear matrices are (in, out); "peft": a prefix of PEFT's, which has other settings than THUDM's. `settings` is None where the settings file is absent. `record` is
-    what glmkit wrote beside it, {} otherwise.
+    origin "paddle": linear matrices are (in, out); "peft": a prefix of PEFT's, which has other settings than THUDM's.
+    folder: the directory, where `settings` lay (None without such a file) and `record`, what glmkit wrote beside it ({}
+    otherwise). weights: the file, the index, or the directory where there are several.
     """
 
     kind: str
@@ -87,7 +88,7 @@ def read_files(
 def _opened(weights: Path) -> tuple[list[TensorFile], Mapping[str, str] | None]:
     """The files behind a file, an index or a directory, and the index where there is one."""
     if weights.is_dir():
-        found = detect(weights)
+        found = detect(weights, beside_adapter=True)
         ranks = map_files(found)
         if len(ranks) > 1:
             raise CheckpointError(f"{weights} has {len(ranks)} ranks, an adapter among them is not read")
@@ -101,7 +102,7 @@ def _opened(weights: Path) -> tuple[list[TensorFile], Mapping[str, str] | None]:
 def model_names(directory: Path) -> list[str]:
     """Names of the tensors in the files of weights of a model directory; none where there are no such files."""
     try:
-        files = [file for rank in map_files(detect(directory)) for file in rank]
+        files = [file for rank in map_files(detect(directory, beside_adapter=True)) for file in rank]
     except GLMKitError:  # whoever opens the directory says what is wrong
         return []
     names = [name for file in files for name in file]
@@ -111,7 +112,7 @@ def model_names(directory: Path) -> list[str]:
 
 
 def peft_type(directory: Path) -> str | None:
-    """The kind that PEFT's settings name; by the names of the tensors without settings; None where PEFT left nothing."""
+    """The kind in PEFT's settings, or by the tensors' names without settings; None where PEFT left nothing."""
     settings = _optional(directory / PEFT_CONFIG)
     if settings is not None:
         return str(settings.get("peft_type"))

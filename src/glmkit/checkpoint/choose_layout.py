@@ -27,6 +27,7 @@ class Fit:
     unclaimed: Collection[str]  # names that no rule knows
     missing: int  # rules of which nothing was found
     contradictions: int  # matrices whose shape is not what the rules make of it
+    wrapped: bool  # whether names fit only without a wrapper
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,11 +87,11 @@ def choose_layout(
         raise CheckpointError(_not_a_model(strange, where, family))
     kind = config.get("model_type")
 
-    def doubts(fit: Fit) -> tuple[int, int, bool, int, bool, bool]:
+    def doubts(fit: Fit) -> tuple[int, int, bool, int, bool, bool, bool]:
         whole_only = ranks > 1 and not fit.layout.parallel
         other = kind is not None and bool(fit.layout.model_types) and kind not in fit.layout.model_types
         elsewhere = fit.layout.container != container
-        return len(fit.unclaimed), fit.missing, whole_only, fit.contradictions, other, elsewhere
+        return len(fit.unclaimed), fit.missing, whole_only, fit.contradictions, fit.wrapped, other, elsewhere
 
     least = min(map(doubts, plausible))
     chosen = max((fit for fit in plausible if doubts(fit) == least), key=lambda fit: fit.family.claims(config, texts))
@@ -107,12 +108,17 @@ def _fit(family: Family, layout: Layout, names: Shapes) -> Fit:
     claimed = {found[0].theirs for found in resolved.values() if found is not None}
     unclaimed = [name for name in names if resolved[name.rpartition(".")[0]] is None and not is_unlearned(layout, name)]
     missing = sum(rule.theirs not in claimed for rule in layout.rules)
-    return Fit(family, layout, unclaimed, missing, _contradictions(layout, names, resolved))
+    wrapped = any(found is not None and not _is_bare(layout, stem, *found) for stem, found in resolved.items())
+    return Fit(family, layout, unclaimed, missing, _contradictions(layout, names, resolved), wrapped)
 
 
-def _contradictions(
-    layout: Layout, names: Shapes, resolved: Mapping[str, tuple[Rule, int | None] | None]
-) -> int:
+def _is_bare(layout: Layout, stem: str, rule: Rule, layer: int | None) -> bool:
+    """True for a stem as the rule has it, or without the base's part."""
+    theirs = rule.theirs.replace("{i}", str(layer))
+    return stem in (theirs, theirs.removeprefix(layout.base))
+
+
+def _contradictions(layout: Layout, names: Shapes, resolved: Mapping[str, tuple[Rule, int | None] | None]) -> int:
     """Matrices of the first layer that the rules cannot explain: turned, or of an MLP with another number of parts.
 
     The width of the norms and the number of inputs of the last matrix of the MLP say what the others must have.

@@ -112,7 +112,7 @@ def partitioned_files(folder: Path) -> list[Path]:
 
 
 def open_partitioned(paths: Sequence[Path]) -> PartitionedFile:
-    """Join the ranks of a ZeRO-3 folder. Raises CheckpointError where the files do not say how, with the tool's name."""
+    """Join the ranks of a ZeRO-3 folder. Raises CheckpointError, naming the tool, where the files do not say how."""
     count = len(paths) // 2
     states, optimizers = ([read_torch(path) for path in half] for half in (paths[:count], paths[count:]))
     first = states[0]
@@ -132,13 +132,13 @@ def open_partitioned(paths: Sequence[Path]) -> PartitionedFile:
     for name, shape in frozen.items():
         entries[name] = _frozen(name, shape, states)
     state = _table(first, "module")
-    for name in _texts(first.content.get("buffer_names")):
-        value = state.get(name)
-        if isinstance(value, TorchTensor) and name not in entries:
-            entries[name] = _Scattered(value.info, (_Part(first.file, first.entry(value), 0, value.info.numel),))
-    for copy, name in _table(first, "shared_params").items():
-        if isinstance(copy, str) and isinstance(name, str) and name in entries:
-            entries.setdefault(copy, entries[name])
+    for buffer in _texts(first.content.get("buffer_names")):
+        value = state.get(buffer)
+        if isinstance(value, TorchTensor) and buffer not in entries:
+            entries[buffer] = _Scattered(value.info, (_Part(first.file, first.entry(value), 0, value.info.numel),))
+    for copy, original in _table(first, "shared_params").items():
+        if isinstance(copy, str) and isinstance(original, str) and original in entries:
+            entries.setdefault(copy, entries[original])
     if not entries:
         raise CheckpointError(f"{first.file.path} names no parameters (param_shapes)", step=STEP)
     return PartitionedFile(first.file, paths, entries)

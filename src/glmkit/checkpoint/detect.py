@@ -71,15 +71,18 @@ class Detected:
         return self.config is not None and FORMAT_KEY in self.config
 
 
-def detect(directory: Path) -> Detected:
-    """Find config and weights. Raises CheckpointError saying what is missing or what this is instead."""
+def detect(directory: Path, *, beside_adapter: bool = False) -> Detected:
+    """Find config and weights. Raises CheckpointError saying what is missing or what this is instead.
+
+    beside_adapter: the files are wanted although those of an adapter may lie beside them, or be all there is.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory", step="give the path of a model directory")
     refuse_strange(directory)
     config_path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     config = None if config_path is None else read_json(config_path)
     found = next((found for place in _places(directory) if (found := _parts(place)) is not None), None)
-    for name in ADAPTER_FILES if found is None else ():
+    for name in ADAPTER_FILES if found is None and not beside_adapter else ():
         if (directory / name).is_file():
             raise CheckpointError(
                 f"{directory} holds an adapter ({name}), not a model",
@@ -208,8 +211,8 @@ def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts 
         if (directory / name).is_file():
             choices.append((name, container, [directory / name], None))
         elif index_path.is_file():
-            index, _ = read_index(index_path)
-            files = [directory / file for file in dict.fromkeys(index.values())]
+            listed, _ = read_index(index_path)
+            files = [directory / file for file in dict.fromkeys(listed.values())]
             missing = [file.name for file in files if not file.is_file()]
             lacking = f"{index_path.name} names {len(files)} files, of which {len(missing)} are missing ("
             lacking += f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
@@ -218,7 +221,7 @@ def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts 
                 continue
             if missing:
                 raise CheckpointError(f"{lacking}", step=f"download {directory} again")
-            choices.append((index_path.name, container, files, index))
+            choices.append((index_path.name, container, files, listed))
         elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
             choices.append((f"{stem}-*.{suffix}", container, _complete(shards, directory), None))
     if not choices and left:

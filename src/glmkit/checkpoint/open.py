@@ -26,7 +26,7 @@ from .files.mapping import TensorFile
 from .files.open_file import open_tensor_file
 from .files.tensors import TensorInfo
 from .infer import infer_config
-from .plain_names import plain_names
+from .plain_names import adapter_words, plain_names
 from .published_tensors import Fused, check_ranks, fused_tensors
 from .published_weights import PublishedWeights
 from .sources import Source, name_sources, same_bytes
@@ -122,7 +122,7 @@ def open_files(found: Detected) -> Opened:
     for paths, names in zip(found.ranks, ranks, strict=True):
         if not names:
             raise CheckpointError(f"{paths[0]} holds no tensors")
-    if empty := [name for rank in ranks for name, source in rank.items() if source.info().shape == (0,)]:
+    if empty := [name for rank in ranks for name, source in rank.items() if _is_placeholder(name, source)]:
         parts = None if found.partitioned else partitions_beside(found)
         if parts is None:
             raise CheckpointError(
@@ -137,7 +137,7 @@ def open_files(found: Detected) -> Opened:
     named = [plain_names(rank, where) for rank in ranks]
     if not named[0].model:
         raise CheckpointError(
-            f"{where} holds an adapter only ({names_text(named[0].adapter, 2)}), not a model",
+            f"{where} holds {adapter_words(named[0].adapter)} only ({names_text(named[0].adapter, 2)}), not a model",
             step=f"load the base model and give adapter={where}",
         )
     plain = tuple(
@@ -145,6 +145,11 @@ def open_files(found: Detected) -> Opened:
     )
     notes += named[0].notes
     return Opened(found, files, plain, (*notes, *_bookkeeping(files, found.directory)), named[0].adapter)
+
+
+def _is_placeholder(name: str, source: Source) -> bool:
+    """True for a parameter without numbers; empty buffers, of which a rank may get none, are harmless."""
+    return source.info().shape == (0,) and name.endswith(("weight", "bias"))
 
 
 def map_files(found: Detected) -> tuple[tuple[TensorFile, ...], ...]:

@@ -34,7 +34,9 @@ def plain_names(names: Collection[str], where: str) -> PlainNames:
     (`module.`, `pretrained_model.`, any other). Of PEFT's two copies of a module that was trained whole the trained one
     counts. Raises CheckpointError when two names mean the same tensor, or when several models lie in one file.
     """
-    adapter, heads, plain = [], [], {}
+    adapter: list[str] = []
+    heads: list[str] = []
+    plain: dict[str, str] = {}
     trained = {unwrapped(name) for name in names if _TRAINED in name.split(".")}
     for name in names:
         parts = name.split(".")
@@ -59,6 +61,14 @@ def plain_names(names: Collection[str], where: str) -> PlainNames:
 def is_adapter_part(parts: Collection[str]) -> bool:
     """True for the parts of a name that belongs to an adapter, not to a model."""
     return any(part in _PROMPTS or part.startswith(_LOW_RANK) for part in parts)
+
+
+def adapter_words(names: Collection[str]) -> str:
+    """Words for the adapter that tensors of these names make."""
+    parts = {part for name in names for part in name.split(".")}
+    if parts.intersection(_PROMPTS):
+        return "a P-Tuning prefix"
+    return "LoRA matrices" if any(part.startswith("lora_") for part in parts) else "an adapter"
 
 
 def unwrapped(name: str) -> str:

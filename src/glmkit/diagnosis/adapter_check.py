@@ -8,7 +8,7 @@ from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.adapter_files import RECORD, AdapterFiles
 from glmkit.adapters.directory import apply_adapter, open_adapter
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
-from glmkit.checkpoint.plain_names import is_adapter_part
+from glmkit.checkpoint.plain_names import adapter_words, is_adapter_part
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
 from glmkit.families.family import Family
@@ -90,7 +90,9 @@ def check_inside(model: Checkpoint) -> list[Finding]:
         ),
         model.directory,
     )
-    what = f"an adapter of {len(model.adapter)} tensors lies among the weights ({model.adapter[0]}, ...)"
+    what = (
+        f"among the weights: {adapter_words(model.adapter)} of {len(model.adapter)} tensors ({model.adapter[0]}, ...)"
+    )
     note = Finding("note", what, str(model.directory), "it is applied when the model is loaded")
     return [note] if finding is None else [note, finding]
 

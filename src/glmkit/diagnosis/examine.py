@@ -88,6 +88,9 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
     if detected is not None:  # several copies may lie here, one of them is read
         used = {path.name for rank in detected.ranks for path in rank}
         listing, place = (folder.reading(used) for folder in (listing, place))
+    elif not listing.of("adapter") and (other := foreign_format(listing.directory)) is not None:
+        report.findings.append(Finding("error", f"{other.place} holds {other.what}", str(other.place), other.step))
+        return
     bad: set[str] = set()
     for folder in [listing] if place.directory == listing.directory else [listing, place]:
         found, names = check_contents(folder)
@@ -110,12 +113,7 @@ def _look(report: Report, listing: Listing, orders: _Orders) -> None:
             _model(report, listing, place, headers, orders, incomplete=incomplete)
         elif not has_errors(report.findings):
             tokenizers = titles_of_tokenizer(listing)
-            other = foreign_format(listing.directory)
-            if other is not None:
-                what = f"{other.place} holds {other.what}"
-                report.findings.append(Finding("error", what, str(other.place), other.step))
-            else:
-                report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
+            report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
         if orders.deep:
             report.findings += check_numbers(headers, orders.progress)
     finally:

@@ -270,9 +270,7 @@ def _tie(updates: dict[str, LowRank], files: AdapterFiles) -> None:
     """Share one A again where it was one when we wrote it, which PEFT's files cannot say."""
     tied = files.record.get("tied", [])
     if not isinstance(tied, list) or not all(isinstance(group, list) for group in tied):
-        raise CheckpointError(
-            f"{files.folder}: {RECORD}: tied is {tied!r}; it must be a list of lists of names"
-        )
+        raise CheckpointError(f"{files.folder}: {RECORD}: tied is {tied!r}; it must be a list of lists of names")
     for group in tied:
         members = [stem for stem in group if stem in updates]
         for stem in members[1:]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glmkit.adapters.adapter_files import PADDLE, PEFT_CONFIG, AdapterFiles, check_numbers
+from glmkit.adapters.adapter_files import PADDLE, PEFT_CONFIG, PEFT_WEIGHTS, AdapterFiles, check_numbers
 from glmkit.adapters.naming import bare_name
 from glmkit.errors import CheckpointError, ConfigError
 
@@ -83,9 +83,10 @@ def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
             )
         return (paddle_settings if files.origin == PADDLE else peft_settings)(files.settings, str(path))
     if alpha is None:
+        also = "" if files.weights.name in PEFT_WEIGHTS else f"give adapter={files.folder} and its alpha, "
         raise CheckpointError(
             f"{path} is missing, so the adapter's scale is not known",
-            step=f"give alpha=32 for mymusise/ChatGLM-Tuning, with adapter={files.folder}, "
+            step=f"{also}give alpha=32 for mymusise/ChatGLM-Tuning, "
             "or write into that file what the training used: peft_type, r and lora_alpha",
         )
     note = f"{config} is missing: rank from the matrices, alpha {alpha:g} as given"

@@ -24,7 +24,7 @@ from glmkit.adapters.adapter_files import (
     unified,
 )
 from glmkit.checkpoint.native import write_json
-from glmkit.errors import CheckpointError, RequestError
+from glmkit.errors import RequestError
 from glmkit.families.common.layout import Extras
 from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
@@ -97,10 +97,12 @@ class PrefixAdapter(Adapter):
             return read_files(cls.kind, existing(directory, _PADDLE_WEIGHTS), _PADDLE_CONFIG, origin=PADDLE)
         weights = _published_weights(directory)
         peft = next((directory / name for name in PEFT_WEIGHTS if (directory / name).is_file()), None)
-        if peft_type(directory) == PEFT_TYPE and (peft is not None or weights is None):
+        prompts = any(map(is_prompt, model_names(directory)))
+        if peft_type(directory) == PEFT_TYPE and (peft is not None or not prompts):
             return read_files(cls.kind, peft or existing(directory, PEFT_WEIGHTS[0]), PEFT_CONFIG, origin="peft")
-        path, choose = weights or directory, partial(_prefix_names, weights or directory, beside_weights)
-        if any(map(is_prompt, model_names(directory))):  # a trainer saved PEFT's model with its own call
+        path = weights or directory
+        choose = partial(_prefix_names, path, beside_weights)
+        if prompts:  # a trainer saved PEFT's model with its own call
             return read_files(cls.kind, path, PEFT_CONFIG, origin="peft", choose=choose)
         return read_files(cls.kind, path, _CONFIG, choose=choose)
 
@@ -167,8 +169,6 @@ def _prefix_names(path: Path, beside_weights: bool, names: list[str]) -> list[st
     """The prefix encoder's tensors among those of a file. Raises CheckpointError when others lie beside it."""
     bare = ("embedding.", "trans.")  # the encoder alone, saved by its own state_dict
     inside = [
-        name
-        for name in names
-        if MARK in name or is_prompt(name) or (not beside_weights and name.startswith(bare))
+        name for name in names if MARK in name or is_prompt(name) or (not beside_weights and name.startswith(bare))
     ]
     return only_adapter(path, inside, names, "prefix encoder", beside_weights=beside_weights)

@@ -17,11 +17,10 @@ MARK = "prefix_encoder."  # in the name of every stored tensor, but for an encod
 PUBLISHED_PREFIX = "transformer.prefix_encoder."
 PUBLISHED_DROPOUT = 0.1
 PEFT_TYPE = "PREFIX_TUNING"
-PROMPT = "prompt_"  # begins the names of PEFT's
-# `huggingface/peft:src/peft/tuners/prefix_tuning/model.py` and `peft_model.py:get_prompt`. What `save_pretrained` writes
-# is the encoder's output, (length, layer, key or value, group, channel) as in THUDM's table; a whole state dict has the
-# encoder itself, `prompt_encoder.NAME.embedding` and `.transform`, under whatever wraps it.
-_PEFT_TABLE = "prompt_embeddings"
+# `huggingface/peft:src/peft/peft_model.py:get_prompt`. What `save_pretrained` writes is the encoder's output, (length,
+# layer, key or value, group, channel) as in THUDM's table; a whole state dict has the encoder itself,
+# `prompt_encoder.NAME.embedding` and `.transform`, under whatever wraps it.
+_PEFT_TABLE, _PEFT_ENCODER = "prompt_embeddings", "prompt_encoder."
 
 # `PaddlePaddle/PaddleNLP:paddlenlp/peft/prefix/prefix_model.py`: a Sequential, linear weights (in, out).
 _PADDLE = dict(zip(("0.weight", "1.weight", "1.bias", "3.weight", "3.bias"), (TABLE, *PROJECTION), strict=True))
@@ -62,7 +61,10 @@ def read_prefix(
         dropout = PUBLISHED_DROPOUT if files.origin == "torch" else 0.0
     if counted and files.origin == "peft" and TABLE in tensors:
         steps = len(tensors[TABLE])
-        tensors = {name: _turned_back(name, tensor, config, steps, PROJECTION[0] in tensors) for name, tensor in tensors.items()}
+        tensors = {
+            name: _turned_back(name, tensor, config, steps, PROJECTION[0] in tensors)
+            for name, tensor in tensors.items()
+        }
         notes.append(f"the base's own code counts the prefix: its keys are turned back by {steps} positions")
     return build_encoder(tensors, config, dropout=dropout, dtype=dtype, source=source), notes
 
@@ -110,7 +112,7 @@ def _inside(files: AdapterFiles) -> dict[str, Tensor]:
         return {name.rpartition(MARK)[2]: tensor for name, tensor in files.tensors.items()}
     inside: dict[str, Tensor] = {}
     for name, tensor in files.tensors.items():
-        bare = name.rpartition(f"{PROMPT}encoder.")[2].partition(".")[2]  # without the adapter's name
+        bare = name.rpartition(_PEFT_ENCODER)[2].partition(".")[2]  # without the adapter's name
         inside[TABLE if name.endswith(_PEFT_TABLE) else bare.replace("transform.", "trans.", 1)] = tensor
     return inside
 

@@ -15,6 +15,7 @@ from glmkit.checkpoint.detect import read_tag
 from glmkit.checkpoint.materialize import one_thread
 from glmkit.checkpoint.native import GENERATION_FILE
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.plain_names import adapter_words
 from glmkit.checkpoint.published_tensors import published_tensors
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
@@ -130,7 +131,7 @@ def convert(
         notes = [*checkpoint.notes]
         if checkpoint.adapter:
             names = names_text(checkpoint.adapter, 4)
-            notes.append(f"left out, an adapter among the weights: {names}; {before} still holds it (--adapter)")
+            notes.append(f"left out, {adapter_words(checkpoint.adapter)}: {names}; what was written is the base alone")
         if requantize and changed is None:
             notes.append("nothing had to be requantised")
         verify_seconds = None
@@ -138,7 +139,10 @@ def convert(
             started = time.perf_counter()
             notes += _verify(checkpoint, stored, target, work, outputs, progress)
             verify_seconds = time.perf_counter() - started
-        if not all(path.is_file() for file in checkpoint.files for path in file.paths) or _fingerprint(checkpoint) != plan["files"]:
+        if (
+            not all(path.is_file() for file in checkpoint.files for path in file.paths)
+            or _fingerprint(checkpoint) != plan["files"]
+        ):
             raise CheckpointError(
                 f"{before} changed while it was converted", step="run the same command with --restart"
             )

@@ -23,8 +23,8 @@ Kind = Literal["linear", "table", "vector"]
 Order = Literal["concat", "heads"]
 Cut = Literal["rows", "columns"]
 Container = Literal["huggingface", "ranks", "paddle"]
-# Prefixes that PEFT, data parallelism, torch.compile and TRL put before a model's own names; no model of ours or of
-# others has such names itself. A trainer's "model." is a wrapper for published layouts only: our own names begin with it.
+# Prefixes that PEFT, data parallelism, torch.compile and TRL put before a model's own names; no model has such names
+# itself. A trainer's "model." is a wrapper for published layouts only: our own names begin with it.
 WRAPPERS = ("base_model.model.", "base_model.", "module.", "_orig_mod.", "pretrained_model.")
 
 
