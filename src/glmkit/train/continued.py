@@ -34,7 +34,7 @@ def open_start(source: str) -> Checkpoint:
     checkpoint = _opened(directory)
     # A plain pytorch_model.bin may be a prefix too; the names of an adapter's own files claim more than that.
     beside = any(kind.claims(directory) > 1 for kind in all_kinds().values())
-    if checkpoint is None or checkpoint.prefix or beside:
+    if checkpoint is None or checkpoint.adapter or beside:
         raise CheckpointError(
             f"--init-from {source}: an adapter is in there, and pretraining takes plain weights",
             step='for a LoRA: python -c "from glmkit.loading import write_merged; '
