@@ -92,6 +92,8 @@ def test_a_missing_role_is_named_where_it_is_needed() -> None:
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be positive"),
         ({"init_std": float("inf")}, "init_std is inf; it must be positive"),
         ({"rope_base": -1.0}, "rope_base is -1.0; it must be positive"),
+        ({"rope_interpolation": 0.0}, "rope_interpolation is 0.0; it must be positive"),
+        ({"rope_interpolation": 2.0}, "rope_interpolation is 2.0; it goes with rotary positions only"),
         ({"embedding_gradient_scale": 0.0}, "embedding_gradient_scale is 0.0; it must be in (0, 1]"),
         ({"embedding_gradient_scale": 1.5}, "embedding_gradient_scale is 1.5; it must be in (0, 1]"),
         ({"positions": "rope", "num_heads": 32}, "rope positions need a head size that is a multiple of 2, not 1;"),

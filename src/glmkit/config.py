@@ -98,7 +98,8 @@ class GLMConfig:
     ffn_size: int | None = None  # inner width; None = 4 * hidden_size
     max_positions: int = 512  # P: learned tables have P + 1 rows
     positions: Positions = "learned_2d"
-    rope_base: float = 10000.0  # a published rope_ratio r means 10000 * r
+    rope_base: float = 10000.0
+    rope_interpolation: float = 1.0  # positions are divided by it before they become angles (linear interpolation)
     rope_frequencies: RopeFrequencies = "float32"  # float16: rounded as the first ChatGLM-6B and GLM-130B code did
     rope_fraction: float = 1.0  # share of each head's channels that turn, the first ones
     rope_pairs: RopePairs = "half"  # channels that turn together: j and j + width/2, or 2j and 2j + 1
@@ -134,7 +135,7 @@ class GLMConfig:
         for name in ("embedding_dropout", "attention_dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("norm_eps", "init_std", "rope_base"):
+        for name in ("norm_eps", "init_std", "rope_base", "rope_interpolation"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be positive")
@@ -193,7 +194,7 @@ class GLMConfig:
     def _check_rotary(self) -> None:
         streams = {"rope": 1, "rope_2d": 2}.get(self.positions, 0)
         if not streams:
-            for name in ("rope_fraction", "rope_pairs"):
+            for name in ("rope_fraction", "rope_pairs", "rope_interpolation"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ConfigError(f"{name} is {getattr(self, name)!r}; it goes with rotary positions only")
             return
@@ -286,6 +287,7 @@ _NUMBERS = (
     "norm_eps",
     "init_std",
     "rope_base",
+    "rope_interpolation",
     "rope_fraction",
     "embedding_gradient_scale",
 )

@@ -110,6 +110,14 @@ class TrimmedHistoryWarning(UserWarning):
     """Turns of a conversation that the model did not read, because the whole does not fit its positions."""
 
 
+class GuessWarning(UserWarning):
+    """A guess about a checkpoint that changes what it computes or how it is asked, with the way to say it for sure."""
+
+
+class UnreadWarning(UserWarning):
+    """Contents of a model directory that other programs read and glmkit does not."""
+
+
 class UntestedDeviceWarning(UserWarning):
     """A device that PyTorch offers and on which glmkit has never been run."""
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -19,13 +20,14 @@ from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
-from .errors import RequestError, TokenizerError, message_text
+from .errors import RequestError, TokenizerError, UnreadWarning, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
 from .files import atomic_directory
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
+from .tokenizer.composed import ComposedTokenizer
 from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
 
@@ -96,7 +98,11 @@ def load_parts(
     chosen = _dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
     model = _filled(checkpoint, settings, chosen, target, bits)
-    notes = [*checkpoint.notes]
+    notes = [*checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
+    if isinstance(loaded, ComposedTokenizer):
+        notes += loaded.added.notes
+        for note in loaded.added.notes:
+            warnings.warn(f"{directory}: {note}", UnreadWarning, stacklevel=2)
     if loaded is not None and loaded.vocab_size > settings.vocab_size:
         notes.append(
             f"the tokenizer has {loaded.vocab_size} ids, the embedding {settings.vocab_size} rows: they are not of the "

@@ -39,7 +39,7 @@ def test_a_broken_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert run(str(directory)) == 1
     captured = capsys.readouterr()
     assert "1 of 3 shards" in captured.out
-    assert "-> download the missing files again" in captured.out
+    assert "-> download model-00003-of-00003.safetensors into" in captured.out
     assert captured.err == ""
 
 

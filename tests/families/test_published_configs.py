@@ -108,10 +108,77 @@ REFUSED = [
 ]
 
 
+# Two names of one fact, and rotary scaling in whatever place: the same refusal as alone.
+REFUSED += [
+    (
+        "chatglm2-huggingface",
+        "chatglm2-6b",
+        {"max_position_embeddings": 8192},
+        "seq_length is 256 and max_position_emb",
+    ),
+    ("chatglm2-huggingface", "chatglm2-6b", {"num_key_value_heads": 4}, "multi_query_group_num is 2 and num_key_value"),
+    ("chatglm2-huggingface", "chatglm2-6b", {"n_heads": 8}, "num_attention_heads is 4 and n_heads is 8"),
+    ("chatglm2-huggingface", "chatglm2-6b", {"vocab_size": 300}, "vocab_size is 300 and padded_vocab_size is 256"),
+    ("chatglm3-huggingface", "chatglm3-6b", {"rms_norm_eps": 1e-6}, "layernorm_epsilon is 1e-05 and rms_norm_eps"),
+    ("chatglm3-huggingface", "chatglm3-6b", {"dtype": "bfloat16"}, "torch_dtype is 'float32' and dtype is 'bfloat16'"),
+    ("chatglm-huggingface", "chatglm-6b", {"num_hidden_layers": 9}, r"num_layers is \d and num_hidden_layers is 9"),
+    ("glm-huggingface", "glm-hf", {"seq_length": 9}, r"max_sequence_length is \d+ and seq_length is 9"),
+    ("glm-4-transformers", "glm-native", {"n_layer": 7}, r"num_hidden_layers is \d and n_layer is 7"),
+    ("glm-4-transformers", "glm-native", {"rope_theta": 5.0}, r"rope_theta is 5.0 and rope_parameters.rope_theta is"),
+    ("glm-4-transformers", "glm-native", {"rope_ratio": 500}, "rope_ratio 500 is not read in this layout"),
+    ("glm-4-transformers", "glm-native", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "two names of one fact"),
+    (
+        "glm-4-0414-transformers",
+        "glm4-native",
+        {"rope_scaling": {"rope_type": "llama3"}},
+        "rope_scaling has the rope_type",
+    ),
+    ("glm-4-transformers", "glm-native", {"rope_scaling": {"factor": 2.0}}, "does not say its type"),
+    ("glm-4-transformers", "glm-native", {"rope_scaling": 2.0}, "rope_scaling is 2.0; it must be a table"),
+    ("glm-4-huggingface", "glm-4-9b-remote", {"rope_theta": 10000.0}, "rope_theta is 10000.0, but by the other keys"),
+    ("glm-4-huggingface", "glm-4-9b-remote", {"rope_ratio": -1}, "rope_ratio is -1; it must be a positive number"),
+    ("glm-huggingface", "glm-hf", {"rope_scaling": {"type": "yarn"}}, "rope_scaling is"),
+    ("chatglm-huggingface", "chatglm-6b", {"rope_ratio": 50}, "rope_ratio is 50; glmkit computes this network with 1"),
+]
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+for _layout, _folder in (
+    ("chatglm2-huggingface", "chatglm2-6b"),
+    ("chatglm3-huggingface", "chatglm3-6b"),
+    ("glm-4-transformers", "glm-native"),
+    ("glm-4-0414-transformers", "glm4-native"),
+    ("chatglm-huggingface", "chatglm-6b"),
+    ("glm-130b-sat", "glm-130b-sat"),
+):
+    REFUSED.append((_layout, _folder, {"rope_scaling": YARN}, "rope_scaling has the type 'yarn'"))
+
+
 @pytest.mark.parametrize(("layout", "folder", "change", "message"), REFUSED)
 def test_keys_that_change_the_mathematics(layout: str, folder: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BY_ID[layout][1].read_config({**recorded(folder), **change})
+
+
+@pytest.mark.parametrize(
+    ("layout", "folder", "change"),
+    [
+        ("chatglm2-huggingface", "chatglm2-6b", {"num_hidden_layers": 3, "vocab_size": 256, "dtype": "torch.float32"}),
+        ("chatglm2-huggingface", "chatglm2-6b", {"rope_scaling": None, "rope_ratio": 1, "rope_theta": 10000}),
+        ("glm-4-transformers", "glm-native", {"rope_scaling": None, "torch_dtype": "float32"}),
+        ("glm-4-0414-transformers", "glm4-native", {"rope_scaling": {"type": "default"}, "rope_theta": 10000}),
+    ],
+)
+def test_two_names_that_agree(layout: str, folder: str, change: dict[str, Any]) -> None:
+    read = BY_ID[layout][1].read_config
+    assert read({**recorded(folder), **change}).config == read(recorded(folder)).config
+
+
+def test_any_name_of_a_fact_is_read() -> None:
+    values = recorded("chatglm2-6b")
+    for name, other in (("seq_length", "max_position_embeddings"), ("kv_channels", "head_dim")):
+        values[other] = values.pop(name)
+    published = BY_ID["chatglm2-huggingface"][1].read_config(values)
+    assert published.config == BY_ID["chatglm2-huggingface"][1].read_config(recorded("chatglm2-6b")).config
+    assert not any("not used" in note for note in published.notes)
 
 
 def test_unknown_keys_are_reported() -> None:

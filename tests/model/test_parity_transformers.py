@@ -19,8 +19,11 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def both(kind: str, shape: dict[str, Any], *, attention_bias: bool = True) -> tuple[Any, GLM]:
+def both(
+    kind: str, shape: dict[str, Any], *, attention_bias: bool = True, interpolation: float = 1.0
+) -> tuple[Any, GLM]:
     """The reference and our model with its weights."""
+    scaling = {"rope_type": "default"} if interpolation == 1.0 else {"rope_type": "linear", "factor": interpolation}
     torch.manual_seed(shape["head_dim"])
     fraction = shape["partial_rotary_factor"]
     sizes = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, **shape}
@@ -29,7 +32,7 @@ def both(kind: str, shape: dict[str, Any], *, attention_bias: bool = True) -> tu
     values = {name: value for name, value in sizes.items() if name != "partial_rotary_factor"}
     config = config_class(
         **values,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": fraction},
+        rope_parameters={**scaling, "rope_theta": 500.0, "partial_rotary_factor": fraction},
         attention_bias=attention_bias,
         rms_norm_eps=1e-5,
         max_position_embeddings=64,
@@ -53,6 +56,7 @@ def both(kind: str, shape: dict[str, Any], *, attention_bias: bool = True) -> tu
             head_size=shape["head_dim"],
             positions="rope",
             rope_base=500.0,
+            rope_interpolation=interpolation,
             rope_fraction=fraction,
             rope_pairs="interleaved",
             norm="rms",
@@ -97,6 +101,14 @@ def test_without_biases() -> None:
     assert not [name for name, _ in ours.named_parameters() if name.endswith("bias")]
     ids = torch.randint(2, 96, (2, 9), generator=torch.Generator().manual_seed(6))
     torch.testing.assert_close(ours(ids), reference(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_positions_that_are_divided() -> None:
+    reference, ours = both("glm4", SHAPES[0], interpolation=3.0)
+    ids = torch.randint(2, 96, (2, 30), generator=torch.Generator().manual_seed(8))
+    torch.testing.assert_close(ours(ids), reference(ids).logits, rtol=1e-4, atol=1e-4)
+    assert (ours(ids) - both("glm4", SHAPES[0])[1](ids)).abs().max() > 0.1
 
 
 def test_gradients() -> None:

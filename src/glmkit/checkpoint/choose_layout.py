@@ -10,9 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from glmkit.errors import CheckpointError
+from glmkit.families.common.evidence import Evidence
 from glmkit.families.common.layout import Container, Layout, Rule, template_match
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
-from glmkit.families.family import Family, all_families, family_named, tokenizer_texts
+from glmkit.families.family import Family, all_families, family_named
+from glmkit.families.judge import Judgement, judge
+from glmkit.families.strangers import other_architecture
 
 from .configure import Given
 from .detect import Detected
@@ -33,59 +36,71 @@ class Fit:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def choose(found: Detected, names: Shapes, given: Given | None, family: str | None) -> tuple[Family, Layout]:
+@dataclass(frozen=True)
+class Choice:
+    """The family and layout of a directory. judgement: how the family was told from others with the same names."""
+
+    family: Family
+    layout: Layout
+    judgement: Judgement
+
+
+def choose(found: Detected, names: Shapes, given: Given | None, family: str | None) -> Choice:
     """The family and layout of a directory whose tensors have these names and shapes (of rank 0), our own included.
 
     given: what the user said of the config; family: said by name, which wins. Raises CheckpointError.
     """
     if found.own or all(OWN.resolve(name.rpartition(".")[0]) is not None for name in names):
         if not found.own and given is None:
+            _refuse_other(found.config or {}, str(found.directory))
             raise CheckpointError(
                 f"{found.config_path or found.directory / 'config.json'} was not written by glmkit (no {FORMAT_KEY}), "
                 f"but the tensors were",
                 step="restore it, or give config=",
             )
         name = str((given.family if given is not None else None) or (found.config or {}).get("family", ""))
-        return all_families().get(name, Family(name=name, title=name or "own")), OWN
-    texts, where = tokenizer_texts(found.directory), str(found.directory)
+        own = all_families().get(name, Family(name=name, title=name or "own"))
+        return Choice(own, OWN, Judgement(own))
+    where = str(found.directory)
     values = given.values if given is not None and given.kind == "published" else found.config or {}
+    evidence = Evidence.of(found.directory, values)
     named = given.family if given is not None and family is None else None
     ranks = len(found.ranks)
     if given is not None and named in all_families():
         try:
-            return choose_layout(names, found.container, ranks, values, texts, family=named, where=where)
+            return choose_layout(names, found.container, ranks, evidence, family=named, where=where)
         except CheckpointError as error:
-            kind, _ = choose_layout(names, found.container, ranks, values, texts, where=where)
+            other = choose_layout(names, found.container, ranks, evidence, where=where)
             raise CheckpointError(
-                f"{given.source} is of the family {named!r}, but the tensors in {where} are named as in {kind.title}"
+                f"{given.source} is of the family {named!r}, but the tensors in {where} are named as in "
+                f"{other.family.title}"
             ) from error
-    return choose_layout(names, found.container, ranks, values, texts, family=family, where=where)
+    return choose_layout(names, found.container, ranks, evidence, family=family, where=where)
 
 
 def choose_layout(
     names: Shapes,
     container: Container,
     ranks: int,
-    config: Mapping[str, object],
-    texts: str,
+    evidence: Evidence,
     *,
     family: str | None = None,
     where: str,
-) -> tuple[Family, Layout]:
+) -> Choice:
     """The family and layout that explain most names. Raises CheckpointError when none does.
 
-    container, ranks: how the files lie; of layouts that fit alike, the one that was published so. config: the published
-    config or {}; texts: of the tokenizer files. Both decide among families that share a layout; `family` decides it by
-    name.
+    container, ranks: how the files lie; of layouts that fit alike, the one that was published so. evidence: what lies
+    beside the tensors; it decides among families that share a layout, where `family` does not by name.
     """
     families = [family_named(family)] if family is not None else list(all_families().values())
     fits = [_fit(f, layout, names) for f in families for layout in f.layouts]
     plausible = [fit for fit in fits if 2 * len(fit.unclaimed) < len(names)]
     if not plausible:
+        _refuse_other(evidence.config, where)
         closest = min(fits, key=lambda fit: len(fit.unclaimed), default=None)
         strange = [name for name in names if closest is None or name in closest.unclaimed]
         raise CheckpointError(_not_a_model(strange, where, family))
-    kind = config.get("model_type")
+    kind = evidence.config.get("model_type")
 
     def doubts(fit: Fit) -> tuple[int, int, bool, int, bool, bool, bool]:
         whole_only = ranks > 1 and not fit.layout.parallel
@@ -94,13 +109,16 @@ def choose_layout(
         return len(fit.unclaimed), fit.missing, whole_only, fit.contradictions, fit.wrapped, other, elsewhere
 
     least = min(map(doubts, plausible))
-    chosen = max((fit for fit in plausible if doubts(fit) == least), key=lambda fit: fit.family.claims(config, texts))
+    equal = [fit for fit in plausible if doubts(fit) == least]
+    by_name = {fit.family.name: fit for fit in reversed(equal)}  # a family's first layout of those that are equal
+    judgement = judge([fit.family for fit in reversed(by_name.values())], evidence)
+    chosen = by_name[judgement.family.name]
     if kind is not None and chosen.layout.model_types and kind not in chosen.layout.model_types:
         raise CheckpointError(
             f"{where}: the config says model_type {kind!r}, but the tensors are named as in {chosen.family.title} "
             f"({' or '.join(chosen.layout.model_types)}); config and weights are not of the same model"
         )
-    return chosen.family, chosen.layout
+    return Choice(chosen.family, chosen.layout, judgement)
 
 
 def _fit(family: Family, layout: Layout, names: Shapes) -> Fit:
@@ -152,6 +170,12 @@ def is_unlearned(layout: Layout, name: str) -> bool:
         for derived in layout.derived
         for spelling in layout.spellings(name)
     )
+
+
+def _refuse_other(config: Mapping[str, object], where: str) -> None:
+    """Raise CheckpointError when the config is that of a model of another house."""
+    if (other := other_architecture(config)) is not None:
+        raise CheckpointError(f"{where} holds {other.what}", step=other.step)
 
 
 def _not_a_model(names: Collection[str], where: str, family: str | None) -> str:

@@ -1,7 +1,7 @@
 """The config of a published checkpoint: from the file beside it, from what the user gave, or from the shapes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,8 @@ from glmkit.families.common.layout import Layout, Published
 from glmkit.families.common.native_layout import FORMAT_KEY, OWN
 from glmkit.families.family import CONFIG_FILES, preset, preset_names
 from glmkit.small_files import parse_small_json, parse_yaml, read_small
+
+from .native import read_json
 
 ConfigLike = str | Path | GLMConfig | Mapping[str, object]
 _SIZES = {"vocab_size", "hidden_size", "num_layers", "num_heads"}
@@ -101,7 +103,9 @@ def configure(
     config = GLMConfig.from_dict({**start, **given.values}, source=given.source)
     changed = sorted(set(given.values) & _OURS)
     notes = [] if base is None else [*base.notes, f"{', '.join(changed)}: as given by {given.source}"]
-    return Published(config, GenerationSettings() if base is None else base.generation, notes)
+    if base is None:
+        return Published(config, GenerationSettings(), notes)
+    return Published(config, base.generation, notes, base.name)
 
 
 def generation_of(config: GLMConfig) -> GenerationSettings:
@@ -120,3 +124,34 @@ def no_config(where: str, matching: list[str]) -> CheckpointError:
         f"{where} has no config file, and the tensors alone do not say everything about this model",
         step=f"give config=, {which}, a published config file, or a JSON or YAML file of glmkit's fields",
     )
+
+
+def read_generation_config(
+    directory: Path, vocab_size: int, settings: GenerationSettings
+) -> tuple[GenerationSettings, list[str]]:
+    """The settings with stop_ids and pad_id of a published generation_config.json, where it is there.
+
+    The notes name what in it is no token id.
+    """
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return settings, []
+    try:
+        values = read_json(path)
+    except CheckpointError as error:
+        return settings, [f"left out: {error}"]
+    notes = []
+    for key in ("eos_token_id", "pad_token_id"):
+        value = values.get(key)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if value is None or not ids:
+            continue
+        known = tuple(index for index in ids if type(index) is int and 0 <= index < vocab_size)
+        if len(known) < len(ids):
+            shown = str(value)[:80]
+            notes.append(f"{path.name}: {key} {shown} left out, no id of a vocabulary of {vocab_size}")
+        elif key == "eos_token_id":
+            settings = replace(settings, stop_ids=known)
+        else:
+            settings = replace(settings, pad_id=known[0])
+    return settings, notes

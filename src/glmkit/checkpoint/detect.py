@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError, about, names_text, shorten
 from glmkit.families.common.layout import Container
 from glmkit.families.common.native_layout import FORMAT_KEY
@@ -21,7 +20,7 @@ from glmkit.small_files import read_small
 from .deepspeed import partitioned_files
 from .file_counts import refuse_count
 from .files.content import check_pointer
-from .foreign import foreign_format
+from .foreign import copied, foreign_format, instead_of, still_downloading, unread_files
 from .native import read_json
 
 TAG_FILES = ("latest_checkpointed_iteration.txt", "latest")
@@ -43,6 +42,7 @@ _INDEXED: dict[str, Container] = {
     "model_state.pdparams": "paddle",
 }
 _MASTERS: dict[str, Container] = {"master_weights.safetensors": "paddle", "master_weights.pdparams": "paddle"}
+_SHARD = re.compile(r".*-(\d+)-of-(\d+)\.\w+")
 _RANK_FILES = "*mp_rank_*_model_states.pt"  # ZeRO-3 puts "zero_pp_rank_N_" in front
 _MODEL_NAME = re.compile(r"(pytorch_|adapter_)?model|mp_rank_")
 _MOST_FOLDERS = 50
@@ -88,8 +88,16 @@ def detect(directory: Path, *, beside_adapter: bool = False) -> Detected:
                 f"{directory} holds an adapter ({name}), not a model",
                 step=f"load the base model and give adapter={directory}",
             )
+    if found is None and (copies := copied(directory)) is not None:
+        raise CheckpointError(f"{directory} holds {copies.what}", step=copies.step)
     found = found or _only_file(directory)
     if found is not None:
+        if loading := [path.name for rank in found.ranks for path in rank if still_downloading(path)]:
+            raise CheckpointError(
+                f"{found.folder}: {names_text(loading, 3)} is being downloaded; the downloader's control "
+                f"file lies beside it",
+                step="let it finish (`aria2c -c ADDRESS`), or remove both and download it again",
+            )
         if found.folder != directory:
             found.notes.append(f"weights are in {found.folder.name}/")
         return Detected(
@@ -97,13 +105,15 @@ def detect(directory: Path, *, beside_adapter: bool = False) -> Detected:
         )
     if (other := foreign_format(directory)) is not None:
         raise CheckpointError(f"{other.place} holds {other.what}", step=other.step)
+    below = models_below(directory)
+    if not below and (unread := unread_files(directory)) is not None:
+        raise CheckpointError(f"{directory} holds no weights, but {unread.what}", step=unread.step)
     for path in sorted((*directory.iterdir(), *directory.glob("*/mp_rank_*"))):
         if path.is_symlink() and not path.exists():
             raise CheckpointError(
                 f"{path} is a link to {path.readlink()}, which is not there", step="download it again"
             )
     shown = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
-    below = models_below(directory)
     raise CheckpointError(
         f"{directory} holds no weights (it has {shown}); looked for model*.safetensors, pytorch_model*.bin, "
         f"model_state*.pdparams and mp_rank_*_model_states.pt",
@@ -205,27 +215,34 @@ def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts 
     """Files of the first name that is there: an index before a single file, the other names are noted."""
     choices: list[tuple[str, Container, list[Path], Mapping[str, str] | None]] = []
     left: list[str] = []
+    lost: list[str] = []
     for name, container in names.items():
         index_path = directory / f"{name}.index.json"
         stem, suffix = name.rsplit(".", 1)
         if (directory / name).is_file():
             choices.append((name, container, [directory / name], None))
+            if beside := sorted(path.name for path in directory.glob(f"{stem}-*-of-*.{suffix}")):
+                left.append(f"{names_text(beside, 2)}, shards beside {name}, were not read; of an older save?")
         elif index_path.is_file():
             listed, _ = read_index(index_path)
             files = [directory / file for file in dict.fromkeys(listed.values())]
             missing = [file.name for file in files if not file.is_file()]
             lacking = f"{index_path.name} names {len(files)} files, of which {len(missing)} are missing ("
             lacking += f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})"
-            if len(missing) == len(files):  # a download of the other kind of file alone brings both indexes
+            # A download of the other kind of file alone brings both indexes.
+            if len(missing) == len(files) or (missing and choices):
                 left.append(lacking)
+                lost += missing
                 continue
             if missing:
-                raise CheckpointError(f"{lacking}", step=f"download {directory} again")
+                raise CheckpointError(lacking, step=instead_of(directory, missing))
             choices.append((index_path.name, container, files, listed))
-        elif shards := sorted(directory.glob(f"{stem}-*-of-*.{suffix}")):
+        elif shards := [
+            path for path in sorted(directory.glob(f"{stem}-*-of-*.{suffix}")) if _SHARD.fullmatch(path.name)
+        ]:
             choices.append((f"{stem}-*.{suffix}", container, _complete(shards, directory), None))
     if not choices and left:
-        raise CheckpointError(f"{left[0]}", step=f"download {directory} again")
+        raise CheckpointError(left[0], step=instead_of(directory, lost))
     if not choices:
         return None
     notes = [f"{other[0]} is there as well and was not read" for other in choices[1:]]
@@ -235,16 +252,18 @@ def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts 
 
 def _complete(shards: list[Path], directory: Path) -> list[Path]:
     """Shards without an index: their names say how many there must be."""
-    numbers = [re.fullmatch(r".*-(\d+)-of-(\d+)\.\w+", path.name) for path in shards]
-    totals = {int(match[2]) for match in numbers if match}
-    present = {int(match[1]) for match in numbers if match}
-    if len(totals) != 1 or None in numbers:
+    numbers = [match for path in shards if (match := _SHARD.fullmatch(path.name))]
+    totals, present = {int(match[2]) for match in numbers}, {int(match[1]) for match in numbers}
+    if len(totals) != 1:
         raise CheckpointError(f"{directory} mixes shards of different sets ({names_text(p.name for p in shards)})")
     total = totals.pop()
     refuse_count(total, shards[0])
     if missing := [number for number in range(1, total + 1) if number not in present]:
+        stem, _, rest = shards[0].name.rpartition("-of-")
+        names = [f"{stem.rpartition('-')[0]}-{number:05d}-of-{rest}" for number in missing]
         raise CheckpointError(
-            f"{directory}: shard number {names_text(map(str, missing))} is missing, of {total}", step="download again"
+            f"{directory}: shard number {names_text(map(str, missing))} is missing, of {total}",
+            step=instead_of(directory, names),
         )
     return shards
 
@@ -342,9 +361,15 @@ def _in_row(paths: list[Path], pattern: str) -> list[Path]:
     if missing := [number for number in range(last + 1) if number not in numbered]:
         raise CheckpointError(
             f"{paths[0].parent} has rank files up to {last}, but not number {names_text(map(str, missing))}; "
-            f"every rank is needed"
+            f"every rank is needed",
+            step=instead_of(paths[0].parent, [rank_name(paths[0].name, number) for number in missing]),
         )
     return [numbered[number] for number in sorted(numbered)]
+
+
+def rank_name(other: str, number: int) -> str:
+    """The file name of a rank, after that of another one."""
+    return re.sub(r"(?<=mp_rank_)\d+|(?<=\.tp)\d+", f"{number:02d}", other, count=1)
 
 
 def read_index(index: Path) -> tuple[dict[str, str], object]:
@@ -362,34 +387,3 @@ def read_index(index: Path) -> tuple[dict[str, str], object]:
                 f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
             )
     return places, values.get("metadata", {})
-
-
-def read_generation_config(
-    directory: Path, vocab_size: int, settings: GenerationSettings
-) -> tuple[GenerationSettings, list[str]]:
-    """The settings with stop_ids and pad_id of a published generation_config.json, where it is there.
-
-    The notes name what in it is no token id.
-    """
-    path = directory / "generation_config.json"
-    if not path.is_file():
-        return settings, []
-    try:
-        values = read_json(path)
-    except CheckpointError as error:
-        return settings, [f"left out: {error}"]
-    notes = []
-    for key in ("eos_token_id", "pad_token_id"):
-        value = values.get(key)
-        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
-        if value is None or not ids:
-            continue
-        known = tuple(index for index in ids if type(index) is int and 0 <= index < vocab_size)
-        if len(known) < len(ids):
-            shown = str(value)[:80]
-            notes.append(f"{path.name}: {key} {shown} left out, no id of a vocabulary of {vocab_size}")
-        elif key == "eos_token_id":
-            settings = replace(settings, stop_ids=known)
-        else:
-            settings = replace(settings, pad_id=known[0])
-    return settings, notes

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from glmkit.errors import CheckpointError
-from glmkit.families.family import CONFIG_FILES, TEXT_FILES, all_families
+from glmkit.families.common.evidence import TEXT_FILES
+from glmkit.families.family import CONFIG_FILES, all_families
 from glmkit.hub.directory import find_directory
 from glmkit.progress import Progress
 

@@ -15,6 +15,9 @@ from glmkit.families.family import Family
 from .configure import generation_of, no_config
 from .sources import Source
 
+_FUSED = ("q_proj", "k_proj", "v_proj")
+_MOST_RANKS = 64  # that a checkpoint was ever cut into; a larger number speaks of another config
+
 
 def infer_config(
     family: Family, layout: Layout, ranks: Sequence[Mapping[str, Source]], where: str, heads: object = None
@@ -73,6 +76,38 @@ def tensor_sizes(layout: Layout, shapes: Iterable[tuple[str, tuple[int, ...]]], 
         elif any(part.endswith("up_proj") for part in rule.ours):
             sizes["inner_size"] = rows // len(rule.ours)
     return sizes
+
+
+def ranks_there_were(
+    layout: Layout, shapes: Sequence[tuple[str, tuple[int, ...]]], ranks: int, rows: int | None
+) -> tuple[int, str] | None:
+    """The number of ranks that a checkpoint was cut into, and what shows it; None where it is no more than are here.
+
+    shapes: of one rank. rows: of the whole word table, None when unknown: then all ranks together must have the queries
+    of the model's width.
+    """
+    sizes = tensor_sizes(layout, shapes, ranks)
+    if not sizes.keys() >= {"hidden_size", "vocab_size"}:
+        return None
+    width, own, queries = sizes["hidden_size"], sizes["vocab_size"] // ranks, _query_rows(layout, shapes)
+    if rows and own and rows % own == 0 and ranks < rows // own <= _MOST_RANKS:
+        return rows // own, f"{own} of {rows} rows of the word table"
+    if queries and width % queries == 0 and ranks < width // queries <= _MOST_RANKS:
+        return width // queries, f"{queries} of {width} channels of the queries"
+    return None
+
+
+def _query_rows(layout: Layout, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Channels of all queries in one file, by the bias of fused q, k, v of one size; 0 when there is none.
+
+    A bias, because it is never quantised. With heads of width / heads, all ranks together have the model's width.
+    """
+    for name, shape in shapes:
+        stem, _, parameter = name.rpartition(".")
+        found = layout.resolve(stem) if parameter == "bias" and len(shape) == 1 else None
+        if found is not None and tuple(stem.rpartition(".")[2] for stem in found[0].ours) == _FUSED:
+            return shape[0] // 3
+    return 0
 
 
 def _head_width(layout: Layout, ranks: Sequence[Mapping[str, Source]]) -> int | None:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, about, closest
+from glmkit.families.common.native_layout import NAME_KEY
 from glmkit.small_files import parse_small_json, read_small
 
+from .files.content import check_pointer
 from .files.safetensors_file import open_safetensors_file
 
 CONFIG_FILE = "config.json"
@@ -72,6 +74,7 @@ def read_json(path: Path) -> dict[str, object]:
     with about(path):
         try:
             data = read_small(path, CheckpointError, code="bad_config")
+            check_pointer(path, data[:1024])
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing; is {path.parent} a model directory?") from None
         values = parse_small_json(data, str(path), CheckpointError, code="bad_config")
@@ -85,6 +88,7 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
     path = Path(directory) / CONFIG_FILE
     values = read_json(path)
     version = values.pop("glmkit_format", None)
+    values.pop(NAME_KEY, None)
     if version is None:
         raise CheckpointError(
             f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only"

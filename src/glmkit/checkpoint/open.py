@@ -9,23 +9,26 @@
 Loading, conversion and diagnosis all come this way. Read are names, shapes and what two copies must agree on, no more.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glmkit.config import GenerationSettings, GLMConfig
-from glmkit.errors import CheckpointError, ConfigError, message_text, names_text
+from glmkit.errors import CheckpointError, ConfigError, GuessWarning, message_text, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
+from glmkit.families.judge import Judgement
+from glmkit.families.strangers import stranger
 
 from .choose_layout import choose
-from .configure import ConfigLike, Given, configure, read_given
+from .configure import ConfigLike, Given, configure, read_generation_config, read_given
 from .deepspeed import open_partitioned
-from .detect import Detected, detect, partitions_beside, read_generation_config
+from .detect import Detected, detect, partitions_beside, rank_name
 from .files.mapping import TensorFile
 from .files.open_file import open_tensor_file
 from .files.tensors import TensorInfo
-from .infer import infer_config
+from .infer import infer_config, ranks_there_were
 from .plain_names import adapter_words, plain_names
 from .published_tensors import Fused, check_ranks, fused_tensors
 from .published_weights import PublishedWeights
@@ -50,7 +53,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Identified:
-    """Family and layout of an opened directory, its config (quantised as the tensors are) and generation settings."""
+    """Family and layout of an opened directory, its config (quantised as the tensors are) and generation settings.
+
+    judgement: how the family was told from others with the same names. name: what the config calls the model.
+    """
 
     opened: Opened
     family: Family
@@ -58,6 +64,8 @@ class Identified:
     config: GLMConfig
     generation: GenerationSettings
     notes: tuple[str, ...]
+    judgement: Judgement
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Checkpoint:
     """A checked model directory. `notes`: what was decided or left out, one line each.
 
     ranks: tensor-parallel files it is cut into. bare: names lack the prefix of the head class. adapter: stored names of
-    an adapter (a P-Tuning prefix, LoRA matrices) that lies among the weights.
+    an adapter (a P-Tuning prefix, LoRA matrices) that lies among the weights. judgement, name: see `Identified`.
     """
 
     directory: Path
@@ -90,11 +98,18 @@ class Checkpoint:
     config: GLMConfig
     weights: PublishedWeights
     ranks: int
+    judgement: Judgement
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     notes: list[str] = field(default_factory=list)
     files: tuple[TensorFile, ...] = ()
     bare: bool = False
     adapter: tuple[str, ...] = ()
+    name: str | None = None
+
+    @property
+    def guess(self) -> str | None:
+        """The guess about the family that decides what is computed and how a prompt looks; None when it is sure."""
+        return self.judgement.guess
 
 
 def open_checkpoint(
@@ -104,11 +119,14 @@ def open_checkpoint(
 
     config: a preset's name, a file (a published config, or fields of ours in JSON or YAML), fields, or a GLMConfig; for
     directories that ship none, or to override fields of the one they ship. family: decides where several share a
-    layout. Raises CheckpointError, ConfigError.
+    layout. Raises CheckpointError, ConfigError; a guess about the family is a GuessWarning.
     """
     found = detect(Path(directory))
     given = read_given(config)
-    return check(match(identify(open_files(found), given, family)))
+    checkpoint = check(match(identify(open_files(found), given, family)))
+    if checkpoint.guess is not None:
+        warnings.warn(f"{directory}: {checkpoint.guess}", GuessWarning, stacklevel=2)
+    return checkpoint
 
 
 # --- Opened -----------------------------------------------------------------------------------------------------------
@@ -122,6 +140,9 @@ def open_files(found: Detected) -> Opened:
     for paths, names in zip(found.ranks, ranks, strict=True):
         if not names:
             raise CheckpointError(f"{paths[0]} holds no tensors")
+    dtypes = {str(source.info().dtype).removeprefix("torch.") for source in ranks[0].values()}
+    if (other := stranger(ranks[0], dtypes, found.config or {})) is not None:
+        raise CheckpointError(f"{found.directory} holds {other.what}", step=other.step)
     if empty := [name for rank in ranks for name, source in rank.items() if _is_placeholder(name, source)]:
         parts = None if found.partitioned else partitions_beside(found)
         if parts is None:
@@ -182,7 +203,9 @@ def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list
 def identify(opened: Opened, given: Given | None = None, family: str | None = None) -> Identified:
     """Family, layout and config, by the names, the config file, `given` and, where neither says enough, the shapes."""
     found, ranks, where = opened.found, opened.ranks, str(opened.found.directory)
-    kind, layout = choose(found, {name: source.info().shape for name, source in ranks[0].items()}, given, family)
+    choice = choose(found, {name: source.info().shape for name, source in ranks[0].items()}, given, family)
+    kind, layout = choice.family, choice.layout
+    _check_ranks_there(opened, layout, given)
     try:
         published = configure(
             layout, found.config, given, lambda heads: infer_config(kind, layout, ranks, where, heads)
@@ -194,13 +217,44 @@ def identify(opened: Opened, given: Given | None = None, family: str | None = No
     if (said and said.bits) != (stored and stored.bits):
         shown = "not quantised" if stored is None else f"INT{stored.bits}"
         if said is not None:
+            if stored is None:
+                raise CheckpointError(
+                    f"{where}: the config says INT{said.bits}, but the tensors are not quantised",
+                    step=f"set its quantization_bit to 0; --quantize int{said.bits} (quantize='int{said.bits}') "
+                    f"quantises them on the way in",
+                )
             raise CheckpointError(
                 f"{where}: the config says INT{said.bits}, but the tensors are {shown}; config and weights are not of "
                 f"the same release"
             )
         notes.insert(0, f"the config does not say so, but the tensors are {shown}")
     config = replace(published.config, quantization=stored)  # integers are never requantised on reading
-    return Identified(opened, kind, layout, config, published.generation, tuple(notes))
+    return Identified(
+        opened, kind, layout, config, published.generation, tuple(notes), choice.judgement, published.name
+    )
+
+
+def _check_ranks_there(opened: Opened, layout: Layout, given: Given | None) -> None:
+    """Raise CheckpointError naming the rank files that are missing behind the last one that is here."""
+    found = opened.found
+    if found.container == "huggingface" or found.partitioned or not layout.parallel:
+        return
+    rows = (
+        given.config.vocab_size
+        if given is not None and given.config is not None
+        else (found.config or {}).get("vocab_size")
+    )
+    shapes = [(name, source.info().shape) for name, source in opened.ranks[0].items()]
+    there_were = ranks_there_were(layout, shapes, len(opened.ranks), rows if type(rows) is int else None)
+    if there_were is None:
+        return
+    count, share = there_were
+    last = found.ranks[-1][0]
+    names = [rank_name(last.name, number) for number in range(len(found.ranks), count)]
+    raise CheckpointError(
+        f"{last.parent}: a rank holds {share}, so there were {count} ranks, and here are {len(found.ranks)}",
+        step=f"copy {names_text(names, 8)} of the same checkpoint into {last.parent}",
+    )
 
 
 # --- Matched ----------------------------------------------------------------------------------------------------------
@@ -256,11 +310,13 @@ def check(matched: Matched) -> Checkpoint:
         matched.config,
         PublishedWeights(layout, matched.fused, matched.sources),
         len(opened.ranks),
+        identified.judgement,
         generation,
         [message_text(note) for note in notes + doubts],  # they quote names out of the files
         tuple(file for rank in opened.files for file in rank),
         matched.bare,
         opened.adapter,
+        identified.name,
     )
 
 

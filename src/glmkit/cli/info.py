@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_hub_argument(parser.add_argument)
     add("--preset", metavar="NAME", help="a published size, such as glm-10b")
     add("--config", metavar="NAME_OR_FILE", help="preset or config file, for a DIR that ships none")
+    add("--family", metavar="F", help="family of DIR, where several share its layout (chatglm2, chatglm3)")
     add("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
@@ -33,6 +34,8 @@ def run(args: Namespace) -> int:
     """Print shape, parameter counts and bytes. No weight is read."""
     if args.source is not None and args.preset is not None:
         raise ConfigError(f"{args.source} and --preset {args.preset} are both given; leave one out")
+    if args.family and args.source is None:
+        raise ConfigError(f"--family {args.family} goes with a directory; give DIR, or --preset alone")
     if args.config is not None and args.source is None:
         raise ConfigError(f"--config {args.config} goes with a directory; give DIR, or --preset alone")
     if args.source is None and args.preset is None:
@@ -61,7 +64,8 @@ def _config(args: Namespace) -> tuple[str, GLMConfig]:
     if existing_directory(args.source) is None and args.source in preset_names():
         return args.source, preset(args.source)
     if "/" in args.source or Path(args.source).exists():
-        return args.source, config_of_directory(local_directory(args.source, hub=args.hub, need="config"), args.config)
+        directory = local_directory(args.source, hub=args.hub, need="config")
+        return args.source, config_of_directory(directory, args.config, args.family)
     raise ConfigError(
         f"{args.source} is no directory, and no preset is called that", step=did_you_mean(args.source, preset_names())
     )
@@ -86,6 +90,7 @@ def _facts(config: GLMConfig) -> dict[str, object]:
     if config.positions != "learned_2d":
         facts |= {
             "rope_base": config.rope_base,
+            "rope_interpolation": config.rope_interpolation,
             "rope_fraction": config.rope_fraction,
             "rope_pairs": config.rope_pairs,
             "rope_frequencies": config.rope_frequencies,

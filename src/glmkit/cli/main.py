@@ -5,14 +5,15 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
-from glmkit.errors import GLMKitError, did_you_mean, printable
+from glmkit.errors import GLMKitError, GuessWarning, UnreadWarning, did_you_mean, printable
 
 
 class Verb(NamedTuple):
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glm: unknown verb {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), _warnings_as_lines(name):
             return _run(name, rest)
     except GLMKitError as error:
         print(f"glm {name}: {error}", file=sys.stderr)
@@ -78,6 +79,31 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"glm {name}: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _warnings_as_lines(verb: str) -> Iterator[None]:
+    """Warnings of glmkit's own are one line each, as errors are, and all of them are shown."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category.__module__ == GLMKitError.__module__:
+                print(printable(f"glm {verb}: warning: {message}"), file=sys.stderr, flush=True)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        for kind in (GuessWarning, UnreadWarning):
+            warnings.simplefilter("always", kind)
+        yield
 
 
 class _Terminated(KeyboardInterrupt):

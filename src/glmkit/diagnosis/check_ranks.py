@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from glmkit.checkpoint.file_counts import MOST_FILES
+from glmkit.checkpoint.foreign import instead_of
 from glmkit.errors import names_text, shorten
 
 from .finding import Finding
@@ -40,7 +41,7 @@ def check_ranks(listing: Listing, headers: Headers, settings: Mapping[str, objec
     gaps = [_name_of(ranks, number) for number in range(count) if number not in ranks]
     if gaps:
         what = f"{len(gaps)} of {count} ranks are missing: {names_text(gaps)}"
-        step = "every rank holds a part of each matrix; copy or download the missing files"
+        step = f"every rank holds a part of each matrix; {instead_of(listing.directory, gaps)}"
         findings.append(Finding("error", what, str(listing.directory), step))
     findings += _check_names(ranks, headers)
     if not findings:

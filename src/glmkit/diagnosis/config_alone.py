@@ -1,35 +1,41 @@
 """The config of a directory, also of one whose weights are missing or broken."""
 
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.config import GLMConfig
-from glmkit.errors import CheckpointError, GLMKitError
+from glmkit.errors import CheckpointError, GLMKitError, GuessWarning
+from glmkit.families.common.evidence import Evidence
 from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
-from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, first_config, tokenizer_texts
+from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, family_named, first_config
+from glmkit.families.judge import Judgement, judge
 
 MOST_LAYERS = 1000
 
 
-def config_of_directory(directory: Path, config: ConfigLike | None = None) -> GLMConfig:
+def config_of_directory(directory: Path, config: ConfigLike | None = None, family: str | None = None) -> GLMConfig:
     """The config by the weights and the config file together; without weights, by the file alone.
 
-    config: a preset's name or a file, for a directory that has none.
-    Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config file does not help either.
+    config: a preset's name or a file, for a directory that has none. family: where several share a layout; a guess
+    about it is a GuessWarning. Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config
+    file does not help either.
     """
     refuse_impossible(config_beside(directory)[1], str(directory))
     try:
-        return open_checkpoint(directory, config=config).config
+        return open_checkpoint(directory, config=config, family=family).config
     except GLMKitError as error:
-        found = config_file_alone(directory) if config is None else None
+        found = config_file_alone(directory, family=family) if config is None else None
         if found is None:
             raise
         if found[1] is None:
             raise error.behind("", CheckpointError) from error
+        if (guess := found[0].guess) is not None:
+            warnings.warn(f"{directory}: {guess}", GuessWarning, stacklevel=2)
         return found[1]
 
 
@@ -41,10 +47,14 @@ def refuse_impossible(values: Mapping[str, object], where: str) -> None:
             raise CheckpointError(f"{where}: {key} is {found}", step="download the config file again")
 
 
-def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[Family, GLMConfig | None] | None:
-    """(family, config) by the config file; the config is None when it is broken, all is None without such a file.
+def config_file_alone(
+    directory: Path, tensors: Collection[str] = (), *, family: str | None = None
+) -> tuple[Judgement, GLMConfig | None] | None:
+    """(judgement on the family, config) by the config file; the config is None when it is broken.
 
-    tensors: names in the weight files, which tell families apart whose configs look alike.
+    None without such a file.
+
+    tensors: names in the weight files, which tell families apart whose configs look alike. family: the one to take.
     """
     path = next((directory / name for name in CONFIG_FILES if (directory / name).is_file()), None)
     if path is None:
@@ -53,29 +63,30 @@ def config_file_alone(directory: Path, tensors: Collection[str] = ()) -> tuple[F
         values = read_json(path)
         if FORMAT_KEY in values:
             config = read_config(directory)
-            return all_families().get(config.family, Family(name=config.family, title=config.family)), config
-        texts = tokenizer_texts(directory)
+            own = all_families().get(config.family, Family(name=config.family, title=config.family))
+            return Judgement(own), config
     except (GLMKitError, OSError):
         return None
-    return _published(values, texts, tensors)
+    families = list(all_families().values()) if family is None else [family_named(family)]
+    return _published(values, Evidence.of(directory, values), tensors, families)
 
 
 def _published(
-    values: Mapping[str, object], texts: str, tensors: Collection[str]
-) -> tuple[Family, GLMConfig | None] | None:
+    values: Mapping[str, object], evidence: Evidence, tensors: Collection[str], families: Sequence[Family]
+) -> tuple[Judgement, GLMConfig | None] | None:
     kind = values.get("model_type")
     known = [
         (family, layout)
-        for family in all_families().values()
+        for family in families
         for layout in family.layouts
-        if kind in layout.model_types and family.claims(values, texts) > 0 and _knows(layout, tensors)
+        if kind in layout.model_types and _knows(layout, tensors)
     ]
-    known.sort(key=lambda pair: -pair[0].claims(values, texts))  # stable: equal claims keep their order
-    for family, layout in known:
-        config = first_config((layout,), values)
-        if config is not None:
-            return family, config
-    return (known[0][0], None) if known else None
+    read = {family.name: first_config((layout,), values) for family, layout in reversed(known)}
+    readable = [family for family, _ in known if read[family.name] is not None] or [family for family, _ in known]
+    if not readable:
+        return None
+    judgement = judge(list({family.name: family for family in readable}.values()), evidence)
+    return judgement, read[judgement.family.name]
 
 
 def _knows(layout: Layout, tensors: Collection[str]) -> bool:

@@ -31,7 +31,7 @@ from .sizes import sizes
 from .suggest_config import check_rows, named_shapes, stored_types, suggest_config
 from .vocabulary import (
     check_generation,
-    check_kin,
+    check_identity,
     check_tokenizer,
     closest_preset,
     titles_of_tokenizer,
@@ -136,7 +136,8 @@ def _adapter(report: Report, place: Listing) -> None:
     base = local_folder(facts.get("base"))
     config, family = None, None
     if base is None:
-        family, config = config_file_alone(place.directory) or (None, None)
+        judgement, config = config_file_alone(place.directory) or (None, None)
+        family = None if judgement is None else judgement.family
     elif not has_errors(findings):
         config, family, more = check_base(place.directory, base)
         findings += more
@@ -177,13 +178,15 @@ def _model(
         report.findings.append(_with_step(finding, place))
     report.findings += suggest_config(listing, place, headers)
     alone = (
-        config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)])
+        config_file_alone(listing.directory, [name for name, _ in named_shapes(headers)], family=orders.family)
         if identified is None
-        else (identified.family, identified.config)
+        else (identified.judgement, identified.config)
     )
     if alone is not None:
-        family, config = alone
-        report.facts |= {"family": family.name, "title": family.title}
+        judgement, config = alone
+        report.facts |= {"family": judgement.family.name, "title": judgement.family.title}
+        if judgement.doubt is not None:
+            report.findings.append(Finding("warning", judgement.doubt, str(where), judgement.step))
         shape, _ = attempt(lambda: {} if config is None else _shape_facts(config), where)
         report.facts |= shape or {}
 
@@ -233,8 +236,7 @@ def _describe(report: Report, opened: Checkpoint, listing: Listing, place: Listi
     elif listing.of("adapter"):
         what = f"an adapter lies beside the model ({names_text(entry.name for entry in listing.of('adapter'))})"
         report.findings.append(Finding("note", what, str(listing.directory), "it is used only when it is asked for"))
-    _, settings = config_beside(listing.directory)
-    report.findings += check_kin(family, opened.layout, settings, listing.directory)
+    report.findings += check_identity(opened)
     report.findings += check_generation(config, family, listing)
     tokenizer, findings = check_tokenizer(listing.directory, config, family)
     report.findings += findings

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from glmkit.checkpoint.detect import models_below, read_tag, tag_folders
+from glmkit.checkpoint.foreign import unread_files
 from glmkit.errors import names_text
 
 from .finding import Finding
@@ -63,6 +64,8 @@ def nothing_here(listing: Listing) -> Finding:
         return Finding("error", what, where, step)
     if not listing.entries and not listing.folders:
         return Finding("error", "the directory is empty", where, "download or copy a model into it")
+    if (unread := unread_files(listing.directory)) is not None:
+        return Finding("error", f"no weights, but {unread.what}", where, unread.step)
     if listing.of("config", "index"):
         what = "a configuration, but no weight files"
         step = "download them too (pytorch_model*.bin, *.safetensors, *.pdparams or mp_rank_*_model_states.pt)"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from glmkit.checkpoint.detect import read_index
+from glmkit.checkpoint.foreign import instead_of
 from glmkit.errors import names_text
 
 from .finding import Finding
@@ -14,7 +15,6 @@ from .listing import Entry, Listing
 
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
 _MOST_SHARDS = 10_000
-_AGAIN = "download the missing files again"
 
 
 def check_shards(listing: Listing, headers: Headers) -> list[Finding]:
@@ -46,7 +46,7 @@ def _check_index(
         return [Finding("warning" if own else "error", what, str(entry.path), step)]
     if missing:
         what = f"{len(missing)} of {len(shards)} shards of {entry.name} are missing: {names_text(missing)}"
-        findings.append(Finding("error", what, str(entry.path), _AGAIN))
+        findings.append(Finding("error", what, str(entry.path), instead_of(listing.directory, missing)))
     for shard in shards:
         if shard not in headers.files:
             continue
@@ -99,7 +99,7 @@ def _check_numbers(listing: Listing, indexed: set[str]) -> list[Finding]:
         absent = [f"{stem}-{number:05}-of-{count}{ending}" for number in wanted if number not in numbers]
         if absent:
             what = f"{len(absent)} of {int(count)} shards are missing: {names_text(absent)}"
-            findings.append(Finding("error", what, where, _AGAIN))
+            findings.append(Finding("error", what, where, instead_of(listing.directory, absent)))
         else:
             findings.append(Finding("note", f"{int(count)} shards without an index", where))
     return findings

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from glmkit.checkpoint.files.mapping import TensorFile
-from glmkit.checkpoint.infer import tensor_sizes
+from glmkit.checkpoint.infer import ranks_there_were, tensor_sizes
 from glmkit.errors import names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import CONFIG_FILES, all_families
@@ -12,8 +12,6 @@ from glmkit.families.family import CONFIG_FILES, all_families
 from .finding import Finding
 from .headers import Headers
 from .listing import Listing
-
-_FUSED = ("q_proj", "k_proj", "v_proj")
 
 
 def stored_types(files: Iterable[TensorFile]) -> list[str]:
@@ -74,27 +72,8 @@ def check_rows(place: Listing, headers: Headers, vocab_size: int | None) -> list
     if not ranks or len(headers.files) < ranks:
         return []
     keys = named_shapes(headers)
-    for layout, (_, width, vocabulary) in _sizes(keys, ranks):
-        rows, queries = vocabulary // ranks, _query_rows(layout, keys)
-        if vocab_size and vocabulary != vocab_size and vocab_size % rows == 0 and vocab_size // rows > ranks:
-            share, there_were = f"{rows} of {vocab_size} rows of the word table", vocab_size // rows
-        elif queries and width % queries == 0 and width // queries > ranks:
-            share, there_were = f"{queries} of {width} channels of the queries", width // queries
-        else:
-            continue
-        what = f"a rank holds {share}, so there were {there_were} ranks; here are {ranks}"
-        return [Finding("error", what, str(place.directory), "copy or download the files of the other ranks")]
+    for layout, _ in _sizes(keys, ranks):
+        if (found := ranks_there_were(layout, keys, ranks, vocab_size)) is not None:
+            what = f"a rank holds {found[1]}, so there were {found[0]} ranks; here are {ranks}"
+            return [Finding("error", what, str(place.directory), "copy or download the files of the other ranks")]
     return []
-
-
-def _query_rows(layout: Layout, keys: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Channels of all queries in one file, by the bias of fused q, k, v of one size; 0 when there is none.
-
-    A bias, because it is never quantised. With heads of width / heads, all ranks together have the model's width.
-    """
-    for name, shape in keys:
-        stem, _, parameter = name.rpartition(".")
-        found = layout.resolve(stem) if parameter == "bias" and len(shape) == 1 else None
-        if found is not None and tuple(stem.rpartition(".")[2] for stem in found[0].ours) == _FUSED:
-            return shape[0] // 3
-    return 0

@@ -2,15 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from glmkit.checkpoint.open import Checkpoint
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import GLMKitError, TokenizerError, names_text
-from glmkit.families.common.layout import Layout
-from glmkit.families.family import Family, all_families, tokenizer_texts
+from glmkit.families.family import Family, all_families
 from glmkit.small_files import read_small
+from glmkit.tokenizer.composed import ComposedTokenizer
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
@@ -42,7 +43,10 @@ def closest_preset(config: GLMConfig) -> tuple[str, list[str]]:
     return best
 
 
-_COMPARED = ("vocab_size", "max_positions", "positions", "mlp", "gelu", "rope_base", "tie_embeddings", "norm_eps")
+_COMPARED = (
+    "vocab_size", "max_positions", "positions", "mlp", "gelu", "rope_base", "rope_interpolation", "tie_embeddings",
+    "norm_eps",
+)  # fmt: skip
 
 
 def _shape(config: GLMConfig) -> tuple[int, ...]:
@@ -99,28 +103,19 @@ def _numbers(path: Path) -> set[int]:
     return {int(found) for found in re.findall(r"(?<![\w.])\d{4,7}(?![\w.])", text)}
 
 
-_SURE = 4  # of a family's claims: by a name or tokens of its own, or several sizes; not by one size alone
-
-
-def check_kin(family: Family, layout: Layout, settings: Mapping[str, object], directory: Path) -> list[Finding]:
-    """Families whose weights have the same names: does the config mean another one than the tokenizer files?"""
-    kin = [other for other in all_families().values() if any(own.rules == layout.rules for own in other.layouts)]
-    if len(kin) < 2:
-        return []
-    texts = tokenizer_texts(directory)
-    by_config, by_text = (
-        max(kin, key=lambda other, values=values, text=text: other.claims(values, text))  # type: ignore[misc]
-        for values, text in ((settings, ""), ({}, texts))
-    )
-    sure = by_config.claims(settings, "") >= _SURE, by_text.claims({}, texts) >= _SURE
-    if all(sure) and by_config is not by_text:
-        what = f"the config is that of {by_config.title}, the tokenizer files are those of {by_text.title}"
-        return [Finding("warning", what, str(directory), _ONE_RELEASE)]
-    if any(sure):
-        return []
-    others = " or ".join(other.title for other in kin if other is not family)
-    what = f"taken for {family.title}; names and shapes would be the same for {others}"
-    return [Finding("note", what, str(directory), "if it is another one, say so with --family")]
+def check_identity(opened: Checkpoint) -> list[Finding]:
+    """Three findings: how the files lie, whose names the tensors have, which family it is; each with its evidence."""
+    where, files = str(opened.directory), opened.files
+    endings = names_text(sorted({Path(file.path).suffix for file in files}))
+    cut = f", {opened.ranks} tensor-parallel ranks" if opened.ranks > 1 else ""
+    container = f"container: {len(files)} file{'s' if len(files) > 1 else ''} ({endings}){cut}"
+    names = opened.weights.names()
+    naming = f"naming: {opened.layout.name}, such as {opened.weights.stored_name(names[0])}"
+    judgement, title = opened.judgement, opened.family.title
+    family = Finding("ok", f"family: {title}" + (f", by {judgement.evidence}" if judgement.evidence else ""), where)
+    if judgement.doubt is not None:
+        family = Finding("warning", judgement.doubt, where, judgement.step)
+    return [Finding("ok", container, where), Finding("ok", naming, where), family]
 
 
 def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple[Tokenizer | None, list[Finding]]:
@@ -145,7 +140,19 @@ def check_tokenizer(directory: Path, config: GLMConfig, family: Family) -> tuple
         what = f"no tokenizer files of {family.title} ({wanted})"
         step = "the weights load without them; for text, put them here, or give their folder with --tokenizer"
         return None, [Finding("warning", what, str(directory), step)]
-    return tokenizer, [*compare_ids(directory, config, tokenizer), *_declared(directory, family, tokenizer)]
+    findings = [*compare_ids(directory, config, tokenizer), *_declared(directory, family, tokenizer)]
+    return tokenizer, [*findings, *_added(directory, tokenizer)]
+
+
+def _added(directory: Path, tokenizer: Tokenizer) -> list[Finding]:
+    """Tokens that somebody added, and what of their declarations is not read."""
+    if not isinstance(tokenizer, ComposedTokenizer):
+        return []
+    findings = [Finding("warning", note, str(directory)) for note in tokenizer.added.notes]
+    if tokens := tokenizer.added.tokens:
+        what = f"{len(tokens)} added tokens: {names_text(f'{token.text} {token.id}' for token in tokens)}"
+        findings.append(Finding("ok", what, str(directory)))
+    return findings
 
 
 def _declared(directory: Path, family: Family, tokenizer: Tokenizer) -> list[Finding]:

@@ -14,7 +14,7 @@ from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialId
 from glmkit.errors import ConfigError
 
 from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
-from .common.config_keys import Keys, paddle_degree
+from .common.config_keys import BASE, Keys, paddle_degree, rotary_facts
 from .common.layout import Alias, Derived, Extras, Layout, Published, Rule
 from .family import Family
 
@@ -66,6 +66,10 @@ def _read(values: Mapping[str, object], axes: Mapping[str, object]) -> Published
     keys = Keys(values)
     keys.require("position_encoding_2d", True)
     keys.require("activation", "gelu")
+    for name in ("rmsnorm", "multi_query_attention", "apply_residual_connection_post_layernorm"):
+        keys.require(name, False)
+    keys.require("rope_ratio", 1)
+    rotary_facts(keys, base=BASE, fraction=1.0)
     bits = keys.whole("quantization_bit", default=0)
     embeddings = bool(keys.take("quantization_embeddings", default=False))
     sop, stops = keys.whole("bos_token_id", default=130004), keys.ids("eos_token_id") or [130005]
@@ -87,7 +91,8 @@ def _read(values: Mapping[str, object], axes: Mapping[str, object]) -> Published
             **axes,
         }
     )
-    return Published(config, GenerationSettings(stop_ids=tuple(stops), pad_id=pad, add_cls=False), keys.notes())
+    generation = GenerationSettings(stop_ids=tuple(stops), pad_id=pad, add_cls=False)
+    return Published(config, generation, keys.notes(), keys.name)
 
 
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:

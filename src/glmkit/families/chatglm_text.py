@@ -10,7 +10,7 @@ from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Readi
 from glmkit.tokenizer.inputs import RowLayout, Side
 from glmkit.tokenizer.vocabulary_files import decode_vocabulary, parse_json, read_vocabulary
 
-from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
+from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, added_tokens, has_images, load_vocabulary
 from .common.round_chat import CHAT
 
 __all__ = ["CHAT", "TOKENIZER_FILES", "ChatGLMTokenizer", "load_tokenizer"]
@@ -88,7 +88,11 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> ChatGLMTokenize
         )
     offset = IMAGE_CODES if known else declared if known is None and declared else 0
     vocabulary = load_vocabulary(folder, offset=offset)
-    return None if vocabulary is None else ChatGLMTokenizer(vocabulary)
+    if vocabulary is None:
+        return None
+    tokenizer = ChatGLMTokenizer(vocabulary)
+    tokenizer.extend(added_tokens(folder, tokenizer, config))
+    return tokenizer
 
 
 def _declared_images(folder: Path) -> int | None:

@@ -14,38 +14,38 @@ from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.protocol import Tokenizer
 
+from .common.evidence import Evidence, Sign, signs_of_names
 from .common.layout import Layout
 
 CONFIG_FILES = ("config.json", "model_config.json")  # published beside the weights
-TEXT_FILES = ("tokenization_*.py", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TEXT_LIMIT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Everything that is particular to one family; declarative, importable without torch.
 
-    layouts: how it was published. claims: how sure a published config (may be empty) and the text of the tokenizer
-    files beside it (read, never run) make this family, where several share a layout; 0 = not this one. tokenizer:
-    reads published tokenizer files, None when they are absent (tokenizer_files says what is looked for). chat: how
-    messages become one prompt, None for models that were never taught to.
+    layouts: how it was published. repositories, stems: names of its releases besides those of the presets, and what
+    people write in names of their own (see `signs_of_names`). signs: what else the config and the small files beside it
+    say for or against this family, where several share a layout. tokenizer: reads published tokenizer files, None when
+    they are absent (tokenizer_files says what is looked for). chat: how messages become one prompt, None for models
+    that were never taught to.
     """
 
     name: str
     title: str
     presets: Mapping[str, GLMConfig] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
-    claims: Callable[[Mapping[str, object], str], int] = lambda values, texts: 1
+    repositories: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
+    signs: Callable[[Evidence], Iterable[Sign]] = lambda evidence: ()
     tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = lambda directory, config: None
     tokenizer_files: tuple[str, ...] = ()
     chat: ChatTemplate | None = None
 
-
-def tokenizer_texts(directory: Path) -> str:
-    """The text of small tokenizer files, to recognise a family by (see `Family.claims`); code is read, never run."""
-    paths = [path for pattern in TEXT_FILES for path in sorted(directory.glob(pattern)) if path.is_file()]
-    small = (path for path in paths if path.stat().st_size <= _TEXT_LIMIT)
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in small)
+    def evidence(self, evidence: Evidence) -> tuple[Sign, ...]:
+        """Signs for and against this family, the strongest first."""
+        names = signs_of_names(evidence, self.name, (*self.presets, *self.repositories), self.stems)
+        return tuple(sorted((*names, *self.signs(evidence)), key=lambda sign: -sign.weight))
 
 
 def config_beside(directory: Path) -> tuple[str, Mapping[str, object]]:

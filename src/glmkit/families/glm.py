@@ -78,7 +78,8 @@ def _read(values: Mapping[str, object], gelu: str) -> Published:
     keys = Keys(values)
     keys.require("relative_encoding", False)
     keys.require("block_position_encoding", True)
-    keys.require("spell_length")
+    for name in ("spell_length", "rope_parameters", "rope_scaling", "num_key_value_heads"):
+        keys.require(name)
     config = GLMConfig.from_dict(
         {
             **_AXES,
@@ -95,7 +96,7 @@ def _read(values: Mapping[str, object], gelu: str) -> Published:
             "init_std": keys.number("initializer_range", default=0.02),
         }
     )
-    return Published(config, keys.generation(), keys.notes())
+    return Published(config, keys.generation(), keys.notes(), keys.name)
 
 
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 
-from .common.config_keys import Keys
+from .common.config_keys import BASE, Keys, rotary_facts
 from .common.layout import Derived, Extras, Layout, Published, Rule
 from .family import Family
 from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
@@ -70,6 +70,7 @@ def _read(values: Mapping[str, object]) -> Published:
     keys = Keys(values, "model_config.json")
     keys.require("layernorm_order", "post")
     keys.require("position_encoding_2d", False)
+    rotary_facts(keys, base=BASE, fraction=1.0)
     vocabulary = keys.whole("vocab_size")
     bits = keys.whole("quantization_bit_width", default=0)
     special, notes = _special(keys, vocabulary)
@@ -90,7 +91,7 @@ def _read(values: Mapping[str, object]) -> Published:
         }
     )
     stops = () if special is None else tuple(dict.fromkeys((special.eop, special.eos)))
-    return Published(config, GenerationSettings(stop_ids=stops), notes + keys.notes())
+    return Published(config, GenerationSettings(stop_ids=stops), notes + keys.notes(), keys.name)
 
 
 def _special(keys: Keys, vocabulary: int) -> tuple[SpecialIds | None, list[str]]:

@@ -8,7 +8,7 @@ from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
 from glmkit.tokenizer.inputs import RowLayout, Side
 
-from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, has_images, load_vocabulary
+from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, added_tokens, has_images, load_vocabulary
 
 CHAT = None
 TOKENIZER_FILES = (VOCABULARY,)
@@ -76,4 +76,8 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> GLM130BTokenize
     config is too small for them.
     """
     vocabulary = load_vocabulary(directory, offset=0 if has_images(config) is False else IMAGE_CODES)
-    return None if vocabulary is None else GLM130BTokenizer(vocabulary)
+    if vocabulary is None:
+        return None
+    tokenizer = GLM130BTokenizer(vocabulary)
+    tokenizer.extend(added_tokens(directory, tokenizer, config))
+    return tokenizer

@@ -4,40 +4,56 @@ Sources: the remote code beside GLM-4-9B's weights; `huggingface/transformers:mo
 interleaved rotation needs no permutation of rows. No GLM-4-0414 size could be verified, so it has no preset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import ConfigError
 
-from .common.config_keys import Keys, special_within
+from .common.config_keys import BASE, Keys, ratio, rotary_facts, special_within
+from .common.evidence import LIKELY, SURE, Evidence, Sign
 from .common.layout import Alias, Extras, Layout, Published, Rule
-from .common.multiquery import AXES, layout, read, write_remote
+from .common.multiquery import AXES, LATER_WORDS, layout, read, write_remote
 from .family import Family
-from .glm4_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .glm4_text import CHAT, CHAT_0414, TOKENIZER_FILES, load_tokenizer
 
 _VOCABULARY = 151552
 _EPS = 1.5625e-07
 _SPECIAL = SpecialIds(pad=151329, eos=151329, cls=None, mask=151330, smask=151332, gmask=151331, sop=151333, eop=151334)
 
 
-def _claims(values: Mapping[str, object], texts: str) -> int:
-    """The remote layout shares its names with ChatGLM2; epsilon, stop ids and vocabulary tell them apart."""
-    name = str(values.get("_name_or_path") or "").lower()
-    if "chatglm" in name:
-        return 0
-    signs = (
-        values.get("layernorm_epsilon") == _EPS,
-        isinstance(values.get("eos_token_id"), list),
-        values.get("padded_vocab_size", values.get("vocab_size")) == _VOCABULARY,
-        "glm-4" in name or "glm4" in name,
-    )
-    return 4 * sum(map(bool, signs))
+_EARLIER_VOCABULARY = 65024  # of ChatGLM2 and ChatGLM3, whose layout has the same names
+_STOPS = (151329, 151336, 151338)
+
+
+def _signs(evidence: Evidence) -> Iterator[Sign]:
+    values = evidence.config
+    rows, stops = values.get("padded_vocab_size", values.get("vocab_size")), values.get("eos_token_id")
+    if values.get("layernorm_epsilon") == _EPS:
+        yield Sign(SURE, f"config.json: layernorm_epsilon {_EPS}")
+    if rows == _VOCABULARY:
+        yield Sign(SURE, f"config.json: {rows} rows")
+    if ends := next((name for name, index in evidence.stops if index in _STOPS), ""):
+        yield Sign(SURE, f"{ends}: answers end at ids of GLM-4")
+    elif isinstance(stops, list):
+        yield Sign(LIKELY, "config.json: several stop ids")
+    if place := evidence.seen(*LATER_WORDS):
+        yield Sign(SURE, f"{place} has tokens of GLM-4")
+    if evidence.has_ranks:
+        yield Sign(SURE, "tokenizer.model is a table of ranks")
+    elif evidence.has_ranks is False:
+        yield Sign(-SURE, "tokenizer.model is a SentencePiece model")
+    if rows == _EARLIER_VOCABULARY:
+        yield Sign(-SURE, f"config.json: {rows} rows")
+
+
+_RELEASES = {1.0: "THUDM/glm-4-9b", 500.0: "THUDM/glm-4-9b-chat", 10000.0: "THUDM/glm-4-9b-chat-1m"}
 
 
 def _write_remote(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return write_remote(config, replace(extras, dtype=extras.dtype or "bfloat16"), "THUDM/glm-4-9b")
+    extras = replace(extras, dtype=extras.dtype or "bfloat16")
+    return write_remote(config, extras, "base", _RELEASES.get(config.rope_base / BASE))
 
 
 def _transformers_rules(sandwich: bool) -> tuple[Rule, ...]:
@@ -58,15 +74,14 @@ def _transformers_rules(sandwich: bool) -> tuple[Rule, ...]:
 def _read_transformers(values: Mapping[str, object], family: str, residual: str) -> Published:
     keys = Keys(values)
     keys.require("hidden_act", "silu")
-    # transformers 5 keeps these in rope_parameters, earlier versions beside the other keys.
-    nested = keys.take("rope_parameters", "rope_scaling", default={})
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"config.json: rope_parameters is {nested!r}; it must be a table")
-    rope = Keys({**values, **nested})
-    rope.require("rope_type", "default")
-    rope.require("type", "default")
-    for name in ("rope_theta", "partial_rotary_factor"):
-        keys.take(name)
+    rotary = rotary_facts(keys, linear=True)
+    if keys.take("rope_ratio") is not None and rotary["rope_base"] != BASE * ratio(keys):
+        raise ConfigError(
+            f"{keys.source}: rope_ratio {ratio(keys):g} is not read in this layout, where rope_theta is "
+            f"{rotary['rope_base']:g}",
+            step=f"remove it, or set rope_theta to {BASE:g} times rope_ratio",
+            param="rope_ratio",
+        )
     vocabulary, heads = keys.whole("vocab_size"), keys.whole("num_attention_heads")
     config = GLMConfig.from_dict(
         {
@@ -81,8 +96,7 @@ def _read_transformers(values: Mapping[str, object], family: str, residual: str)
             "head_size": keys.whole("head_dim", default=keys.whole("hidden_size") // heads),
             "ffn_size": keys.whole("intermediate_size"),
             "max_positions": keys.whole("max_position_embeddings", default=131072),
-            "rope_base": rope.number("rope_theta", default=10000.0),
-            "rope_fraction": rope.number("partial_rotary_factor", default=0.5),
+            **rotary,
             "norm_eps": keys.number("rms_norm_eps", default=_EPS),
             "bias": "qkv" if keys.take("attention_bias", default=False) else "none",
             "tie_embeddings": bool(keys.take("tie_word_embeddings", default=False)),
@@ -90,11 +104,14 @@ def _read_transformers(values: Mapping[str, object], family: str, residual: str)
             "special": special_within(vocabulary, _VOCABULARY, _SPECIAL),
         }
     )
-    return Published(config, keys.generation(add_cls=False), keys.notes())
+    return Published(config, keys.generation(add_cls=False), keys.notes(), keys.name)
 
 
 def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str) -> dict[str, object]:
     generation = extras.generation
+    scaling: dict[str, object] = {"rope_type": "default"}
+    if config.rope_interpolation != 1.0:
+        scaling = {"rope_type": "linear", "factor": config.rope_interpolation}
     return {
         "architectures": [name],
         "attention_bias": config.bias == "qkv",
@@ -117,7 +134,7 @@ def _write_transformers(config: GLMConfig, extras: Extras, kind: str, name: str)
         "rope_parameters": {
             "partial_rotary_factor": config.rope_fraction,
             "rope_theta": config.rope_base,
-            "rope_type": "default",
+            **scaling,
         },
         "partial_rotary_factor": config.rope_fraction,
         "rope_theta": config.rope_base,
@@ -164,7 +181,9 @@ FAMILIES = (
                 quantized=True,
                 axes={**AXES, "family": "glm-4", "norm_eps": _EPS},
                 model_types=("chatglm",),
-                read_config=partial(read, family="glm-4", special=_SPECIAL, full_vocabulary=_VOCABULARY),
+                read_config=partial(
+                    read, family="glm-4", special=_SPECIAL, full_vocabulary=_VOCABULARY, ratio_of="base"
+                ),
                 write_config=_write_remote,
             ),
             Layout(
@@ -180,7 +199,13 @@ FAMILIES = (
                 write_config=partial(_write_transformers, kind="glm", name="GlmForCausalLM"),
             ),
         ),
-        claims=_claims,
+        repositories=(
+            *(f"{name}-hf" for name in ("glm-4-9b", "glm-4-9b-chat", "glm-4-9b-chat-1m")),
+            "codegeex4-all-9b",
+            "longwriter-glm4-9b",
+        ),
+        stems=("glm-4", "glm4", "codegeex4"),
+        signs=_signs,
         tokenizer=load_tokenizer,
         tokenizer_files=TOKENIZER_FILES,
         chat=CHAT,
@@ -204,6 +229,6 @@ FAMILIES = (
         ),
         tokenizer=load_tokenizer,
         tokenizer_files=TOKENIZER_FILES,
-        chat=CHAT,
+        chat=CHAT_0414,
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
+from glmkit.tokenizer.added_tokens import read_added_tokens
 from glmkit.tokenizer.bpe_ranks import RankVocabulary
 from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
@@ -62,16 +63,24 @@ def load_tokenizer(directory: Path, config: GLMConfig | None) -> ByteLevelTokeni
         check_entries(str(ranks), model.size, None if config is None else config.vocab_size, _ENTRIES)
         specials = _declared(files.get(CONFIG_FILE), settings, model.size)
         specials = specials or {name: model.size + number for number, name in enumerate(SPECIAL_TOKENS)}
-        return ByteLevelTokenizer(model, specials, _roles(specials, ranks), opening=OPENING, beside=files)
+        tokenizer = ByteLevelTokenizer(model, specials, _roles(specials, ranks), opening=OPENING, beside=files)
+        tokenizer.extend(read_added_tokens(directory, tokenizer, None if config is None else config.vocab_size))
+        return tokenizer
     if described.is_file():
         plain = JsonVocabulary(read_vocabulary(described), source=str(described))
-        roles = _roles(plain.specials, described)
-        return ByteLevelTokenizer(plain, plain.specials, roles, opening=OPENING, spaced=False, beside=files)
+        specials = {name: index for name, index in plain.specials.items() if name in SPECIAL_TOKENS}
+        roles = _roles(specials, described)
+        tokenizer = ByteLevelTokenizer(plain, specials, roles, opening=OPENING, spaced=False, beside=files)
+        tokenizer.extend(read_added_tokens(directory, tokenizer, None if config is None else config.vocab_size))
+        return tokenizer
     return None
 
 
 def _declared(data: bytes | None, path: Path, size: int) -> dict[str, int]:
-    """The special tokens that a tokenizer_config.json puts behind the vocabulary; empty when it says nothing."""
+    """The published special tokens where a tokenizer_config.json puts them; empty when it says nothing.
+
+    What else it puts there is read as added tokens are.
+    """
     if data is None:
         return {}
     values = parse_json(decode_vocabulary(data, str(path)), str(path))
@@ -79,7 +88,8 @@ def _declared(data: bytes | None, path: Path, size: int) -> dict[str, int]:
         if not isinstance(values, dict):
             raise TypeError
         declared = values.get("added_tokens_decoder") or {}
-        specials = {str(entry["content"]): int(index) for index, entry in declared.items()}
+        found = {str(entry["content"]): int(index) for index, entry in declared.items()}
+        specials = {name: index for name, index in found.items() if name in SPECIAL_TOKENS}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise TokenizerError(f"{path}: no table of added tokens by id", step="copy or download it again") from None
     inside = [name for name, index in specials.items() if index < size]

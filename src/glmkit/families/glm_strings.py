@@ -23,6 +23,9 @@ Style = Literal["native", "hub", "hub-4.44"]
 
 EOS, SOP, EOP = "<|endoftext|>", "<|startofpiece|>", "<|endofpiece|>"
 _ROBERTA_ENTRIES = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
+# Names that the releases give ids to, each its own; nobody else adds them.
+_NAMED = "[CLS] [SEP] [PAD] [UNK] [MASK] [gMASK] [sMASK] [dBLOCK] [UNUSED1] [UNUSED2]"
+PUBLISHED = frozenset((EOS, SOP, EOP, *_NAMED.split(), *_ROBERTA_ENTRIES))
 # What the shipped classes leave out of decoded text on request.
 _DECLARED = {
     "bert": {"[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]", SOP, EOP},

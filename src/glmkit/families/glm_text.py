@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from glmkit.config import GLMConfig
 from glmkit.errors import TokenizerError
 from glmkit.position_rows import PositionRows
+from glmkit.tokenizer.added_tokens import read_added_tokens
 from glmkit.tokenizer.byte_bpe import ByteBPE
 from glmkit.tokenizer.composed import ComposedTokenizer
 from glmkit.tokenizer.inputs import RowLayout
@@ -16,7 +17,7 @@ from glmkit.tokenizer.text_model import TextModel
 from glmkit.tokenizer.vocabulary_files import check_entries, decode_vocabulary, read_side_files, read_vocabulary
 from glmkit.tokenizer.wordpiece import WordPiece
 
-from .glm_strings import Kind, Style, command_tokens, decoding, special_ids
+from .glm_strings import PUBLISHED, Kind, Style, command_tokens, decoding, special_ids
 from .glm_strings import reading as read_rules
 
 CHAT = None
@@ -90,7 +91,9 @@ class GLMTokenizer(ComposedTokenizer):
         """The same vocabulary under other rules."""
         asked = {"reading": reading, "writing": writing, "inputs": inputs}
         options = self._options | {name: value for name, value in asked.items() if value is not None}
-        return GLMTokenizer(self.kind, self.model, self.files, **options)  # type: ignore[arg-type]
+        changed = GLMTokenizer(self.kind, self.model, self.files, **options)  # type: ignore[arg-type]
+        changed.extend(self.added)
+        return changed
 
     def build_inputs(self, ids: Sequence[int], pair: Sequence[int] | None = None) -> list[int]:
         """[CLS] ids end. Two texts: BERT [CLS] a [SEP] b [SEP], RoBERTa <s> a </s></s> b </s>.
@@ -152,7 +155,7 @@ def load_tokenizer(
     model = chosen.model()
     entries = {size: kinds[chosen.kind] for size, kinds in _ROWS.items() if chosen.kind in kinds}
     check_entries(str(chosen.paths[0]), model.size, rows, entries)
-    return GLMTokenizer(
+    tokenizer = GLMTokenizer(
         chosen.kind,
         model,
         {**chosen.files, **read_side_files(folder)},
@@ -161,6 +164,8 @@ def load_tokenizer(
         inputs=inputs,
         masks=_masks(chosen.kind, model, config),
     )
+    tokenizer.extend(read_added_tokens(folder, tokenizer, rows or None, published=PUBLISHED))
+    return tokenizer
 
 
 @dataclass(frozen=True)

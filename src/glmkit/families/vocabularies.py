@@ -1,7 +1,6 @@
 """A tokenizer alone, from a directory of vocabulary files without weights: which family's is it?"""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,13 +12,12 @@ from glmkit.errors import TokenizerError
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer, has_tokenizer
 
+from .common.evidence import SURE, Evidence
 from .common.native_layout import FORMAT_KEY, OWN
-from .family import Family, all_families, config_beside, family_named, first_config, preset, tokenizer_texts
+from .family import Family, all_families, config_beside, family_named, first_config, preset
 from .glm import FAMILY as GLM
 from .glm_strings import Kind
 from .glm_text import load_tokenizer as load_glm
-
-_SURE = 4  # of `Family.claims`: by a name or by tokens of its own
 
 
 def load_tokenizer(
@@ -102,12 +100,6 @@ def _meant(found: _Read, folder: Path, config_name: str, values: Mapping[str, ob
         if any(kind in layout.model_types if kind else layout.config_file == config_name for layout in read[0].layouts)
     ]
     found = of_config or found
-    texts = tokenizer_texts(folder)
-    # Published files name the repository they are from: "THUDM/chatglm2-6b".
-    repositories = re.compile(r"[\w.-]+/([\w.-]+)").findall(f"{texts} {values.get('_name_or_path')}".lower())
-    sure = [
-        read
-        for read in found
-        if read[0].claims(values, texts) >= _SURE or not set(repositories).isdisjoint(read[0].presets)
-    ]
+    evidence = Evidence.of(folder, values)
+    sure = [read for read in found if any(sign.weight >= SURE for sign in read[0].evidence(evidence))]
     return sure or found

@@ -92,8 +92,10 @@ def rotary_angles(position_ids_B2T: Tensor, config: GLMConfig) -> Rotary | None:
     `rope`: one stream over the R turning channels, by row 0 (GLM-130B; ChatGLM2-6B and later). `rope_2d`: the first
     half of the channels turns by row 0, the second half by row 1 (ChatGLM-6B, `modeling_chatglm.py`). In a stream of
     width W, theta_j = base^(-2j/W), the same angle for channels j and j + W/2 (`rope_pairs` half) or 2j and 2j + 1
-    (interleaved). R is the first `rope_fraction` of a head; the rest passes through. Angles stay in fp32; the
-    frequencies too unless `rope_frequencies` says that the reference rounded them.
+    (interleaved). Positions are divided by `rope_interpolation` first (ChatGLM2-6B-32K,
+    `modeling_chatglm.py`; the `linear` scaling of transformers). R is the first `rope_fraction` of a head; the rest
+    passes through. Angles stay in fp32; the frequencies too unless `rope_frequencies` says that the reference rounded
+    them.
     """
     if config.positions == "learned_2d":
         return None
@@ -105,7 +107,7 @@ def rotary_angles(position_ids_B2T: Tensor, config: GLMConfig) -> Rotary | None:
     if config.rope_frequencies == "float16":
         frequencies = frequencies.half().float()
     per_channel = frequencies.repeat_interleave(2) if interleaved else torch.cat([frequencies, frequencies])
-    rows_BT2 = position_ids_B2T[:, :num_streams].transpose(1, 2).float()
+    rows_BT2 = position_ids_B2T[:, :num_streams].transpose(1, 2).float() / config.rope_interpolation
     angles_BTR = (rows_BT2[..., None] * per_channel).flatten(2)
     return Rotary(angles_BTR.cos().unsqueeze(2), angles_BTR.sin().unsqueeze(2), num_streams, interleaved)
 

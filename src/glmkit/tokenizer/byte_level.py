@@ -13,7 +13,7 @@ from glmkit.errors import TokenizerError
 from .composed import ComposedTokenizer, Decoding, Marker, Reading
 from .incremental import ByteText
 from .inputs import Side
-from .text_model import TextModel, as_ids
+from .text_model import IdStream, TextModel, as_ids
 from .vocabulary_files import write_vocabularies
 
 
@@ -63,12 +63,13 @@ class ByteLevelTokenizer(ComposedTokenizer):
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool = True, spaced: bool | None = None) -> str:
         """See `Tokenizer`; an id without a token gives nothing. `spaced` overrides the tokenizer's own way."""
-        stream = self._parts(self.decoding.hidden if skip_specials else frozenset(), spaced)
+        hidden = self.decoding.hidden if skip_specials else frozenset()
+        stream = self._around(lambda: self._parts(hidden, spaced))
         return stream.feed(as_ids(ids)) + stream.finish()
 
-    def plain_stream(self) -> "PartsStream":
+    def plain_stream(self) -> IdStream:
         """A decoder that leaves nothing out and adds no spaces."""
-        return self._parts(frozenset(), False)
+        return self._around(lambda: self._parts(frozenset(), False))
 
     def _runs(self, hidden: frozenset[int]) -> "PartsStream":
         return self._parts(hidden, None)

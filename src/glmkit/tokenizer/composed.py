@@ -13,13 +13,14 @@ from typing import Literal
 
 from glmkit.config import SpecialIds
 
+from .added_tokens import AddedStream, AddedToken, AddedTokens
 from .explain import TokenKind
 from .incremental import FilteredStream, clean_up_filters
 from .inputs import InputTokenizer
 from .text_model import IdStream, TextModel, as_ids, as_texts, check_id, check_text
 from .vocabulary_files import write_vocabularies
 
-Strip = Literal["none", "left", "both"]
+Strip = Literal["none", "left", "right", "both"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class MarkerTable:
         plain, found = parts[0::2], parts[1::2]
         for i, name in enumerate(found):
             strip = self.markers[name].strip
-            if strip != "none":
+            if strip in ("left", "both"):
                 plain[i] = plain[i].rstrip()
-            if strip == "both":
+            if strip in ("right", "both"):
                 plain[i + 1] = plain[i + 1].lstrip()
         return plain, found
 
@@ -117,10 +118,19 @@ class ComposedTokenizer(InputTokenizer):
         self._table = MarkerTable(reading.markers)
         roles = (index for index in vars(special).values() if index is not None)
         self._special_ids = frozenset(roles) | decoding.hidden
+        self.added = AddedTokens()
+        self._added_names: dict[int, str] = {}
+        self._added_table = MarkerTable(())
+
+    def extend(self, added: AddedTokens) -> None:
+        """Take tokens behind the published ones: in any text they are one id each, which is decoded to that text."""
+        self.added = added
+        self._added_names = {token.id: token.text for token in added.tokens}
+        self._added_table = MarkerTable(Marker(token.text, token.id, _strip(token)) for token in added.tokens)
 
     @property
     def vocab_size(self) -> int:
-        return self._size
+        return max([self._size - 1, *self._added_names]) + 1
 
     @property
     def special(self) -> SpecialIds:
@@ -128,6 +138,16 @@ class ComposedTokenizer(InputTokenizer):
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         check_text(text)
+        plain, found = self._added_table.split(text)
+        ids = self._encode(plain[0], specials)
+        for mark, part in zip(found, plain[1:], strict=True):
+            ids.append(mark)
+            if part:
+                ids += self._encode(part, specials)
+        return ids
+
+    def _encode(self, text: str, specials: bool) -> list[int]:
+        """Ids of a text without added tokens."""
         if not specials:
             return self.model.encode(text)
         if self.reading.drop_white and not text.strip():
@@ -143,6 +163,8 @@ class ComposedTokenizer(InputTokenizer):
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if self._added_names:
+            return [self.encode(text) for text in as_texts(texts)]
         return self.model.encode_batch(as_texts(texts))
 
     def without_blank_space(self, text: str) -> str:
@@ -155,12 +177,21 @@ class ComposedTokenizer(InputTokenizer):
     def stream(self, *, skip_specials: bool = True) -> IdStream:
         """A fresh decoder that is fed ids step by step; see `IncrementalDecoder`."""
         rules = self.decoding
-        runs = self._runs(rules.hidden | rules.dropped if skip_specials else rules.dropped)
-        return FilteredStream(runs, clean_up_filters()) if rules.clean_up else runs
+        hidden = rules.hidden | rules.dropped if skip_specials else rules.dropped
+
+        def new_run() -> IdStream:
+            runs = self._runs(hidden)
+            return FilteredStream(runs, clean_up_filters()) if rules.clean_up else runs
+
+        return self._around(new_run)
 
     def plain_stream(self) -> IdStream:
         """A decoder that leaves nothing out and changes no spaces, for `explain`."""
-        return self._runs(frozenset())
+        return self._around(lambda: self._runs(frozenset()))
+
+    def _around(self, new_run: Callable[[], IdStream]) -> IdStream:
+        """A decoder that gives the added tokens, too."""
+        return AddedStream(new_run, self._added_names) if self._added_names else new_run()
 
     def _runs(self, hidden: frozenset[int]) -> IdStream:
         rules = self.decoding
@@ -168,7 +199,9 @@ class ComposedTokenizer(InputTokenizer):
 
     def id_to_token(self, index: int) -> str:
         (index,) = as_ids((index,))
-        check_id(index, self._size)
+        check_id(index, self.vocab_size)
+        if index in self._added_names:
+            return self._added_names[index]
         if index in self._names:
             return self._names[index]
         readable: Callable[[int], str] = getattr(self.model, "readable", self.model.token)
@@ -176,6 +209,8 @@ class ComposedTokenizer(InputTokenizer):
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a special string or of an entry as the vocabulary spells it; None when there is none."""
+        if token in self._added_table.markers:
+            return self._added_table.markers[token].id
         return self._ids[token] if token in self._ids else self.model.find(token)
 
     def kind_of(self, index: int) -> TokenKind:
@@ -193,10 +228,18 @@ class ComposedTokenizer(InputTokenizer):
             "drop_white": self.reading.drop_white,
             "size": self._size,
         }
+        if self.added.tokens:
+            content["added"] = [(token.text, token.id, _strip(token)) for token in self.added.tokens]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        write_vocabularies(directory, self.files)
+        write_vocabularies(directory, {**self.files, **self.added.files})
+
+
+def _strip(token: AddedToken) -> Strip:
+    if token.left:
+        return "both" if token.right else "left"
+    return "right" if token.right else "none"
 
 
 class RunsStream:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, TrainingError
 
 _RECENT = 8  # losses kept for messages
@@ -103,11 +104,12 @@ def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
             "without --resume",
             param="data.path",
         )
-    if before["model"] != now["model"]:
-        names = [key for key in now["model"] if before["model"].get(key) != now["model"][key]]
+    model = GLMConfig.from_dict(before["model"]).to_dict()  # fields that are newer than the run have their defaults
+    if model != now["model"]:
+        names = [key for key in now["model"] if model.get(key) != now["model"][key]]
         key = names[0] if names else "its fields"
         raise CheckpointError(
-            f"{checkpoint} is of another model: {key} was {before['model'].get(key)!r}, the recipe says "
+            f"{checkpoint} is of another model: {key} was {model.get(key)!r}, the recipe says "
             f"{now['model'].get(key)!r}; use its recipe or another --output"
         )
     old, new = _flat(before["config"]), _flat(now["config"])

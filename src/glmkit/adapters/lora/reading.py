@@ -65,6 +65,9 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
     for target in settings.targets:
         if not any(stem == target or stem.endswith(f".{target}") for stem in updates):
             notes.append(f"target_modules names {target}, for which the file has nothing")
+    for target in settings.saved:
+        if not any(stem == target or stem.endswith(f".{target}") for stem, _ in whole):
+            notes.append(f"modules_to_save names {target}, for which the file has nothing; the base's own is used")
     idle = [stem for stem, update in updates.items() if not update.b_OR.any()]
     if len(idle) == len(updates):
         notes.append("the adapter has no effect: lora_B is zero everywhere, as before the first training step")

@@ -66,6 +66,7 @@ class LoraSettings:
     enabled: tuple[bool, ...] | None = None
     head_dim: int | None = None
     targets: tuple[str, ...] = ()  # last parts of names, where the settings list them
+    saved: tuple[str, ...] = ()  # modules that were trained whole (`modules_to_save`), the same
     notes: tuple[str, ...] = ()
 
     def rank_of(self, stem: str) -> int | None:
@@ -105,7 +106,7 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         for key, value in values.items()
         if value and key not in _USED and key not in _UNUSED and key not in _REFUSED
     )
-    enabled, listed = values.get("enable_lora"), values.get("target_modules")
+    enabled, listed, saved = (values.get(key) for key in ("enable_lora", "target_modules", "modules_to_save"))
     return LoraSettings(
         alpha=number(values, "lora_alpha", 8, source),
         rank=_whole(values, "r", 8, source),
@@ -115,6 +116,7 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         alpha_pattern=_patterns(values, "alpha_pattern", float, source),
         enabled=None if enabled is None else _flags(enabled, "enable_lora", source),
         targets=tuple(map(str, listed)) if isinstance(listed, list) else (),
+        saved=tuple(map(str, saved)) if isinstance(saved, list) else (),
         notes=notes,
     )
 

@@ -21,7 +21,8 @@ from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.common.layout import Extras, Layout
-from glmkit.families.common.native_layout import OWN
+from glmkit.families.common.native_layout import NAME_KEY, OWN
+from glmkit.families.judge import with_identity
 from glmkit.files import atomic_write, inside
 from glmkit.small_files import read_small
 
@@ -128,7 +129,7 @@ def convert(
         resumed = write_files(outputs, stored, journal, progress)
         copied = _write_small(checkpoint, layout, target, ranks, outputs, work, dtype, carried)
         write_seconds = time.perf_counter() - started
-        notes = [*checkpoint.notes]
+        notes = [*checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
         if checkpoint.adapter:
             names = names_text(checkpoint.adapter, 4)
             notes.append(f"left out, {adapter_words(checkpoint.adapter)}: {names}; what was written is the base alone")
@@ -296,6 +297,10 @@ def _write_small(
     values = layout.write_config(
         target, Extras(generation=generation, dtype=dtype or _main_dtype(outputs), ranks=ranks)
     )
+    if layout is not OWN:
+        values = with_identity(values, checkpoint.family, layout, checkpoint.name)
+    elif checkpoint.name is not None:
+        values[NAME_KEY] = checkpoint.name
     small = {**outputs.small, layout.config_file: (json.dumps(values, ensure_ascii=False, indent=2) + "\n").encode()}
     if layout is OWN and (settings := generation.to_dict()):
         small[GENERATION_FILE] = (json.dumps(settings, ensure_ascii=False, indent=2) + "\n").encode()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
+from glmkit.tokenizer.added_tokens import read_added_tokens
 from glmkit.tokenizer.bpe_ranks import looks_like_ranks
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
 from glmkit.tokenizer.inputs import Side
@@ -117,7 +118,8 @@ def load_commands(
 ) -> CommandTokenizer | None:
     """The tokenizer in a directory, None without `tokenizer.model`.
 
-    Raises TokenizerError for another kind of file, or another number of pieces than a published model's.
+    Raises TokenizerError for another kind of file, another number of pieces than a published model's, or added tokens
+    that do not fit.
     """
     path = directory / TOKENIZER_FILES[0]
     if not path.is_file():
@@ -129,5 +131,8 @@ def load_commands(
             step="give the tokenizer of this model",
         )
     model = SentencePieceModel(data, source=str(path))
-    check_entries(str(path), model.size, None if config is None else config.vocab_size, _PIECES)
-    return CommandTokenizer(model, commands, named=named, markers=markers)
+    rows = None if config is None else config.vocab_size
+    check_entries(str(path), model.size, rows, _PIECES)
+    tokenizer = CommandTokenizer(model, commands, named=named, markers=markers)
+    tokenizer.extend(read_added_tokens(directory, tokenizer, rows))
+    return tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmkit.config import GLMConfig
 from glmkit.errors import TokenizerError
+from glmkit.tokenizer.added_tokens import AddedTokens, Vocabulary, read_added_tokens
 from glmkit.tokenizer.sentencepiece import PieceKind, SentencePieceModel, append_pieces, byte_pieces
 from glmkit.tokenizer.vocabulary_files import read_side_files, read_vocabulary
 from glmkit.tokenizer.whitespace_pieces import WhitespacePieces, white_space_pieces
@@ -56,6 +57,12 @@ def load_vocabulary(directory: Path, *, offset: int) -> IceVocabulary | None:
     if pieces.find(_SPECIALS[0]) is None:
         pieces = SentencePieceModel(append_pieces(data, _appended()), source=str(path))
     return IceVocabulary(WhitespacePieces(pieces, offset=offset), {VOCABULARY: data, **read_side_files(directory)})
+
+
+def added_tokens(directory: Path, vocabulary: Vocabulary, config: GLMConfig | None) -> AddedTokens:
+    """The tokens that files beside the vocabulary add to it. Raises TokenizerError."""
+    own = (*_SPECIALS, "<unk>", "<s>", "</s>", "<pad>")
+    return read_added_tokens(directory, vocabulary, None if config is None else config.vocab_size, published=own)
 
 
 def _appended() -> list[tuple[str, PieceKind]]:

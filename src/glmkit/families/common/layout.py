@@ -91,11 +91,15 @@ class Alias:
 
 @dataclass(frozen=True)
 class Published:
-    """Contents of a published config file: our config, settings of generation, and remarks of one line each."""
+    """Contents of a published config file: our config, settings of generation, and remarks of one line each.
+
+    name: what the file calls its model (`_name_or_path`), which conversion keeps.
+    """
 
     config: GLMConfig
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     notes: list[str] = field(default_factory=list)
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,18 @@ Sources: the remote code beside the weights (`modeling_chatglm.py`, `configurati
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from glmkit.config import GLMConfig, Quantization, SpecialIds
+from glmkit.errors import ConfigError
 
-from .config_keys import Keys, special_within
+from .config_keys import BASE, Keys, as_written, ratio, rotary_facts, special_within
 from .layout import Alias, Derived, Extras, Layout, Published, Rule
+
+# What `rope_ratio` does to rotary positions: generation 2 divides the position by it, later ones multiply the base.
+Ratio = Literal["position", "base"]
+# Words of the files beside GLM-4, which ChatGLM2 and ChatGLM3 have not.
+LATER_WORDS = ("<|begin_of_image|>", "<|endoftext|>", "ChatGLM4Tokenizer", "tiktoken")
 
 AXES: dict[str, object] = {
     "positions": "rope",
@@ -52,7 +58,9 @@ def layout(base: str, **fields: Any) -> Layout:
     return Layout(rules=rules(base), derived=(derived,), aliases=(head,), base=base, **fields)
 
 
-def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vocabulary: int) -> Published:
+def read(
+    values: Mapping[str, object], family: str, special: SpecialIds, full_vocabulary: int, ratio_of: Ratio
+) -> Published:
     """Read a published config of this network."""
     keys = Keys(values)
     for name, allowed in {
@@ -63,8 +71,11 @@ def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vo
         "interleaved_qkv": False,
         "original_rope": True,
         "fp32_residual_connection": False,
+        "position_encoding_2d": False,
     }.items():
         keys.require(name, allowed)
+    stretch = ratio(keys)
+    rotary = rotary_facts(keys, base=BASE * stretch if ratio_of == "base" else BASE, fraction=0.5)
     vocabulary = keys.whole("padded_vocab_size", "vocab_size")
     heads = keys.whole("num_attention_heads")
     shared = keys.take("multi_query_attention", default=True)
@@ -82,7 +93,8 @@ def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vo
             "head_size": keys.whole("kv_channels", default=128),
             "ffn_size": keys.whole("ffn_hidden_size"),
             "max_positions": keys.whole("seq_length", "max_sequence_length", default=2048),
-            "rope_base": 10000.0 * keys.number("rope_ratio", default=1.0),
+            **rotary,
+            "rope_interpolation": stretch if ratio_of == "position" else 1.0,
             "norm_eps": keys.number("layernorm_epsilon", default=1e-5),
             "bias": "qkv" if keys.take("add_qkv_bias", default=True) else "none",
             "tie_embeddings": bool(keys.take("tie_word_embeddings", default=False)),
@@ -92,10 +104,10 @@ def read(values: Mapping[str, object], family: str, special: SpecialIds, full_vo
             "quantization": Quantization(bits) if bits else None,
         }
     )
-    return Published(config, keys.generation(add_cls=False), keys.notes())
+    return Published(config, keys.generation(add_cls=False), keys.notes(), keys.name)
 
 
-def write(config: GLMConfig, extras: Extras) -> dict[str, object]:
+def write(config: GLMConfig, extras: Extras, ratio_of: Ratio) -> dict[str, object]:
     """The keys that the remote code and PaddleNLP have in common."""
     values: dict[str, object] = {
         "num_attention_heads": config.num_heads,
@@ -117,9 +129,14 @@ def write(config: GLMConfig, extras: Extras) -> dict[str, object]:
         "attention_dropout": config.attention_dropout,
         "use_cache": True,
     }
-    if config.rope_base != 10000.0:
-        ratio = config.rope_base / 10000.0
-        values["rope_ratio"] = int(ratio) if ratio.is_integer() else ratio
+    stretch, other = config.rope_base / BASE, config.rope_interpolation
+    if ratio_of == "position":
+        stretch, other = other, stretch
+    if other != 1.0:
+        what = f"rope_base {config.rope_base:g} with rope_interpolation {config.rope_interpolation:g}"
+        raise ConfigError(f"{what} cannot be written in this layout: its rope_ratio means the {ratio_of} alone")
+    if stretch != 1.0:
+        values["rope_ratio"] = as_written(stretch)
     if extras.generation.pad_id is not None:
         values["pad_token_id"] = extras.generation.pad_id
     if stops := list(extras.generation.stop_ids):
@@ -127,10 +144,10 @@ def write(config: GLMConfig, extras: Extras) -> dict[str, object]:
     return values
 
 
-def write_remote(config: GLMConfig, extras: Extras, name: str) -> dict[str, object]:
-    """config.json as the remote code reads it; `name` is what the published file calls itself."""
+def write_remote(config: GLMConfig, extras: Extras, ratio_of: Ratio, name: str | None) -> dict[str, object]:
+    """config.json as the remote code reads it; `name` is what the release of such a model calls itself, if any."""
     values = {
-        "_name_or_path": name,
+        **({} if name is None else {"_name_or_path": name}),
         "model_type": "chatglm",
         "architectures": ["ChatGLMModel"],
         "auto_map": AUTO_MAP,
@@ -141,7 +158,7 @@ def write_remote(config: GLMConfig, extras: Extras, name: str) -> dict[str, obje
         "original_rope": True,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": extras.dtype or "float16",
-        **write(config, extras),
+        **write(config, extras, ratio_of),
     }
     if config.quantization is not None:
         values["quantization_bit"] = config.quantization.bits

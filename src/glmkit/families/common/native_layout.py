@@ -9,6 +9,7 @@ from .layout import Alias, Extras, Layout, Published, Rule
 
 FORMAT = 1
 FORMAT_KEY = "glmkit_format"
+NAME_KEY = "published_name"  # what the published config called its model, for a conversion back
 
 
 def _read(values: Mapping[str, object]) -> Published:
@@ -17,7 +18,11 @@ def _read(values: Mapping[str, object]) -> Published:
         raise ConfigError(
             f"config.json has format {version!r}, this glmkit reads {FORMAT}", step="use the version that wrote it"
         )
-    return Published(GLMConfig.from_dict({k: v for k, v in values.items() if k != FORMAT_KEY}, source="config.json"))
+    fields = {key: value for key, value in values.items() if key not in (FORMAT_KEY, NAME_KEY)}
+    name = values.get(NAME_KEY)
+    if not isinstance(name, str | None):
+        raise ConfigError(f"config.json: {NAME_KEY} is {name!r}; it must be a text", param=NAME_KEY)
+    return Published(GLMConfig.from_dict(fields, source="config.json"), name=name)
 
 
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
