@@ -9,6 +9,7 @@ from families.recorded import recorded
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.families import chatglm2_text, glm4_text
 from glmkit.families.common.role_chat import RoleTemplate
+from glmkit.families.family import all_families
 from glmkit.tokenizer.chat_template import DATE, DATE_MARK, Message, ReplyStream, offered_tools, to_messages
 from glmkit.tokenizer.inputs import InputTokenizer
 from support.shared import shared_dir
@@ -315,3 +316,9 @@ def test_several_texts_and_calls_in_one_reply() -> None:
     both = template.process_response("f\n{}<|assistant|>f\n[1]", messages)
     assert both[0] == {"name": "f", "parameters": [1]}
     assert [message.metadata for message in both[1][2:]] == ["f", "f"]
+
+
+def test_each_family_has_its_own_prompt() -> None:
+    chats = {name: family.chat for name, family in all_families().items()}
+    assert (chats["chatglm3"], chats["glm-4"]) == (chatglm2_text.CHAT_3, glm4_text.CHAT)
+    assert chats["glm-4-0414"] is glm4_text.CHAT_0414
