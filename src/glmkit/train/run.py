@@ -124,7 +124,7 @@ def run_task(
             _resume(trainer, checkpoint)
         if ranks.is_main:
             trainer.log = _open_log(trainer, directory, checkpoint, config)
-            trainer.on_checkpoint = lambda path: _plot(directory, config, progress)
+            trainer.on_checkpoint = lambda path: _plot(directory, config)
         if learning_rate is not None:
             trainer.learning_rate = learning_rate
         if on_step is not None:
@@ -214,10 +214,12 @@ def _open_log(trainer: Trainer[B], directory: Path, checkpoint: Path | None, con
     return MetricsLog(directory, step=step, tensorboard=config.output.tensorboard)
 
 
-def _plot(directory: Path, config: RunConfig, progress: Progress) -> None:
+def _plot(directory: Path, config: RunConfig, progress: Progress | None = None) -> None:
+    """Draw the losses so far. Training must not die of a missing picture: `progress`, at the end, says so."""
     if not config.output.plot:
         return
     try:
         plot_losses(read_metrics(directory), directory / "loss.png", title=directory.name)
-    except ConfigError as error:  # training must not die of a missing picture
-        progress.warn(f"{error} (or set output.plot false)")
+    except ConfigError as error:
+        if progress is not None:
+            progress.warn(f"{error} (or set output.plot false)")
