@@ -355,6 +355,11 @@ def test_the_command_reads_argument_file_and_standard_input(
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     assert run("fill", str(directory), "--file", str(file), *options).out == expected.text + "\n"
+    file.write_text(TEXT, encoding="utf-8-sig")  # as editors on Windows write it
+    assert run("fill", str(directory), "--file", str(file), *options).out == expected.text + "\n"
+    file.write_bytes("红楼梦[MASK]第一回甄士隐梦幻识通灵".encode("gb18030"))
+    refused = run("fill", str(directory), "--file", str(file), *options).err
+    assert refused.endswith("is not UTF-8 (byte 0); convert it first, for example: iconv -f gb18030 -t UTF-8\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), encoding="utf-8"))
     answer = json.loads(run("fill", str(directory), "--json", *options).out)
     fields = {"text": expected.text, "blanks": expected.blanks, "ids": expected.ids, "finish": expected.finish}
