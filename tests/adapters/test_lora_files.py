@@ -462,13 +462,12 @@ def test_bad_directories_are_refused_and_nothing_changes(name: str, tmp_path: Pa
 
 def test_an_unknown_setting_is_noted(tmp_path: Path) -> None:
     model = tiny_model("glm")
-    info = apply_adapter(
-        model,
-        plain("glm", tmp_path, brand_new_option=3, peft_version="9.9", target_modules=["query_key_value", "dense"]),
-    )
+    more = {"target_modules": ["query_key_value", "dense"], "modules_to_save": ["word_embeddings"]}
+    info = apply_adapter(model, plain("glm", tmp_path, brand_new_option=3, peft_version="9.9", **more))
     assert info.notes == (
         "adapter_config.json: brand_new_option 3 is not known and was ignored",
         "target_modules names dense, for which the file has nothing",
+        "modules_to_save names word_embeddings, for which the file has nothing; the base's own is used",
     )
 
 
