@@ -118,6 +118,10 @@ class UnreadWarning(UserWarning):
     """Contents of a model directory that other programs read and glmkit does not."""
 
 
+class DamageWarning(UserWarning):
+    """A damaged checkpoint that was passed over for an earlier one."""
+
+
 class UntestedDeviceWarning(UserWarning):
     """A device that PyTorch offers and on which glmkit has never been run."""
 

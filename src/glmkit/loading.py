@@ -18,6 +18,7 @@ from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_
 from .checkpoint.native import read_generation, write_model
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
+from .checkpoint.run_directory import model_directory
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import RequestError, TokenizerError, UnreadWarning, message_text
@@ -72,21 +73,21 @@ def load_parts(
 ) -> Parts:
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
-    source: a directory, or a hub name: org/name or org/name@revision. config: a preset's name, a config file
-    (published, or our fields in JSON or YAML) or fields, for directories without one or to override theirs.
-    tokenizer: one, or a directory with its files. adapter: a LoRA or P-Tuning v2 directory. alpha: of a LoRA whose
-    directory does not state it; its scale is alpha / rank. device: "auto" takes CUDA when there is one. dtype
-    "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision arithmetic is a
-    trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, on the
-    way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names (default:
-    GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
+    source: a directory, a training run (its newest whole checkpoint), or a hub name: org/name or org/name@revision.
+    config: a preset's name, a config file (published, or our fields in JSON or YAML) or fields, for directories without
+    one or to override theirs. tokenizer: one, or a directory with its files. adapter: a LoRA or P-Tuning v2 directory.
+    alpha: of a LoRA whose directory does not state it; its scale is alpha / rank. device: "auto" takes CUDA when there
+    is one. dtype "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision
+    arithmetic is a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers'
+    matrices, on the way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names
+    (default: GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
     target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
     if alpha is not None:
         _check_alpha(alpha, adapter)
-    directory = local_directory(source, hub=hub)
+    directory, remarks = model_directory(local_directory(source, hub=hub))
     adapter_directory = None if adapter is None else local_directory(adapter, hub=hub, param="adapter")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer", param="tokenizer")
@@ -98,7 +99,7 @@ def load_parts(
     chosen = _dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
     model = _filled(checkpoint, settings, chosen, target, bits)
-    notes = [*checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
+    notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
     if isinstance(loaded, ComposedTokenizer):
         notes += loaded.added.notes
         for note in loaded.added.notes:

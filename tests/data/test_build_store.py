@@ -16,7 +16,7 @@ from glmkit.data.build_store import SeenHashes, prepare
 from glmkit.data.rows import ReadOptions
 from glmkit.data.store import TokenStore
 from glmkit.errors import DataError, TokenizerError
-from glmkit.files import sha256_file
+from glmkit.files import Digest, sha256_file
 from glmkit.progress import Progress, Unit
 from support.shared import shared_dir
 
@@ -81,7 +81,10 @@ def test_the_manifest_counts_and_hashes(corpus: Path, tmp_path: Path) -> None:
         for name, facts in split["files"].items():
             assert sha256_file(tmp_path / "out" / name) == facts["sha256"]
             assert (tmp_path / "out" / name).stat().st_size == facts["bytes"]
-    assert manifest["tokenizer"] == {"fingerprint": tokenizer().fingerprint(), "kind": "bpe", "vocab_size": 320}
+    facts = manifest["tokenizer"]
+    for name, digest in facts.pop("files").items():
+        assert digest == Digest.of(tmp_path / "out" / name).facts()
+    assert facts == {"fingerprint": tokenizer().fingerprint(), "kind": "bpe", "vocab_size": 320}
     assert manifest["input"]["arguments"] == [
         {"name": str(corpus), "files": 1, "bytes": corpus.stat().st_size, "documents": len(MANY)}
     ]

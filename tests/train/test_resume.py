@@ -92,7 +92,7 @@ def test_half_written_checkpoints_are_invisible_and_removed(tmp_path):
         (store.directory / name).mkdir()
         (store.directory / name / "model.safetensors").write_bytes(b"half")
     assert store.steps() == [2]
-    assert store.find("auto") == store.path(2)
+    assert store.find("auto") == (store.path(2), [])
     assert sorted(store.clean()) == [".step-00000001.removed", ".step-00000009.tmp-123"]
     assert [p.name for p in store.directory.iterdir()] == ["step-00000002"]
 
@@ -132,19 +132,19 @@ def test_damage_is_named_with_a_way_out(tmp_path, damage, message):
 
 def test_find(tmp_path):
     store = CheckpointStore(tmp_path)
-    assert store.find("auto") is None
-    assert store.find("never") is None
+    assert store.find("auto") == (None, [])
+    assert store.find("never") == (None, [])
     toy_trainer(tmp_path, steps=4, checkpoint_every=2).run()
-    assert store.find("auto") == store.path(4)
-    assert store.find(str(store.path(4))) == store.path(4)
-    assert store.find(str(tmp_path)) == store.path(4)
+    assert store.find("auto") == (store.path(4), [])
+    assert store.find(str(store.path(4))) == (store.path(4), [])
+    assert store.find(str(tmp_path)) == (store.path(4), [])
     with pytest.raises(CheckpointError, match="already holds a run"):
         store.find("never")
     with pytest.raises(CheckpointError, match="not this run's newest checkpoint"):
         store.find(str(store.path(2)))
     with pytest.raises(CheckpointError, match=r"no trainer\.json"):
         store.find(str(tmp_path / "nowhere"))
-    assert CheckpointStore(tmp_path / "branch").find(str(store.path(2))) == store.path(2)
+    assert CheckpointStore(tmp_path / "branch").find(str(store.path(2))) == (store.path(2), [])
 
 
 def test_no_pickles(tmp_path):

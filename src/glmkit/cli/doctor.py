@@ -1,4 +1,4 @@
-"""`glm doctor DIR`: what a model directory is, what is wrong with it, what it needs, and what to run next."""
+"""`glm doctor DIR`: what a model, run or store is, what is wrong with it, what it needs, and what to run next."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -30,16 +30,18 @@ _MARKS: dict[Level, tuple[str, str]] = {
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the verb."""
     parser.description = (
-        f"{parser.description or 'examine a model directory'}. Reads headers only, runs no code of the directory. "
+        f"{parser.description or 'examine a model directory'}. Reads headers, and up to 128 MiB of a file that has "
+        "hashes; runs no code of the directory. "
         "Exit status: 0 usable (warnings are no hindrance), 1 not usable, 2 wrong arguments."
     )
     add = parser.add_argument
-    add("directory", metavar="DIR", help="model or adapter directory, complete or not, or a hub name")
+    add("directory", metavar="DIR", help="model, adapter, run or store, complete or not, or a hub name")
     add_hub_argument(parser.add_argument)
     config_help = "preset or config file, for directories that ship none (Megatron, SAT)"
     add("--config", metavar="NAME_OR_FILE", help=config_help)
     add("--family", metavar="F", help="where several share a layout (chatglm2, chatglm3)")
     add("--deep", action="store_true", help="read every number, to find NaN and infinity")
+    add("--check", action="store_true", help="compare every byte of a store or run with its hashes")
     add("--json", action="store_true", help="print one JSON object; sizes in bytes")
 
 
@@ -59,7 +61,9 @@ def run(args: Namespace) -> int:
                 begun = True
             progress.update(done)
 
-        report = examine(directory, config=args.config, family=args.family, deep=args.deep, progress=advance)
+        report = examine(
+            directory, config=args.config, family=args.family, deep=args.deep, check=args.check, progress=advance
+        )
     if args.json:
         print_json(report.to_dict())
     else:

@@ -15,6 +15,7 @@ from glmkit.batch.output import Output
 from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import Need, local_directory
+from glmkit.checkpoint.run_directory import model_directory
 from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record, read_records, record_format
@@ -211,9 +212,8 @@ def _with_original_names(args: Namespace, options: Values) -> Values:
 
 def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
     """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie."""
-    files = {
-        f"the model's {name}": digest for name, digest in fingerprint(local_directory(args.model, hub=args.hub)).items()
-    }
+    model, _ = model_directory(local_directory(args.model, hub=args.hub))
+    files = {f"the model's {name}": digest for name, digest in fingerprint(model).items()}
     named: dict[str, object] = {}
     for name in ("adapter", "tokenizer", "config"):
         value = getattr(args, name)

@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 
 from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
-from glmkit.errors import GLMKitError, GuessWarning, UnreadWarning, did_you_mean, printable
+from glmkit.errors import DamageWarning, GLMKitError, GuessWarning, UnreadWarning, did_you_mean, printable
 
 
 class Verb(NamedTuple):
@@ -101,7 +101,7 @@ def _warnings_as_lines(verb: str) -> Iterator[None]:
                 others(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
-        for kind in (GuessWarning, UnreadWarning):
+        for kind in (DamageWarning, GuessWarning, UnreadWarning):
             warnings.simplefilter("always", kind)
         yield
 

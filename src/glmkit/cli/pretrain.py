@@ -51,6 +51,8 @@ def add_arguments(parser: OneLineParser) -> None:
     add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
     add("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
     add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    check_help = "compare every byte of the data with its hashes first (default: up to 128 MiB of each file)"
+    add("--check", action="store_true", help=check_help)
     add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
     add("--quiet", action="store_true", help="no progress on stderr")
     add("--json", action="store_true", help="print the result or the dry run as JSON")
@@ -103,6 +105,7 @@ def _train(config: TrainConfig, args: Namespace) -> int:
             ranks=ranks,
             resume=args.resume,
             ignore_memory_forecast=args.ignore_memory_forecast,
+            check=args.check,
             previews=_previews,
             quiet=args.quiet,
         )

@@ -1,5 +1,8 @@
-"""Turning batches of documents into token arrays, in this process or in several, always in the order given."""
+"""Turning batches of documents into token arrays, in this process or in several, always in the order given, and writing
+the two files of a split.
+"""
 
+import hashlib
 import os
 import signal
 from collections import deque
@@ -8,15 +11,37 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
+from typing import BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from glmkit.errors import DataError
+from glmkit.files import ChunkHasher
 from glmkit.tokenizer.protocol import Tokenizer
 
 Ids = npt.NDArray[np.unsignedinteger]  # of tokens, as narrow as they are stored
+OFFSETS = np.dtype("<i8")
 DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+class FileFacts(TypedDict):
+    """One file of the store; stores of earlier versions lack the digests of its chunks."""
+
+    bytes: int
+    sha256: str
+    chunk_bytes: NotRequired[int]
+    chunks: NotRequired[str]
+
+
+class SplitFacts(TypedDict):
+    """One split: counts, UTF-8 bytes of its text, and its files by name."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    files: dict[str, FileFacts]
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,16 @@ class Encoded:
     tokens: Ids
     lengths: npt.NDArray[np.int64]
     text_bytes: int
+
+
+def tokens_file(split: str) -> str:
+    """Name of a split's file of tokens."""
+    return f"{split}.tokens.bin"
+
+
+def offsets_file(split: str) -> str:
+    """Name of a split's file of document bounds."""
+    return f"{split}.offsets.bin"
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -92,3 +127,57 @@ def _encode_in_worker(texts: list[str]) -> Encoded:
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class SplitWriter:
+    """The two files of a split, written front to back."""
+
+    def __init__(self, directory: Path, name: str, dtype: np.dtype[np.generic]) -> None:
+        self.documents = self.num_tokens = self.text_bytes = 0
+        self._dtype = dtype
+        self._tokens = _HashedFile(directory / tokens_file(name))
+        self._offsets = _HashedFile(directory / offsets_file(name))
+        self._offsets.write(np.zeros(1, dtype=OFFSETS))
+
+    def append(self, encoded: Encoded) -> None:
+        assert encoded.tokens.dtype == self._dtype
+        self._tokens.write(encoded.tokens)
+        self._offsets.write((self.num_tokens + np.cumsum(encoded.lengths)).astype(OFFSETS))
+        self.num_tokens += len(encoded.tokens)
+        self.documents += len(encoded.lengths)
+        self.text_bytes += encoded.text_bytes
+
+    def close(self) -> SplitFacts:
+        files = {file.path.name: file.close() for file in (self._tokens, self._offsets)}
+        return {
+            "documents": self.documents,
+            "tokens": self.num_tokens,
+            "text_bytes": self.text_bytes,
+            "files": files,
+        }
+
+
+class _HashedFile:
+    """A file written front to back, its hashes kept along; errors name it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hash, self._chunks = hashlib.sha256(), ChunkHasher()
+        self._file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed in close()
+
+    def write(self, array: npt.NDArray[np.generic]) -> None:
+        data = array.tobytes()
+        self._hash.update(data)
+        self._chunks.update(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> FileFacts:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        digest = self._chunks.digest()
+        return {"sha256": self._hash.hexdigest(), **digest.facts()}

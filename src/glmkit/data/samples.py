@@ -14,7 +14,8 @@ from glmkit.errors import ConfigError, DataError
 from glmkit.objective.counter_rng import Rng
 from glmkit.objective.sample import TextSample
 
-from .encoding import Ids
+from .encoding import Ids, offsets_file, tokens_file
+from .store import AGAIN, TokenStore
 
 # Refused documents in a row before `accept` is called hopeless.
 _MOST_REFUSALS = 10_000
@@ -72,6 +73,7 @@ class TextSampler:
         self._offsets: NDArray[np.int64] = np.asarray(self.documents.offsets)
         if len(self._offsets) < 2 or self._offsets[-1] <= self._offsets[0]:
             raise DataError("the split holds no tokens; prepare more text or change the split's share")
+        self._eos, self._vocabulary = self.special.require("eos"), len(self.sentence_end)
         self._first = int(self._offsets[0])
         self._size = int(self._offsets[-1]) - self._first
 
@@ -115,6 +117,8 @@ class TextSampler:
             place = self._first + rng.randrange(self._size)
             index = int(self._offsets.searchsorted(place, side="right"))
             document = self._tokens[self._offsets[index - 1] : self._offsets[index]]
+            if not len(document) or document[-1] != self._eos:
+                raise _bad_document(self.documents, index - 1, int(self._offsets[index - 1]))
             if self.accept is None or self.accept(document[:1024].astype(np.int64)):
                 return document
         raise DataError(f"{_MOST_REFUSALS} documents in a row were refused by the document filter; check its language")
@@ -128,19 +132,23 @@ class TextSampler:
         reach = length // 2
         if rng.random() < 0.5:
             low = max(0, start - reach)
-            marks = self.sentence_end[document[low:start]].nonzero()[0]
+            marks = self._sentence_ends(document[low:start])
             return low + int(marks[-1]) + 1 if len(marks) else low
         if start == 0:  # already a sentence start; the reference moves on to the next one
             return 0
-        marks = self.sentence_end[document[start - 1 : start + reach - 1]].nonzero()[0]
+        marks = self._sentence_ends(document[start - 1 : start + reach - 1])
         return start + int(marks[0]) if len(marks) else min(start + reach, len(document) - 1)
 
     def _cut(self, document: Ids, room: int) -> Ids:
         """Go back to the last sentence end, unless less than half of the room would stay."""
         cls = int(self.add_cls)
         half = max(0, (room + cls) // 2 - cls - 1)
-        marks = self.sentence_end[document[half:]].nonzero()[0]
+        marks = self._sentence_ends(document[half:])
         return document[: half + int(marks[-1]) + 1] if len(marks) else document
+
+    def _sentence_ends(self, tokens: Ids) -> NDArray[np.intp]:
+        """Places of tokens that end a sentence. Ids beyond the vocabulary count as its last: `_text` refuses them."""
+        return self.sentence_end.take(tokens, mode="clip").nonzero()[0]
 
     def _text(self, parts: list[Ids], *, stretch: bool = False) -> TextSample:
         cls = int(self.add_cls)
@@ -154,7 +162,15 @@ class TextSampler:
             end = column + cls + len(part)
             tokens[column + cls : end] = part
             column = end
+        if tokens.max() >= self._vocabulary:
+            raise self._bad_token(parts)
         return TextSample(tokens, loss_mask, stretch)
+
+    def _bad_token(self, parts: list[Ids]) -> DataError:
+        part = next(part for part in parts if (part >= self._vocabulary).any())
+        inside = int((part >= self._vocabulary).argmax())
+        place = (part.ctypes.data - self._tokens.ctypes.data) // self._tokens.itemsize + inside
+        return _bad_token(self.documents, place, int(part[inside]), self._vocabulary)
 
 
 class TextPieces:
@@ -162,11 +178,20 @@ class TextPieces:
 
     A sequence of TextSample for evaluation. length: the longest piece, [CLS] included. Documents of fewer than
     `shortest` tokens are left out: num_left_out tokens (by default those without a word in front of their eos).
+    vocab_size: ids from there on are damage and raise DataError; None: not looked for.
     """
 
     def __init__(
-        self, documents: Documents, special: SpecialIds, *, length: int, add_cls: bool = True, shortest: int = 2
+        self,
+        documents: Documents,
+        special: SpecialIds,
+        *,
+        length: int,
+        add_cls: bool = True,
+        shortest: int = 2,
+        vocab_size: int | None = None,
     ) -> None:
+        self.documents, self.vocab_size = documents, vocab_size
         self._tokens: Ids = np.asarray(documents.tokens)
         self._offsets: NDArray[np.int64] = np.asarray(documents.offsets)
         self._cls = [special.require("cls")] if add_cls else []
@@ -190,6 +215,38 @@ class TextPieces:
         low = start + (end - start) * (index - first) // count
         high = start + (end - start) * (index - first + 1) // count
         tokens = np.concatenate([self._cls, self._tokens[low:high]]).astype(np.int64)
+        if self.vocab_size is not None and tokens.max() >= self.vocab_size:
+            inside = int((tokens >= self.vocab_size).argmax())
+            raise _bad_token(self.documents, low + inside - len(self._cls), int(tokens[inside]), self.vocab_size)
         loss_mask = np.ones(len(tokens), np.bool_)
         loss_mask[: len(self._cls)] = False
         return TextSample(tokens, loss_mask)
+
+
+def _bad_token(documents: object, place: int, token: int, vocab_size: int) -> DataError:
+    """The error of an id beyond the vocabulary at token `place` of a split."""
+    file, again = _named(documents, tokens_file)
+    return DataError(
+        f"{file}: token {place:,} is {token}, but the vocabulary has {vocab_size:,} tokens; the file is damaged",
+        step=again,
+        code="damaged",
+    )
+
+
+def _bad_document(documents: object, index: int, place: int) -> DataError:
+    """The error of document `index`, from token `place` on, that is empty or does not end with eos as all do."""
+    file, again = _named(documents, tokens_file)
+    bounds, _ = _named(documents, offsets_file)
+    return DataError(
+        f"{file}: document {index:,}, from token {place:,} on, does not end with the end of a text; this file or "
+        f"{bounds} is damaged",
+        step=again,
+        code="damaged",
+    )
+
+
+def _named(documents: object, name: Callable[[str], str]) -> tuple[str, str]:
+    """(the file of a split, the next step)."""
+    if not isinstance(documents, TokenStore):
+        return "the documents", AGAIN
+    return str(documents.directory / name(documents.name)), f"glm doctor {documents.directory} --check; {AGAIN}"

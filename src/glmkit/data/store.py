@@ -2,18 +2,18 @@
 
 A directory holds, for each split, `<split>.tokens.bin` (uint16, or uint32 for vocabularies above 65,536 tokens) and
 `<split>.offsets.bin` (int64, D + 1 numbers: document i is tokens[offsets[i] : offsets[i + 1]]), both little-endian.
-Every document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes; the tokenizer's files lie
-beside it.
+Every document ends with the tokenizer's eos. `manifest.json` has counts, sizes and hashes of all files, of every chunk
+of them too, and of itself; the tokenizer's files lie beside it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, NotRequired, TypedDict, TypeVar, cast
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,23 @@ import numpy.typing as npt
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import DataError, GLMKitError, TokenizerError
 from glmkit.families.family import all_families, family_named
-from glmkit.files import atomic_directory, atomic_write, sha256_file
+from glmkit.files import SEAL, Digest, DigestFacts, atomic_directory, atomic_write, seal_holds, sealed_json, sha256_file
 from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.tokenizer.trained import TrainedTokenizer
 
-from .encoding import DTYPES, Encoded, Ids, encode, token_dtype
+from .encoding import (
+    DTYPES,
+    OFFSETS,
+    Encoded,
+    Ids,
+    SplitFacts,
+    SplitWriter,
+    encode,
+    offsets_file,
+    token_dtype,
+    tokens_file,
+)
 
 FORMAT_NAME = "glmkit-token-store"
 FORMAT_VERSION = 1
@@ -35,31 +46,15 @@ SPLITS = ("train", "validation")
 
 _MOST_BYTES = 64 << 20  # of a manifest, which names every file that was read
 _STEP = "prepare the store again"
-_OFFSETS = np.dtype("<i8")
+AGAIN = "prepare the store again, or copy it again from where it is whole"
 S = TypeVar("S", bound=np.generic)
-
-
-class FileFacts(TypedDict):
-    """One file of the store."""
-
-    bytes: int
-    sha256: str
-
-
-class SplitFacts(TypedDict):
-    """One split: counts, UTF-8 bytes of its text, and its files by name."""
-
-    documents: int
-    tokens: int
-    text_bytes: int
-    files: dict[str, FileFacts]
 
 
 class TokenizerFacts(TypedDict):
     """The tokenizer that a store was written with, as its manifest has it.
 
     family: whose published files it was read from, absent for one of ours. special: its ids by role, where the files
-    alone do not say them.
+    alone do not say them. files: its files; stores of earlier versions lack them.
     """
 
     fingerprint: str
@@ -67,6 +62,7 @@ class TokenizerFacts(TypedDict):
     vocab_size: int
     family: NotRequired[str]
     special: NotRequired[Mapping[str, int | None] | None]
+    files: NotRequired[dict[str, DigestFacts]]
 
 
 class Manifest(TypedDict):
@@ -78,6 +74,7 @@ class Manifest(TypedDict):
     eos: int
     tokenizer: TokenizerFacts
     splits: dict[str, SplitFacts]
+    seal: NotRequired[str]
 
 
 class TokenStore:
@@ -110,7 +107,7 @@ class TokenStore:
             size, digest = files.get(name, (needed, ""))
             _check_file(self.directory / name, (size, needed), digest if verify else None)
         self.tokens: Ids = _map(self.directory / tokens_file(split), dtype, tokens)
-        self.offsets: npt.NDArray[np.int64] = _map(self.directory / offsets_file(split), _OFFSETS, documents + 1)
+        self.offsets: npt.NDArray[np.int64] = _map(self.directory / offsets_file(split), OFFSETS, documents + 1)
         if self.offsets[0] != 0 or self.offsets[-1] != tokens:
             raise DataError(
                 f"{self.directory / offsets_file(split)}: ends at token {self.offsets[-1]:,} of {tokens:,}; "
@@ -147,18 +144,16 @@ class TokenStore:
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
-    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, str]]:
-        return TokenStore, (self.directory, self.name)
+    def __reduce__(self) -> tuple[Callable[..., "TokenStore"], tuple[Path, str, str]]:
+        return _same_store, (self.directory, self.name, self.fingerprint)
 
 
-def tokens_file(split: str) -> str:
-    """Name of a split's file of tokens."""
-    return f"{split}.tokens.bin"
-
-
-def offsets_file(split: str) -> str:
-    """Name of a split's file of document bounds."""
-    return f"{split}.offsets.bin"
+def _same_store(directory: Path, split: str, fingerprint: str) -> TokenStore:
+    """A store that another process opened. Raises DataError when other data lie there by now."""
+    store = TokenStore(directory, split)
+    if store.fingerprint != fingerprint:
+        raise DataError(f"{directory} holds another store than when the run began", step="start the run again")
+    return store
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
@@ -180,6 +175,13 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     if missing or str(manifest["dtype"]) not in DTYPES:
         what = f"no {missing[0]!r}" if missing else f"unknown dtype {manifest['dtype']!r}"
         raise DataError(f"{path}: damaged: {what}; prepare it again")
+    # Hashes of the tokenizer's files and the seal came together: a damaged byte cannot hide both.
+    tokenizer = manifest["tokenizer"]
+    is_sealed = SEAL in manifest or (isinstance(tokenizer, dict) and "files" in tokenizer)
+    if is_sealed and not seal_holds(data, manifest.get(SEAL)):
+        raise DataError(
+            f"{path}: holds other bytes than were written", step="prepare the store again, or copy it again"
+        )
     return manifest
 
 
@@ -200,7 +202,7 @@ class StoreWriter:
     def __init__(self, directory: Path, tokenizer: Tokenizer, splits: Iterable[str] = SPLITS) -> None:
         self.directory, self._tokenizer = directory, tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._splits = {name: _SplitWriter(directory, name, DTYPES[self.dtype]) for name in splits}
+        self._splits = {name: SplitWriter(directory, name, DTYPES[self.dtype]) for name in splits}
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -222,7 +224,7 @@ class StoreWriter:
         """Throw away what was appended."""
         for name, split in self._splits.items():
             split.close()
-            self._splits[name] = _SplitWriter(self.directory, name, DTYPES[self.dtype])
+            self._splits[name] = SplitWriter(self.directory, name, DTYPES[self.dtype])
 
     def counts(self, split: str) -> tuple[int, int]:
         """(documents, tokens) so far."""
@@ -238,9 +240,11 @@ class StoreWriter:
             "tokenizer": _save_vocabulary(self._tokenizer, self.directory),
             "splits": {name: split.close() for name, split in self._splits.items()},
         }
-        text = json.dumps({**manifest, **facts}, ensure_ascii=False, indent=2) + "\n"
+        own = {MANIFEST_FILE, *(name for split in manifest["splits"].values() for name in split["files"])}
+        others = sorted(path for path in self.directory.iterdir() if path.name not in own and path.is_file())
+        manifest["tokenizer"]["files"] = {path.name: Digest.of(path).facts() for path in others}
         with atomic_write(self.directory / MANIFEST_FILE) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+            file.write(sealed_json({**manifest, **facts}, indent=2))
         return read_manifest(self.directory)
 
 
@@ -261,58 +265,6 @@ def write_store(
             for text in texts:
                 writer.add(name, [text])
         return writer.finish(facts or {})
-
-
-class _SplitWriter:
-    def __init__(self, directory: Path, name: str, dtype: np.dtype[np.generic]) -> None:
-        self.documents = self.num_tokens = self.text_bytes = 0
-        self._dtype = dtype
-        self._tokens = _HashedFile(directory / tokens_file(name))
-        self._offsets = _HashedFile(directory / offsets_file(name))
-        self._offsets.write(np.zeros(1, dtype=_OFFSETS))
-
-    def append(self, encoded: Encoded) -> None:
-        assert encoded.tokens.dtype == self._dtype
-        self._tokens.write(encoded.tokens)
-        self._offsets.write((self.num_tokens + np.cumsum(encoded.lengths)).astype(_OFFSETS))
-        self.num_tokens += len(encoded.tokens)
-        self.documents += len(encoded.lengths)
-        self.text_bytes += encoded.text_bytes
-
-    def close(self) -> SplitFacts:
-        files = {file.path.name: file.close() for file in (self._tokens, self._offsets)}
-        return {
-            "documents": self.documents,
-            "tokens": self.num_tokens,
-            "text_bytes": self.text_bytes,
-            "files": files,
-        }
-
-
-class _HashedFile:
-    """A file written front to back, its SHA-256 kept along; errors name it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed in close()
-
-    def write(self, array: npt.NDArray[np.generic]) -> None:
-        data = array.tobytes()
-        self._hash.update(data)
-        self._size += len(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def close(self) -> FileFacts:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
 
 def _check_file(path: Path, sizes: tuple[int, int], digest: str | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
+from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError, GuessWarning
 from glmkit.families.common.evidence import Evidence
@@ -25,6 +26,7 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None, famil
     about it is a GuessWarning. Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config
     file does not help either.
     """
+    directory, _ = model_directory(directory)
     refuse_impossible(config_beside(directory)[1], str(directory))
     try:
         return open_checkpoint(directory, config=config, family=family).config

@@ -1,5 +1,8 @@
-"""Contents of files: those that are not what their names say, company that does not belong there, every number."""
+"""Contents of files: those that are not what their names say, company that does not belong there, every number, and
+what a store or a run wrote.
+"""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,14 +11,36 @@ import torch
 
 from glmkit.checkpoint.files.content import POINTER, WEB_PAGE
 from glmkit.checkpoint.files.mapping import TensorFile
-from glmkit.errors import names_text, size_text
+from glmkit.checkpoint.native import CONFIG_FILE
+from glmkit.checkpoint.run_directory import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    MODEL,
+    OPTIMIZER_FILE,
+    Verdict,
+    inspect,
+    is_training,
+    metrics_damage,
+    older_good,
+    read_digests,
+    read_state,
+    step_path,
+    steps_of,
+)
+from glmkit.data.encoding import tokens_file
+from glmkit.data.store import MANIFEST_FILE, SPLITS, read_manifest
+from glmkit.data.store_check import inspect_store
+from glmkit.errors import DataError, names_text, size_text
 from glmkit.families.family import CONFIG_FILES, all_families
+from glmkit.files import Damage
 from glmkit.finite import all_finite
 
 from .finding import Finding, Level
 from .headers import Headers, attempt
 from .listing import WEIGHTS, Entry, Kind, Listing
+from .report import Report
 
+_ASIDE = ("damaged-", ".step-")
 _MUST_HOLD = (".model", ".json", ".txt", ".vocab", *WEIGHTS)
 _MOST_FILES = 2000  # of a directory that are looked into
 _CHUNK = 1 << 22  # numbers looked at together: a few MiB of anonymous memory, whatever the tensor
@@ -183,3 +208,115 @@ def _count(file: TensorFile, name: str) -> tuple[int, bool]:
             bad += int((~torch.isfinite(chunk)).sum())
         nonzero = nonzero or bool((chunk != 0).any())
     return bad, nonzero
+
+
+# --- stores, runs, checkpoints: the judgement is that of resuming -----------------------------------------------------
+
+
+def is_store(listing: Listing) -> bool:
+    """True for a token store, whole or not."""
+    names = {entry.name for entry in listing.entries}
+    return any(tokens_file(split) in names for split in SPLITS) or (
+        MANIFEST_FILE in names and not listing.of("weights", "index", "config")
+    )
+
+
+def check_store(report: Report, listing: Listing, most: int | None) -> None:
+    """Facts and findings about a store; `most` as for `inspect_store`."""
+    report.kind = "store"
+    where = listing.directory
+    try:
+        verdict = inspect_store(where, most=most)
+    except DataError as error:
+        step = error.step or "prepare the store again"
+        report.findings.append(Finding("error", error.what, str(where / MANIFEST_FILE), step))
+        return
+    manifest = read_manifest(where)
+    splits = manifest["splits"]
+    report.facts |= {f"{name}_{what}": splits[name][what] for name in splits for what in ("documents", "tokens")}
+    report.facts |= {"vocabulary": manifest["tokenizer"]["vocab_size"], "tokenizer": manifest["tokenizer"]["kind"]}
+    for damage in verdict.damages:
+        step = "prepare the store again (glm prepare), or copy this file again"
+        report.findings.append(Finding("error", str(damage), str(damage.path), step))
+    report.findings += [
+        Finding("note", remark, str(where), f"glm doctor {shlex.quote(report.directory)} --check reads everything")
+        for remark in verdict.unread
+    ]
+    if not verdict.damages:
+        kind = "all files are" if not verdict.unread else "what was read is"
+        report.findings.append(Finding("ok", f"{kind} as written, by their hashes", str(where)))
+        report.next_command = f"glm pretrain tiny --data {shlex.quote(report.directory)} --output RUN"
+
+
+def check_checkpoint(path: Path, most: int | None, *, level: Level = "error") -> tuple[list[Finding], bool]:
+    """(findings about a checkpoint of a run, whether it is whole). level: of its damages."""
+    verdict: Verdict = inspect(path, most=most)
+    if not verdict.damages:
+        hashes = "by their hashes" if verdict.hashed else "by their sizes; an earlier version wrote no hashes"
+        return [Finding("ok", f"{path.name}: all files are as written, {hashes}", str(path))], True
+    older = older_good(path)
+    step = "no older checkpoint is whole; copy the file back, or train again"
+    if older is not None:
+        step = f"go back to {older}; --resume auto does so by itself"
+    return [Finding(level, str(damage), str(damage.path), step) for damage in verdict.damages], False
+
+
+def check_run(report: Report, run: Path, most: int | None) -> Path | None:
+    """Facts and findings about a run; the directory of its model: the newest whole checkpoint."""
+    report.kind = "run"
+    steps = steps_of(run)
+    training = is_training(run)
+    report.facts |= {"checkpoints": [f"step {step}" for step in steps], "training_now": training}
+    if training:
+        report.findings.append(Finding("note", "a process is training here at this moment", str(run)))
+    newest: Path | None = None
+    for step in reversed(steps):
+        path = step_path(run, step)
+        found, whole = check_checkpoint(path, most, level="error" if path == step_path(run, steps[-1]) else "warning")
+        report.findings += found
+        newest = newest or (path if whole else None)
+    if newest is None:
+        if not steps:
+            what = "the run has no checkpoint yet"
+            report.findings.append(Finding("error", what, str(run), "wait for the first one, or start it again"))
+        return None
+    report.facts["resumes_at_step"] = state_step(newest)
+    report.findings += _metrics(run, newest)
+    report.findings += _final_model(run, newest, most)
+    aside = sorted(entry.name for entry in (run / CHECKPOINTS).iterdir() if entry.name.startswith(_ASIDE))
+    if aside and not training:
+        what = f"put aside or left by something interrupted: {names_text(aside)}"
+        report.findings.append(Finding("note", what, str(run / CHECKPOINTS), "remove them when you like"))
+    return newest
+
+
+def state_step(checkpoint: Path) -> int:
+    """The step of a checkpoint, as its trainer.json has it."""
+    return int(read_state(checkpoint)["step"])
+
+
+def _metrics(run: Path, newest: Path) -> list[Finding]:
+    document = read_state(newest)
+    damages = metrics_damage(run, document["step"], document.get("metrics"))
+    step = "the record stays so; training itself is not affected"
+    return [Finding("warning", what, str(run / METRICS_FILE), step) for what in damages]
+
+
+def _final_model(run: Path, newest: Path, most: int | None) -> list[Finding]:
+    """Findings about `model/`, whose files are those of the checkpoint that it was made from."""
+    model = run / MODEL
+    if not (model / CONFIG_FILE).is_file() and not model.is_dir():
+        return []
+    best: list[Damage] | None = None
+    for step in reversed(steps_of(run)):
+        digests = read_digests(step_path(run, step))
+        found = [
+            damage
+            for name, digest in digests.items()
+            if name != OPTIMIZER_FILE and (damage := digest.damage(model / name, most=most)) is not None
+        ]
+        if digests and not found:
+            return []
+        best = found if best is None or len(found) < len(best) else best
+    step_text = f"load {run} or {newest} instead, or copy the file from there"
+    return [Finding("error", str(damage), str(damage.path), step_text) for damage in best or []]

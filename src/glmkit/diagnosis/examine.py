@@ -11,15 +11,26 @@ from glmkit.checkpoint.detect import detect
 from glmkit.checkpoint.files.mapping import TensorFile
 from glmkit.checkpoint.foreign import foreign_format
 from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, match, open_files
+from glmkit.checkpoint.run_directory import is_checkpoint, is_run, model_directory
 from glmkit.config import GLMConfig
 from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import config_beside, first_command, preset, preset_names
+from glmkit.files import SAMPLE
 
 from .adapter_check import check_adapter, check_base, check_inside, holds_adapter, local_folder
 from .check_ranks import check_ranks
 from .config_alone import config_file_alone, refuse_impossible
-from .contents import check_company, check_contents, check_numbers, check_sibling
+from .contents import (
+    check_checkpoint,
+    check_company,
+    check_contents,
+    check_numbers,
+    check_run,
+    check_sibling,
+    check_store,
+    is_store,
+)
 from .finding import Finding, has_errors, printable
 from .forecast import check_fit, forecast, quantize_to_fit
 from .headers import Headers, attempt, open_headers
@@ -53,12 +64,14 @@ def examine(
     config: ConfigLike | None = None,
     family: str | None = None,
     deep: bool = False,
+    check: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Examine `directory`. Never raises for what lies in it: every problem becomes a finding.
 
     config: for directories without one, a preset's name or a file. family: where several share a layout. deep: read
-    every number; `progress` then gets (bytes read, bytes in all).
+    every number; `progress` then gets (bytes read, bytes in all). check: compare every byte with its hash where there
+    are hashes, as deep does too; without, large files are compared in part.
     """
     report = Report(printable(str(directory)))
     listing, finding = attempt(lambda: list_directory(directory), directory)
@@ -66,7 +79,9 @@ def examine(
         assert finding is not None
         report.findings.append(finding)
         return report
-    _, finding = attempt(lambda: _look(report, listing, _Orders(config, family, deep, progress)), directory)
+    _, finding = attempt(
+        lambda: _look(report, listing, _Orders(config, family, deep, check or deep, progress)), directory
+    )
     report.findings += [] if finding is None else [finding]
     report.facts = printable(report.facts)
     return report
@@ -77,10 +92,38 @@ class _Orders:
     config: ConfigLike | None
     family: str | None
     deep: bool
+    whole: bool
     progress: Progress
+
+    @property
+    def most(self) -> int | None:
+        """Bytes of a file that are compared with its hashes."""
+        return None if self.whole else SAMPLE
 
 
 def _look(report: Report, listing: Listing, orders: _Orders) -> None:
+    where = listing.directory
+    if is_store(listing):
+        check_store(report, listing, orders.most)
+        return
+    if is_checkpoint(where):
+        report.findings += check_checkpoint(where, orders.most)[0]
+        _look_at_model(report, listing, orders)
+    elif is_run(where) and not listing.of("weights", "index"):
+        newest = check_run(report, where, orders.most)
+        if newest is not None:
+            _look_at_model(report, list_directory(newest), orders)
+            report.kind = "run"
+            if not report.usable:
+                run = shlex.quote(report.directory)
+                report.next_command = f"glm pretrain {run}/recipe.yaml --output {run} --resume auto"
+    else:
+        inner, remarks = model_directory(where)
+        report.findings += [Finding("note", remark, str(where)) for remark in remarks]
+        _look_at_model(report, listing if inner == where else list_directory(inner), orders)
+
+
+def _look_at_model(report: Report, listing: Listing, orders: _Orders) -> None:
     report.findings += [*check_sibling(listing.directory), *check_company(listing)]
     place, wrong_place = find_weights(listing)
     report.findings += wrong_place

@@ -11,7 +11,7 @@ class Report:
     """Facts, findings and advice about a directory. `facts` have stable names; None where a fact is not known."""
 
     directory: str
-    kind: str = "nothing"  # or model, adapter
+    kind: str = "nothing"  # or model, adapter, store, run
     facts: dict[str, object] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     forecast: list[Use] = field(default_factory=list)

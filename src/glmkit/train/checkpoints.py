@@ -1,28 +1,36 @@
 """A run directory: its lock, and its checkpoints `checkpoints/step-00001000/`, each complete or absent.
 
-A checkpoint is a model directory (written by a callable from above) plus `optimizer.safetensors` and `trainer.json`.
-Nothing in it is a pickle.
+A checkpoint is a model directory (written by a callable from above) plus `optimizer.safetensors` and `trainer.json`,
+which has the hashes of all the others and of itself. Nothing in it is a pickle. What is damaged in one is judged in
+`checkpoint/run_directory.py`.
 """
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glmkit.checkpoint.native import write_tensors
+from glmkit.checkpoint.run_directory import (
+    CHECKPOINTS,
+    FORMAT,
+    LOCK_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    inspect,
+    newest_good,
+    refusal,
+    step_of,
+    step_path,
+    steps_of,
+)
 from glmkit.errors import CheckpointError, TrainingError
-from glmkit.files import atomic_directory
+from glmkit.files import Damage, Digest, atomic_directory, sealed_json
 from glmkit.locks import open_lock, remove_locked, try_lock
-
-_NAME = re.compile(r"step-(\d{8,})")
-_FORMAT = 1
 
 
 class RunLock:
@@ -38,7 +46,7 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         if self.active:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = open_lock(self.directory / ".lock")
+            self._file = open_lock(self.directory / LOCK_FILE)
             # A record lock, which forked data workers do not inherit: they may outlive a killed trainer.
             if not try_lock(self._file, self.directory, record=True):
                 self._close()
@@ -52,8 +60,8 @@ class RunLock:
     ) -> None:
         if self._file is None:
             return
-        if error is not None and [entry.name for entry in self.directory.iterdir()] == [".lock"]:
-            remove_locked(self.directory / ".lock", self._close)  # nothing came of the run: leave nothing
+        if error is not None and [entry.name for entry in self.directory.iterdir()] == [LOCK_FILE]:
+            remove_locked(self.directory / LOCK_FILE, self._close)  # nothing came of the run: leave nothing
             self.directory.rmdir()
         self._close()
 
@@ -67,19 +75,16 @@ class CheckpointStore:
     """Writes, lists, prunes and reads the checkpoints below `run_directory`."""
 
     def __init__(self, run_directory: Path, *, keep_last: int = 3, keep_every: int | None = None) -> None:
-        self.directory = run_directory / "checkpoints"
+        self.run, self.directory = run_directory, run_directory / CHECKPOINTS
         self.keep_last = keep_last
         self.keep_every = keep_every
 
     def path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+        return step_path(self.run, step)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, in order. Half-written ones have other names and are never listed."""
-        if not self.directory.is_dir():
-            return []
-        found = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir() if entry.is_dir())
-        return sorted(int(match[1]) for match in found if match)
+        return steps_of(self.run)
 
     def latest(self) -> Path | None:
         steps = self.steps()
@@ -109,10 +114,16 @@ class CheckpointStore:
         with atomic_directory(target) as temporary:
             write_model(temporary)
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in optimizer.items()}
-            write_tensors(temporary / "optimizer.safetensors", tensors)
-            sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-            document = {"format": _FORMAT, "step": step, **state, "files": sizes}
-            (temporary / "trainer.json").write_text(json.dumps(document), encoding="utf-8")
+            write_tensors(temporary / OPTIMIZER_FILE, tensors)
+            digests = {str(file.relative_to(temporary)): Digest.of(file) for file in _files(temporary)}
+            document = {
+                "format": FORMAT,
+                "step": step,
+                **state,
+                "files": {name: digest.size for name, digest in digests.items()},
+                "digests": {name: digest.facts() for name, digest in digests.items()},
+            }
+            (temporary / STATE_FILE).write_bytes(sealed_json(document))
         self.prune()
         return target
 
@@ -130,71 +141,72 @@ class CheckpointStore:
                 old.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
 
-    def find(self, resume: str) -> Path | None:
-        """The checkpoint that `resume` (auto, never or a path) means; None = start from nothing.
+    def find(self, resume: str) -> tuple[Path | None, list[tuple[Path, Damage]]]:
+        """(checkpoint that `resume` (auto, never or a path) means or None = start from nothing, later damaged ones).
 
-        Raises CheckpointError for a path without a checkpoint, and for `never` in a directory that holds a run.
+        `auto` and the path of a run mean the newest checkpoint without damage. Raises CheckpointError for a path
+        without a checkpoint or with a damaged one, for `never` in a directory that holds a run, and where every
+        checkpoint of a run is damaged.
         """
         if resume == "auto":
-            return self.latest()
+            return _newest_good(self.run)
         if resume == "never":
             latest = self.latest()
             if latest is not None:
                 raise CheckpointError(
-                    f"{self.directory.parent} already holds a run (last checkpoint {latest.name}); "
+                    f"{self.run} already holds a run (last checkpoint {latest.name}); "
                     "continue it with --resume auto or give another --output"
                 )
-            return None
+            return None, []
         path = Path(resume)
-        if (path / "checkpoints").is_dir():  # a run directory: its newest checkpoint
-            path = CheckpointStore(path).latest() or path
-        if not (path / "trainer.json").is_file():
+        if steps_of(path):
+            return _newest_good(path)
+        step = step_of(path)
+        if not (path / STATE_FILE).is_file():
+            if step is not None and path.is_dir():
+                raise refusal(path, Damage(path / STATE_FILE, "is missing"))
             raise CheckpointError(
-                f"{resume} is no training checkpoint (no trainer.json); give a .../checkpoints/step-N"
+                f"{resume} is no training checkpoint (no {STATE_FILE}); give a .../checkpoints/step-N"
             )
-        match = _NAME.fullmatch(path.name)
-        if path.resolve().parent == self.directory.resolve() and match and self.steps()[-1] > int(match[1]):
+        if path.resolve().parent == self.directory.resolve() and step is not None and self.steps()[-1] > step:
             raise CheckpointError(
                 f"{path} is not this run's newest checkpoint (step {self.steps()[-1]}); "
                 "branch off with another --output, or remove the later ones"
             )
-        return path
+        damages = inspect(path).damages
+        if damages:
+            raise refusal(path, damages[0])
+        return path, []
+
+    def set_aside(self, path: Path) -> Path:
+        """Give a damaged checkpoint a name under which nobody looks for one; the new path."""
+        number, target = 1, path.with_name(f"damaged-{path.name}")
+        while target.exists():
+            number += 1
+            target = path.with_name(f"damaged-{path.name}-{number}")
+        path.rename(target)
+        return target
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The `trainer.json` of a checkpoint whose files are all there and whole. Raises CheckpointError otherwise."""
-    try:
-        document = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
-        version, sizes = document["format"], document["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/trainer.json is unreadable ({error}); {_way_out(path)}") from error
-    if version != _FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {_FORMAT}")
-    for name, size in sizes.items():
-        actual = (path / name).stat().st_size if (path / name).is_file() else None
-        if actual != size:
-            found = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
-            raise CheckpointError(f"checkpoint file {path / name} {found}; {_way_out(path)}")
-    return document  # type: ignore[no-any-return]
+def _newest_good(run: Path) -> tuple[Path | None, list[tuple[Path, Damage]]]:
+    path, refused = newest_good(run)
+    if path is None and refused:
+        raise CheckpointError(
+            f"no checkpoint of {run} is whole: {refused[0][1]}",
+            step=f"copy one back, or start again with another --output; glm doctor {run} shows what is damaged",
+            code="damaged",
+        )
+    return path, refused
 
 
 def read_optimizer(path: Path) -> dict[str, Tensor]:
     """The tensors of `optimizer.safetensors`. Raises CheckpointError when it is damaged."""
-    file = path / "optimizer.safetensors"
+    file = path / OPTIMIZER_FILE
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint file {file} is damaged ({error}); {_way_out(path)}") from error
-
-
-def _way_out(path: Path) -> str:
-    match = _NAME.fullmatch(path.name)
-    store = CheckpointStore(path.parent.parent)
-    older = [step for step in store.steps() if match and step < int(match[1])]
-    if older:
-        return f"remove {path.name} and resume from {store.path(older[-1]).name}"
-    return "no older checkpoint is left, so start again with another --output"
+        raise refusal(path, Damage(file, f"is damaged ({error})")) from error
 
 
 def _files(directory: Path) -> list[Path]:
@@ -207,7 +219,7 @@ def write_final_model(run_directory: Path, checkpoint: Path) -> Path:
     with atomic_directory(target, replace=True) as temporary:
         for file in _files(checkpoint):
             name = file.relative_to(checkpoint)
-            if str(name) in ("optimizer.safetensors", "trainer.json"):
+            if str(name) in (OPTIMIZER_FILE, STATE_FILE):
                 continue
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -1,19 +1,22 @@
-"""The files that a run writes as it goes: metrics.jsonl (numbers that depend on seed and data only), throughput.jsonl
-(times, memory), previews.jsonl, and TensorBoard events.
+"""The files that a run writes as it goes.
 
-The split keeps metrics.jsonl byte for byte equal between an uninterrupted run and a resumed one.
+metrics.jsonl has numbers that depend on seed and data only, throughput.jsonl times and memory; beside them are
+previews.jsonl and TensorBoard events. The split keeps metrics.jsonl byte for byte equal between an uninterrupted run
+and a resumed one.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from glmkit.errors import ConfigError
+from glmkit.checkpoint.run_directory import METRICS_FILE, Written, metrics_damage, read_record
+from glmkit.errors import ConfigError, DataError
 from glmkit.files import atomic_write
 
-FILES = ("metrics.jsonl", "throughput.jsonl", "previews.jsonl")
+FILES = (METRICS_FILE, "throughput.jsonl", "previews.jsonl")
 
 
 class MetricsLog:
@@ -27,10 +30,12 @@ class MetricsLog:
         for name in FILES:
             cut_back(directory / name, step)
             self._files[name] = open(directory / name, "ab")  # noqa: SIM115  (open for the whole run)
+        self._hash, self._size = hashlib.sha256(), 0
+        self._count((directory / METRICS_FILE).read_bytes())
         self._board = _open_board(directory / "tensorboard", step) if tensorboard else None
 
     def metrics(self, values: Mapping[str, object]) -> None:
-        self._write("metrics.jsonl", values)
+        self._count(self._write(METRICS_FILE, values))
         self._to_board(values)
 
     def throughput(self, values: Mapping[str, object]) -> None:
@@ -53,10 +58,20 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
-    def _write(self, name: str, values: Mapping[str, object]) -> None:
+    def written(self) -> Written:
+        """metrics.jsonl as far as it was written."""
+        return {"bytes": self._size, "sha256": self._hash.hexdigest()}
+
+    def _count(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._size += len(data)
+
+    def _write(self, name: str, values: Mapping[str, object]) -> bytes:
         file = self._files[name]
-        file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        file.write(line)
         file.flush()
+        return line
 
     def _to_board(self, values: Mapping[str, object]) -> None:
         if self._board is None:
@@ -74,28 +89,51 @@ def cut_back(path: Path, step: int) -> int:
     """Drop the lines of `path` after `step`, and a half-written last one; the number of lines dropped."""
     if not path.exists():
         return 0
-    kept: list[bytes] = []
     lines = path.read_bytes().splitlines(keepends=True)
-    for line in lines:
-        if line.endswith(b"\n") and _step_of(line) <= step:
-            kept.append(line)
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) != len(lines):
         with atomic_write(path) as file:
             file.writelines(kept)
     return len(lines) - len(kept)
 
 
+def continue_metrics(directory: Path, step: int, written: Written | None) -> list[str]:
+    """Cut metrics.jsonl back to the checkpoint of `step`; remarks on what was dropped and on what is damaged.
+
+    written: the file as it was at the checkpoint; None where an earlier version wrote that.
+    """
+    path = directory / METRICS_FILE
+    remarks = metrics_damage(directory, step, written)
+    if not path.exists():
+        return remarks
+    data = path.read_bytes()
+    if written is None or remarks:
+        dropped = cut_back(path, step) - sum(read_record(line) is None for line in data.splitlines()[:-1])
+    else:  # to the byte: an evaluation of that very step may stand behind it, and is made again
+        dropped = len(data[written["bytes"] :].splitlines())
+        if dropped:
+            with atomic_write(path) as file:
+                file.write(data[: written["bytes"]])
+    if dropped > 0:
+        remarks.append(f"{METRICS_FILE}: dropped {dropped} line(s) after step {step}; they are trained again")
+    return remarks
+
+
 def _step_of(line: bytes) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    record = read_record(line)
+    return float("inf") if record is None else record["step"]
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    with open(directory / "metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The lines of a run's metrics.jsonl. Raises DataError naming a line that is damaged."""
+    path = directory / METRICS_FILE
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        record = read_record(line)
+        if record is None:
+            raise DataError(f"{path}: line {number} is damaged", step="take the line out")
+        records.append(record)
+    return records
 
 
 def _open_board(directory: Path, step: int) -> Any:

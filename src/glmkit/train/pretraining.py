@@ -9,9 +9,12 @@ from torch import nn
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.data.loader import BatchLoader
+from glmkit.data.mixture import named_stores
 from glmkit.data.packing import Batch
+from glmkit.data.store_check import require_whole
 from glmkit.devices import available_memory, is_cpu
 from glmkit.errors import ConfigError
+from glmkit.files import SAMPLE
 from glmkit.loading import empty_model
 from glmkit.model import GLM, init_weights
 from glmkit.objective.loss import LossSums
@@ -110,6 +113,7 @@ def pretrain(
     ranks: Ranks | None = None,
     resume: str = "never",
     ignore_memory_forecast: bool = False,
+    check: bool = False,
     previews: PreviewFactory | None = None,
     quiet: bool = False,
     on_step: Callable[[StepRecord, Trainer[Batch]], None] | None = None,
@@ -117,13 +121,18 @@ def pretrain(
 ) -> RunResult:
     """Train from a recipe whose data.path and output.directory are set; all ranks call it.
 
-    `resume`, `on_step` and `learning_rate` are those of `run_task`; `quiet` leaves warnings alone on stderr.
+    `resume`, `on_step` and `learning_rate` are those of `run_task`; `quiet` leaves warnings alone on stderr. `check`:
+    compare every byte of the data with its hashes before training, not just a sample of large files.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
     ranks = ranks or Ranks()
     if config.data.path is None:
         raise ConfigError("data.path (--data DIR) is not set")
     progress = run_progress(ranks, quiet=quiet)
+    if ranks.is_main:
+        for directory, _ in named_stores(config.data.path):
+            for remark in require_whole(directory, most=None if check else SAMPLE):
+                progress.say(f"{directory}: {remark}; --check reads everything")
     data = PretrainingData.open(config.data.path)
     config = config.counted(data.num_tokens)
     plan = plan_run(config, data.tokenizer, ranks.world_size, ranks.device)

@@ -156,7 +156,10 @@ class PretrainingData:
                 param="evaluation.every",
             )
         length, special = data.sequence_length, self.tokenizer.special
-        parts = [TextPieces(split, special, length=length, add_cls=data.add_cls) for split in splits]
+        parts = [
+            TextPieces(split, special, length=length, add_cls=data.add_cls, vocab_size=split.vocab_size)
+            for split in splits
+        ]
         pieces = parts[0] if len(parts) == 1 else ChainedPieces(parts)
         return {
             mode: EvaluationBatches(

@@ -16,14 +16,15 @@ import torch
 import yaml
 from torch import nn
 
-from glmkit.errors import ConfigError
-from glmkit.files import atomic_write
+from glmkit.checkpoint.run_directory import read_state
+from glmkit.errors import ConfigError, DataError, GLMKitError
+from glmkit.files import Damage, atomic_write
 from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 
-from .checkpoints import CheckpointStore, RunLock, read_state, write_final_model
-from .metrics import FILES, MetricsLog, cut_back, read_metrics
+from .checkpoints import CheckpointStore, RunLock, write_final_model
+from .metrics import FILES, MetricsLog, continue_metrics, read_metrics
 from .optim import build_optimizers
 from .plot import plot_losses
 from .random_state import seed_everything
@@ -114,8 +115,9 @@ def run_task(
         store = CheckpointStore(
             directory, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
         )
-        checkpoint = store.find(resume)
-        ranks.barrier()
+        checkpoint, refused = _choose(store, resume, ranks)
+        for path, damage in refused:
+            progress.warn(f"{damage}, so {path.name} is not resumed; going back to {checkpoint}")
         if ranks.is_main:
             for name in store.clean():
                 progress.say(f"removed {name}, left by an interrupted run")
@@ -123,6 +125,9 @@ def run_task(
         if checkpoint is not None:
             _resume(trainer, checkpoint)
         if ranks.is_main:
+            for path, _ in refused:
+                if path.parent == store.directory:
+                    progress.warn(f"{path.name} is now called {store.set_aside(path).name}; remove it when you like")
             trainer.log = _open_log(trainer, directory, checkpoint, config)
             trainer.on_checkpoint = lambda path: _plot(directory, config)
         if learning_rate is not None:
@@ -142,6 +147,21 @@ def run_task(
             _plot(directory, config, progress)
         ranks.barrier()
     return RunResult(result, directory, model)
+
+
+def _choose(store: CheckpointStore, resume: str, ranks: Ranks) -> tuple[Path | None, list[tuple[Path, Damage]]]:
+    """The checkpoint to continue and the damaged ones after it, as the first rank finds them: it reads every byte."""
+    found: tuple[Path | None, list[tuple[Path, Damage]]] = (None, [])
+    error: GLMKitError | OSError | None = None
+    if ranks.is_main:
+        try:
+            found = store.find(resume)
+        except (GLMKitError, OSError) as trouble:
+            error = trouble
+    found, error = ranks.gather((found, error))[0]
+    if error is not None:
+        raise error
+    return found
 
 
 def _trainer(task: Task[M, B], ranks: Ranks, progress: Progress, store: CheckpointStore, *, fresh: bool) -> Trainer[B]:
@@ -194,6 +214,10 @@ def _resume(trainer: Trainer[B], checkpoint: Path) -> None:
     for change in compare_records(stored["record"], trainer.record, checkpoint):
         trainer.progress.warn(f"resuming with {change}; the curve will differ from an uninterrupted run's")
     trainer.resume(checkpoint)
+    if "digests" not in stored:
+        trainer.progress.say(
+            f"{checkpoint} carries no hashes (an earlier version wrote it); its sizes and numbers were checked"
+        )
     trainer.progress.say(f"resumed {checkpoint} at step {trainer.state.step}")
 
 
@@ -206,9 +230,9 @@ def _open_log(trainer: Trainer[B], directory: Path, checkpoint: Path | None, con
             if (origin / name).is_file():
                 with atomic_write(directory / name) as file:
                     file.write((origin / name).read_bytes())
-    dropped = cut_back(directory / "metrics.jsonl", step)
-    if dropped:
-        trainer.progress.warn(f"metrics.jsonl: dropped {dropped} line(s) after step {step}; they are trained again")
+    written = None if checkpoint is None else read_state(checkpoint).get("metrics")
+    for remark in continue_metrics(directory, step, written):
+        trainer.progress.warn(remark)
     with atomic_write(directory / "recipe.yaml") as file:
         file.write(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode())
     return MetricsLog(directory, step=step, tensorboard=config.output.tensorboard)
@@ -220,6 +244,6 @@ def _plot(directory: Path, config: RunConfig, progress: Progress | None = None) 
         return
     try:
         plot_losses(read_metrics(directory), directory / "loss.png", title=directory.name)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         if progress is not None:
             progress.warn(f"{error} (or set output.plot false)")

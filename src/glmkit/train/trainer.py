@@ -6,7 +6,7 @@ It knows nothing of blanks, recipes or parallel plans: it gets a ready model, ba
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from glmkit.checkpoint.run_directory import read_state
 from glmkit.devices import is_cpu, peak_memory
 from glmkit.errors import ConfigError, TrainingError
 from glmkit.parallel.apply import without_sync
@@ -23,7 +24,7 @@ from glmkit.progress import Progress
 from glmkit.threads import LayerWork, one_thread
 
 from . import random_state as rng
-from .checkpoints import CheckpointStore, read_optimizer, read_state
+from .checkpoints import CheckpointStore, read_optimizer
 from .metrics import MetricsLog
 from .optim import Optimizers, clip_gradients
 from .schedule import BatchPlan
@@ -164,11 +165,12 @@ class Trainer(Generic[B]):
         is saved) and on a micro-batch without targets.
         """
         options, state = self.options, self.state
-        source, iterator = self._start_data()
         reason = "finished"
         self.model.train()
-        self.progress.start("step", options.total_steps, state.step)
-        try:
+        with ExitStack() as stack:
+            iterator = self._start_data(stack)
+            self.progress.start("step", options.total_steps, state.step)
+            stack.callback(self.progress.stop)
             with self.stop:
                 if state.step and self._due(options.evaluate_every) and state.evaluated != state.step:
                     self._evaluate()  # stopped between the step and its evaluation
@@ -183,11 +185,6 @@ class Trainer(Generic[B]):
                     if stop_reason is not None:
                         reason = stop_reason
                         break
-        finally:
-            self.progress.stop()
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
         return TrainResult(state.step, reason, list(state.recent_losses), state.dropped)
 
     def resume(self, checkpoint: Path) -> dict[str, object]:
@@ -211,15 +208,17 @@ class Trainer(Generic[B]):
             )
         return dict(document["record"])
 
-    def _start_data(self) -> tuple[Iterator[B], Iterator[B]]:
-        """The iterator of the source, and the same with the first batch already there.
+    def _start_data(self, stack: ExitStack) -> Iterator[B]:
+        """The iterator of the source, its first batch already there; a source that is a context manager is entered.
 
         Starting a DataLoader draws a number from PyTorch's generator; neither run, resumed or not, may notice.
         """
         with rng.untouched(self.device), shielded_children():
             source = iter(self.batches(self.state.micro_batches))
+            if isinstance(source, AbstractContextManager):
+                stack.enter_context(source)
             first = [] if self.state.step >= self.options.total_steps else list(islice(source, 1))
-        return source, chain(first, source)
+        return chain(first, source)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -361,6 +360,7 @@ class Trainer(Generic[B]):
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
                 "random": states,
                 "record": self.record,
+                "metrics": None if self.log is None else self.log.written(),
             }
             optimizer = self.optimizers.state_tensors()
             path = self.store.save(self.state.step, write_model=self.write_model, optimizer=optimizer, state=document)

@@ -17,6 +17,7 @@ from glmkit.checkpoint.native import GENERATION_FILE
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.plain_names import adapter_words
 from glmkit.checkpoint.published_tensors import published_tensors
+from glmkit.checkpoint.run_directory import model_directory
 from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, names_text
@@ -97,7 +98,9 @@ def convert(
             f"dtype {dtype!r} is unknown", step=f"use {', '.join(DTYPES)}, or none to keep what is stored"
         )
     started = time.perf_counter()
+    before, remarks = model_directory(before)
     checkpoint = open_checkpoint(before, config=config, family=family)
+    checkpoint.notes.extend(remarks)
     layout = _layout(checkpoint, to)
     kind, shard_bytes = _files(layout, weights, shard_size)
     ranks = _ranks(checkpoint, layout, kind, tensor_parallel)
