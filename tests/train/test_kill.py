@@ -37,7 +37,8 @@ def test_three_kills(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_sigterm_saves_and_exits_with_143(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_is_in_the_exit_status(tmp_path, number, status):
     store = toy_store(tmp_path / "store")
     recipe = kill_resume.write_recipe(tmp_path / "recipe.yaml", steps=100_000)
     output = tmp_path / "run"
@@ -53,9 +54,9 @@ def test_sigterm_saves_and_exits_with_143(tmp_path):
     for line in process.stderr:  # the first line of progress
         if line.startswith("step "):
             break
-    os.killpg(process.pid, signal.SIGTERM)  # launcher, ranks and data workers alike, as a service manager does
+    os.killpg(process.pid, number)  # launcher, ranks and data workers alike, as a service manager does
     printed, errors = process.communicate(timeout=kill_resume.PATIENCE)
-    assert process.returncode == 143, errors
+    assert process.returncode == status, errors
     summary = json.loads(printed)
     assert summary["reason"] == "SIGTERM"
     assert CheckpointStore(output).steps() == [summary["step"]]

@@ -32,9 +32,12 @@ def launch(function: Callable[..., int], arguments: tuple[object, ...], nproc: i
         ]
         for process in ranks:
             process.start()
-        previous = {s: signal.signal(s, _pass_on(ranks)) for s in (signal.SIGTERM, signal.SIGINT)}
+        received: list[int] = []
+        previous = {s: signal.signal(s, _pass_on(ranks, received)) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return _watch(ranks)
+            status = _watch(ranks)
+            # The ranks get either signal as SIGTERM; the exit status is that of the one which came.
+            return 128 + received[0] if received and status == 128 + signal.SIGTERM else status
         finally:
             for process in ranks:
                 if process.is_alive():
@@ -56,8 +59,9 @@ def _watch(ranks: list[BaseProcess]) -> int:
     return 0
 
 
-def _pass_on(ranks: list[BaseProcess]) -> Callable[[int, FrameType | None], None]:
+def _pass_on(ranks: list[BaseProcess], received: list[int]) -> Callable[[int, FrameType | None], None]:
     def handler(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for process in ranks:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGTERM)
