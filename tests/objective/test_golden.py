@@ -211,6 +211,17 @@ def test_a_blank_across_documents_is_refused() -> None:
         objective().forms.blank(text([CLS, 11, EOS, CLS, 12]), [(1, 3)], ScriptedRng())
 
 
+def test_the_end_of_a_blank_may_be_that_of_a_document() -> None:
+    from dataclasses import replace
+
+    one_end = replace(SPECIAL, eop=EOS)
+    maker = BlankInfilling(ObjectiveConfig(), one_end, SENTENCE_END, 80)
+    sample = maker.forms.blank(text(DOCUMENT), list(SPANS), ScriptedRng(orders=[[1, 0]]))
+    assert sample.targets[7:].tolist() == [15, 16, EOS, 13, EOS]
+    with pytest.raises(DataError, match="end of a document"):
+        maker.forms.blank(text([CLS, 11, EOS, CLS, 12]), [(1, 3)], ScriptedRng())
+
+
 def test_missing_special_tokens_are_named() -> None:
     from dataclasses import replace
 

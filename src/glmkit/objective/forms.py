@@ -95,7 +95,7 @@ class SampleForms:
             target_b[firsts + widths - 1] = special.eop
         elif count:
             target_b[-1] = special.eop
-        if special.eos in target_b:
+        if special.eos in part_b:  # its words; the end of a blank may be the same id
             raise DataError(f"a blank of tokens holds the end of a document (id {special.eos}); spans were {in_order}")
         at_masks = self.max_length if config.sentinel_token else (mask_at[order] + offset).repeat(widths)
         position_ids[0, prefix:] = at_masks
