@@ -139,6 +139,16 @@ def test_a_directory_with_an_equals_sign(tmp_path: Path) -> None:
     assert named_stores([f"{tmp_path}/lr=3=2"]) == [(f"{tmp_path}/lr=3", 2.0)]
 
 
+@pytest.mark.parametrize("place", ["cats", "cats/run", "dogs/../cats/a/b"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_run_inside_its_data(place: str, dry: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in (folder / "cats").iterdir())
+    arguments = ["--data", f"{folder}/cats=1", "--data", f"{folder}/dogs=1", *(["--dry-run"] if dry else [])]
+    assert run(folder, folder / place, *arguments) == 2
+    assert f"lies in the data {folder}/cats, which is replaced as a whole" in capsys.readouterr().err
+    assert sorted(path.name for path in (folder / "cats").iterdir()) == before
+
+
 # --- epochs and warm-up ---
 
 

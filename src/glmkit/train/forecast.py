@@ -1,12 +1,14 @@
 """The sizes of a pretraining run before anything is built: parameters, steps, tokens, memory against what is free."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmkit.config import GLMConfig
+from glmkit.data.mixture import named_stores
 from glmkit.devices import CPU
 from glmkit.errors import ConfigError, TrainingError, size_text
 from glmkit.loading import empty_model
@@ -169,6 +171,7 @@ def plan_run(
 
     Raises ConfigError for sizes that do not fit each other, TokenizerError for weights of another tokenizer.
     """
+    _refuse_output_in_data(config)
     if tokenizer is not None and config.model.init_from is not None:
         check_tokenizer(config.model.init_from, tokenizer, config.data.shown)
     vocabulary = None if tokenizer is None else tokenizer.vocab_size
@@ -186,3 +189,19 @@ def plan_run(
     model = empty_model(shape)
     count = sum(p.numel() for p in set(model.parameters()))
     return RunPlan(config, shape, count, steps, batches, forecast(model, shape, config, device))
+
+
+def _refuse_output_in_data(config: TrainConfig) -> None:
+    """Raise ConfigError for a run directory inside a store: a store that is prepared again takes all in it away."""
+    if config.data.path is None or config.output.directory is None:
+        return
+    output = Path(config.output.directory).resolve()
+    for name, _ in named_stores(config.data.path):
+        store = Path(name).resolve()
+        if output == store or store in output.parents:
+            raise ConfigError(
+                f"output.directory {config.output.directory} lies in the data {name}, which is replaced as a whole when "
+                "it is prepared again",
+                step="give a place outside of it",
+                param="output.directory",
+            )
