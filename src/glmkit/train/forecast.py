@@ -200,8 +200,8 @@ def _refuse_output_in_data(config: TrainConfig) -> None:
         store = Path(name).resolve()
         if output == store or store in output.parents:
             raise ConfigError(
-                f"output.directory {config.output.directory} lies in the data {name}, which is replaced as a whole when "
-                "it is prepared again",
+                f"output.directory {config.output.directory} lies in the data {name}, which is replaced as a whole "
+                "when it is prepared again",
                 step="give a place outside of it",
                 param="output.directory",
             )
