@@ -299,7 +299,7 @@ def test_chat_gives_one_answer() -> None:
 def test_options_are_all_typed() -> None:
     names = {field.name for field in fields(GenerationParams)}
     assert set(get_type_hints(GenerationOptions)) == names
-    assert set(get_type_hints(ChatOptions)) == names | {"system", "role", "tools", "max_length"}
+    assert set(get_type_hints(ChatOptions)) == names | {"system", "role", "tools", "max_length", "specials"}
 
 
 def test_another_engine() -> None:

@@ -21,7 +21,7 @@ from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
-from .errors import RequestError, TokenizerError, UnreadWarning, message_text
+from .errors import GuessWarning, RequestError, TokenizerError, UnreadWarning, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
 from .files import atomic_directory
@@ -87,7 +87,10 @@ def load_parts(
     target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
     if alpha is not None:
         _check_alpha(alpha, adapter)
-    directory, remarks = model_directory(local_directory(source, hub=hub))
+    given_directory = local_directory(source, hub=hub)
+    directory, remarks = model_directory(given_directory)
+    if directory != given_directory:
+        warnings.warn(remarks[0], GuessWarning, stacklevel=2)
     adapter_directory = None if adapter is None else local_directory(adapter, hub=hub, param="adapter")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer", param="tokenizer")

@@ -23,7 +23,7 @@ import pytest
 
 from data.corpora import TEXTS, json_lines, tokenizer, write
 from glmkit.cli.main import main
-from glmkit.data import store
+from glmkit.data import encoding
 from glmkit.data.store import TokenStore
 
 GOOD = json_lines([{"text": text} for text in TEXTS])
@@ -371,7 +371,7 @@ def test_a_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     def full(path: Any, *rest: Any, **more: Any) -> Any:
         return builtins.open("/dev/full" if str(path).endswith("train.tokens.bin") else path, *rest, **more)
 
-    monkeypatch.setattr(store, "open", full, raising=False)
+    monkeypatch.setattr(encoding, "open", full, raising=False)
     err = refused(capsys, "in", "--output", "out", "--tokenizer", "tokenizer")
     assert err == "glm prepare: No space left on device (out/train.tokens.bin)\n"
 

@@ -103,7 +103,7 @@ def test_every_choice_has_its_own_noise() -> None:
 def test_the_keywords_are_those_of_the_table() -> None:
     assert {*GenerationOptions.__annotations__} == {*OPTIONS}
     assert {*SpanOptions.__annotations__} == {*OPTIONS} - {"max_new_tokens"}
-    assert {*ChatOptions.__annotations__} - {*OPTIONS} == {"system", "role", "tools", "max_length"}
+    assert {*ChatOptions.__annotations__} - {*OPTIONS} == {"system", "role", "tools", "max_length", "specials"}
     assert {*OPTIONS} <= {*ChatOptions.__annotations__}
 
 

@@ -28,7 +28,7 @@ FILES = {
 }
 READ = [
     "config.json", "ice_text.model", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-    "tokenization_chatglm.py",
+    "modeling_chatglm.py", "tokenization_chatglm.py",
 ]  # fmt: skip
 LARGE = "model-00001-of-00002.safetensors"
 LARGE_PATH = f"/cdn/{NAME}/resolve/{COMMIT}/{LARGE}"
@@ -92,7 +92,7 @@ def test_offline_the_cache_is_used_and_nothing_else(model: FakeHub, monkeypatch:
 
 
 def test_settings_and_vocabulary_alone(model: FakeHub) -> None:
-    small = ["config.json", "ice_text.model", "tokenization_chatglm.py"]
+    small = ["config.json", "ice_text.model", "modeling_chatglm.py", "tokenization_chatglm.py"]
     for need in ("tokenizer", "config"):
         directory = local_directory(NAME, need=need)  # type: ignore[arg-type]
         assert sorted(path.name for path in directory.iterdir()) == small

@@ -26,7 +26,9 @@ def config_of_directory(directory: Path, config: ConfigLike | None = None, famil
     about it is a GuessWarning. Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config
     file does not help either.
     """
-    directory, _ = model_directory(directory)
+    given, (directory, remarks) = directory, model_directory(directory)
+    if directory != given:
+        warnings.warn(remarks[0], GuessWarning, stacklevel=2)
     refuse_impossible(config_beside(directory)[1], str(directory))
     try:
         return open_checkpoint(directory, config=config, family=family).config

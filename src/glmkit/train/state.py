@@ -104,7 +104,8 @@ def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
             "without --resume",
             param="data.path",
         )
-    model = GLMConfig.from_dict(before["model"]).to_dict()  # fields that are newer than the run have their defaults
+    newer = {f.name: f.default for f in fields(GLMConfig) if f.name in now["model"]}  # than the run: their defaults
+    model = newer | before["model"]
     if model != now["model"]:
         names = [key for key in now["model"] if model.get(key) != now["model"][key]]
         key = names[0] if names else "its fields"
