@@ -14,7 +14,7 @@ from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.cli.main import main
 from glmkit.diagnosis.examine import examine
-from glmkit.errors import ConfigError, GuessWarning
+from glmkit.errors import CheckpointError, ConfigError, GuessWarning
 from support.directories import huggingface_directory
 from support.shared import shared_dir
 
@@ -160,3 +160,18 @@ def test_doctor_has_three_findings_with_their_evidence(merged: Path) -> None:
 def _sat() -> dict[str, Any]:
     given = source_of("glm-130b-sat-mp2")
     return {"directory": given["source"], "config": given["config"]}
+
+
+def test_a_broken_config_still_says_its_family(tmp_path: Path) -> None:
+    """Doctor does not take the family that could read the config for the one that it names."""
+    name = "THUDM/chatglm2-6b-32k"
+    found = examine(copy("chatglm2-6b", tmp_path / "m2", _name_or_path=name, rope_ratio=50, rope_theta=500000))
+    assert found.facts["family"] == "chatglm2"
+    assert not any("taken for" in finding.what for finding in found.findings)
+
+
+def test_a_family_that_it_is_not(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"named as in ChatGLM3-6B, not as in the family 'glm'.*--family chatglm3"
+    ):
+        glmkit.load(copy("chatglm3-6b", tmp_path / "m3"), family="glm")

@@ -39,6 +39,7 @@ SURE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("chatglm3", {"_name_or_path": "/mnt/x/merged", "seq_length": 131072, "rope_ratio": 500}, {}),
     ("chatglm3", {"_name_or_path": "/x/chatglm2-ft", "rope_ratio": 50}, {"tokenization_chatglm": COMMANDS + ROLES}),
     ("chatglm3", {"seq_length": 32768}, {"tokenizer_config": {"chat_template": "<|user|>\n{{ m }}<|assistant|>"}}),
+    ("chatglm3", {}, {"tokenizer_config": {"chat_template": "<|{{ m['role'] }}|>\n{{ m['content'] }}"}}),
     ("chatglm3", {"eos_token_id": [2, 64795, 64797]}, {}),
     ("chatglm3", {}, {"generation_config": {"eos_token_id": [2, 64795, 64797]}}),
     ("glm-4", {"layernorm_epsilon": 1.5625e-07}, {}),

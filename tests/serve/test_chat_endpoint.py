@@ -123,6 +123,12 @@ def test_hints_help(live: Live, tool: dict[str, Any], words: str) -> None:
     assert words in error(live, tools=[tool])["message"]
     user = {**QUESTION[0], "tool_calls": []}
     assert error(live, messages=[user])["message"] == "unknown field 'messages[0].tool_calls'; leave it out"
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    assert error(live, messages=[*QUESTION, called])["message"].endswith("is not supported; use tool_calls")
+    search = error(live, tools=[{"type": "web_search"}])["message"]
+    assert search == "tools[0].type is 'web_search'; give 'function'"
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    assert error(live, messages=[image])["message"].endswith("give 'text', images and sound cannot be read")
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------

@@ -97,6 +97,8 @@ def test_null_is_the_default(model: type[Body]) -> None:
         ("max_token", "did you mean 'max_tokens'?"),
         ("Temperature", "did you mean 'temperature'?"),
         ("max_output_tokens", "use max_tokens"),
+        ("do_sample", "temperature 0 takes the likeliest token"),
+        ("prompt", "here the text goes into 'messages'"),
         ("xyzzy", "leave it out"),
         ("a\nb\x00", "leave it out"),
         ("x" * 10_000, "leave it out"),

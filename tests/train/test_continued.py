@@ -197,3 +197,17 @@ def test_resuming_on_other_data_or_with_another_optimizer_points_to_init_from(tm
     assert (
         main([*words, str(tmp_path / "two"), "--output", str(tmp_path / "third"), "--init-from", f"{run}/model"]) == 0
     )
+
+
+def test_a_run_is_its_newest_checkpoint(published: Path, store: Path, tmp_path: Path, capsys: Any) -> None:
+    assert pretrain(published, store, tmp_path / "first", "--max_steps", "1") == 0
+    assert pretrain(tmp_path / "first", store, tmp_path / "second", "--max_steps", "1") == 0
+    assert pretrain(tmp_path / "first" / "model", store, tmp_path / "third", "--max_steps", "1") == 0
+    losses = [read_metrics(tmp_path / name)[0]["loss"] for name in ("second", "third")]
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+
+
+def test_texts_are_no_start(published: Path, store: Path, tmp_path: Path, capsys: Any) -> None:
+    assert pretrain(store, store, tmp_path / "run") == 2
+    assert "holds texts for training, written by `glm prepare`, not a model" in capsys.readouterr().err

@@ -132,6 +132,15 @@ def test_bad_files(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_option_is_not_blamed_on_the_file(tmp_path):
+    path = write(tmp_path, "training: {max_steps: 3}\n")
+    with pytest.raises(ConfigError, match="yaml with the options given: unknown objective preset 'sentence'"):
+        read_recipe(path, {"objective.preset": "sentence"})
+    path = write(tmp_path, "training: {max_steps: 3, seed: x}\n")
+    with pytest.raises(ConfigError, match="yaml: training.seed"):
+        read_recipe(path, {"training.max_steps": "4"})
+
+
 def test_a_binary_file_is_no_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -97,9 +97,15 @@ def choose_layout(
     plausible = [fit for fit in fits if 2 * len(fit.unclaimed) < len(names)]
     if not plausible:
         _refuse_other(evidence.config, where)
+        if family is not None:
+            other = choose_layout(names, container, ranks, evidence, where=where)
+            raise CheckpointError(
+                f"{where}: the tensors are named as in {other.family.title}, not as in the family {family!r}",
+                step=f"leave --family away or say --family {other.family.name} (family= in Python)",
+            )
         closest = min(fits, key=lambda fit: len(fit.unclaimed), default=None)
         strange = [name for name in names if closest is None or name in closest.unclaimed]
-        raise CheckpointError(_not_a_model(strange, where, family))
+        raise CheckpointError(_not_a_model(strange, where))
     kind = evidence.config.get("model_type")
 
     def doubts(fit: Fit) -> tuple[int, int, bool, int, bool, bool, bool]:
@@ -178,7 +184,9 @@ def _refuse_other(config: Mapping[str, object], where: str) -> None:
         raise CheckpointError(f"{where} holds {other.what}", step=other.step)
 
 
-def _not_a_model(names: Collection[str], where: str, family: str | None) -> str:
+def _not_a_model(names: Collection[str], where: str) -> str:
     shown = ", ".join(list(names)[:3]) or "none"
-    who = f"the {family} family" if family is not None else "any family known here"
-    return f"{where}: the tensors ({shown}, ...) are not named as in {who}; is this a GLM or ChatGLM checkpoint?"
+    return (
+        f"{where}: the tensors ({shown}, ...) are not named as in any family known here; is this a GLM or ChatGLM "
+        f"checkpoint?"
+    )

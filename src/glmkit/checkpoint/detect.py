@@ -88,6 +88,11 @@ def detect(directory: Path, *, beside_adapter: bool = False) -> Detected:
                 f"{directory} holds an adapter ({name}), not a model",
                 step=f"load the base model and give adapter={directory}",
             )
+    if found is None and (directory / "train.tokens.bin").is_file():
+        raise CheckpointError(
+            f"{directory} holds texts for training, written by `glm prepare`, not a model",
+            step=f"give a model's directory here, and this one to glm pretrain: --data {directory}",
+        )
     if found is None and (copies := copied(directory)) is not None:
         raise CheckpointError(f"{directory} holds {copies.what}", step=copies.step)
     found = found or _only_file(directory)

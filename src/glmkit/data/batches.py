@@ -71,7 +71,9 @@ class TrainingBatches:
         if rows.layout == "packed" and self.row_length // (rows.samples_per_row or 1) < 2 * _SMALLEST_ROOM:
             raise ConfigError(
                 f"packed rows of {self.row_length} tokens for {rows.samples_per_row or 1} samples leave less than "
-                f"{2 * _SMALLEST_ROOM} tokens a sample; raise row_length"
+                f"{2 * _SMALLEST_ROOM} tokens a sample",
+                step="raise data.row_length (null: data.sequence_length) or lower data.samples_per_row",
+                param="data.samples_per_row",
             )
 
     def batch(self, index: int) -> Batch:

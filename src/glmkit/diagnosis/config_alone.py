@@ -1,7 +1,7 @@
 """The config of a directory, also of one whose weights are missing or broken."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from glmkit.checkpoint.configure import ConfigLike
@@ -89,8 +89,14 @@ def _published(
     readable = [family for family, _ in known if read[family.name] is not None] or [family for family, _ in known]
     if not readable:
         return None
-    judgement = judge(list({family.name: family for family in readable}.values()), evidence)
+    judgement = judge(_each_once(family for family, _ in known), evidence)
+    if judgement.doubt is not None:  # who can read the config says nothing where other signs are sure
+        judgement = judge(_each_once(readable), evidence)
     return judgement, read[judgement.family.name]
+
+
+def _each_once(families: Iterable[Family]) -> list[Family]:
+    return list({family.name: family for family in families}.values())
 
 
 def _knows(layout: Layout, tensors: Collection[str]) -> bool:

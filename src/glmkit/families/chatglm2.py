@@ -24,7 +24,7 @@ _SPECIAL = SpecialIds(pad=0, eos=2, cls=None, mask=64789, smask=64791, gmask=647
 
 # --- signs ------------------------------------------------------------------------------------------------------------
 
-_ROLES = ("<|user|>", "<|assistant|>", "<|observation|>", "<|{role}|>")
+_ROLES = ("<|user|>", "<|assistant|>", "<|observation|>", "<|{role}|>", "<|{{")  # the last one in templates
 _SYSTEM, _STOPS, _BEHIND = 64794, (64795, 64797), 64798  # ids of ChatGLM3's role tokens, and the first one behind them
 _DIVIDED, _MULTIPLIED = (re.compile(rf"{sign}\s*(?:self|config)\.rope_ratio") for sign in (r"(?<!/)/", r"\*"))
 _LATER_VOCABULARY = 151552  # of GLM-4, whose layout has the same names

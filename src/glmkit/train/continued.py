@@ -12,6 +12,7 @@ from glmkit.adapters.adapter import all_kinds
 from glmkit.adapters.directory import open_adapter
 from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
+from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, TokenizerError
 from glmkit.loading import load_parts
@@ -30,7 +31,7 @@ def open_start(source: str) -> Checkpoint:
 
     Raises CheckpointError or ConfigError for an adapter, integer weights, and models that have no part A.
     """
-    directory = local_directory(source)
+    directory, _ = model_directory(local_directory(source))
     checkpoint = _opened(directory)
     # A plain pytorch_model.bin may be a prefix too; the names of an adapter's own files claim more than that.
     beside = any(kind.claims(directory) > 1 for kind in all_kinds().values())

@@ -150,7 +150,17 @@ def read_recipe(source: str | Path, overrides: Mapping[str, object] | None = Non
     try:
         return TrainConfig.from_dict(merge(values, overrides or {}))
     except ConfigError as error:
-        raise error.behind(f"{path}: ") from error
+        blamed = " with the options given" if overrides and _is_sound(values) else ""
+        raise error.behind(f"{path}{blamed}: ") from error
+
+
+def _is_sound(values: Mapping[str, object]) -> bool:
+    """True for a recipe in which nothing is wrong by itself."""
+    try:
+        TrainConfig.from_dict(merge(values, {}))
+    except ConfigError:
+        return False
+    return True
 
 
 def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:

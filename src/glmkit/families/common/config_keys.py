@@ -228,8 +228,24 @@ def _check_kinds(keys: Keys, places: _Places, linear: bool) -> None:
                     f"{choices} only",
                     param=place,
                 )
-        if place == _TABLES[1] and table and all(table.get(name) is None for name in _KIND):
+        nested = next((name for name, value in table.items() if isinstance(value, Mapping)), None)
+        if nested is not None:
+            raise ConfigError(
+                f"{keys.source}: {place}.{nested} is a table of its own; this network has one kind of layer, with one "
+                f"set of rotary settings",
+                step=f"put the keys of {nested} into {place} itself",
+                param=place,
+            )
+        unnamed = all(table.get(name) is None for name in _KIND)
+        if place == _TABLES[1] and table and unnamed:
             raise ConfigError(f"{keys.source}: {place} {dict(table)!r} does not say its type", param=place)
+        if table.get("factor") not in (None, 1) and "linear" not in [table.get(name) for name in _KIND]:
+            kind = "has no type" if unnamed else "is of the type 'default'"
+            raise ConfigError(
+                f"{keys.source}: {place} {kind}, which scales nothing, and has the factor {table['factor']!r}",
+                step="name the type that scales, or remove factor",
+                param=place,
+            )
 
 
 def _tables(places: _Places) -> _Places:

@@ -20,6 +20,9 @@ Key = int | str  # of an object or a list in the body
 _INSTEAD = {
     "functions": "use tools",
     "function_call": "use tool_choice",
+    "messages.function_call": "use tool_calls",
+    "messages.content.type": "give 'text', images and sound cannot be read",
+    "do_sample": "temperature 0 takes the likeliest token",
     "logit_bias": "no token can be preferred by its id",
     "max_output_tokens": "use max_tokens",
     "response_format": "answers are plain text; ask for JSON in a message",
@@ -28,6 +31,7 @@ _INSTEAD = {
     "stream_options.include_obfuscation": "chunks are never padded",
     "strict": "arguments cannot be forced into a schema",
 }
+_INPUTS = ("messages", "prompt", "text", "input", "inputs", "query")  # what a text is called somewhere
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -110,16 +114,17 @@ def path(keys: Sequence[Key]) -> str:
 def _sentence(name: str, kind: str, given: object, error: ErrorDetails) -> str:
     context, size = error.get("ctx", {}), len(given) if isinstance(given, Sized) else 0
     what = f"{name} is {_short(given)}"
-    instead = _INSTEAD.get(name) or _INSTEAD.get(name.split(".")[-1]) or _INSTEAD.get(name.split(".")[0])
+    words = [word.partition("[")[0] for word in name.split(".")]
+    instead = next((_INSTEAD[key] for key in (".".join(words), words[-1], words[0]) if key in _INSTEAD), None)
     if kind == "none_required" or (instead and kind in ("too_long", "literal_error")):
         return f"{name} {_short(given)} is not supported; {instead or 'leave it out'}"
     if kind == "missing":
         return f"{name} is missing"
     if kind == "literal_error":
-        return f"{what}; give {context['expected']}" + (", images and sound cannot be read" * name.endswith("].type"))
+        return f"{what}; give {context['expected']}"
     if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
-        return f"{what}; give {words} {context[bound]}"
+        bound, comparison = _BOUNDS[kind]
+        return f"{what}; give {comparison} {context[bound]}"
     length = context.get("actual_length") or size
     sizes: dict[str, Callable[[], str]] = {
         "too_long": lambda: f"{name} has {length} items; give at most {context['max_length']}",
@@ -153,6 +158,9 @@ def _unknown(keys: Sequence[Key], model: type[Body], body: object) -> str:
     if (field := next(inside, None)) is not None:
         return f"unknown field {_short(name)}; it belongs into {path([*above, field])!r}"
     instead = None if above else _INSTEAD.get(short)
+    if short in _INPUTS and not above:
+        field = next(field for field in _INPUTS if field in known)
+        instead = f"here the text goes into {field!r}"
     return f"unknown field {_short(name)}; {instead or did_you_mean(short, known, otherwise='leave it out')}"
 
 
