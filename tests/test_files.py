@@ -107,6 +107,20 @@ def test_directory_appears_whole_with_its_parents(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["b"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_no_target_for_a_directory(there: bool, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "target")
+    if there:
+        (tmp_path / "target").mkdir()
+    for replace in (True, False):
+        with pytest.raises(OSError, match="a link, which is not followed on writing"), atomic_directory(
+            link, replace=replace
+        ):
+            pass
+    assert sorted(os.listdir(tmp_path)) == (["link", "target"] if there else ["link"])
+
+
 def test_directory_syncs_every_file_before_the_rename(tmp_path: Path, synced: list[str]) -> None:
     with atomic_directory(tmp_path / "out") as temporary:
         (temporary / "sub").mkdir()

@@ -73,6 +73,11 @@ def test_nesting_without_end(opening: str, closing: str, depth: int) -> None:
     assert "x.json is nested too deeply" in refusal(lambda: parse_small_json(text, "x.json", DataError), DataError)
 
 
+def test_a_number_of_thousands_of_digits() -> None:
+    message = refusal(lambda: parse_small_json('{"a": ' + "9" * 5000 + "}", "x.json", DataError), DataError)
+    assert message == "x.json is not valid JSON (a number in it has thousands of digits); download it again"
+
+
 def test_json_that_is_fine_or_broken() -> None:
     deep = "[" * 100 + "]" * 100
     assert json.dumps(parse_small_json(deep, "x", ConfigError)).replace(" ", "") == deep

@@ -164,10 +164,11 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     """Yield a temporary directory that becomes `path` when the block ends without an error.
 
     With `replace`, an existing directory is moved aside first and removed after the rename; without it, an
-    existing non-empty directory raises FileExistsError before anything is written. What killed processes left
-    beside `path` is removed first.
+    existing non-empty directory raises FileExistsError before anything is written; a link raises OSError. What killed
+    processes left beside `path` is removed first.
     """
     target = Path(path)
+    refuse_link(target)
     if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; choose another name or allow replacing it")
     target.parent.mkdir(parents=True, exist_ok=True)

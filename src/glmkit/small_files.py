@@ -72,8 +72,10 @@ def parse_small_json(
         bound_depth(value)
     except RecursionError:
         raise _too_deep(source, kind, step, code) from None
-    except ValueError as error:
-        raise kind(f"{source} is not valid JSON ({error})", step=step, code=code) from None
+    except ValueError as error:  # of its own words, only those about a place are for users
+        placed = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        reason = str(error) if placed else "a number in it has thousands of digits"
+        raise kind(f"{source} is not valid JSON ({reason})", step=step, code=code) from None
     return value
 
 

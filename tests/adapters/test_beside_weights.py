@@ -111,7 +111,8 @@ def test_a_prefix_alone_says_what_to_do(base: tuple[Path, dict[str, Tensor]], tm
         load_parts(tmp_path, device="cpu")
 
 
-def test_unified_lora_of_paddlenlp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [True, False])
+def test_unified_lora_of_paddlenlp(indexed: bool, tmp_path: Path) -> None:
     """`peft_model-0000N` shards hold what lora_model_state.pdparams does."""
     layout = next(layout for layout in all_families()["chatglm"].layouts if layout.name == "paddle")
     stem = "chatglm.transformer.layers.0.mlp.dense_4h_to_h"
@@ -119,6 +120,8 @@ def test_unified_lora_of_paddlenlp(tmp_path: Path) -> None:
     a, b = torch.randn(64, 2, generator=generator), torch.randn(2, 32, generator=generator)
     settings = {"r": 2, "lora_alpha": 6, "target_modules": [".*dense_4h_to_h"]}
     unified(tmp_path, {f"{stem}.lora_A": a, f"{stem}.lora_B": b}, "lora", settings)
+    if not indexed:  # the only file says all that the index does
+        (tmp_path / "peft_model.safetensors.index.json").unlink()
     model = tiny_model("chatglm")
     before = model.model.layers[0].mlp.down_proj.weight.clone()
     info = apply_adapter(model, tmp_path, layout=layout)

@@ -27,6 +27,15 @@ FILES = [
     ("m.7z", "an archive", "`7z x m.7z`"),
     ("m.7z.002", "without m.7z.001", "`7z x m.7z.001`"),
     ("m.part1.rar m.part2.rar", "an archive", "`unrar x m.part1.rar`"),
+    ("model.bin.aa model.bin.ab", "2 parts of model.bin", "`cat model.bin.* > model.bin`"),
+    ("model.safetensors.part1 model.safetensors.part3", "of which number 2 is missing", "model.safetensors.part*"),
+    ("model.safetensors?download=true", "copies under names", "model.safetensors`"),
+    ("MODEL.SAFETENSORS", "copies under names", "`mv MODEL.SAFETENSORS model.safetensors`"),
+    (".model.safetensors.icloud", "shortcuts and placeholders", "fetch the files"),
+    ("m.torrent", "shortcuts and placeholders", "a downloader"),
+    ("chatglm2.flm", "weights of fastllm", "original weights"),
+    ("llm.mnn", "a program exported for another runtime", "original weights"),
+    ("model.h5", "weights of TensorFlow", "PyTorch weights"),
     ("pytorch_model.bin.gz", "an archive", "`gunzip -k pytorch_model.bin.gz`"),
     ("chatglm3-q4_0.gguf", "files of llama.cpp or chatglm.cpp (chatglm3-q4_0.gguf)", "--quantize int4"),
     (
@@ -69,6 +78,16 @@ def test_named_with_the_command(names: str, what: str, step: str, tmp_path: Path
         (error,) = [finding for finding in examine(tmp_path).findings if finding.level == "error"]
         assert what in error.what
         assert step in error.next_step
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.gguf", "model.safetensors.crdownload"])
+def test_a_tokenizer_beside_them_changes_nothing(name: str, tmp_path: Path) -> None:
+    shutil.copy(shared_dir("tokenizers", "chatglm2-chatglm3") / "tokenizer.model", tmp_path)
+    (tmp_path / name).write_bytes(b"PK" * 20)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    (error,) = [finding for finding in examine(tmp_path).findings if finding.level == "error"]
+    assert error.next_step == caught.value.step
 
 
 def test_one_shard_under_the_name_of_a_copy(tmp_path: Path) -> None:
@@ -171,6 +190,14 @@ STRANGERS = [
     (beside(qweight=INTS, qzeros=INTS, g_idx=INTS), {}, "weights quantised by GPTQ", "dequantise"),
     (beside(weight_packed=INTS, weight_shape=INTS), {}, "weights of compressed-tensors", "original weights"),
     (beside(weight=torch.zeros(8, 8).to(torch.float8_e4m3fn), weight_scale=torch.ones(1)), {}, "FP8 weights", ""),
+    (beside(q_weight=INTS, q_invperm=INTS), {}, "weights quantised by EXL2", "original weights"),
+    (beside(weight=INTS, scales=torch.ones(4), biases=torch.ones(4)), {}, "weights quantised by MLX", "--quantize"),
+    (
+        beside(weight=INTS),
+        {"quantization_config": {"quant_method": "quark"}},
+        "weights quantised by quark",
+        "--quantize",
+    ),
     (elsewhere("transformer.vision.conv.weight"), {}, "GLM-4V, a model of pictures and text", "language models only"),
     (elsewhere("image_encoder.model.x.weight"), {}, "VisualGLM, a model of pictures", "language models only"),
     (elsewhere("model.layers.0.mlp.vision_mlp.x", "model.vision.x.weight"), {}, "CogVLM", "language models only"),

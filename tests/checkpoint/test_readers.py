@@ -93,7 +93,7 @@ def tricky() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("modern", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("wrapper", ["", "module", "state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["", "module", "state_dict", "model", "net"])
 def test_torch_files(modern: bool, wrapper: str, tmp_path: Path) -> None:
     state = tricky()
     content = {wrapper: OrderedDict(state), "iteration": 7} if wrapper else state

@@ -257,6 +257,7 @@ NUMBERED = [
     ("model_state.tp4096.pdparams", "4,097"),
     ("model-00001-of-9999999999.safetensors", "9,999,999,999"),
     ("pytorch_model-00001-of-04097.bin", "4,097"),
+    ("zero_pp_rank_99999999999_mp_rank_00_model_states.pt", "99,999,999,999"),
     (f"model-1-of-{'9' * 200}.safetensors", "99,999"),
 ]
 

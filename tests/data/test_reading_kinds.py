@@ -48,6 +48,28 @@ def test_every_format_in_every_encoding(name: str, encoding: str, tmp_path: Path
     assert read(path, encoding=encoding) == [text]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_text_without_a_mark_is_told_from_binary_files(encoding: str, tmp_path: Path) -> None:
+    text = "话说天下大势，分久必合。\nA second line, in ASCII.\n" * 3
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    with pytest.raises(DataError, match=f"if the file is {encoding.upper()}: --encoding {encoding}"):
+        read(path)
+    with pytest.raises(DataError, match="the file is UTF-32; read it with --encoding utf-32"):
+        read(write(tmp_path / "b.txt", text.encode("utf-32")))
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / "c.txt", random.Random(0).randbytes(4000)))
+    assert "--encoding u" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8_r"])
+def test_russian(encoding: str) -> None:
+    assert guess_encoding("Сегодня хорошая погода, и мы идём гулять.\n".encode(encoding) * 5) == encoding
+
+
+def test_quotes_of_western_text() -> None:
+    assert guess_encoding("“Quoted” — it’s naïve… ".encode("cp1252") * 5) == "cp1252"
+
+
 def test_no_guess_where_nothing_is_likely() -> None:
     assert guess_encoding(random.Random(0).randbytes(4000)) is None
     assert guess_encoding(b"\x80\x81\xfe\xff" * 100) is None
@@ -64,7 +86,7 @@ def test_wrong_bytes_of_a_named_encoding_are_one_bad_row(tmp_path: Path) -> None
 
 
 def test_an_unknown_encoding(tmp_path: Path) -> None:
-    for name in ("gbk2", "base64", "utf-8\0"):
+    for name in ("gbk2", "base64", "utf-8\0", "idna", "punycode"):
         with pytest.raises(DataError, match="which is unknown; give one such as utf-8, gb18030") as caught:
             read(write(tmp_path / "a.txt", "x"), encoding=name)
         assert caught.value.param == "encoding"
@@ -92,6 +114,7 @@ TABLES = {
     "quoted_header": ('"a,b";text\n1;one\n', {}, ["one"]),
     "spreadsheet": ("sep=;\nid;text\n1;one\n", {}, ["one"]),
     "given": ("id^text\n1^one\n", {"delimiter": "^"}, ["one"]),
+    "typed_tab": ("id\ttext\n1\tone\n", {"delimiter": "\\t"}, ["one"]),
     "one_column": ("text\none\ntwo\n", {}, ["one", "two"]),
 }  # fmt: skip
 
@@ -104,6 +127,13 @@ def test_delimiters(name: str, tmp_path: Path) -> None:
     assert documents == expected
     found = {"semicolon": ";", "bar": "|", "tab": "\t", "quoted_header": ";", "spreadsheet": ";"}.get(name)
     assert report.delimiters == ({} if found is None else {str(path): found})
+
+
+def test_another_sign_between_columns_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "id^text\n1^one\n")
+    with pytest.raises(DataError, match=r"columns: 'id\^text'; choose with --text-field; --delimiter names the sign"):
+        read(path)
+    assert read(path, delimiter="^") == ["one"]
 
 
 def test_a_delimiter_that_cannot_be(tmp_path: Path) -> None:
@@ -121,11 +151,13 @@ NESTED: dict[str, Any] = {
     "deep": {"a": {"b": {"c": ["d", "e"]}}},
     "objects": {"messages": [{"content": "f"}, {"content": "g"}]},
     "whole": {"a.b": "h", "a": {"b": "i"}},
+    "nested": {"rows": [["m"], [["n"], "o"]]},
     "lists": {"parts": [{"lines": ["j", "k"]}, {"lines": ["l"]}]},
 }
 FIELDS = {
     "plain": ("paragraphs", "a\nb"), "object": ("data.content", "c"), "deep": ("a.b.c", "d\ne"),
     "objects": ("messages.content", "f\ng"), "whole": ("a.b", "h"), "lists": ("parts.lines", "j\nk\nl"),
+    "nested": ("rows", "m\nn\no"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -323,9 +324,21 @@ def test_keys_come_from_everywhere_once(tmp_path: Path, monkeypatch: pytest.Monk
     file.write_text("# ours\n\nfile-key-1\n  given-key\n")
     monkeypatch.setenv(KEYS_VARIABLE, "env-key-01, env-key-02,")
     assert read_keys(["given-key"], file) == ("given-key", "file-key-1", "env-key-01", "env-key-02")
+    file.write_text("\ufeffmarked-key\r\n", encoding="utf-8")
+    assert read_keys([], file)[0] == "marked-key"
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="has no key"):
         read_keys([], file)
+
+
+def test_what_is_no_file_of_keys(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(3 << 30)
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path / "large", "it has 3.0 GiB"), (tmp_path / "pipe", "is a pipe"), (tmp_path, "director")):
+        with pytest.raises(ConfigError, match=what) as caught:
+            read_keys([], path)
+        assert caught.value.step
 
 
 def test_the_cache_is_what_the_settings_say() -> None:

@@ -127,6 +127,10 @@ def test_white_space_that_a_token_swallows(tmp_path: Path) -> None:
         (lambda n: {"added_tokens.json": {"<CAR>": "x"}}, "'<CAR>' has the id 'x'; it must be a whole number"),
         (lambda n: {"tokenizer_config.json": {"added_tokens_decoder": {"x": "<CAR>"}}}, "it must be a whole number"),
         (lambda n: {"tokenizer_config.json": {"added_tokens_decoder": {str(n): 5}}}, "a token is 5, not a text"),
+        (
+            lambda n: {"tokenizer_config.json": {"added_tokens_decoder": {"9" * 5000: {"content": "<CAR>"}}}},
+            "it must be a whole number",
+        ),
         (lambda n: {"special_tokens_map.json": {"additional_special_tokens": "<CAR>"}}, "is no list"),
     ],
 )
@@ -146,7 +150,22 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "plain" / "added_tokens.json").write_text("{")
     (note,) = opened(tmp_path / "plain", "chatglm3", {}).added.notes
-    assert note.startswith("added_tokens.json is not read (JSONDecodeError)")
+    assert note.startswith("added_tokens.json is not valid JSON (")
+    assert note.endswith("; tokens that it adds are unknown")
+
+
+@pytest.mark.parametrize("values", [["<CAR>"], {"car": "<CAR>"}, {"car": {"content": "<CAR>"}}])
+@pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
+def test_names_of_newer_tokenizers(key: str, values: object, tmp_path: Path) -> None:
+    size = opened(tmp_path / "plain", "chatglm3", {}).vocab_size
+    tokenizer = opened(tmp_path / "t", "chatglm3", {"tokenizer_config.json": {key: values}})
+    assert tokenizer.encode("<CAR>") == [size]
+
+
+def test_a_part_to_play_without_a_token_is_named(tmp_path: Path) -> None:
+    files = {"special_tokens_map.json": {"eos_token": "<END>", "unk_token": {"content": "<unk>"}, "pad_token": ""}}
+    (note,) = opened(tmp_path / "t", "chatglm3", files).added.notes
+    assert note == "special_tokens_map.json: eos_token is '<END>', which is no token here and stays plain text"
 
 
 def test_a_model_is_loaded_with_them(tmp_path: Path) -> None:

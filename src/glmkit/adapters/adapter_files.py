@@ -131,9 +131,19 @@ def is_prompt(name: str) -> bool:
 
 
 def unified(directory: Path) -> tuple[Path, str] | None:
-    """(index, type of the adapter) of a unified checkpoint of PaddleNLP, None where there is none."""
+    """(index, type of the adapter) of a unified checkpoint of PaddleNLP, None where there is none.
+
+    The only file stands for an index that was not copied. Raises CheckpointError for several files without one.
+    """
     path = next((directory / name for name in UNIFIED if (directory / name).is_file()), None)
-    return None if path is None else (path, str(read_json(path).get("type")))
+    if path is not None:
+        return path, str(read_json(path).get("type"))
+    alone = [path for ending in ("safetensors", "pdparams") for path in directory.glob(f"peft_model-*.{ending}")]
+    if len(alone) > 1:
+        index = f"peft_model{alone[0].suffix}.index.json"
+        raise CheckpointError(f"{directory} has {len(alone)} files peft_model-* and no {index}", step="copy it here")
+    kind = "ptuning" if (directory / "prefix_config.json").is_file() else "lora"
+    return (alone[0], kind) if alone else None
 
 
 def only_adapter(path: Path, inside: list[str], names: list[str], what: str, *, beside_weights: bool) -> list[str]:

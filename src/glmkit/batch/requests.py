@@ -91,7 +91,9 @@ class RequestMaker:
         if task == "chat":
             _ = self._prompts.template
         if task == "fill" and lm.config.mask == "causal":
-            raise RequestError(f"{lm.family} reads left to right and fills no blanks; use generate", param="task")
+            verb = "generate" if lm.parts.family is None or lm.parts.family.chat is None else "chat"
+            what = f"{lm.family} reads left to right and fills no blanks"
+            raise RequestError(what, step=f"use {verb}", param="task")
         self._shortener = None
         if src_length is not None:
             if task in ("fill", "chat"):

@@ -94,8 +94,9 @@ def partitioned_files(folder: Path) -> list[Path]:
     if any(int(found[2]) for found in (*states.values(), *optimizers.values())):
         raise CheckpointError(f"{folder} is a ZeRO-3 checkpoint of several model-parallel ranks", step=STEP)
     numbers = [{int(found[1]): path for path, found in files.items()} for files in (states, optimizers)]
-    refuse_count(max(number for files in numbers for number in files), folder)
-    count = max(number for files in numbers for number in files) + 1
+    last, path = max((number, path) for files in numbers for number, path in files.items())
+    refuse_count(last, path)
+    count = last + 1
     missing = [
         f"zero_pp_rank_{number}_mp_rank_00_{what}.pt"
         for files, what in zip(numbers, ("model_states", "optim_states"), strict=True)

@@ -389,6 +389,7 @@ def read_index(index: Path) -> tuple[dict[str, str], object]:
     for name, place in places.items():
         if not isinstance(place, str) or not is_plain_name(place):
             raise CheckpointError(
-                f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index"
+                f"{index}: {shorten(name)} is said to be in {shorten(json.dumps(place))}, no file beside the index",
+                step="download it again",
             )
     return places, values.get("metadata", {})

@@ -45,9 +45,18 @@ _FORMATS = tuple(
             "optimizer states of DeepSpeed without the model states",
             "copy the files *_model_states.pt of the same folder too",
         ),
+        (r".*\.flm", "weights of fastllm", "run them with that program, or download the original weights"),
         (r"flax_model.*\.msgpack", "weights of Flax", "load and save it with transformers (from_flax=True)"),
-        (r"tf_model\.h5|.*\.ckpt-\d+\.(?:index|data-.*)", "weights of TensorFlow", "download the PyTorch weights"),
-        (r".*\.onnx|openvino_model\.(?:xml|bin)", "an exported program (ONNX, OpenVINO)", "take the original weights"),
+        (
+            r"(?:tf_)?model.*\.h5|saved_model\.pb|.*\.ckpt-\d+\.(?:index|data-.*)",
+            "weights of TensorFlow",
+            "download the PyTorch weights",
+        ),
+        (
+            r".*\.(?:onnx|mnn|engine|plan|om|rknn|bmodel|pdmodel|pdiparams|tflite|pte)|openvino_model\.(?:xml|bin)",
+            "a program exported for another runtime (ONNX, OpenVINO, TensorRT, MNN and the like)",
+            "take the original weights",
+        ),
     )
 )
 
@@ -82,15 +91,17 @@ _ENDINGS = "bin|safetensors|pt|pth|pdparams|ckpt|json|model|txt"
 _NUMBER, _SECOND = r" ?[(（]\d+[)）]", r"(?: - (?:Copy|副本|复制)| copy(?: \d+)?)"
 _COPIES = (
     re.compile(rf"(?P<stem>.+?)(?:{_NUMBER}|{_SECOND}(?:{_NUMBER})?)(?P<ending>\.(?:{_ENDINGS}))"),
-    re.compile(rf"(?P<stem>.+)(?P<ending>\.(?:{_ENDINGS}))(?:{_NUMBER}|\.\d)"),
+    re.compile(rf"(?P<stem>.+)(?P<ending>\.(?:{_ENDINGS}))(?:{_NUMBER}|\.\d|(?:\?|@|%3F|_)download=true)"),
 )
+_CASE = re.compile(r"config\.json|.*\.(?:bin|safetensors|pt|pth|pdparams)")  # names that matter to the letter
 _WEIGHTS = re.compile(r"(?:pytorch_)?model.*|mp_rank_.*|.*-\d{5}-of-\d{5}\..*|config\.json|ice_text\.model|adapter_.*")
 _UNFINISHED = re.compile(
     r"(?P<name>.*)\.(?:crdownload|opdownload|part|partial|aria2|incomplete|download|downloading|tmp|td|xltd|!qB|!ut)"
 )
+_PLACEHOLDERS = re.compile(r"\.?(?P<name>.+)\.(?:icloud|url|lnk|webloc|torrent|magnet)")
 _BLOCK_FILES = re.compile(r".*\.gguf|.*ggml.*\.bin|.*\.ggml", re.IGNORECASE)
-_TAR_PARTS = re.compile(
-    r"(?P<whole>.+\.(?:tar(?:\.\w{2,3})?|tgz|t[bx]z))(?P<gap>[._-]?(?:part[._-]?)?)(?!(?:gz|xz|bz|zst|lz|md5|sha|asc|sig|txt)$)(?:\d{1,4}|[a-z]{2,3})"
+_PARTS = re.compile(
+    r"(?P<whole>.+\.(?:(?P<archive>tar(?:\.\w{2,3})?|tgz|t[bx]z)|bin|safetensors|pt|pth|pdparams|ckpt))(?P<gap>[._-]?(?:part[._-]?)?)(?!(?:gz|xz|bz|zst|lz|md5|sha|asc|sig|txt)$)(?:\d{1,4}|[a-z]{2,3})"
 )
 # Archives: names, the program, and the file that it is given: this one, the first of its row, or one with this ending.
 _ARCHIVES = tuple(
@@ -128,7 +139,9 @@ def unread_files(directory: Path, *, wanted: Collection[str] | None = None) -> U
     names = _files(directory)
     kinds: tuple[Callable[[Path, Sequence[str], Collection[str] | None], Unread | None], ...]
     kinds = (
-        (_copies, _unfinished) if wanted is not None else (_copies, _block_files, _tar_parts, _archives, _unfinished)
+        (_parts, _copies, _unfinished, _placeholders)
+        if wanted is not None
+        else (_parts, _copies, _block_files, _archives, _unfinished, _placeholders)
     )
     return next((found for kind in kinds if (found := kind(directory, names, wanted)) is not None), None)
 
@@ -161,8 +174,9 @@ def _copies(directory: Path, names: Sequence[str], wanted: Collection[str] | Non
     found: dict[str, str] = {}
     for name in names:
         match = next((match for pattern in _COPIES if (match := pattern.fullmatch(name))), None)
-        meant = "" if match is None else match["stem"] + match["ending"]
-        if meant and meant not in names and (meant in wanted if wanted is not None else _is_weights(meant)):
+        small = name.lower()
+        meant = match["stem"] + match["ending"] if match else small if _CASE.fullmatch(small) else name
+        if meant != name and meant not in names and (meant in wanted if wanted is not None else _is_weights(meant)):
             found.setdefault(meant, name)
     if not found:
         return None
@@ -186,6 +200,18 @@ def _unfinished(directory: Path, names: Sequence[str], wanted: Collection[str] |
     return Unread(f"downloads that did not finish: {names_text(found, 4)}", step)
 
 
+def _placeholders(directory: Path, names: Sequence[str], wanted: Collection[str] | None) -> Unread | None:
+    found = [
+        name
+        for name in names
+        if (match := _PLACEHOLDERS.fullmatch(name)) and (wanted is None or match["name"] in wanted)
+    ]
+    if not found:
+        return None
+    what = f"shortcuts and placeholders, not the files ({names_text(found, 3)})"
+    return Unread(what, f"let the system or a downloader fetch the files that they stand for into {directory}")
+
+
 def _block_files(directory: Path, names: Sequence[str], wanted: Collection[str] | None) -> Unread | None:
     found = [name for name in names if _BLOCK_FILES.fullmatch(name)]
     if not found:
@@ -195,18 +221,28 @@ def _block_files(directory: Path, names: Sequence[str], wanted: Collection[str] 
     return Unread(what, step)
 
 
-def _tar_parts(directory: Path, names: Sequence[str], wanted: Collection[str] | None) -> Unread | None:
-    parts = [(name, match) for name in names if (match := _TAR_PARTS.fullmatch(name))]
+def _parts(directory: Path, names: Sequence[str], wanted: Collection[str] | None) -> Unread | None:
+    """Pieces of one archive or of one file of weights, as `split` makes them."""
+    parts = [(name, match) for name in names if (match := _PARTS.fullmatch(name))]
+    parts = [
+        (name, match)
+        for name, match in parts
+        if (match["archive"] and wanted is None)
+        or (match["whole"] not in names and (wanted is None or match["whole"] in wanted))
+    ]
     if not parts:
         return None
-    whole, gap = parts[0][1]["whole"], parts[0][1]["gap"]
+    whole, gap, archive = (parts[0][1][key] for key in ("whole", "gap", "archive"))
     own = [name for name, match in parts if match["whole"] == whole]
-    command = f"cat {shlex.quote(whole + gap)}* > {shlex.quote(whole)} && tar -xf {shlex.quote(whole)}"
-    if whole in names:
-        command = f"tar -xf {shlex.quote(whole)}"
+    if not archive and len(own) == 1:  # `x.bin.1` alone is a second download of x.bin
+        return None
+    command = f"cat {shlex.quote(whole + gap)}* > {shlex.quote(whole)}"
+    if archive:
+        unpack = f"tar -xf {shlex.quote(whole)}"
+        command = unpack if whole in names else f"{command} && {unpack}"
     lost = _gap([name[len(whole + gap) :] for name in own])
     missing = f", of which number {lost} is missing" if lost else ""
-    what = f"{len(own)} parts of an archive ({names_text(own, 2)}){missing}"
+    what = f"{len(own)} parts of {'an archive' if archive else whole} ({names_text(own, 2)}){missing}"
     then = f"in {directory} run `{command}`"
     return Unread(what, f"download that one, then {then}" if lost else then)
 

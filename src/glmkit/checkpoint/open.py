@@ -188,7 +188,8 @@ def _bookkeeping(files: Sequence[Sequence[TensorFile]], directory: Path) -> list
     world = extras.get("mp_world_size")
     if type(world) is int and world > 1 and world != len(files):
         raise CheckpointError(
-            f"{directory} was written by {world} model-parallel ranks, but has {len(files)} rank files"
+            f"{directory} was written by {world} model-parallel ranks, but files of {len(files)} are here",
+            step="copy the rank files of all of them, mp_rank_*_model_states.pt of one checkpoint",
         )
     shown = [
         f"{key}={value}" if type(value) in (int, float, str) and len(str(value)) < 20 else key

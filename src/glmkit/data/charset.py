@@ -3,6 +3,7 @@
 import codecs
 import io
 import re
+import string
 from pathlib import Path
 
 from glmkit.errors import DataError
@@ -20,6 +21,10 @@ _SCRIPTS = (
     ("big5", "big5", ((0xA1, 0xA3), (0xA4, 0xC6)), ""),
 )
 _WESTERN = "cp1252"
+_QUOTES = "‘’“”–—…€«»¿¡°§©®™•·"
+_CYRILLIC = (("cp1251", 0xE0, 0xFF), ("koi8_r", 0xC0, 0xDF))  # where the small letters are
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_USUAL_WIDE = frozenset(" \t\r\n" + string.punctuation + _QUOTES + "　、。《》「」『』【】！（），：；？")
 
 
 def check_encoding(name: str) -> str:
@@ -27,6 +32,7 @@ def check_encoding(name: str) -> str:
     try:
         found = codecs.lookup(name)
         "".encode(name)
+        codecs.getincrementaldecoder(name)("surrogateescape").decode(b"a")  # codecs of host names refuse that
     except (LookupError, ValueError):
         raise DataError(
             f"encoding is {name!r}, which is unknown; give one such as utf-8, gb18030, big5, shift_jis, latin-1 or "
@@ -49,16 +55,29 @@ def guess_encoding(data: bytes) -> str | None:
             best, name = share, encoding
     if name is not None:
         return name
+    high = [byte for byte in data if byte >= 0x80]
+    for encoding, first, last in _CYRILLIC if 2 * len(high) > len(data) else ():
+        if sum(first <= byte <= last for byte in high) > _LIKELY * len(high):
+            return encoding
     western = _decoded(data, _WESTERN) or ""
     beyond = [character for character in western if not character.isascii()]
-    words = sum(character.isalpha() for character in beyond)
+    words = sum(character.isalpha() or character in _QUOTES for character in beyond)
     return _WESTERN if words >= _LIKELY * len(beyond) and 2 * len(beyond) < len(western) else None
 
 
 def encoding_hint(data: bytes) -> str:
-    """Advice on bytes that are not UTF-8, as the end of a sentence; "" where nothing is likely."""
+    """Advice on bytes that are not UTF-8, as the end of a sentence."""
     name = guess_encoding(data)
-    return "" if name is None else f"; if the file is {name.upper()}: --encoding {name}"
+    return f"; if the file is {name.upper()}: --encoding {name}" if name else "; --encoding names another encoding"
+
+
+def wide_hint(data: bytes) -> str:
+    """Advice on bytes with zeros among them, as the end of a sentence; "" unless it is text of 16 or 32 bits."""
+    for name in _WIDE:
+        text = _decoded(data[: _SAMPLE - _SAMPLE % 4], name) or ""
+        if text and sum(character in _USUAL_WIDE or character.isalnum() for character in text) > 0.95 * len(text):
+            return f"; if the file is {name.upper()}: --encoding {name}"
+    return ""
 
 
 class Transcoded(io.RawIOBase):

@@ -34,6 +34,8 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", check_encoding(self.encoding))
+        if self.delimiter in ("\\t", "tab"):  # what shells make it hard to type
+            object.__setattr__(self, "delimiter", "\t")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
             raise DataError(f"delimiter is {self.delimiter!r}; give one character, such as ';'", param="delimiter")
         for name, choices in (("format", Format), ("split_text", TextSplit), ("on_bad_row", BadRowPolicy)):
@@ -135,13 +137,23 @@ def text_of_row(row: object, name: str, where: str, report: ReadReport) -> Row:
         path, _, last = str(error.args[0]).rpartition(".")
         of = f" in {path!r}" if path else ""
         return BadRow(where, "missing_field", f"no field {last!r}{of}; {candidates(row)}")
-    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+    texts = list(_flat(value)) if isinstance(value, list | tuple) else []
+    if texts and all(isinstance(item, str) for item in texts):
         report.joined += 1
-        value = "\n".join(value)
+        value = "\n".join(map(str, texts))
     if not isinstance(value, str):
         hint = "" if value is None else f"; {candidates(row)}"
         return BadRow(where, "wrong_type", f"field {name!r} is {describe(value)}, not text{hint}")
     return check_text(value, where, name)
+
+
+def _flat(value: object) -> Iterator[object]:
+    """The items of lists in lists, in order. Rows are not nested deeply, see `json_files`."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 def _field(value: object, path: list[str], done: str = "") -> object:

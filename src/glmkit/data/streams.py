@@ -1,5 +1,6 @@
 """Opening input files: plain, packed and in archives as one kind of byte stream in UTF-8, lines of bounded length."""
 
+import codecs
 import gzip
 import io
 import tarfile
@@ -21,6 +22,7 @@ _BLOCK = 1 << 18
 _ZSTD_INPUT = 256  # bytes at a time: four can stand for 128 KiB, so that 8 MiB may come out
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins as that of UTF-16
 
 
 def bare_suffix(path: Path) -> str:
@@ -83,7 +85,9 @@ def read_lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, byt
 
 
 def without_mark(data: bytes, path: Path) -> bytes:
-    """The first bytes of a file without UTF-8's byte-order mark. Raises DataError for UTF-16."""
+    """The first bytes of a file without UTF-8's byte-order mark. Raises DataError for UTF-16 and UTF-32."""
+    if data.startswith(_UTF32_MARKS):
+        raise DataError(f"{path}: the file is UTF-32; read it with --encoding utf-32", param="encoding")
     if data.startswith(_UTF16_MARKS):
         raise DataError(f"{path}: the file is UTF-16; read it with --encoding utf-16", param="encoding")
     return data.removeprefix(_BOM)

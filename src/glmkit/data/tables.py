@@ -83,7 +83,8 @@ def csv_rows(
         raise DataError(f"{where}: {header}")
     if any("\0" in name or not name.isprintable() for name in header):
         raise DataError(f"{where}: the header is not text; is this a table?")
-    column = _column(header, path, options.text_field)
+    single = not tabs and len(header) == 1
+    column = _column(header, path, options.text_field, "; --delimiter names the sign between columns" if single else "")
     for where, fields in rows:
         if isinstance(fields, str):
             yield BadRow(where, "broken_csv", fields)
@@ -98,11 +99,11 @@ def csv_rows(
             yield text
 
 
-def _column(names: list[str], path: Path, field: str) -> int:
+def _column(names: list[str], path: Path, field: str, hint: str = "") -> int:
     if names.count(field) != 1:
         what = "no column" if field not in names else "more than one column"
         shown = ", ".join(repr(name) for name in names[:12])
-        raise DataError(f"{path}: {what} {field!r}; columns: {shown}; choose with --text-field")
+        raise DataError(f"{path}: {what} {field!r}; columns: {shown}; choose with --text-field{hint}")
     return names.index(field)
 
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from .charset import encoding_hint
+from .charset import encoding_hint, wide_hint
 from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import read_lines
 
@@ -42,7 +42,8 @@ def _document(lines: list[bytes], path: Path, first_line: int, options: ReadOpti
     data = b"".join(lines)
     nul = data.find(b"\0")
     if nul >= 0:
-        return _bad(data, nul, path, first_line, "nul_byte", "NUL byte (is this a binary file?)")
+        hint = wide_hint(data if first_line == 1 else data[nul + 1 :])
+        return _bad(data, nul, path, first_line, "nul_byte", "NUL byte (is this a binary file?)", hint)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glmkit.checkpoint.configure import ConfigLike, read_given
-from glmkit.checkpoint.detect import detect
+from glmkit.checkpoint.detect import detect, models_below
 from glmkit.checkpoint.files.mapping import TensorFile
-from glmkit.checkpoint.foreign import foreign_format
+from glmkit.checkpoint.foreign import foreign_format, unread_files
 from glmkit.checkpoint.open import Checkpoint, Identified, check, identify, match, open_files
 from glmkit.checkpoint.run_directory import is_checkpoint, is_run, model_directory
 from glmkit.config import GLMConfig
@@ -155,7 +155,9 @@ def _look_at_model(report: Report, listing: Listing, orders: _Orders) -> None:
             incomplete = bool(unread) or has_errors([*found, *headers.findings])
             _model(report, listing, place, headers, orders, incomplete=incomplete)
         elif not has_errors(report.findings):
-            tokenizers = titles_of_tokenizer(listing)
+            where = listing.directory
+            others = listing.named("config.json") or models_below(where) or unread_files(where) is not None
+            tokenizers = [] if others else titles_of_tokenizer(listing)
             report.findings.append(vocabulary_alone(listing, tokenizers) if tokenizers else nothing_here(listing))
         if orders.deep:
             report.findings += check_numbers(headers, orders.progress)

@@ -28,6 +28,9 @@ _PACKED = tuple(
         (r".*\.(?:codebooks|codes)", "weights quantised by AQLM"),
         (r".*\.W_q", "weights quantised by HQQ"),
         (r".*\.weight\._(?:data|scale)|.*\.weight_scales", "weights quantised by quanto or EETQ"),
+        (r".*\.q_(?:weight|invperm|scale_max|group_map)", "weights quantised by EXL2"),
+        (r".*\.trellis", "weights quantised by EXL3"),
+        (r".*\.biases", "weights quantised by MLX"),
     )
 )
 _EYES = tuple(
@@ -41,6 +44,7 @@ _EYES = tuple(
     )
 )
 _TEXT_ALONE = "glmkit runs language models only; use the program that was published with it"
+_WHOLE = ("uint8", "int8", "int16", "int32")  # types that a float model has no tensors of
 _METHODS = {  # `quant_method` of transformers' quantization_config
     "bitsandbytes": "bitsandbytes", "awq": "AWQ", "gptq": "GPTQ", "compressed-tensors": "compressed-tensors",
     "fp8": "FP8", "fbgemm_fp8": "FP8 (fbgemm)", "modelopt": "modelopt",
@@ -63,9 +67,11 @@ def stranger(names: Collection[str], dtypes: Collection[str], config: Mapping[st
     packed = next((what for pattern, what in _PACKED if any(pattern.fullmatch(name) for name in names)), None)
     if packed is None and any(dtype.startswith("float8") for dtype in dtypes):
         packed = "FP8 weights"
+    method = _method(config)
+    if packed is None and method and any(dtype in _WHOLE for dtype in dtypes):
+        packed, method = f"weights quantised by {method}", ""
     if packed is None:
         return None
-    method = _method(config)
     if method and method not in packed:
         packed = f"{packed} ({method}, as its quantization_config says)"
     return Stranger(f"{packed}, which are not read", _UNPACK)

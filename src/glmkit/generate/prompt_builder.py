@@ -139,7 +139,10 @@ class Prompts:
         Raises RequestError for a model that fills none, and what `BlankText` raises.
         """
         if self._parts.config.mask == "causal":
-            raise RequestError(f"{self._parts.config.family} reads left to right and fills no blanks; use generate")
+            verb = "generate" if self._parts.family is None or self._parts.family.chat is None else "chat"
+            raise RequestError(
+                f"{self._parts.config.family} reads left to right and fills no blanks", step=f"use {verb}"
+            )
         read = BlankText(text, self.tokenizer, self.special, called=name)
         special, order = self.special, self._parts.config.blank_order
         # With spans of their own part A is always closed, else where no blank ends it, or never.

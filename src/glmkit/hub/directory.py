@@ -62,7 +62,8 @@ def find_directory(
         return cached
     if hub is None and is_slip(name):
         what, step = absence(text)
-        raise HubError(what, step=f"{step} With --hub (hub=) it is looked for on {site.TITLE}", param=param)
+        end = "" if step.endswith("?") else "."
+        raise HubError(what, step=f"{step}{end} With --hub (hub=) it is looked for on {site.TITLE}", param=param)
     if _offline():
         missing = "is not in the cache" if cached is None else f"is not complete in the cache ({cached})"
         raise HubError(

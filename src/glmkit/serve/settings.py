@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TypeVar
 
 from glmkit.errors import ConfigError
+from glmkit.small_files import read_small
 
 KEYS_VARIABLE = "GLM_API_KEYS"
+_MOST_KEY_BYTES = 1 << 20  # of a file of keys
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOOPBACK = ("localhost", "ip6-localhost", "::1")
 _LARGE = 2**40
@@ -131,11 +132,12 @@ def read_keys(given: Iterable[str], file: str | os.PathLike[str] | None) -> tupl
     """
     keys = list(given)
     if file is not None:
+        step = "give a text file with one key on each line"
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_small(file, ConfigError, limit=_MOST_KEY_BYTES, step=step).decode("utf-8-sig").splitlines()
+        except (FileNotFoundError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise ConfigError(f"cannot read the keys of {file}: {reason}") from None
+            raise ConfigError(f"cannot read the keys of {file}: {reason}", step=step) from None
         found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         if not found:
             raise ConfigError(f"{file} has no key; write one on each line, or leave out --api_key_file")

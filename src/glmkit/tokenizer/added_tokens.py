@@ -3,19 +3,21 @@
 Sources: `huggingface/transformers:src/transformers/tokenization_utils.py` (which files, and ids where none are stated).
 """
 
-import json
-import os
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from glmkit.errors import TokenizerError
+from glmkit.errors import TokenizerError, shorten
+from glmkit.small_files import parse_small_json, read_small
 
 from .text_model import IdStream
 
 ADDED, SETTINGS, MAP, FAST = "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 _LIMITS = {ADDED: 4 << 20, SETTINGS: 4 << 20, MAP: 1 << 20, FAST: 64 << 20}  # bytes
+_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+_MOST_DIGITS = 18  # of an id
 _AGAIN = "correct the file, or take all tokenizer files from one model"
 
 
@@ -68,7 +70,8 @@ def read_added_tokens(
     notes: list[str] = []
     found: dict[str, _Declared] = {}
     taken: dict[int, str] = {}
-    for entry in _declared(directory, notes):
+    tables = {name: _read(directory / name, notes) for name in _LIMITS}
+    for entry in _declared(directory, tables):
         if entry.text in published or not entry.text:
             if entry.id is not None:
                 taken.setdefault(entry.id, entry.text)
@@ -80,6 +83,9 @@ def read_added_tokens(
         before.left, before.right = before.left or entry.left, before.right or entry.right
         before.single_word = before.single_word or entry.single_word
     new = [entry for entry in found.values() if not _is_known(directory, entry, vocabulary)]
+    for file, key, text in _roles(tables):
+        if text not in found and text not in published and vocabulary.token_to_id(text) is None:
+            notes.append(f"{file}: {key} is {text!r}, which is no token here and stays plain text")
     for entry in new:
         if entry.id is not None and taken.setdefault(entry.id, entry.text) != entry.text:
             raise _clash(directory, entry, f"{taken[entry.id]!r} has that id, too")
@@ -134,25 +140,26 @@ def _check(directory: Path, new: Sequence[_Declared], taken: Mapping[int, str], 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _declared(directory: Path, notes: list[str]) -> Iterator[_Declared]:
+def _declared(directory: Path, tables: Mapping[str, Mapping[str, object]]) -> Iterator[_Declared]:
     """Every declaration in the files, those with ids first. Raises TokenizerError for a table of another form."""
-    tables = {name: _read(directory / name, notes) for name in _LIMITS}
     for text, index in tables[ADDED].items():
         yield _Declared(ADDED, text, _whole(directory / ADDED, index, text))
     by_id = tables[SETTINGS].get("added_tokens_decoder") or {}
     if not isinstance(by_id, Mapping):
         raise TokenizerError(f"{directory / SETTINGS}: added_tokens_decoder is no table of tokens by id", step=_AGAIN)
     for key, value in by_id.items():
-        index = int(key) if key.isascii() and key.isdigit() else key
-        yield _entry(directory, SETTINGS, value, _whole(directory / SETTINGS, index, key))
+        index = int(key) if key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS else shorten(key)
+        yield _entry(directory, SETTINGS, value, _whole(directory / SETTINGS, index, "a token"))
     fast = tables[FAST].get("added_tokens")
     for value in fast if isinstance(fast, list) else ():
         index = value.get("id") if isinstance(value, Mapping) else None
         yield _entry(directory, FAST, value, _whole(directory / FAST, index, "a token"))
-    for name in (SETTINGS, MAP):
-        listed = tables[name].get("additional_special_tokens") or ()
+    for name, key in itertools.product((SETTINGS, MAP), _LISTS):
+        listed = tables[name].get(key) or ()
+        if isinstance(listed, Mapping) and key != _LISTS[0]:  # newer tokenizers give each a name
+            listed = list(listed.values())
         if not isinstance(listed, list | tuple):
-            raise TokenizerError(f"{directory / name}: additional_special_tokens is no list", step=_AGAIN)
+            raise TokenizerError(f"{directory / name}: {key} is no list", step=_AGAIN)
         for value in listed:
             yield _entry(directory, name, value, None)
 
@@ -175,21 +182,26 @@ def _whole(path: Path, index: object, text: str) -> int:
 
 def _read(path: Path, notes: list[str]) -> Mapping[str, object]:
     """The object in a JSON file, {} without one; one that cannot be read is noted."""
-    reason = ""
     try:
-        if not path.is_file():
-            return {}
-        if os.stat(path).st_size > _LIMITS[path.name]:
-            reason = f"it has more than {_LIMITS[path.name]} bytes"
-        else:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-            if isinstance(values, dict):
-                return values
-            reason = "it is no object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = type(error).__name__
-    notes.append(f"{path.name} is not read ({reason}); tokens that it adds are unknown")
+        values = parse_small_json(read_small(path, TokenizerError, limit=_LIMITS[path.name]), path.name, TokenizerError)
+    except FileNotFoundError:
+        return {}
+    except TokenizerError as error:
+        notes.append(f"{error.what}; tokens that it adds are unknown")
+        return {}
+    if isinstance(values, dict):
+        return values
+    notes.append(f"{path.name} is no object; tokens that it adds are unknown")
     return {}
+
+
+def _roles(tables: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, str, str]]:
+    """(file, key, text) of every token that has a part to play, such as `eos_token`."""
+    for name in (SETTINGS, MAP):
+        for key, value in tables[name].items():
+            text = value.get("content") if isinstance(value, Mapping) else value
+            if key.endswith("_token") and isinstance(text, str) and text:
+                yield name, key, text
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

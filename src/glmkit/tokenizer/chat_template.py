@@ -72,7 +72,7 @@ def to_messages(history: History) -> list[Message]:
 
     A pair whose query is None is a greeting of the assistant. Raises RequestError for anything else.
     """
-    if isinstance(history, str | bytes | Mapping):
+    if isinstance(history, str | bytes | Mapping) or not isinstance(history, Iterable):
         raise RequestError(f"a history is a list of turns, not one {type(history).__name__}")
     messages: list[Message] = []
     for item in history:
@@ -85,9 +85,9 @@ def to_messages(history: History) -> list[Message]:
     return messages
 
 
-def _of_pair(item: Sequence[str] | Sequence[str | None]) -> list[Message]:
+def _of_pair(item: object) -> list[Message]:
     """The messages of a (query, response) pair. Raises RequestError."""
-    if not isinstance(item, str) and len(item) == 2:
+    if isinstance(item, list | tuple) and len(item) == 2:
         query, response = item
         if isinstance(response, str) and isinstance(query, str | None):
             asked = [] if query is None else [Message("user", query)]

@@ -134,8 +134,8 @@ def convert(
         write_seconds = time.perf_counter() - started
         notes = [*checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
         if checkpoint.adapter:
-            names = names_text(checkpoint.adapter, 4)
-            notes.append(f"left out, {adapter_words(checkpoint.adapter)}: {names}; what was written is the base alone")
+            names, words = names_text(checkpoint.adapter, 2), adapter_words(checkpoint.adapter)
+            notes.insert(0, f"what was written is the base alone; left out, {words}: {names}")
         if requantize and changed is None:
             notes.append("nothing had to be requantised")
         verify_seconds = None

@@ -19,15 +19,16 @@ def split_state(
     """(tensors by name, everything else as plain values) of what a file holds.
 
     entry: where a value's numbers are, None for what is no tensor. The tensors are those of a flat dict, or those
-    inside "module" (or another of `STATE_KEYS`) with everything beside it as bookkeeping; bookkeeping among the tensors
-    inside a wrapper keeps the wrapper's name as a prefix. Raises CheckpointError when there are none, when a name is no
-    text, or when an object of unknown class stands among the tensors.
+    inside "module" (or another of `STATE_KEYS`, or the only dict of named tensors) with everything beside it as
+    bookkeeping; bookkeeping among the tensors inside a wrapper keeps the wrapper's name as a prefix. Raises
+    CheckpointError when there are none, when a name is no text, or when an object of unknown class stands among the
+    tensors.
     """
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds {kind_of(content)}, no dict of tensors", step="save the state dict of the model"
         )
-    for key in STATE_KEYS:
+    for key in (*STATE_KEYS, *_other_keys(content, entry)):
         inner = content.get(key)
         if isinstance(inner, dict) and any(entry(value) is not None for value in inner.values()):
             outer = {_text(path, name): value for name, value in content.items() if name != key}
@@ -40,6 +41,20 @@ def split_state(
             f"{path} holds no tensors" + (f", only {names}" if names else "") + "; is it the file of the weights?"
         )
     return tensors, plain_entries(rest)
+
+
+def _other_keys(content: dict[Any, object], entry: Callable[[object], Entry | None]) -> list[str]:
+    """The only key under which named tensors lie, where none lie outside: trainers have words of their own."""
+    if any(entry(value) is not None for value in content.values()):
+        return []
+    holders = [
+        key
+        for key, value in content.items()
+        if isinstance(key, str)
+        and isinstance(value, dict)
+        and any(isinstance(name, str) and "." in name and entry(inner) is not None for name, inner in value.items())
+    ]
+    return holders if len(holders) == 1 else []
 
 
 def _split(

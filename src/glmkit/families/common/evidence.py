@@ -23,6 +23,7 @@ TEXT_FILES = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 _LIMIT = 1 << 20  # bytes of a file that is looked into
+_MOST_DIGITS = 18  # of an id
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Evidence:
                 found[index] = name
         declared = self._table("tokenizer_config.json").get("added_tokens_decoder")
         for index, entry in declared.items() if isinstance(declared, dict) else ():
-            if index.isascii() and index.isdigit() and isinstance(entry, dict):
+            if index.isascii() and index.isdigit() and len(index) <= _MOST_DIGITS and isinstance(entry, dict):
                 found[int(index)] = str(entry.get("content"))
         return found
 
