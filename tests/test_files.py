@@ -114,8 +114,9 @@ def test_a_link_is_no_target_for_a_directory(there: bool, tmp_path: Path) -> Non
     if there:
         (tmp_path / "target").mkdir()
     for replace in (True, False):
-        with pytest.raises(OSError, match="a link, which is not followed on writing"), atomic_directory(
-            link, replace=replace
+        with (
+            pytest.raises(OSError, match="a link, which is not followed on writing"),
+            atomic_directory(link, replace=replace),
         ):
             pass
     assert sorted(os.listdir(tmp_path)) == (["link", "target"] if there else ["link"])

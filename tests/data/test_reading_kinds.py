@@ -151,7 +151,7 @@ NESTED: dict[str, Any] = {
     "deep": {"a": {"b": {"c": ["d", "e"]}}},
     "objects": {"messages": [{"content": "f"}, {"content": "g"}]},
     "whole": {"a.b": "h", "a": {"b": "i"}},
-    "nested": {"rows": [["m"], [["n"], "o"]]},
+    "nested": {"rows": [["m"], ["n", "o"]]},
     "lists": {"parts": [{"lines": ["j", "k"]}, {"lines": ["l"]}]},
 }
 FIELDS = {

@@ -335,7 +335,11 @@ def test_what_is_no_file_of_keys(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as large:
         large.truncate(3 << 30)
     os.mkfifo(tmp_path / "pipe")
-    for path, what in ((tmp_path / "large", "it has 3.0 GiB"), (tmp_path / "pipe", "is a pipe"), (tmp_path, "director")):
+    for path, what in (
+        (tmp_path / "large", "it has 3.0 GiB"),
+        (tmp_path / "pipe", "is a pipe"),
+        (tmp_path, "director"),
+    ):
         with pytest.raises(ConfigError, match=what) as caught:
             read_keys([], path)
         assert caught.value.step
