@@ -9,6 +9,7 @@ from typing import Any, Literal
 from glmkit.data.records import Record
 from glmkit.data.rows import BadRow, check_text, describe
 from glmkit.errors import RequestError
+from glmkit.families.family import first_verb
 from glmkit.generate.conversation import ReplyJob
 from glmkit.generate.engine.job import Job
 from glmkit.generate.jobs.answers import AnswersJob, make_job
@@ -91,9 +92,8 @@ class RequestMaker:
         if task == "chat":
             _ = self._prompts.template
         if task == "fill" and lm.config.mask == "causal":
-            verb = "generate" if lm.parts.family is None or lm.parts.family.chat is None else "chat"
             what = f"{lm.family} reads left to right and fills no blanks"
-            raise RequestError(what, step=f"use {verb}", param="task")
+            raise RequestError(what, step=f"use {first_verb(lm.family, causal=True)}", param="task")
         self._shortener = None
         if src_length is not None:
             if task in ("fill", "chat"):

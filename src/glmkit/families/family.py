@@ -119,7 +119,14 @@ def first_command(family: str, arguments: str, *, causal: bool) -> str:
 
     arguments: the model and its options, as the shell takes them.
     """
+    verb = first_verb(family, causal=causal)
+    text = {"chat": "", "generate": ' "…"', "fill": ' "… [MASK] …"'}[verb]
+    return f"glm {verb} {arguments}{text}"
+
+
+def first_verb(family: str, *, causal: bool) -> str:
+    """The verb that a model of that family answers to best: chat, generate or fill."""
     known = all_families().get(family)
     if known is not None and known.chat is not None:
-        return f"glm chat {arguments}"
-    return f'glm generate {arguments} "…"' if causal else f'glm fill {arguments} "… [MASK] …"'
+        return "chat"
+    return "generate" if causal else "fill"

@@ -7,6 +7,7 @@ from numbers import Integral
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
+from glmkit.families.family import first_verb
 from glmkit.loading import Parts
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
@@ -139,10 +140,9 @@ class Prompts:
         Raises RequestError for a model that fills none, and what `BlankText` raises.
         """
         if self._parts.config.mask == "causal":
-            verb = "generate" if self._parts.family is None or self._parts.family.chat is None else "chat"
-            raise RequestError(
-                f"{self._parts.config.family} reads left to right and fills no blanks", step=f"use {verb}"
-            )
+            family = self._parts.config.family
+            step = f"use {first_verb(family, causal=True)}"
+            raise RequestError(f"{family} reads left to right and fills no blanks", step=step)
         read = BlankText(text, self.tokenizer, self.special, called=name)
         special, order = self.special, self._parts.config.blank_order
         # With spans of their own part A is always closed, else where no blank ends it, or never.
