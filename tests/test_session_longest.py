@@ -72,7 +72,7 @@ def test_fill(model: str, order: str) -> None:
     opened, _ = MODELS[model]
     text = f"{TEXT} [MASK]"
     size = opened(500).fill_job(text).prompt_tokens
-    with pytest.raises(RequestError, match=f"^text 0 has {size} tokens, the model takes {size - 1}; shorten it$"):
+    with pytest.raises(RequestError, match=f"^the text has {size} tokens, the model takes {size - 1}; shorten it$"):
         opened(size - 1).fill(text, order=order)
     lm = opened(size)
     filled = lm.fill(text, max_tokens=70, min_new_tokens=70, order=order)

@@ -205,10 +205,9 @@ class LM:
         replace(OPTIONS["max_new_tokens"], name="max_tokens").checked(max_tokens)
         params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order"))
         _one_answer(params, "fill_job")
-        jobs = [
-            self._blanks_job(text, params, order, name=f"text {number}")
-            for number, text in enumerate(_listed(texts, "fill"))
-        ]
+        listed = _listed(texts, "fill")
+        names = ["the text"] if len(listed) == 1 else [f"text {number}" for number in range(len(listed))]
+        jobs = [self._blanks_job(text, params, order, name=name) for text, name in zip(listed, names, strict=True)]
         self.engine.run_all(jobs)
         return [job.filled() for job in jobs]
 

@@ -234,3 +234,9 @@ def test_strangers_are_named(change: Change, config: dict[str, object], what: st
     assert len(str(caught.value)) < 400
     (error,) = [finding for finding in examine(tmp_path).findings if finding.level == "error"]
     assert what in error.what
+
+
+def test_half_written_answers_are_no_download(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl.partial").write_text("{}\n")
+    with pytest.raises(CheckpointError, match="holds no weights \\(it has answers.jsonl.partial\\)"):
+        open_checkpoint(tmp_path)

@@ -75,6 +75,12 @@ def test_no_guess_where_nothing_is_likely() -> None:
     assert guess_encoding(b"\x80\x81\xfe\xff" * 100) is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_mark_at_the_start_says_the_encoding(encoding: str) -> None:
+    assert guess_encoding("天 [MASK] 气".encode(encoding)) == encoding
+    assert guess_encoding(b"\xff\xfe\x00\xd8\x00\xd8") is None
+
+
 def test_wrong_bytes_of_a_named_encoding_are_one_bad_row(tmp_path: Path) -> None:
     good = SAMPLES["gb18030"].encode("gb18030")
     path = write(tmp_path / "a.txt", good + b"\n\xff\xff\n" + good)

@@ -204,7 +204,7 @@ def test_names_of_others_are_options_or_explained() -> None:
     assert not set(FOREIGN) & (set(ALIASES) | ours)
     for name in ("num_train_epochs", "warmup_steps", "block_size"):
         assert name in ALIASES
-    for name in ("logging_steps", "model_name_or_path"):
+    for name in ("logging_steps", "model_name_or_path", "pre_seq_len", "cutoff_len", "mlm_probability", "tokenizer"):
         assert name in FOREIGN
 
 

@@ -99,6 +99,7 @@ _UNFINISHED = re.compile(
     r"(?P<name>.*)\.(?:crdownload|opdownload|part|partial|aria2|incomplete|download|downloading|tmp|td|xltd|!qB|!ut)"
 )
 _PLACEHOLDERS = re.compile(r"\.?(?P<name>.+)\.(?:icloud|url|lnk|webloc|torrent|magnet)")
+_TEXTS = (".jsonl", ".csv", ".txt", ".parquet", ".md", ".log")  # no part of a model, such as answers half written
 _BLOCK_FILES = re.compile(r".*\.gguf|.*ggml.*\.bin|.*\.ggml", re.IGNORECASE)
 _PARTS = re.compile(
     r"(?P<whole>.+\.(?:(?P<archive>tar(?:\.\w{2,3})?|tgz|t[bx]z)|bin|safetensors|pt|pth|pdparams|ckpt))(?P<gap>[._-]?(?:part[._-]?)?)(?!(?:gz|xz|bz|zst|lz|md5|sha|asc|sig|txt)$)(?:\d{1,4}|[a-z]{2,3})"
@@ -188,7 +189,10 @@ def _copies(directory: Path, names: Sequence[str], wanted: Collection[str] | Non
 
 def _unfinished(directory: Path, names: Sequence[str], wanted: Collection[str] | None) -> Unread | None:
     found = [
-        name for name in names if (match := _UNFINISHED.fullmatch(name)) and (wanted is None or match["name"] in wanted)
+        name
+        for name in names
+        if (match := _UNFINISHED.fullmatch(name))
+        and (match["name"] in wanted if wanted is not None else not match["name"].lower().endswith(_TEXTS))
     ]
     if not found:
         return None

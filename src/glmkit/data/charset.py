@@ -21,6 +21,12 @@ _SCRIPTS = (
     ("big5", "big5", ((0xA1, 0xA3), (0xA4, 0xC6)), ""),
 )
 _WESTERN = "cp1252"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _QUOTES = "‘’“”–—…€«»¿¡°§©®™•·"
 _CYRILLIC = (("cp1251", 0xE0, 0xFF), ("koi8_r", 0xC0, 0xDF))  # where the small letters are
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
@@ -45,6 +51,9 @@ def check_encoding(name: str) -> str:
 def guess_encoding(data: bytes) -> str | None:
     """The encoding that makes the most usual characters of bytes that are not UTF-8; None where none is likely."""
     data = data[:_SAMPLE]
+    for mark, marked in _MARKS:
+        if data.startswith(mark) and _decoded(data, marked) is not None:
+            return marked
     best, name = _LIKELY, None
     for encoding, core, usual, sign in _SCRIPTS:
         text = _decoded(data, encoding) or ""
