@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from glmkit.cli.main import main
 from glmkit.files import atomic_directory, atomic_write, inside, is_plain_name
 from glmkit.locks import UnguardedWarning, open_lock, try_lock
 
@@ -140,6 +141,18 @@ def test_a_lock_is_held_or_not(tmp_path: Path, record: bool) -> None:
     os.close(first)
     again = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock"), str(int(record))], timeout=60)
     assert again.returncode == 1
+
+
+def test_a_missing_lock_is_one_line_of_a_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        warnings.warn("this system has no file locks", UnguardedWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("glmkit.cli.info.run", run)
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == "glm info: warning: this system has no file locks\n"
 
 
 def test_a_missing_lock_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,14 @@ def refuse_link(path: Path) -> None:
         raise OSError(errno.ELOOP, "a link, which is not followed on writing; remove it", str(path))
 
 
+def sync(file: BinaryIO, path: Path) -> None:
+    """Write an open file through to the disk. Raises OSError with the path, which the system leaves out."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def fsync_path(path: Path) -> None:
     """Write a file through to the disk, or the entries of a directory where the system can."""
     folder = path.is_dir()
@@ -90,7 +98,7 @@ def fsync_path(path: Path) -> None:
         if folder and error.errno in _NO_SYNC:
             return
         if folder or error.errno != errno.EBADF:
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
     with open(path, "r+b") as file:  # Windows writes through only what may be written
@@ -149,7 +157,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with _open_new(temporary) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file, target)
             if not os.path.samestat(os.fstat(file.fileno()), temporary.lstat()):
                 raise OSError(errno.EBUSY, "another thread or program is writing it", str(target))
         rename(temporary, target)

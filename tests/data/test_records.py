@@ -109,6 +109,13 @@ def test_an_unknown_suffix(name: str) -> None:
         record_format(Path(name))
 
 
+def test_the_hint_for_another_encoding_is_no_option(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "话说天下大势，分久必合"}'.encode("gb18030"))
+    (record,) = read_records(tmp_path / "a.jsonl")
+    assert "iconv -f gb18030 -t UTF-8" in record.problem
+    assert "--encoding" not in record.problem
+
+
 def test_real_files() -> None:
     """Every row of published files comes back with its fields unchanged."""
     count = 0

@@ -95,7 +95,7 @@ def _warnings_as_lines(verb: str) -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if category.__module__ == GLMKitError.__module__:
+            if category.__module__.partition(".")[0] == "glmkit":
                 print(printable(f"glm {verb}: warning: {message}"), file=sys.stderr, flush=True)
             else:
                 others(message, category, filename, lineno, file, line)

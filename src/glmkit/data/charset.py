@@ -80,6 +80,12 @@ def encoding_hint(data: bytes) -> str:
     return f"; if the file is {name.upper()}: --encoding {name}" if name else "; --encoding names another encoding"
 
 
+def conversion_hint(data: bytes) -> str:
+    """The same advice where only UTF-8 is read."""
+    name = guess_encoding(data)
+    return "" if name is None else f"; if the file is {name.upper()}: iconv -f {name} -t UTF-8 makes it readable"
+
+
 def wide_hint(data: bytes) -> str:
     """Advice on bytes with zeros among them, as the end of a sentence; "" unless it is text of 16 or 32 bits."""
     for name in _WIDE:

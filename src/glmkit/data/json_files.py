@@ -4,7 +4,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from glmkit.errors import DataError
@@ -52,9 +52,9 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, repo
         yield row if isinstance(row, BadRow) else text_of_row(row, options.text_field, where, report)
 
 
-def json_line(line: bytes, where: str) -> object | BadRow:
-    """The value of a line, or what is wrong with it."""
-    text = decode_utf8(line, where)
+def json_line(line: bytes, where: str, hint: Callable[[bytes], str] = encoding_hint) -> object | BadRow:
+    """The value of a line, or what is wrong with it. hint: advice on bytes that are not UTF-8."""
+    text = decode_utf8(line, where, hint)
     if isinstance(text, BadRow):
         return text
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmkit.errors import DataError
 
+from .charset import conversion_hint
 from .json_files import holds_lines, json_line, json_values
 from .rows import BadRow, describe
 from .streams import COMPRESSIONS, bare_suffix, open_stream, read_lines
@@ -89,7 +90,7 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
             continue
         place = position() if position else at
         where = f"{path}: line {number}"
-        value = json_line(data, where)
+        value = json_line(data, where, conversion_hint)
         text = data.decode(errors="backslashreplace").strip(" \t\r\n")
         if isinstance(value, BadRow):
             yield _unusable(text, where, place, value.message)

@@ -1,7 +1,7 @@
 """The common part of all readers of input: options, the report of what was read and left out, the check of one text."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
@@ -93,12 +93,12 @@ class ReadReport:
         return asdict(self)
 
 
-def decode_utf8(data: bytes, where: str) -> Row:
-    """The text, or what is wrong with its bytes."""
+def decode_utf8(data: bytes, where: str, hint: Callable[[bytes], str] = encoding_hint) -> Row:
+    """The text, or what is wrong with its bytes. hint: advice on such bytes, as the end of a sentence."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        what = f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}){encoding_hint(data)}"
+        what = f"invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}){hint(data)}"
         return BadRow(where, "invalid_utf8", what, len(data))
 
 

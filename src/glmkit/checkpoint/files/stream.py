@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glmkit.errors import CheckpointError
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, sync
 
 from .tensors import TensorInfo
 
@@ -126,7 +126,7 @@ def open_sink(path: Path) -> Iterator[Sink]:
             sink.finish(abandon=True)
             raise
         sink.finish()
-        os.fsync(file.fileno())
+        sync(file, path)
         drop_pages(file.fileno(), 0, sink.size)
 
 
