@@ -131,7 +131,7 @@ def test_written_rank_count_is_compared(tmp_path: Path) -> None:
     rank_directory(tmp_path, "glm/megatron", 2)
     for path in (tmp_path / "release").glob("*.pt"):
         torch.save({**torch.load(path), "mp_world_size": 8}, path)
-    with pytest.raises(CheckpointError, match="written by 8 model-parallel ranks, but has 2 rank files"):
+    with pytest.raises(CheckpointError, match="written by 8 model-parallel ranks, but files of 2 are here"):
         open_checkpoint(tmp_path)
 
 

@@ -175,3 +175,14 @@ def test_a_family_that_it_is_not(tmp_path: Path) -> None:
         CheckpointError, match=r"named as in ChatGLM3-6B, not as in the family 'glm'.*--family chatglm3"
     ):
         glmkit.load(copy("chatglm3-6b", tmp_path / "m3"), family="glm")
+
+
+def test_a_part_of_the_other_kind_of_file_is_left_aside(tmp_path: Path) -> None:
+    """A download of the .bin files that was broken off, beside the whole model.safetensors."""
+    folder = copy("chatglm3-6b", tmp_path / "m3")
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model-00001-of-00007.bin").write_bytes(bytes(50))
+    assert "pytorch_model-*.bin is there as well and was not read" in open_checkpoint(folder).notes
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="shard number 2, 3, 4"):
+        open_checkpoint(folder)

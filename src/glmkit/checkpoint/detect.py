@@ -245,7 +245,8 @@ def _whole_or_shards(directory: Path, names: Mapping[str, Container]) -> _Parts 
         elif shards := [
             path for path in sorted(directory.glob(f"{stem}-*-of-*.{suffix}")) if _SHARD.fullmatch(path.name)
         ]:
-            choices.append((f"{stem}-*.{suffix}", container, _complete(shards, directory), None))
+            files = shards if choices else _complete(shards, directory)  # those that are not read need not be whole
+            choices.append((f"{stem}-*.{suffix}", container, files, None))
     if not choices and left:
         raise CheckpointError(left[0], step=instead_of(directory, lost))
     if not choices:
