@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
@@ -17,6 +18,8 @@ from typing import Generic, Protocol, Self, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from glmkit.errors import ConfigError, DataError, GLMKitError
+
+_PATIENCE = 2.0  # seconds
 
 T = TypeVar("T")
 B = TypeVar("B")
@@ -142,6 +145,11 @@ class BatchStream(Generic[B]):
             self.close()
             raise
         except Exception as error:
+            # The connections of a killed worker break a moment before the system tells of its death.
+            ended = wait([worker.sentinel for worker in self._workers], timeout=_PATIENCE)
+            for worker in self._workers:
+                if worker.sentinel in ended:
+                    worker.join(_PATIENCE)
             item = self._death() or DataError(f"the loader of batches failed: {_words(error)}")
         if not isinstance(item, GLMKitError):
             return item

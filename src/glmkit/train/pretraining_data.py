@@ -214,7 +214,7 @@ def data_notes(config: TrainConfig, data: PretrainingData) -> list[str]:
             f"documents are short ({mean:.1f} tokens on average): about {length / (mean + config.data.add_cls):.0f} "
             f"share a text of {length} tokens, and {rule}"
         )
-    marked = any(data.sentence_end[np.asarray(store.tokens[:_LOOKED_AT])].any() for store in data.stores)
+    marked = any(data.sentence_end.take(store.tokens[:_LOOKED_AT], mode="clip").any() for store in data.stores)
     if "sentence" in objective.modes() and not marked:
         notes.append(
             "no sentence marks in the data: sentence batches mask whole documents or stretches "
