@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from glmkit.cli import printing
 from glmkit.cli.main import main
 from glmkit.cli.parser import OneLineParser
 from glmkit.cli.printing import print_json
@@ -99,3 +100,12 @@ def test_a_number_beyond_all_limits_is_one_line(arguments: list[str], capsys: py
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert len(err) < 400
+
+
+def test_closed_streams_are_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    printing.escape_what_does_not_fit()
+    print("nobody reads this")
+    assert print("nor this", file=sys.stderr) is None
+    sys.stderr.flush()

@@ -175,9 +175,9 @@ def _checked(args: Namespace) -> Path:
     if args.output is None:
         raise RequestError("--input needs --output FILE for the answers")
     source, target = Path(args.input), Path(args.output)
-    record_format(source)
     if not source.is_file():
         raise DataError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
+    record_format(source)
     if target.suffix.lower() in (*COMPRESSIONS, ".csv", ".tsv", ".parquet"):
         raise RequestError(f"--output is {target}, but JSON lines are written; name it .jsonl")
     if target.exists() and target.samefile(source):

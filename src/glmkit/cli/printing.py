@@ -1,6 +1,7 @@
 """Output of the verbs on streams of any encoding: what one cannot carry is escaped, never a traceback."""
 
 import json
+import os
 import sys
 from io import TextIOWrapper
 from typing import TextIO
@@ -9,7 +10,14 @@ from glmkit.errors import terminal_text
 
 
 def escape_what_does_not_fit() -> None:
-    """Make stdout and stderr write a backslash form of characters that their encoding lacks (GBK, ASCII)."""
+    """Make stdout and stderr write a backslash form of characters that their encoding lacks (GBK, ASCII).
+
+    One that was closed by whoever started the process (`2>&-`) takes everything and keeps nothing.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
