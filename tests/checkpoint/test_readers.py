@@ -403,3 +403,13 @@ def test_recorded_paddle_files(name: str) -> None:
     file = open_tensor_file(path)
     assert_same(file, {name: as_tensor(array) for name, array in content.items()})
     assert file.extras.get("StructuredToParameterName@@") == names
+
+
+@pytest.mark.parametrize("size", [128, 384, 1408])
+def test_a_safetensors_header_that_begins_as_a_pickle_does(size: int, tmp_path: Path) -> None:
+    """Its length is the file's first bytes: 0x80, then what could be the protocol."""
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(size)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + header + struct.pack("<2f", 1.5, -2.0))
+    file = open_tensor_file(path)
+    assert file.read("w").tolist() == [1.5, -2.0]

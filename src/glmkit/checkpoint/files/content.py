@@ -37,6 +37,9 @@ def content_kind(file: FileMap) -> str:
     check_pointer(file.path, head)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "torch"
+    # A header of 128 bytes begins as a pickle does.
+    if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= file.size:
+        return "safetensors"
     if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
         return "torch-legacy" if head[2:].startswith(_LEGACY_MAGIC) else "pickle"
     if head[8:9] == b"{":
