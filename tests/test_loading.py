@@ -18,7 +18,7 @@ from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.checkpoint.native import write_model
 from glmkit.config import GenerationSettings
-from glmkit.errors import CheckpointError, RequestError, TokenizerError
+from glmkit.errors import CheckpointError, RequestError, TokenizerError, UnreadWarning
 from glmkit.families.family import all_families, preset
 from glmkit.loading import load_parts
 from glmkit.model import GLM
@@ -251,3 +251,14 @@ def test_forecasts() -> None:
     assert memory.fits(1)
     with pytest.raises(RequestError, match="everything needs 1000000000.0 GB"):
         memory.require_memory(10**18, "cpu", "everything", "use less")
+
+
+@pytest.mark.parametrize("ids", [{"eos_token_id": 10**9}, {"pad_token_id": -5}, {"eos_token_id": [2, 70000]}])
+def test_ids_that_the_model_does_not_have_are_told(ids: dict[str, Any], tmp_path: Path) -> None:
+    huggingface_directory(tmp_path, "chatglm3/huggingface")
+    load_parts(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | ids))
+    with pytest.warns(UnreadWarning, match=r"ids to stop at or to pad with that the model's \d+ rows do not have: \["):
+        parts = load_parts(tmp_path)
+    assert any("rows do not have" in note for note in parts.notes)

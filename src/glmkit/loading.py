@@ -134,6 +134,11 @@ def load_parts(
         generation = read_generation(directory, settings.vocab_size, masks)
     else:
         generation = checkpoint.generation
+    ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
+    if beyond := [index for index in ids if not 0 <= index < settings.vocab_size]:
+        note = f"ids to stop at or to pad with that the model's {settings.vocab_size} rows do not have: {beyond}"
+        notes.append(note)
+        warnings.warn(f"{directory}: {note}", UnreadWarning, stacklevel=2)
     return Parts(
         directory,
         settings,
