@@ -428,7 +428,7 @@ BAD: dict[str, Any] = {
     "dora vector": (lambda t: {**t, "base_model.model.x.lora_magnitude_vector": torch.ones(2)}, {}, "not supported"),
     "kind": (lambda t: t, {"peft_type": "IA3"}, "peft_type is 'IA3'"),
     "pissa": (lambda t: t, {"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),
-    "pattern": (lambda t: t, {"rank_pattern": {"(": 2}}, "no regular expression"),
+    "pattern": (lambda t: t, {"rank_pattern": {"(": 2}}, "is not read from character 2 on"),
     "bias": (lambda t: t, {"bias": "some"}, "known are none, all and lora_only"),
     "alpha": (lambda t: t, {"lora_alpha": "x"}, "lora_alpha is 'x'"),
     "dropout": (lambda t: t, {"lora_dropout": 1.0}, "must be in \\[0, 1\\)"),
