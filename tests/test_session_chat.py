@@ -62,7 +62,7 @@ def test_recorded_chats(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (expected,) = case["input_ids"]
         assert fed.row[: len(expected)] == expected
         said = case["response"]
-        if isinstance(said, dict) and said["name"] not in before:
+        if isinstance(said, dict) and f"'name': {said['name']!r}" not in before:
             # The published code takes any first line for a tool's name; what was not offered is text here.
             assert response == f"{said['name']}\n{said['content']}"
             continue
@@ -94,8 +94,10 @@ def test_published_defaults(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (asked[0].temperature, asked[0].top_p) == (case["temperature"], case["top_p"])
 
 
-@pytest.mark.sampled(9)
-@pytest.mark.parametrize("family", reversed(FOLDERS))
+SLOWER = [pytest.param(family, marks=pytest.mark.exhaustive) for family in FOLDERS if family != "glm-4"]
+
+
+@pytest.mark.parametrize("family", ["glm-4", *SLOWER])
 def test_streamed_is_whole(family: str) -> None:
     lm = real(family)
     history: list[Any] = []

@@ -86,6 +86,8 @@ def ranks_there_were(
     shapes: of one rank. rows: of the whole word table, None when unknown: then all ranks together must have the queries
     of the model's width.
     """
+    if not layout.parallel:
+        return None
     sizes = tensor_sizes(layout, shapes, ranks)
     if not sizes.keys() >= {"hidden_size", "vocab_size"}:
         return None

@@ -184,7 +184,7 @@ def call_arguments(template: ChatTemplate, name: str, content: str) -> str:
     """
     written = content.removeprefix(" ") if template.spaced else content
     if _json_object(content) is not None:
-        return written
+        return written.strip()  # of the space that stands before the next message
     values = _read(template, name, content)
     try:
         return written if values is None else json.dumps(values, ensure_ascii=False, allow_nan=False)
