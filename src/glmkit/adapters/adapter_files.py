@@ -103,7 +103,7 @@ def model_names(directory: Path) -> list[str]:
     """Names of the tensors in the files of weights of a model directory; none where there are no such files."""
     try:
         files = [file for rank in map_files(detect(directory, beside_adapter=True)) for file in rank]
-    except GLMKitError:  # whoever opens the directory says what is wrong
+    except GLMKitError:  # opening the directory says what is wrong
         return []
     names = [name for file in files for name in file]
     for file in files:

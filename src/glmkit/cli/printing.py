@@ -12,7 +12,7 @@ from glmkit.errors import terminal_text
 def escape_what_does_not_fit() -> None:
     """Make stdout and stderr write a backslash form of characters that their encoding lacks (GBK, ASCII).
 
-    One that was closed by whoever started the process (`2>&-`) takes everything and keeps nothing.
+    One that was closed by the process that started this one (`2>&-`) takes everything and keeps nothing.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

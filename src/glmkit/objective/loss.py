@@ -21,7 +21,7 @@ _ROUND = 64
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over the targets of a batch; the mean is taken by whoever knows the whole step's number of targets.
+    """Sums over the targets of a batch. The caller takes the mean: it knows the targets of the whole step.
 
     `loss_sum` carries the gradient and includes the z-loss; `cross_entropy_sum` and `z_sum` are detached.
     """

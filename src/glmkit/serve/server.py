@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals go to this event loop; the handlers of before come back at the end."""
         loop = asyncio.get_running_loop()
-        # Elsewhere than in the main thread Python allows no handlers; whoever started the thread ends the server.
+        # Elsewhere than in the main thread Python allows no handlers; its starter ends the server.
         here = threading.current_thread() is threading.main_thread()
         before = {number: signal.getsignal(number) for number in _SIGNALS} if here else {}
         for number in before:

@@ -18,7 +18,7 @@ from glmkit.generate.engine.scheduler import Scheduler
 from glmkit.generate.engine.sequence import CachedSequence, Chunk, Plan
 from glmkit.generate.outputs import Piece
 
-FIRST = 3  # blocks that belong to nobody
+FIRST = 3  # reserved blocks
 
 
 class Numbers:
@@ -30,7 +30,7 @@ class Numbers:
         self.max_sequences, self.max_sequence_tokens = max_sequences, max_sequence_tokens
 
     def start(self) -> Sequence[Branch]:
-        raise NotImplementedError
+        raise AssertionError("it is never run")
 
     advance = start  # type: ignore[assignment]
 

@@ -167,7 +167,7 @@ class TensorFile:
     """Named tensors of one file, read lazily from a private memory map, whatever the format of the file.
 
     extras: top-level entries that are no tensors (iteration, args, ...), as plain values or `Omitted`. Entries must lie
-    inside the file: whoever makes them has checked that. Reading never runs anything that the file asks for. Names come
+    inside the file: their maker has checked that. Reading never runs anything that the file asks for. Names come
     in file order. A name that is not in the file raises KeyError in `info`, `read` and `release`.
     Raises CheckpointError for a name of more than 1,024 characters.
     """
