@@ -23,7 +23,7 @@ core:
 	@$(SETUP)
 
 dev:
-	@$(SETUP) train serve dev
+	@$(SETUP) train serve eval dev
 
 demo: core  ## pretrain a small GLM on Python's standard library, fill blanks in held-out modules
 	@$(BIN)/python -m glmkit demo $(ARGS)

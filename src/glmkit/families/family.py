@@ -12,6 +12,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError, did_you_mean
 from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.dialogue import TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .common.evidence import Evidence, Sign, signs_of_names
@@ -41,6 +42,7 @@ class Family:
     tokenizer: Callable[[Path, GLMConfig | None], Tokenizer | None] = lambda directory, config: None
     tokenizer_files: tuple[str, ...] = ()
     chat: ChatTemplate | None = None
+    tuning: TuningFormat | None = None
 
     def evidence(self, evidence: Evidence) -> tuple[Sign, ...]:
         """Signs for and against this family, the strongest first."""
