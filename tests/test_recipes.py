@@ -22,6 +22,7 @@ PARAMETERS = {
     "t5-like": 109_338_624,
 }
 WORLD = {"glm-130b": 24}
+SMALL = ("tiny", "bilingual-small")
 
 
 def plan(name, **overrides):
@@ -30,10 +31,10 @@ def plan(name, **overrides):
 
 
 def test_every_recipe_is_listed():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PARAMETERS, "tiny"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PARAMETERS, *SMALL}
 
 
-@pytest.mark.parametrize("name", [*PARAMETERS, "tiny"])
+@pytest.mark.parametrize("name", [*PARAMETERS, *SMALL])
 def test_recipes_are_found_by_name(name):
     assert find_recipe(name).samefile(RECIPES / f"{name}.yaml")
 
@@ -63,7 +64,14 @@ def test_tiny():
     )
 
 
-@pytest.mark.parametrize("name", [*PARAMETERS, "tiny"])
+def test_the_small_bilingual_model():
+    """Its published loss is that of this shape: 6 blocks of 256, 12,288 rows, no position tables."""
+    config = plan("bilingual-small", **{"model.vocab_size": 12_288})
+    assert config.parameters == 6 * (12 * 256**2 + 13 * 256) + 12_288 * 256 + 2 * 256
+    assert config.steps == 3000
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, *SMALL])
 def test_every_key_has_a_comment_or_says_it_itself(name):
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
