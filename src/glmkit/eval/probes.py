@@ -1,0 +1,144 @@
+"""Log-probabilities of a model at fixed rows: taken before and after training, they tell what training did.
+
+Legend: N counted tokens, P places with a whole distribution, V vocabulary rows, T tokens of a row, H hidden width.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from glmkit.errors import CheckpointError, DataError
+from glmkit.files import atomic_write
+from glmkit.model import GLM
+from glmkit.model.masks import Segments
+from glmkit.tokenizer.dialogue import EncodedRow
+
+PLACES = 32  # of each group, with a whole distribution: 32 x 130,528 x 4 B = 16 MiB
+_AT_ONCE = 16  # places whose logits are held together
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rows at which a model is measured, by group: rows of the task that were held out, general texts.
+
+    A counted token at the very beginning of a row has nothing before it and is not measured.
+    """
+
+    rows: Mapping[str, Sequence[EncodedRow]]
+
+    def __post_init__(self) -> None:
+        """Raise DataError when nothing is counted in any row."""
+        if not self.groups():
+            raise DataError("none of the rows to measure has a counted token", step="show them with `glm show`")
+
+    @property
+    def digest(self) -> str:
+        """A name for the content: measurements of equal digests may be compared."""
+        content = [[group, [[row.ids, row.counted] for row in rows]] for group, rows in self.rows.items()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def labels(self) -> list[tuple[str, EncodedRow, list[int]]]:
+        """Group, row, and the places of the tokens that are measured in it, for every row that has some."""
+        found = [
+            (group, row, [place for place, counted in enumerate(row.counted) if counted and place])
+            for group, rows in self.rows.items()
+            for row in rows
+        ]
+        return [entry for entry in found if entry[2]]
+
+    def groups(self) -> list[str]:
+        """The group of every measured token, in the order of the measurement."""
+        return [group for group, _, places in self.labels() for _ in places]
+
+    def whole_places(self) -> list[int]:
+        """Numbers, among the measured tokens, of those whose whole distribution is kept: spread over each group."""
+        groups = self.groups()
+        kept: list[int] = []
+        for group in dict.fromkeys(groups):
+            own = [number for number, name in enumerate(groups) if name == group]
+            wanted = min(PLACES, len(own))
+            kept += [own[number * len(own) // wanted] for number in range(wanted)]
+        return sorted(kept)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model at the probes. log_p_N: of the tokens; log_p_PV: whole distributions at `whole_places`.
+
+    Both float32 on the CPU. digest: of the probes. dtype: that the model computed in.
+    """
+
+    digest: str
+    dtype: str
+    log_p_N: Tensor
+    log_p_PV: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write a file that `read` opens."""
+        facts = {"digest": self.digest, "dtype": self.dtype}
+        with atomic_write(path) as file:
+            file.write(save({"log_p": self.log_p_N, "log_p_whole": self.log_p_PV}, facts))
+
+    @classmethod
+    def read(cls, path: Path, probes: Probes) -> "Measured | None":
+        """The measurement of these probes; None where the file is not there or is of others.
+
+        Raises CheckpointError for a damaged one.
+        """
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("digest") != probes.digest:
+                    return None
+                return cls(facts["digest"], facts["dtype"], file.get_tensor("log_p"), file.get_tensor("log_p_whole"))
+        except (SafetensorError, KeyError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error})", step="remove it, and it is made again") from None
+
+
+@torch.no_grad()
+def measure(model: GLM, probes: Probes) -> Measured:
+    """Log-probabilities of a model at the probes, row by row, in evaluation mode; the model is left as it was.
+
+    Raises DataError for logits that are no numbers.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    whole = set(probes.whole_places())
+    tokens: list[float] = []
+    distributions: list[Tensor] = []
+    try:
+        for _, row, labels in probes.labels():
+            hidden_TH = _hidden(model, row)
+            for start in range(0, len(labels), _AT_ONCE):
+                places = labels[start : start + _AT_ONCE]
+                before = torch.tensor([place - 1 for place in places], device=hidden_TH.device)
+                log_p = torch.log_softmax(model.head(hidden_TH[before]).float(), dim=-1).cpu()
+                if log_p.isnan().any():
+                    raise DataError("the model's logits are not finite at a row to measure", code="not_finite")
+                distributions += [log_p[i].clone() for i in range(len(places)) if len(tokens) + i in whole]
+                tokens += [float(log_p[i, row.ids[place]]) for i, place in enumerate(places)]
+    finally:
+        for module in training:
+            module.training = True
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Measured(probes.digest, dtype, torch.tensor(tokens), torch.stack(distributions))
+
+
+def _hidden(model: GLM, row: EncodedRow) -> Tensor:
+    """(T,H): hidden states of one row with its own positions and prefix."""
+    layout, device = row.layout, model.device
+    hidden_1TH = model.hidden(
+        torch.tensor([row.ids], device=device),
+        position_ids=torch.tensor([[[*layout.positions], [*layout.blocks]]], device=device),
+        segments=Segments(((0, 0, layout.prefix, len(row.ids)),)),
+    )
+    return hidden_1TH[0]
