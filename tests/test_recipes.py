@@ -6,7 +6,7 @@ import pytest
 
 from glmkit.errors import ConfigError
 from glmkit.train.forecast import plan_run
-from glmkit.train.recipe import find_recipe, read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "pretrain"
 
@@ -26,7 +26,7 @@ SMALL = ("tiny", "bilingual-small")
 
 
 def plan(name, **overrides):
-    config = read_recipe(RECIPES / f"{name}.yaml", overrides)
+    config = PRETRAINING.read(RECIPES / f"{name}.yaml", overrides)
     return plan_run(config, world_size=WORLD.get(name, 1))
 
 
@@ -36,20 +36,20 @@ def test_every_recipe_is_listed():
 
 @pytest.mark.parametrize("name", [*PARAMETERS, *SMALL])
 def test_recipes_are_found_by_name(name):
-    assert find_recipe(name).samefile(RECIPES / f"{name}.yaml")
+    assert PRETRAINING.find(name).samefile(RECIPES / f"{name}.yaml")
 
 
 def test_a_path_comes_before_a_name_and_an_unknown_one_lists_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "glm-large").mkdir()
     (tmp_path / "glm-base").write_text("training: {max_steps: 1}")
-    assert find_recipe("glm-base") == Path("glm-base")
-    assert find_recipe("glm-large").parent == RECIPES
+    assert PRETRAINING.find("glm-base") == Path("glm-base")
+    assert PRETRAINING.find("glm-large").parent == RECIPES
     with pytest.raises(ConfigError) as error:
-        find_recipe("glm-bas")
+        PRETRAINING.find("glm-bas")
     assert "glm-bas is neither a file nor the name of a recipe; did you mean 'glm-base'? known are" in str(error.value)
     with pytest.raises(ConfigError, match=r"no/tiny.yaml is neither a file .* did you mean 'tiny'\?"):
-        find_recipe("no/tiny.yaml")
+        PRETRAINING.find("no/tiny.yaml")
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -19,7 +19,7 @@ from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.continued import load_start
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
-from glmkit.train.recipe import read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 from support.directories import huggingface_directory
 from support.shared import shared_dir
 from support.store import toy_store, toy_texts
@@ -64,7 +64,7 @@ def test_a_store_keeps_a_published_tokenizer(published: Path, store: Path) -> No
 def test_the_first_loss_is_that_of_the_loaded_model(published: Path, store: Path, tmp_path: Path, capsys: Any) -> None:
     assert pretrain(published, store, tmp_path / "run", "--max_steps", "2") == 0
     assert f"note: weights of {published} (huggingface" in capsys.readouterr().err
-    config = read_recipe(tmp_path / "run" / "recipe.yaml")
+    config = PRETRAINING.read(tmp_path / "run" / "recipe.yaml")
     model, batches = (
         load_parts(published, dtype="float32", device="cpu").model,
         PretrainingData.open(store).training(config),
@@ -95,7 +95,7 @@ def test_longer_and_shorter_position_tables(published: Path, store: Path, tmp_pa
     assert "embed_positions.weight: rows 65 to 100 are not in" in capsys.readouterr().err
     own = load_parts(published, dtype="float32", device="cpu").model
     for rows in (100, 40):
-        shape = read_recipe(
+        shape = PRETRAINING.read(
             "tiny", {"model.init_from": str(published), "model.max_positions": str(rows)}
         ).model.config()
         model = glmkit.model.GLM(shape)
@@ -108,10 +108,12 @@ def test_longer_and_shorter_position_tables(published: Path, store: Path, tmp_pa
 
 
 def test_dropout_is_the_recipes(published: Path) -> None:
-    plain = read_recipe("tiny", {"model.init_from": str(published)}).model.config()
+    plain = PRETRAINING.read("tiny", {"model.init_from": str(published)}).model.config()
     assert (plain.hidden_dropout, plain.attention_dropout) == (0.0, 0.0)
-    assert read_recipe("glm-large", {"model.init_from": str(published)}).model.config().hidden_dropout == 0.1
-    changed = read_recipe("tiny", {"model.init_from": str(published), "model.hidden_dropout": "0.2"}).model.config()
+    assert PRETRAINING.read("glm-large", {"model.init_from": str(published)}).model.config().hidden_dropout == 0.1
+    changed = PRETRAINING.read(
+        "tiny", {"model.init_from": str(published), "model.hidden_dropout": "0.2"}
+    ).model.config()
     assert (changed.hidden_dropout, changed.hidden_size) == (0.2, 64)
 
 

@@ -17,7 +17,7 @@ from glmkit.objective.counter_rng import CounterRng
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining_data import PretrainingData
-from glmkit.train.recipe import ALIASES, FOREIGN, flags, read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.schedule import BatchPlan
 
 CATS = [f"The cat {verb} the moon {number} times." for verb in ("sees", "hears", "eats") for number in range(20)]
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kinds(data: PretrainingData, config_overrides: dict[str, object], folder: Path, draws: int = 2000) -> float:
     """Share of cats among drawn texts."""
-    config = read_recipe(folder / "recipe.yaml", {"data.sample_one_document": True, **config_overrides})
+    config = PRETRAINING.read(folder / "recipe.yaml", {"data.sample_one_document": True, **config_overrides})
     texts = data.training(config).texts
     cats = 0
     for number in range(draws):
@@ -72,7 +72,7 @@ def test_without_weights_by_tokens(folder: Path) -> None:
 
 
 def test_one_store_is_drawn_as_ever(folder: Path) -> None:
-    config = read_recipe(folder / "recipe.yaml")
+    config = PRETRAINING.read(folder / "recipe.yaml")
     alone = PretrainingData.open(folder / "cats").training(config)
     weighted = PretrainingData.open([f"{folder}/cats=2"]).training(config)
     assert not isinstance(weighted.texts, MixedTexts)
@@ -81,7 +81,7 @@ def test_one_store_is_drawn_as_ever(folder: Path) -> None:
 
 
 def test_validation_reads_every_store(folder: Path) -> None:
-    config = read_recipe(folder / "recipe.yaml", {"evaluation.rows": 100})
+    config = PRETRAINING.read(folder / "recipe.yaml", {"evaluation.rows": 100})
     data = PretrainingData.open([f"{folder}/cats", f"{folder}/dogs"])
     for batches in data.validation(config).values():
         rows = [row for index in range(len(batches)) for row in batches.batch(index).input_ids.tolist()]
@@ -184,12 +184,12 @@ def test_epochs_exclude_steps(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_warm_up_in_steps(folder: Path) -> None:
-    config = read_recipe(folder / "recipe.yaml", {"training.max_steps": "100", "schedule.warmup_steps": "10"})
+    config = PRETRAINING.read(folder / "recipe.yaml", {"training.max_steps": "100", "schedule.warmup_steps": "10"})
     schedule, unit = config.learning_rate(BatchPlan(micro_batch_size=4, batch_size=4, ramp=None, world_size=1))
     assert unit == "steps"
     assert [schedule(step) for step in (1, 5, 10)] == pytest.approx([2e-4, 1e-3, 2e-3])
     with pytest.raises(ConfigError, match=r"one of schedule\.warmup_steps and schedule\.warmup_samples"):
-        read_recipe(
+        PRETRAINING.read(
             folder / "recipe.yaml",
             {"schedule.warmup_steps": 1, "schedule.warmup_samples": 1, "schedule.lr_decay_samples": 9},
         )
@@ -199,18 +199,21 @@ def test_warm_up_in_steps(folder: Path) -> None:
 
 
 def test_names_of_others_are_options_or_explained() -> None:
-    ours = {leaf.name for leaf in flags()}
-    assert set(ALIASES.values()) <= ours
-    assert not set(FOREIGN) & (set(ALIASES) | ours)
+    ours = {leaf.name for leaf in PRETRAINING.leaves()}
+    assert set(PRETRAINING.aliases.values()) <= ours
+    assert not set(PRETRAINING.foreign) & (set(PRETRAINING.aliases) | ours)
     for name in ("num_train_epochs", "warmup_steps", "block_size"):
-        assert name in ALIASES
+        assert name in PRETRAINING.aliases
     for name in ("logging_steps", "model_name_or_path", "pre_seq_len", "cutoff_len", "mlm_probability", "tokenizer"):
-        assert name in FOREIGN
+        assert name in PRETRAINING.foreign
 
 
-@pytest.mark.parametrize("name", [*random.Random(0).sample(sorted(FOREIGN), 6), "model_name_or_path"])
+@pytest.mark.parametrize("name", [*random.Random(0).sample(sorted(PRETRAINING.foreign), 6), "model_name_or_path"])
 def test_a_name_of_another_trainer(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in (f"--{name}", f"--{name.replace('_', '-')}=x"):
         assert main(["pretrain", str(folder / "recipe.yaml"), option]) == 2
         err = capsys.readouterr().err
-        assert err == f"glm pretrain: {option.partition('=')[0]} is no option of glm pretrain; {FOREIGN[name]}\n"
+        assert (
+            err
+            == f"glm pretrain: {option.partition('=')[0]} is no option of glm pretrain; {PRETRAINING.foreign[name]}\n"
+        )

@@ -10,7 +10,7 @@ from glmkit.cli.main import main
 from glmkit.errors import ConfigError
 from glmkit.families.family import preset, preset_names
 from glmkit.objective.options import PRESETS, ObjectiveConfig
-from glmkit.train.recipe import merge, read_recipe, recipe_files
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import TrainConfig
 
 OTHER: dict[str, object] = {"bert_prob": 0.11, "gap_sentence_prob": 0.12, "gpt_min_ratio": 0.9, "task_mask": False}
@@ -23,32 +23,34 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_an_objective_preset_wins_over_every_key_of_the_recipe(name: str) -> None:
-    for recipe in recipe_files():
-        assert read_recipe(recipe, {"objective.preset": name}).objective == ObjectiveConfig.preset(name)
+    for recipe in PRETRAINING.files():
+        assert PRETRAINING.read(recipe, {"objective.preset": name}).objective == ObjectiveConfig.preset(name)
     values = {"objective": OTHER, "training": {"max_steps": 1}}
-    assert TrainConfig.from_dict(merge(values, {"objective.preset": name})).objective == ObjectiveConfig.preset(name)
+    assert TrainConfig.from_dict(
+        PRETRAINING.merge(values, {"objective.preset": name})
+    ).objective == ObjectiveConfig.preset(name)
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_model_preset_wins_over_every_key_of_the_recipe(name: str) -> None:
-    config = read_recipe("tiny", {"model.preset": name}).model
+    config = PRETRAINING.read("tiny", {"model.preset": name}).model
     assert asdict(config.config()) == asdict(preset(name)) | {"special": None}
     assert config.vocab_multiple == 64  # no key of a preset
 
 
 def test_single_keys_change_a_preset_that_stands_before_them() -> None:
-    later = read_recipe("tiny", {"objective.preset": "gpt_like", "objective.bert_prob": "0.3"}).objective
+    later = PRETRAINING.read("tiny", {"objective.preset": "gpt_like", "objective.bert_prob": "0.3"}).objective
     assert later == ObjectiveConfig.preset("gpt_like", bert_prob=0.3)
-    earlier = read_recipe("tiny", {"objective.bert_prob": "0.3", "objective.preset": "gpt_like"}).objective
+    earlier = PRETRAINING.read("tiny", {"objective.bert_prob": "0.3", "objective.preset": "gpt_like"}).objective
     assert earlier == ObjectiveConfig.preset("gpt_like")
-    shape = read_recipe("gpt-like", {"model.preset": "glm-large", "model.num_layers": "2"}).model.config()
+    shape = PRETRAINING.read("gpt-like", {"model.preset": "glm-large", "model.num_layers": "2"}).model.config()
     assert (shape.num_layers, shape.hidden_size) == (2, 1024)
 
 
 def test_inside_a_recipe_keys_change_its_preset_wherever_it_stands(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", "objective: {bert_prob: 0.2, preset: glm_10b}\ntraining: {max_steps: 1}\n")
-    assert read_recipe(path).objective == ObjectiveConfig.preset("glm_10b", bert_prob=0.2)
-    assert read_recipe(path, {"objective.preset": "null"}).objective == ObjectiveConfig(bert_prob=0.2)
+    assert PRETRAINING.read(path).objective == ObjectiveConfig.preset("glm_10b", bert_prob=0.2)
+    assert PRETRAINING.read(path, {"objective.preset": "null"}).objective == ObjectiveConfig(bert_prob=0.2)
 
 
 def test_a_replaced_option_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,15 +94,15 @@ def test_two_names_of_one_key_are_refused(
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path / "r.yaml", text)
     with pytest.raises(ConfigError) as error:
-        read_recipe(path)
+        PRETRAINING.read(path)
     assert str(error.value).startswith(f"{path}: {words}")
 
 
 def test_merge_keys_of_yaml_may_be_overridden(tmp_path: Path) -> None:
     text = "model: &shape {hidden_size: 8, num_layers: 1}\ntraining: {max_steps: 1}\nobjective: {}\n"
-    assert read_recipe(write(tmp_path / "a.yaml", text)).model.fields["hidden_size"] == 8
+    assert PRETRAINING.read(write(tmp_path / "a.yaml", text)).model.fields["hidden_size"] == 8
     nested = "training: {max_steps: 1, batch_size: 8, batch_ramp: {<<: {start: 1, increment: 1, samples: 9}, start: 2}}"
-    config = read_recipe(write(tmp_path / "b.yaml", nested))
+    config = PRETRAINING.read(write(tmp_path / "b.yaml", nested))
     assert config.training.batch_ramp is not None
     assert config.training.batch_ramp.start == 2
 
@@ -117,11 +119,11 @@ def test_options_of_the_objective_that_no_run_can_have_are_refused_at_once(capsy
 
 
 def test_the_older_name_of_the_rows_of_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert read_recipe("tiny").evaluation.rows_per_mode == 160
-    assert read_recipe("tiny", {"evaluation.batches": "3"}).evaluation.rows_per_mode == 48
+    assert PRETRAINING.read("tiny").evaluation.rows_per_mode == 160
+    assert PRETRAINING.read("tiny", {"evaluation.batches": "3"}).evaluation.rows_per_mode == 48
     with pytest.raises(ConfigError, match=r"give one of evaluation\.rows and evaluation\.batches"):
-        read_recipe("tiny", {"evaluation.batches": "3", "evaluation.rows": "9"})
-    old = yaml.safe_load(recipe_files()["tiny"].read_text())
+        PRETRAINING.read("tiny", {"evaluation.batches": "3", "evaluation.rows": "9"})
+    old = yaml.safe_load(PRETRAINING.files()["tiny"].read_text())
     old["evaluation"] = {"every": 100, "batches": 10}
     path = write(tmp_path / "old.yaml", yaml.safe_dump(old))
     assert main(["pretrain", str(path), "--dry-run", "--json", "--model.vocab_size", "500"]) == 0

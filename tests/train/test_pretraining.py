@@ -17,7 +17,7 @@ from glmkit.errors import CheckpointError
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
-from glmkit.train.recipe import read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.state import compare_records
 from support.store import toy_store
 
@@ -67,11 +67,11 @@ def test_a_whole_run(recipe, store, tmp_path, capsys):
     # What it leaves is a model directory and a recipe.
     lm = glmkit.load(str(run / "model"))
     assert lm.fill("The dog [MASK].").blanks
-    assert read_recipe(run / "recipe.yaml").training.max_steps == 12
+    assert PRETRAINING.read(run / "recipe.yaml").training.max_steps == 12
 
 
 def test_validation_is_the_mean_over_all_targets(recipe, store):
-    config = read_recipe(recipe, {"data.path": str(store)})
+    config = PRETRAINING.read(recipe, {"data.path": str(store)})
     data = PretrainingData.open(store)
     shape = config.model.config(data.tokenizer.vocab_size, data.tokenizer.special)
     model = glmkit.model.GLM(shape).eval()
@@ -106,7 +106,7 @@ def test_validation_counts_what_it_left_out(recipe, store):
         def batch(self, index):
             return replace(self.batches.batch(0), num_dropped=2 + index, **({"num_targets": 0} if index else {}))
 
-    config = read_recipe(recipe, {"data.path": str(store)})
+    config = PRETRAINING.read(recipe, {"data.path": str(store)})
     data = PretrainingData.open(store)
     model = glmkit.model.GLM(config.model.config(data.tokenizer.vocab_size, data.tokenizer.special)).eval()
     batches = {mode: Sparse(sequence) for mode, sequence in data.validation(config).items()}
@@ -132,7 +132,7 @@ def test_replaced_texts_are_in_the_summary(recipe, store, tmp_path, capsys, monk
 def test_z_loss_pulls_but_is_not_reported(recipe, store, tmp_path):
     def first_two(z):
         overrides = {"data.path": str(store), "output.directory": str(tmp_path / z), "output.plot": "false"}
-        config = read_recipe(
+        config = PRETRAINING.read(
             recipe, {**overrides, "training.z_loss": z, "training.max_steps": "2", "evaluation.every": "0"}
         )
         pretrain(config, quiet=True)
@@ -272,7 +272,7 @@ def test_a_full_disk_in_a_checkpoint_is_one_line(recipe, store, tmp_path):
 def test_the_model_says_how_it_was_trained(recipe, store, tmp_path, overrides, expected):
     fixed = {"data.path": str(store), "output.directory": str(tmp_path / "run"), "output.plot": "false"}
     short = {"training.max_steps": "1", "evaluation.every": "0"}
-    pretrain(read_recipe(recipe, {**fixed, **short, **overrides}), quiet=True)
+    pretrain(PRETRAINING.read(recipe, {**fixed, **short, **overrides}), quiet=True)
     lm = glmkit.load(tmp_path / "run" / "model", device="cpu")
     assert lm.parts.generation == GenerationSettings(generation_mask_id=lm.special.gmask, **expected)
     assert lm.fill("The dog [MASK].", max_tokens=2).blanks

@@ -5,7 +5,7 @@ import yaml
 
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError
-from glmkit.train.recipe import ALIASES, SWITCHES, flags, merge, read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import TrainConfig
 
 MODEL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
@@ -105,14 +105,14 @@ def test_presets_of_the_model():
 
 def test_overrides_and_their_counterparts(tmp_path):
     path = write(tmp_path, "model: {hidden_size: 8}\ntraining: {max_samples: 100, batch_size: 8}\n")
-    result = read_recipe(path, {"training.max_steps": "7", "training.gradient_accumulation_steps": "3"})
+    result = PRETRAINING.read(path, {"training.max_steps": "7", "training.gradient_accumulation_steps": "3"})
     assert (result.training.max_steps, result.training.max_samples) == (7, None)
     assert (result.training.batch_size, result.training.gradient_accumulation_steps) == (None, 3)
     assert result.batch_plan(2).batch_size == 8 * 2 * 3
-    result = read_recipe(path, {"evaluation.previews": "['a [MASK]', b]", "model.vocab_size": "null"})
+    result = PRETRAINING.read(path, {"evaluation.previews": "['a [MASK]', b]", "model.vocab_size": "null"})
     assert result.evaluation.previews == ("a [MASK]", "b")
-    assert read_recipe(path, {"data.path": "123"}).data.path == "123"
-    assert merge({"training": None}, {"training.seed": "3"}) == {"training": {"seed": 3}}
+    assert PRETRAINING.read(path, {"data.path": "123"}).data.path == "123"
+    assert PRETRAINING.merge({"training": None}, {"training.seed": "3"}) == {"training": {"seed": 3}}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_overrides_and_their_counterparts(tmp_path):
 def test_bad_files(tmp_path, text, message):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as error:
-        read_recipe(path)
+        PRETRAINING.read(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -135,24 +135,24 @@ def test_bad_files(tmp_path, text, message):
 def test_an_option_is_not_blamed_on_the_file(tmp_path):
     path = write(tmp_path, "training: {max_steps: 3}\n")
     with pytest.raises(ConfigError, match="yaml with the options given: unknown objective preset 'sentence'"):
-        read_recipe(path, {"objective.preset": "sentence"})
+        PRETRAINING.read(path, {"objective.preset": "sentence"})
     path = write(tmp_path, "training: {max_steps: 3, seed: x}\n")
     with pytest.raises(ConfigError, match="yaml: training.seed"):
-        read_recipe(path, {"training.max_steps": "4"})
+        PRETRAINING.read(path, {"training.max_steps": "4"})
 
 
 def test_a_binary_file_is_no_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        read_recipe(path)
+        PRETRAINING.read(path)
 
 
 def test_short_names_point_at_keys():
-    known = {leaf.name for leaf in flags()}
-    assert set(ALIASES.values()) <= known
-    assert {dotted for dotted, _ in SWITCHES.values()} <= known
-    assert all(leaf.help for leaf in flags() if not leaf.name.startswith("objective."))
+    known = {leaf.name for leaf in PRETRAINING.leaves()}
+    assert set(PRETRAINING.aliases.values()) <= known
+    assert {dotted for dotted, _ in PRETRAINING.switches.values()} <= known
+    assert all(leaf.help for leaf in PRETRAINING.leaves() if not leaf.name.startswith("objective."))
     assert not known & {"model.special", "model.fields"}
 
 

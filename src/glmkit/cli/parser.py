@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -101,16 +102,21 @@ class OneLineParser(argparse.ArgumentParser):
         arity = {name: action.nargs for action in self._actions for name in action.option_strings}
         options: list[str] = []
         others: list[str] = []
-        rest = iter(words)
-        for word in rest:
+        rest = deque(words)
+        while rest:
+            word = rest.popleft()
             if word == "--":
                 others += rest
-            elif not word.startswith("--") and word not in arity:
+                break
+            if not word.startswith("--") and word not in arity:
                 others.append(word)
             else:
                 options.append(word)
-                if word in arity and arity[word] is None:
-                    options += [value for value in [next(rest, None)] if value is not None]
+                wanted = arity.get(word, 0)
+                if (wanted is None and rest) or (wanted == "?" and rest and rest[0].lower() in ("true", "false")):
+                    options.append(rest.popleft())
+                while wanted == "+" and rest and not rest[0].startswith("-"):
+                    options.append(rest.popleft())
         return [*options, "--", *others] if others else options
 
     def _known(self) -> list[str]:

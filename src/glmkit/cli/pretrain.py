@@ -4,14 +4,14 @@ import json
 import os
 import signal
 import sys
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
 from pathlib import Path
 
 from torch import nn
 
 from glmkit.cli.parser import OneLineParser
+from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
 from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
@@ -22,7 +22,7 @@ from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.forecast import RunPlan, plan_run
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, Trial, config_notes, data_notes
-from glmkit.train.recipe import ALIASES, FOREIGN, SWITCHES, flags, read_recipe, recipe_files, replaced_by_presets
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.trainer import Previewer
 
@@ -34,13 +34,12 @@ _OWN = {"data_directory": "data.path", "output_directory": "output.directory", "
 
 def add_arguments(parser: OneLineParser) -> None:
     """Options of the verb: its own, the well-known short names, and every key of a recipe."""
-    parser.foreign = FOREIGN
     parser.usage = (
         "glm pretrain RECIPE [--data DIR] [--output DIR] [--resume auto|never|PATH] [--dry-run] [--nproc N]\n"
         "                    [--SECTION.KEY VALUE ...]"
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(recipe_files())}")
+    add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(PRETRAINING.files())}")
     data_help = "directory written by `glm prepare` (data.path); repeated, or as DIR=WEIGHT, a mixture of several"
     add("--data", dest="data_directory", metavar="DIR", action="append", help=data_help)
     add("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
@@ -56,26 +55,16 @@ def add_arguments(parser: OneLineParser) -> None:
     add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
     add("--quiet", action="store_true", help="no progress on stderr")
     add("--json", action="store_true", help="print the result or the dry run as JSON")
-    short = parser.add_argument_group("well-known names for keys of the recipe")
-    for name, dotted in ALIASES.items():
-        short.add_argument(f"--{name}", default=SUPPRESS, metavar="X", help=dotted)
-    for name, (dotted, value) in SWITCHES.items():
-        short.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=f"{dotted} {value}")
-    keys = parser.add_argument_group("every key of a recipe, with its default")
-    for leaf in flags():
-        default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
-        about = f"{leaf.help}; {default}" if leaf.help else default
-        about = f"{about} ({leaf.kind})".replace("%", "%%")
-        keys.add_argument(f"--{leaf.name}", default=SUPPRESS, metavar="X", help=about)
+    add_recipe_options(parser, PRETRAINING)
 
 
 def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
     if not 1 <= args.nproc <= _MOST_PROCESSES:
         raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}")
-    overrides = _overrides(vars(args))
-    config = read_recipe(args.recipe, overrides)
-    for sentence in replaced_by_presets(overrides):
+    overrides = recipe_overrides(vars(args), PRETRAINING, _OWN)
+    config = PRETRAINING.read(args.recipe, overrides)
+    for sentence in PRETRAINING.replaced(overrides):
         print(f"note: {sentence}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(config, args.nproc, as_json=args.json)
@@ -191,27 +180,6 @@ def _plan_lines(plan: RunPlan, s: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _overrides(values: Mapping[str, object]) -> dict[str, object]:
-    """Dotted key -> value of all that the command line sets, in its order. Raises ConfigError for two names of one."""
-    keys = {leaf.name: leaf.name for leaf in flags()} | ALIASES | _OWN
-    given: dict[str, object] = {}
-    options: dict[str, str] = {}
-    for name, value in values.items():
-        if name in SWITCHES:
-            dotted, value = SWITCHES[name]
-        elif name in keys and value is not None:
-            dotted = keys[name]
-            if isinstance(value, list) and len(value) == 1:
-                value = value[0]
-        else:
-            continue
-        option = f"--{name.removesuffix('_directory').replace('_', '-') if name in _OWN else name}"
-        if dotted in options:
-            raise ConfigError(f"{options[dotted]} and {option} both set {dotted}", step="give one", param=dotted)
-        options[dotted], given[dotted] = option, value
-    return given
-
-
 def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generation: GenerationSettings) -> Previewer:
     """Fill the recipe's preview texts with the model as it is."""
     from glmkit.loading import Parts
@@ -229,11 +197,3 @@ def _previews(model: GLM, tokenizer: Tokenizer, texts: tuple[str, ...], generati
         return [{"prompt": t, "text": f.text, "blanks": f.blanks} for t, f in zip(texts, filled, strict=True)]
 
     return preview
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[]" if value == () else str(value)

@@ -15,7 +15,7 @@ from glmkit.data.packing import Batch
 from glmkit.errors import ConfigError
 from glmkit.objective.options import PRESETS, Mode, ObjectiveConfig
 from glmkit.train.pretraining_data import PretrainingData
-from glmkit.train.recipe import read_recipe
+from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import DataSection, ModelSection, TrainConfig
 from glmkit.train.run_config import TrainingSection
 
@@ -89,7 +89,7 @@ def _config(args: Namespace) -> TrainConfig:
     else:
         if args.preset is not None:
             raise ConfigError(f"--preset goes with a store; {args.source} has an objective of its own")
-        config = read_recipe(args.source, {} if args.data is None else {"data.path": args.data})
+        config = PRETRAINING.read(args.source, {} if args.data is None else {"data.path": args.data})
     if args.sequence_length is not None:
         config = replace(config, data=replace(config.data, sequence_length=args.sequence_length))
     if args.seed is not None:

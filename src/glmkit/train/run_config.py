@@ -1,6 +1,6 @@
 """The sections that every training run has, whatever it trains: how long, which optimizer, what is kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, Self, get_type_hints
@@ -77,6 +77,9 @@ class CheckpointSection:
     every: int = option(1000, "steps between checkpoints; 0 = only at the end and on a signal", NOT_NEGATIVE)
     keep_last: int = option(3, "newest checkpoints kept", AT_LEAST_1)
     keep_every: int | None = option(None, "also keep checkpoints at multiples of this many steps", AT_LEAST_1)
+    best: str | None = option(None, "also keep the best by this number of an evaluation, such as loss")
+    higher_is_better: bool | None = option(None, "direction of best; null = by its name: losses down, scores up")
+    export: Literal["last", "best"] = option("last", "checkpoint that becomes RUN/model at the end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,10 @@ class EvaluationSection:
     every: int = option(1000, "steps between evaluations on the validation split; 0 = never", NOT_NEGATIVE)
     rows: int = option(1600, "rows of the validation split per mode; the same ones whatever the batch size", AT_LEAST_1)
     batches: int | None = option(None, "older name of rows, in batches of 16 rows", AT_LEAST_1)
+    patience: int | None = option(
+        None, "evaluations without a better value of checkpoint.best that end the run; null = never", AT_LEAST_1
+    )
+    threshold: float = option(0.0, "patience: change of the value that counts as better", NOT_NEGATIVE)
     previews: tuple[str, ...] = option((), "texts with [MASK], [sMASK] or [gMASK], filled at every evaluation")
 
     @property
@@ -99,6 +106,8 @@ class OutputSection:
     """The place of the run's files, and the pictures to make."""
 
     directory: str | None = option(None, "run directory; --output sets it")
+    log_every: int = option(1, "steps between lines of metrics.jsonl and throughput.jsonl", AT_LEAST_1)
+    report_to: Sequence[str] = option((), "reporters beside the local files: tensorboard, none")
     tensorboard: bool = option(False, "write TensorBoard events (extra [train])")
     plot: bool = option(True, "write loss.png at checkpoints and at the end (extra [train])")
 
@@ -140,7 +149,8 @@ class RunConfig:
         """Plain values, as they may stand in a recipe; the task's own sections come first."""
         shared = [f.name for f in fields(RunConfig)]
         own = [f.name for f in fields(self) if f.name not in shared]
-        return {name: plain_section(asdict(getattr(self, name))) for name in (*own, *shared)}
+        sections = {name: getattr(self, name) for name in (*own, *shared)}
+        return {name: {} if section is None else plain_section(asdict(section)) for name, section in sections.items()}
 
     def check(self) -> None:
         """Raise ConfigError for combinations that no field can refuse alone."""

@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -57,9 +57,9 @@ def build(cls: type[T], values: object, *, where: str) -> T:
     for f in fields(cls):  # type: ignore[arg-type]
         limit, value = f.metadata.get("limit"), given.get(f.name)
         if limit is not None and value is not None and not limit.allows(value):
-            raise ConfigError(f"{_join(where, f.name)} is {value}; {limit.words}")
+            raise ConfigError(f"{_join(where, f.name)} is {value}; {limit.words}", param=_join(where, f.name))
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise ConfigError(f"{_join(where, f.name)} is missing; give a value{_hint(f)}")
+            raise ConfigError(f"{_join(where, f.name)} is missing; give a value{_hint(f)}", param=_join(where, f.name))
     return cls(**given)
 
 
@@ -80,13 +80,23 @@ def convert(value: object, hint: Any, *, where: str) -> Any:
         return convert(value, inner[-1], where=where)
     if origin is Literal:
         return _choice(value, arguments, where)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {value!r}; expected a mapping such as {{a: b}}", param=where)
+        key, item = arguments
+        return {convert(k, key, where=where): convert(v, item, where=_join(where, str(k))) for k, v in value.items()}
+    if origin is Sequence:
+        named = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(named, list | tuple):
+            raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]", param=where)
+        return tuple(convert(item, arguments[0], where=where) for item in named)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]")
+            raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]", param=where)
         if arguments[-1] is Ellipsis:
             return tuple(convert(item, arguments[0], where=where) for item in value)
         if len(value) != len(arguments):
-            raise ConfigError(f"{where} is {value!r}; expected {len(arguments)} values")
+            raise ConfigError(f"{where} is {value!r}; expected {len(arguments)} values", param=where)
         return tuple(convert(item, kind, where=where) for item, kind in zip(value, arguments, strict=True))
     return _scalar(value, hint, where)
 
@@ -95,7 +105,7 @@ def _choice(value: object, choices: tuple[object, ...], where: str) -> object:
     if value in choices:
         return value
     hint = did_you_mean(value, map(str, choices))
-    raise ConfigError(f"{where} is {value!r}; {hint}")
+    raise ConfigError(f"{where} is {value!r}; {hint}", param=where)
 
 
 def _scalar(value: object, kind: object, where: str) -> object:
@@ -112,10 +122,10 @@ def _scalar(value: object, kind: object, where: str) -> object:
             return number
         if kind is int and number.is_integer():
             if abs(number) >= _LARGEST:
-                raise ConfigError(f"{where} is {number:g}; it must be below 2**63")
+                raise ConfigError(f"{where} is {number:g}; it must be below 2**63", param=where)
             return value if isinstance(value, int) else int(value) if _is_digits(value) else int(number)
     shown = "beyond all numbers" if isinstance(value, int) and abs(value) > _LARGEST else repr(value)
-    raise ConfigError(f"{where} is {shown}; expected {readable(kind)}")
+    raise ConfigError(f"{where} is {shown}; expected {readable(kind)}", param=where)
 
 
 def _is_digits(value: object) -> bool:
@@ -127,7 +137,8 @@ def refuse_unknown(given: Iterable[object], known: list[str], where: str) -> Non
     """ConfigError for the first key that is not in `known`, naming the closest one."""
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}; {did_you_mean(key, known)}")
+            name = _join(where, str(key))
+            raise ConfigError(f"unknown key {name!r}; {did_you_mean(key, known)}", param=name)
 
 
 def leaves(cls: type, prefix: str = "") -> list[Leaf]:
@@ -152,8 +163,10 @@ def readable(hint: object) -> str:
         return " or ".join("null" if a is type(None) else readable(a) for a in arguments)
     if origin is Literal:
         return "|".join(map(str, arguments))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return "list of " + readable(arguments[0])
+    if origin is Mapping:
+        return f"{{{readable(arguments[0])}: {readable(arguments[1])}}}"
     if is_dataclass(hint) and isinstance(hint, type):
         return "{" + ", ".join(f.name for f in fields(hint)) + "}"
     names: dict[object, str] = {int: "whole number", float: "number", bool: "true|false", str: "text"}

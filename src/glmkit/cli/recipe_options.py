@@ -1,0 +1,68 @@
+"""The options of verbs that train: every key of a recipe, and the names by which people know some of them."""
+
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from dataclasses import MISSING
+
+from glmkit.cli.parser import OneLineParser
+from glmkit.errors import ConfigError
+from glmkit.train.recipe import Recipes
+from glmkit.train.run_config import RunConfig
+
+_TRUE = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def add_recipe_options(parser: OneLineParser, recipes: Recipes[RunConfig]) -> None:
+    """Add the well-known short names, the switches and every key of the recipes."""
+    parser.foreign = recipes.foreign
+    short = parser.add_argument_group("well-known names for keys of the recipe")
+    for name, dotted in recipes.aliases.items():
+        short.add_argument(f"--{name}", default=SUPPRESS, metavar="X", help=dotted)
+    for name, (dotted, value) in recipes.switches.items():
+        about = f"{dotted} {value}; --{name} false is the same as leaving it out"
+        short.add_argument(f"--{name}", nargs="?", const="true", default=SUPPRESS, metavar="true|false", help=about)
+    keys = parser.add_argument_group("every key of a recipe, with its default")
+    for leaf in recipes.leaves():
+        default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
+        about = f"{leaf.help}; {default}" if leaf.help else default
+        about = f"{about} ({leaf.kind})".replace("%", "%%")
+        keys.add_argument(f"--{leaf.name}", default=SUPPRESS, metavar="X", help=about)
+
+
+def recipe_overrides(
+    values: Mapping[str, object], recipes: Recipes[RunConfig], own: Mapping[str, str]
+) -> dict[str, object]:
+    """Dotted key -> value of all that the command line sets, in its order. Raises ConfigError for two names of one.
+
+    own: options of the verb itself that set keys of the recipe.
+    """
+    keys = {leaf.name: leaf.name for leaf in recipes.leaves()} | dict(recipes.aliases) | dict(own)
+    given: dict[str, object] = {}
+    options: dict[str, str] = {}
+    for name, value in values.items():
+        if name in recipes.switches:
+            on = _TRUE.get(str(value).lower())
+            if on is None:
+                raise ConfigError(f"--{name} is {value!r}", step="give true or false, or no value", param=name)
+            if not on:
+                continue
+            dotted, value = recipes.switches[name]
+        elif name in keys and value is not None:
+            dotted = keys[name]
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
+        else:
+            continue
+        option = f"--{name.removesuffix('_directory').replace('_', '-') if name in own else name}"
+        if dotted in options:
+            raise ConfigError(f"{options[dotted]} and {option} both set {dotted}", step="give one", param=dotted)
+        options[dotted], given[dotted] = option, value
+    return given
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else str(value)
