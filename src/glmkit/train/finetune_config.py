@@ -107,7 +107,7 @@ class FinetuneConfig(RunConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Read the sections; the keys of `adapter` are those of the kind that `tuning.method` names. Raises ConfigError."""
+        """Read the sections; those of `adapter` are options of the kind `tuning.method`. Raises ConfigError."""
         if not isinstance(values, Mapping):
             return super().from_dict(values)
         given = values.get("adapter")
