@@ -14,7 +14,7 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.train.run import RunResult, Task, run_progress, run_task
 from glmkit.train.run_config import RunConfig
 from glmkit.train.schema import option
-from glmkit.train.state import StepRecord
+from glmkit.train.state import StepRecord, TrainState
 from glmkit.train.trainer import Evaluator, Trainer
 
 
@@ -42,6 +42,7 @@ class Points:
     index: int
     mode: str = "points"
     num_dropped: int = 0
+    stands_in: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -87,8 +88,8 @@ class FitLine(Task[nn.Sequential, Points]):
         mask_B[0] = True
         return Points(x_BD, x_BD @ torch.tensor([1.0, -2.0, 0.5]) + 3 + noise, mask_B, index)
 
-    def batches(self, start: int, ranks: Ranks) -> Iterator[Points]:
-        index = start + ranks.rank
+    def batches(self, state: TrainState, ranks: Ranks) -> Iterator[Points]:
+        index = state.micro_batches + ranks.rank
         while True:
             yield self.points(index)
             index += ranks.world_size

@@ -21,6 +21,7 @@ from glmkit.train.optim import build_optimizers
 from glmkit.train.random_state import seed_everything
 from glmkit.train.run_config import OptimizerSection
 from glmkit.train.schedule import BatchPlan, Schedule
+from glmkit.train.state import TrainState
 from glmkit.train.trainer import Objective, Trainer, TrainerOptions
 
 VOCABULARY = 48
@@ -38,6 +39,7 @@ class ToyBatch:
     index: int
     mode: str
     num_dropped: int = 0
+    stands_in: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -78,8 +80,8 @@ class ToySource:
     def __init__(self, ranks: Ranks, change: Any = None, rows: int = 2) -> None:
         self.ranks, self.change, self.rows = ranks, change, rows
 
-    def __call__(self, start: int) -> Iterator[ToyBatch]:
-        index = start + self.ranks.rank
+    def __call__(self, state: TrainState) -> Iterator[ToyBatch]:
+        index = state.micro_batches + self.ranks.rank
         while True:
             batch = toy_batch(index, self.rows)
             yield batch if self.change is None else self.change(batch)

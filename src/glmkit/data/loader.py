@@ -8,7 +8,7 @@ for them for ever.
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -65,7 +65,8 @@ class BatchLoader(Generic[B]):
 
     A batch depends on its index alone, so num_workers, rank and world_size never change what is in it, and a run
     resumed at `start` sees what the uninterrupted one would. num_workers processes make batches ahead (prefetch_factor
-    each); 0 makes them in this process when asked. pin_memory: for copies to a GPU that do not wait.
+    each); 0 makes them in this process when asked. pin_memory: for copies to a GPU that do not wait. order: the numbers
+    of the batches, one by one, instead of those that start, stop, rank and world_size give.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class BatchLoader(Generic[B]):
         num_workers: int = 0,
         prefetch_factor: int = 4,
         pin_memory: bool = False,
+        order: Iterable[int] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of world_size {world_size}")
@@ -92,7 +94,7 @@ class BatchLoader(Generic[B]):
         self._loader: DataLoader[B | GLMKitError] = DataLoader(
             _ByIndex(batches),
             batch_size=None,
-            sampler=range(first, sys.maxsize if stop is None else stop, world_size),
+            sampler=range(first, sys.maxsize if stop is None else stop, world_size) if order is None else order,
             num_workers=num_workers,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,

@@ -21,7 +21,8 @@ class Batch:
 
     input_ids, targets (B,T) int64; position_ids (B,2,T) int64; loss_mask (B,T) bool. segments: (row, start, prefix_end,
     end) of every sample. num_tokens: tokens of samples, padding not counted. num_targets: True entries of loss_mask.
-    num_dropped: texts that could not be blanked and were replaced by others.
+    num_dropped: texts that could not be blanked and were replaced by others. stands_in: computed on a rank for which a
+    step has nothing, so that ranks can add up their gradients, and counted nowhere.
     """
 
     input_ids: Tensor
@@ -34,11 +35,17 @@ class Batch:
     num_tokens: int
     num_targets: int
     num_dropped: int = 0
+    stands_in: bool = False
 
     @property
     def num_rows(self) -> int:
         """Rows with a sample in them."""
         return len({row for row, *_ in self.segments.bounds})
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all rows."""
+        return len(self.segments.bounds)
 
     @property
     def fill(self) -> float:
@@ -70,6 +77,7 @@ def pack(
     row_length: int | None = None,
     pad_to_multiple: int = 1,
     num_dropped: int = 0,
+    stands_in: bool = False,
 ) -> Batch:
     """Rows of samples as tensors; the samples of a row follow each other, positions as each sample has them.
 
@@ -114,6 +122,7 @@ def pack(
         num_tokens=num_tokens,
         num_targets=int(np.count_nonzero(loss_mask)),
         num_dropped=num_dropped,
+        stands_in=stands_in,
     )
 
 

@@ -11,6 +11,7 @@ from itertools import accumulate, chain
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -37,6 +38,20 @@ def _floats(bits: np.random.Philox) -> Iterator[list[float]]:
         size = min(size * 2, _LARGEST_CHUNK)
 
 
+def permutation(size: int, seed: int, *counters: int) -> NDArray[np.int64]:
+    """The numbers 0..size-1 in random order, by the words of the generator with these counters."""
+    return np.argsort(_philox(seed, counters).random_raw(size), kind="stable").astype(np.int64)
+
+
+def _philox(seed: int, counters: Sequence[int]) -> np.random.Philox:
+    if len(counters) > 3:
+        raise ValueError(f"{len(counters)} counters; Philox has room for 3")
+    words = [counter & _WORD for counter in counters] + [0] * (3 - len(counters))
+    return np.random.Philox(
+        key=np.array([seed & _WORD, 0], dtype=np.uint64), counter=np.array([0, *words], dtype=np.uint64)
+    )
+
+
 class CounterRng:
     """Philox 4x64-10 addressed by (seed, up to three counters): equal arguments give equal numbers, on any machine.
 
@@ -49,13 +64,7 @@ class CounterRng:
     random: Callable[[], float]  # an iterator's __next__: no Python frame per number
 
     def __init__(self, seed: int, *counters: int) -> None:
-        if len(counters) > 3:
-            raise ValueError(f"{len(counters)} counters; Philox has room for 3")
-        words = [counter & _WORD for counter in counters] + [0] * (3 - len(counters))
-        bits = np.random.Philox(
-            key=np.array([seed & _WORD, 0], dtype=np.uint64), counter=np.array([0, *words], dtype=np.uint64)
-        )
-        self.random = chain.from_iterable(_floats(bits)).__next__
+        self.random = chain.from_iterable(_floats(_philox(seed, counters))).__next__
 
     def randrange(self, start: int, stop: int | None = None, /) -> int:
         """An integer in [0, start), or [start, stop). Raises ValueError when that is empty."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import Mode
-
 Ints = NDArray[np.int64]
 
 
@@ -36,7 +34,7 @@ class Sample:
 
     input_ids, targets, loss_mask (n,); position_ids (2,n): row 0 the place in part A, row 1 the place inside a span
     (0 in part A). Targets are aligned with inputs: targets[i] is what position i predicts where loss_mask[i] is 1.
-    prefix_length: the number of part A tokens, which all see each other.
+    prefix_length: the number of part A tokens, which all see each other. mode: what made it, for the record.
     """
 
     input_ids: Ints
@@ -44,7 +42,7 @@ class Sample:
     loss_mask: Ints
     position_ids: Ints
     prefix_length: int
-    mode: Mode
+    mode: str
 
     def __len__(self) -> int:
         return len(self.input_ids)

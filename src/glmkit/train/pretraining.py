@@ -79,10 +79,10 @@ class Pretraining(Task[GLM, Batch]):
         load_weights(stored, directory)
         model.load_state_dict(stored.state_dict())
 
-    def batches(self, start: int, ranks: Ranks) -> BatchLoader[Batch]:
+    def batches(self, state: TrainState, ranks: Ranks) -> BatchLoader[Batch]:
         return BatchLoader(
             self._batches,
-            start=start,
+            start=state.micro_batches,
             rank=ranks.rank,
             world_size=ranks.world_size,
             num_workers=self.config.data.workers,

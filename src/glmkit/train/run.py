@@ -29,6 +29,7 @@ from .optim import build_optimizers
 from .plot import plot_losses
 from .random_state import seed_everything
 from .run_config import RunConfig
+from .schedule import StepPlan
 from .state import StepRecord, TrainState, compare_records
 from .trainer import Evaluator, Objective, Previewer, StepBatch, Sums, Trainer, TrainerOptions, TrainResult
 
@@ -48,6 +49,10 @@ class Task(ABC, Generic[M, B]):
     def model(self, ranks: Ranks, *, fresh: bool) -> M:
         """The model on `ranks.device`, with initial weights if `fresh`; else `read` gives it some."""
 
+    def plan(self, ranks: Ranks) -> StepPlan:
+        """The steps of the run: rows without end, unless the task knows how many there are."""
+        return self.config.batch_plan(ranks.world_size)
+
     def evaluators(self, ranks: Ranks) -> Mapping[str, Evaluator]:
         """Named measurements every evaluation.every steps; they return the same numbers on every rank."""
         return {}
@@ -65,8 +70,11 @@ class Task(ABC, Generic[M, B]):
         """Load what `write` wrote. Raises CheckpointError."""
 
     @abstractmethod
-    def batches(self, start: int, ranks: Ranks) -> Iterable[B]:
-        """The rank's share of the micro-batches from number `start` on, each a pure function of its number."""
+    def batches(self, state: TrainState, ranks: Ranks) -> Iterable[B]:
+        """The rank's share of the micro-batches from `state` on, each a pure function of its place in the run.
+
+        A step in which the rank has no part needs a batch that `stands_in`.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: B) -> Sums:
@@ -172,13 +180,13 @@ def _trainer(task: Task[M, B], ranks: Ranks, progress: Progress, store: Checkpoi
     seed_everything(t.seed, ranks.rank)
     model = task.model(ranks, fresh=fresh)
     objective = apply(Objective(model, task.loss), ParallelPlan(recompute=t.recompute, compile=t.compile), ranks)
-    plan = config.batch_plan(ranks.world_size)
+    plan = task.plan(ranks)
     schedule, unit = config.learning_rate(plan)
     evaluating = config.evaluation.every > 0
     return Trainer(
         model=model,
         objective=objective,
-        batches=lambda start: task.batches(start, ranks),
+        batches=lambda state: task.batches(state, ranks),
         plan=plan,
         optimizers=build_optimizers(model, config.optimizer),
         learning_rate=lambda state, rows: schedule(state.step + 1 if unit == "steps" else state.rows + rows),

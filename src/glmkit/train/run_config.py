@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_type_hints
 
 from glmkit.errors import ConfigError
 
-from .schedule import BatchPlan, BatchRamp, Schedule
+from .schedule import BatchPlan, BatchRamp, Schedule, StepPlan
 from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, UP_TO_1, build, option, refuse_unknown
 
 SectionReader = Callable[[Mapping[str, object]], object]
@@ -177,14 +177,14 @@ class RunConfig:
         rows = t.batch_size or t.micro_batch_size * world_size * (t.gradient_accumulation_steps or 1)
         return BatchPlan(micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size)
 
-    def total_steps(self, plan: BatchPlan) -> int:
+    def total_steps(self, plan: StepPlan) -> int:
         """Optimizer steps of the whole run, whose epochs were counted."""
         assert self.training.num_epochs is None, "the tokens of an epoch are not known here"
         if self.training.max_steps is not None:
             return self.training.max_steps
         return plan.steps_for(self.training.max_samples or 0)
 
-    def learning_rate(self, plan: BatchPlan) -> tuple[Schedule, Literal["steps", "samples"]]:
+    def learning_rate(self, plan: StepPlan) -> tuple[Schedule, Literal["steps", "samples"]]:
         """The schedule and the unit of its positions."""
         s = self.schedule
         shape = partial(

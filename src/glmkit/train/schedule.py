@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from glmkit.errors import ConfigError
 
@@ -57,6 +57,26 @@ class BatchRamp:
     start: int
     increment: int
     samples: int
+
+
+class StepPlan(Protocol):
+    """The rows of every step and the parts they come in. `seen`: rows of the steps before, all ranks together."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a full step."""
+
+    def rows(self, seen: int) -> int:
+        """Rows of the step that starts after `seen` rows."""
+
+    def micro_batches(self, seen: int) -> int:
+        """Micro-batches of that step; rank r of W takes those with number % W == r, counted from its first."""
+
+    def steps_for(self, samples: int) -> int:
+        """Steps until at least `samples` rows are seen."""
+
+    def samples_for(self, steps: int) -> int:
+        """Rows seen after `steps` steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

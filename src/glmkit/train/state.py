@@ -23,8 +23,8 @@ class TrainState:
     """Counts since the start of the run, over all ranks."""
 
     step: int = 0  # finished optimizer steps
-    micro_batches: int = 0  # index of the next micro-batch: the data position
-    rows: int = 0
+    micro_batches: int = 0  # done; where rows have no end, the data position
+    rows: int = 0  # where they have, the data position
     tokens: int = 0  # without padding
     targets: int = 0
     dropped: int = 0  # texts in which nothing could be blanked; others took their place

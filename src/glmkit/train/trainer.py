@@ -27,13 +27,13 @@ from . import random_state as rng
 from .checkpoints import CheckpointStore, read_optimizer
 from .metrics import MetricsLog
 from .optim import Optimizers, clip_gradients
-from .schedule import BatchPlan
+from .schedule import StepPlan
 from .state import Entry, StepRecord, TrainState, check_targets, explain_nonfinite
 from .stop import StopRequest, shielded_children
 
 
 class StepBatch(Protocol):
-    """One micro-batch: `index` counts over the whole run and all ranks."""
+    """One micro-batch: `index` is its own over the whole run and all ranks."""
 
     @property
     def index(self) -> int: ...
@@ -53,6 +53,9 @@ class StepBatch(Protocol):
     @property
     def num_rows(self) -> int: ...  # with something in them
 
+    @property
+    def stands_in(self) -> bool: ...  # for none: this rank has no part in the step, and the others wait for gradients
+
     def to(self, device: torch.device) -> Self: ...
 
 
@@ -68,7 +71,8 @@ class Sums(Protocol):
 
 B = TypeVar("B", bound=StepBatch)
 LossFn = Callable[[nn.Module, B], Sums]
-BatchSource = Callable[[int], Iterable[B]]  # index of the next micro-batch -> this rank's share from there on
+# The position in the data -> this rank's share from there on: of every step its parts, or one that stands in for none.
+BatchSource = Callable[[TrainState], Iterable[B]]
 Evaluator = Callable[[nn.Module], Mapping[str, object]]
 Previewer = Callable[[nn.Module], Sequence[Mapping[str, object]]]
 
@@ -115,7 +119,7 @@ class Trainer(Generic[B]):
         model: nn.Module,
         objective: nn.Module,
         batches: BatchSource[B],
-        plan: BatchPlan,
+        plan: StepPlan,
         optimizers: Optimizers,
         learning_rate: Callable[[TrainState, int], float],
         options: TrainerOptions,
@@ -214,7 +218,7 @@ class Trainer(Generic[B]):
         Starting a DataLoader draws a number from PyTorch's generator; neither run, resumed or not, may notice.
         """
         with rng.untouched(self.device), shielded_children():
-            source = iter(self.batches(self.state.micro_batches))
+            source = iter(self.batches(self.state))
             if isinstance(source, AbstractContextManager):
                 stack.enter_context(source)
             first = [] if self.state.step >= self.options.total_steps else list(islice(source, 1))
@@ -225,7 +229,8 @@ class Trainer(Generic[B]):
     def _step(self, iterator: Iterator[B]) -> tuple[StepRecord, str | None]:
         started = time.perf_counter()
         micro_batches = self.plan.micro_batches(self.state.rows)
-        batches = list(islice(iterator, micro_batches // self.ranks.world_size))
+        own = range(self.ranks.rank, micro_batches, self.ranks.world_size)
+        batches = list(islice(iterator, max(1, len(own))))
         data_seconds = time.perf_counter() - started
         with one_thread(self._work.is_small(max((batch.num_tokens for batch in batches), default=0))):
             return self._update(batches, micro_batches, started, data_seconds)
@@ -234,8 +239,8 @@ class Trainer(Generic[B]):
         self, batches: Sequence[B], micro_batches: int, started: float, data_seconds: float
     ) -> tuple[StepRecord, str | None]:
         state, ranks = self.state, self.ranks
-        rows = micro_batches * self.plan.micro_batch_size
-        counts = ranks.gather([_entry(batch) for batch in batches])
+        rows = self.plan.rows(state.rows)
+        counts = ranks.gather([_entry(batch) for batch in batches if not batch.stands_in])
         everything = sorted(entry for part in counts for entry in part)
         check_targets(everything, micro_batches, step=state.step + 1)
         targets, dropped = sum(entry.targets for entry in everything), sum(entry.dropped for entry in everything)
@@ -294,20 +299,23 @@ class Trainer(Generic[B]):
         """Backward passes of this rank's micro-batches; each one's reported loss sum by index.
 
         Every loss is divided by the targets of the whole step over all ranks, so that the sum of the gradients is that
-        of one big batch however it is cut. Replicas average their gradients, hence the factor world_size.
+        of one big batch however it is cut. Replicas average their gradients, hence the factor world_size. A batch that
+        stands in for none adds zeros.
         """
         factor = self.ranks.world_size / targets
+        counted = [batch for batch in batches if not batch.stands_in]
         reported: list[Tensor] = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else without_sync(self.objective):
                 with self._autocast():
                     sums: Sums = self.objective(batch.to(self.device))
-                loss = sums.loss_sum * factor
+                loss = sums.loss_sum * (0.0 if batch.stands_in else factor)
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
-            reported.append(sums.cross_entropy_sum.detach().double())
-        values = torch.stack(reported).tolist()  # the one wait for the device
-        return {batch.index: value for batch, value in zip(batches, values, strict=True)}
+            if not batch.stands_in:
+                reported.append(sums.cross_entropy_sum.detach().double())
+        values = torch.stack(reported).tolist() if reported else []  # the one wait for the device
+        return {batch.index: value for batch, value in zip(counted, values, strict=True)}
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.options.precision == "fp32":

@@ -1,0 +1,211 @@
+"""The rows of one data set, encoded once: compact arrays, a count of what was lost, samples by number.
+
+Legend: N ids of all rows, R rows.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmkit.errors import DataError, GLMKitError
+from glmkit.objective.sample import Sample
+from glmkit.progress import Progress
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, TuningFormat
+from glmkit.tokenizer.protocol import Tokenizer
+
+OnBadRow = Literal["refuse", "skip"]
+MODE = "tuning"
+_NAMED = 3  # places that a message names
+
+
+@dataclass
+class RowReport:
+    """The count of one set: what came in, what training sees, what did not fit.
+
+    tokens: ids of all rows. labels: those that count. messages: those that should be learned; answers: those that are.
+    cut_prompts, cut_answers: rows that lost a part of it. cut_rounds: rows that lost whole rounds. masked: places of
+    rows in which nothing counts. skipped: remarks on examples that the family has no form for.
+    """
+
+    dialogues: int = 0
+    rows: int = 0
+    tokens: int = 0
+    labels: int = 0
+    messages: int = 0
+    answers: int = 0
+    longest: int = 0
+    cut_prompts: int = 0
+    cut_answers: int = 0
+    cut_rounds: int = 0
+    masked: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def count(self, row: EncodedRow, labels: int) -> None:
+        """Add a row that training sees."""
+        self.rows += 1
+        self.tokens += len(row.ids)
+        self.labels += labels
+        self.answers += row.num_answers
+        self.longest = max(self.longest, len(row.ids))
+        self.cut_prompts += row.lost.prompt > 0
+        self.cut_answers += row.lost.answer > 0
+        self.cut_rounds += row.lost.rounds > 0
+
+    @property
+    def masked_share(self) -> float:
+        """Share of the ids that are no labels."""
+        return 1 - self.labels / self.tokens if self.tokens else 0.0
+
+    def words(self) -> str:
+        """The report in one line."""
+        text = (
+            f"{self.rows:,} rows, {self.tokens:,} ids, {self.labels:,} labels ({self.masked_share:.1%} masked), "
+            f"{self.answers:,} of {self.messages:,} answers count, longest row {self.longest:,}"
+        )
+        lost = {
+            "prompts cut": self.cut_prompts,
+            "answers cut": self.cut_answers,
+            "rows without their oldest rounds": self.cut_rounds,
+            "rows without a label left out": len(self.masked),
+            "examples skipped": len(self.skipped),
+        }
+        return ", ".join([text, *(f"{number:,} {name}" for name, number in lost.items() if number)])
+
+
+@dataclass(frozen=True, eq=False)
+class RowSet:
+    """Encoded rows. ids_N int32; counted_N bool; places_2N int32 both position rows, None where all count from 0 with
+    blocks of 0; prefixes_R, dialogues_R int32: columns that a whole row sees, number of the example behind it; starts
+    int64 (R+1,).
+    """
+
+    name: str
+    ids_N: NDArray[np.int32]
+    counted_N: NDArray[np.bool_]
+    places_2N: NDArray[np.int32] | None
+    prefixes_R: NDArray[np.int32]
+    dialogues_R: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    report: RowReport
+
+    def __len__(self) -> int:
+        return len(self.prefixes_R)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row as a sample: its last id is never an input."""
+        return np.diff(self.starts) - 1
+
+    def sample(self, number: int) -> Sample:
+        """Row `number` as inputs and the labels that follow them."""
+        start, end = int(self.starts[number]), int(self.starts[number + 1])
+        size = end - start - 1
+        if self.places_2N is None:
+            places = np.zeros((2, size), np.int64)
+            places[0] = np.arange(size)
+        else:
+            places = self.places_2N[:, start : end - 1].astype(np.int64)
+        return Sample(
+            input_ids=self.ids_N[start : end - 1].astype(np.int64),
+            targets=self.ids_N[start + 1 : end].astype(np.int64),
+            loss_mask=self.counted_N[start + 1 : end].astype(np.int64),
+            position_ids=places,
+            prefix_length=min(int(self.prefixes_R[number]), size),
+            mode=MODE,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of everything that training sees of the set, whatever file it came from."""
+        digest = hashlib.sha256()
+        for part in (self.ids_N, self.counted_N, self.places_2N, self.prefixes_R, self.starts):
+            digest.update(b"-" if part is None else part.tobytes())
+        return digest.hexdigest()
+
+
+def encode_rows(
+    dialogues: Sequence[Dialogue],
+    form: TuningFormat,
+    tokenizer: Tokenizer,
+    limits: Limits,
+    *,
+    name: str = "data",
+    quirks: AbstractSet[str] = NO_QUIRKS,
+    on_bad_row: OnBadRow = "refuse",
+    progress: Progress | None = None,
+) -> RowSet:
+    """All rows of a set, in order.
+
+    on_bad_row: rows in which no label counts, and examples without a form in this family, end the run with a DataError
+    that names them, or are left out and counted. Raises DataError as well when no row is left.
+    """
+    ids, counted = array("i"), bytearray()
+    positions, blocks, prefixes, sources = array("i"), array("i"), array("i"), array("i")
+    starts = array("q", [0])
+    report = RowReport(dialogues=len(dialogues))
+    if progress is not None:
+        progress.start(f"encoding {name}", len(dialogues))
+    for number, dialogue in enumerate(dialogues):
+        report.messages += sum(dialogue.counted)
+        try:
+            rows = form.rows(tokenizer, dialogue, limits, quirks)
+        except GLMKitError as error:
+            bad = error.behind(f"{dialogue.where}: ", DataError)
+            if on_bad_row == "refuse":
+                raise bad from error
+            report.skipped.append(str(bad))
+            continue
+        for row in rows:
+            labels = sum(row.counted[1:])  # the first id of a row follows nothing
+            if not labels:
+                report.masked.append(dialogue.where)
+                continue
+            report.count(row, labels)
+            ids.extend(row.ids)
+            counted.extend(row.counted)
+            positions.extend(row.layout.positions)
+            blocks.extend(row.layout.blocks)
+            prefixes.append(row.layout.prefix)
+            sources.append(number)
+            starts.append(len(ids))
+        if progress is not None:
+            progress.update(number + 1)
+    if progress is not None:
+        progress.stop()
+    if report.masked and on_bad_row == "refuse":
+        raise masked_error(name, report, limits)
+    if not report.rows:
+        raise DataError(f"{name}: no row is left of {report.dialogues} examples: {report.words()}")
+    bounds = np.frombuffer(starts, np.int64)
+    places = np.stack([np.frombuffer(part, np.int32) for part in (positions, blocks)])
+    running = np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))
+    plain = not places[1].any() and np.array_equal(places[0], running)
+    return RowSet(
+        name,
+        np.frombuffer(ids, np.int32),
+        np.frombuffer(counted, np.bool_),
+        None if plain else places,
+        np.frombuffer(prefixes, np.int32),
+        np.frombuffer(sources, np.int32),
+        bounds,
+        report,
+    )
+
+
+def masked_error(name: str, report: RowReport, limits: Limits) -> DataError:
+    """The error of rows from which nothing can be learned."""
+    places, more = ", ".join(report.masked[:_NAMED]), len(report.masked) - _NAMED
+    return DataError(
+        f"{name}: no label counts in {len(report.masked)} of {report.rows + len(report.masked)} rows after they were "
+        f"cut to {limits.source} + {limits.target} tokens: {places}{f' and {more} more' if more > 0 else ''}",
+        step="raise data.source_length and data.target_length, or leave such rows out with --on-bad-row skip",
+        param="data.on_bad_row",
+        code="all_masked",
+    )

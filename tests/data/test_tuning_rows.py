@@ -1,0 +1,74 @@
+"""Rows encoded once: samples are the labels shifted by one, and nothing is lost uncounted."""
+
+import numpy as np
+import pytest
+
+from glmkit.errors import DataError
+from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.dialogue import Dialogue, Limits
+from support.tiny import SPECIAL
+from support.tuning import numbered, pair, rows_of
+
+
+def test_a_sample_predicts_every_label_from_the_id_before_it() -> None:
+    rows = rows_of([("ab", "cd")])
+    a, b, c, d = (11 + ord(letter) % 50 for letter in "abcd")
+    sample = rows.sample(0)
+    assert sample.input_ids.tolist() == [a, b, SPECIAL.gmask, SPECIAL.sop, c, d]
+    assert sample.targets.tolist() == [b, SPECIAL.gmask, SPECIAL.sop, c, d, SPECIAL.eop]
+    assert sample.loss_mask.tolist() == [0, 0, 1, 1, 1, 1]
+    assert sample.position_ids.tolist() == [[0, 1, 2, 2, 2, 2], [0, 0, 0, 1, 2, 3]]
+    assert sample.prefix_length == 3
+
+
+def test_plain_positions_are_not_stored() -> None:
+    plain, blocks = numbered(5, blocks=False), numbered(5)
+    assert plain.places_2N is None
+    assert blocks.places_2N is not None
+    sample = plain.sample(3)
+    assert sample.position_ids.tolist() == [list(range(len(sample))), [0] * len(sample)]
+    assert plain.fingerprint != blocks.fingerprint
+
+
+def test_the_report_counts_what_was_cut() -> None:
+    rows = rows_of([("a" * 40, "b"), ("a", "b" * 40), ("a", "b")], limits=Limits(8, 4))
+    assert (rows.report.cut_prompts, rows.report.cut_answers, rows.report.rows) == (1, 1, 3)
+    assert rows.report.labels == sum(rows.sample(i).num_targets for i in range(3)) == 3 + 5 + 3
+    assert "1 prompts cut, 1 answers cut" in rows.report.words()
+    assert f"{rows.report.masked_share:.1%} masked" in rows.report.words()
+
+
+def test_a_row_without_a_label_refuses_or_is_counted() -> None:
+    silent = pair("ab", "cd", counts=False, line=7)
+    with pytest.raises(DataError, match=r"no label counts in 1 of 2 rows .* rows.jsonl: line 7") as error:
+        rows_of([("a", "b")], more=[silent])
+    assert (error.value.param, error.value.code) == ("data.on_bad_row", "all_masked")
+    kept = rows_of([("a", "b")], more=[silent], on_bad_row="skip")
+    assert (len(kept), kept.report.masked) == (1, ["rows.jsonl: line 7"])
+    assert "1 rows without a label left out" in kept.report.words()
+    with pytest.raises(DataError, match="no row is left of 1 examples"):
+        rows_of([], more=[silent], on_bad_row="skip")
+
+
+def test_an_example_without_a_form_names_its_place() -> None:
+    alone = Dialogue((Message("assistant", "a"),), (True,), "rows.jsonl: line 9")
+    with pytest.raises(DataError, match=r"^rows.jsonl: line 9: 1 messages are not a pair"):
+        rows_of([("a", "b")], more=[alone])
+    kept = rows_of([("a", "b")], more=[alone], on_bad_row="skip")
+    assert kept.report.skipped == ["rows.jsonl: line 9: 1 messages are not a pair"]
+    assert kept.dialogues_R.tolist() == [0]
+
+
+def test_the_fingerprint_is_of_the_content() -> None:
+    one = rows_of([("abc", "de")])
+    assert one.fingerprint == rows_of([("abc", "de")], name="other").fingerprint
+    assert one.fingerprint != rows_of([("abd", "de")]).fingerprint
+    assert one.fingerprint != rows_of([("abc", "de")], limits=Limits(4, 16)).fingerprint
+    assert rows_of([("ab", "c"), ("d", "e")]).fingerprint != rows_of([("ab", "c")]).fingerprint
+
+
+def test_arrays_are_compact() -> None:
+    rows = numbered(20, blocks=False)
+    assert rows.ids_N.dtype == np.int32
+    assert rows.counted_N.dtype == np.bool_
+    assert rows.report.tokens == len(rows.ids_N) == sum(rows.lengths) + 20
