@@ -206,7 +206,7 @@ def fitted(lengths: Sequence[int], room: int, parts: int = 1) -> list[list[int]]
 
 
 class TuningEvaluation:
-    """All rows of a set, or some spread evenly over it, in batches of rows of about one length: the same every time.
+    """Batches of all rows of a set, or of some spread evenly over it, equally long ones together: the same every time.
 
     batch_size: rows of one batch, which changes nothing but memory. row_length: pack rows into long ones of at most so
     many tokens instead. limit: at most so many rows.

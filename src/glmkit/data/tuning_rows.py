@@ -141,7 +141,7 @@ def encode_rows(
     on_bad_row: OnBadRow = "refuse",
     progress: Progress | None = None,
 ) -> RowSet:
-    """All rows of a set, in order.
+    """Encode a set, in order.
 
     on_bad_row: rows in which no label counts, and examples without a form in this family, end the run with a DataError
     that names them, or are left out and counted. Raises DataError as well when no row is left.
