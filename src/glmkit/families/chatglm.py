@@ -13,7 +13,7 @@ from functools import partial
 from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
 from glmkit.errors import ConfigError
 
-from .chatglm_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .chatglm_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 from .common.config_keys import BASE, Keys, paddle_degree, rotary_facts
 from .common.layout import Alias, Derived, Extras, Layout, Published, Rule
 from .family import Family
@@ -207,4 +207,5 @@ FAMILY = Family(
     tokenizer=load_tokenizer,
     tokenizer_files=TOKENIZER_FILES,
     chat=CHAT,
+    tuning=TUNING,
 )

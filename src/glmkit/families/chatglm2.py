@@ -168,6 +168,7 @@ FAMILIES = (
         tokenizer=chatglm2_text.load_tokenizer_2,
         tokenizer_files=chatglm2_text.TOKENIZER_FILES,
         chat=chatglm2_text.CHAT_2,
+        tuning=chatglm2_text.TUNING_2,
     ),
     Family(
         name="chatglm3",

@@ -12,12 +12,14 @@ from functools import partial
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import ChatDefaults, Message
+from glmkit.tokenizer.dialogue import Limits
 
 from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, load_commands
 from .common.role_chat import RoleTemplate
 from .common.round_chat import RoundTemplate
+from .common.round_tuning import RoundTuning
 
-__all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "load_tokenizer_2", "load_tokenizer_3"]
+__all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "TUNING_2", "load_tokenizer_2", "load_tokenizer_3"]
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
@@ -32,6 +34,7 @@ CHAT_2 = RoundTemplate(
     first=1,
     gap="\n\n",
 )
+TUNING_2 = RoundTuning(template=CHAT_2, limits=Limits(source=1024, target=128), in_source=2, in_target=0)
 
 
 class ToolCallTemplate(RoleTemplate):

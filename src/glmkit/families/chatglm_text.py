@@ -7,15 +7,18 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
+from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import RowLayout, Side
 from glmkit.tokenizer.vocabulary_files import decode_vocabulary, parse_json, read_vocabulary
 
 from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, added_tokens, has_images, load_vocabulary
 from .common.round_chat import CHAT
+from .common.round_tuning import RoundTuning
 
-__all__ = ["CHAT", "TOKENIZER_FILES", "ChatGLMTokenizer", "load_tokenizer"]
+__all__ = ["CHAT", "TOKENIZER_FILES", "TUNING", "ChatGLMTokenizer", "load_tokenizer"]
 
 TOKENIZER_FILES = (VOCABULARY,)
+TUNING = RoundTuning(template=CHAT, limits=Limits(source=1024, target=128), in_source=1, in_target=2)
 # What the published class finds in text; [gMASK] and [sMASK] are ordinary text to it.
 _IN_TEXT = ("[MASK]", "<sop>", "<eop>", "<pad>", "<unk>")
 

@@ -15,7 +15,7 @@ from glmkit.errors import ConfigError
 from .common.config_keys import Keys, paddle_degree
 from .common.layout import WRAPPERS, Extras, Layout, Published, Rule
 from .family import Family
-from .glm_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .glm_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 
 
 def _shape(layers: int, width: int, heads: int, positions: int, vocabulary: int) -> GLMConfig:
@@ -195,4 +195,5 @@ FAMILY = Family(
     tokenizer=load_tokenizer,
     tokenizer_files=TOKENIZER_FILES,
     chat=CHAT,
+    tuning=TUNING,
 )

@@ -11,7 +11,7 @@ from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialId
 from .common.config_keys import BASE, Keys, rotary_facts
 from .common.layout import Derived, Extras, Layout, Published, Rule
 from .family import Family
-from .glm130b_text import CHAT, TOKENIZER_FILES, load_tokenizer
+from .glm130b_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 
 _VOCABULARY = 150528
 # icetk: text pieces start at 20000, the special ones follow them.
@@ -169,4 +169,5 @@ FAMILY = Family(
     tokenizer=load_tokenizer,
     tokenizer_files=TOKENIZER_FILES,
     chat=CHAT,
+    tuning=TUNING,
 )

@@ -6,11 +6,14 @@ from pathlib import Path
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.composed import ComposedTokenizer, Decoding, Marker, Reading
+from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import RowLayout, Side
 
 from .common.ice_tokenizer import IMAGE_CODES, VOCABULARY, IceVocabulary, added_tokens, has_images, load_vocabulary
+from .common.span_tuning import SpanTuning
 
 CHAT = None
+TUNING = SpanTuning(limits=Limits(source=608, target=160), closed=False)
 TOKENIZER_FILES = (VOCABULARY,)
 _MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 

@@ -11,16 +11,20 @@ from glmkit.position_rows import PositionRows
 from glmkit.tokenizer.added_tokens import read_added_tokens
 from glmkit.tokenizer.byte_bpe import ByteBPE
 from glmkit.tokenizer.composed import ComposedTokenizer
+from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import RowLayout
 from glmkit.tokenizer.sentencepiece import SentencePieceModel
 from glmkit.tokenizer.text_model import TextModel
 from glmkit.tokenizer.vocabulary_files import check_entries, decode_vocabulary, read_side_files, read_vocabulary
 from glmkit.tokenizer.wordpiece import WordPiece
 
+from .common.span_tuning import SpanTuning
 from .glm_strings import PUBLISHED, Kind, Style, command_tokens, decoding, special_ids
 from .glm_strings import reading as read_rules
 
 CHAT = None
+# `PaddlePaddle/PaddleNLP:llm/glm/finetune_generation.py`
+TUNING = SpanTuning(limits=Limits(source=608, target=160))
 _WORDS, _ENTRIES, _MERGES, _CHINESE = "vocab.txt", "vocab.json", "merges.txt", "cog-pretrain.model"
 TOKENIZER_FILES = (_WORDS, _ENTRIES, _MERGES, _CHINESE)
 Masks = Literal["none", "own", "shared"]

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Literal, get_args
 
 from glmkit.errors import RequestError
-from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.chat_template import Message, turns_of, without_turns
 
 from .prompt import Prompt
 from .prompt_builder import Prompts
@@ -63,15 +62,15 @@ def fit(
     wanted = reserved if max_new_tokens is None else max_new_tokens
     if room is not None:
         wanted = min(wanted, reserved)
-    turns = _turns(messages)
+    turns = turns_of(messages)
     ids, dropped = build(messages), 0
     if trim and len(ids) + wanted > limit and turns[1:]:
         low, high = 1, len(turns) - 1
         while low < high:
             middle = (low + high) // 2
-            fits = len(build(_without(messages, turns[:middle]))) + wanted <= limit
+            fits = len(build(without_turns(messages, turns[:middle]))) + wanted <= limit
             low, high = (low, middle) if fits else (middle + 1, high)
-        dropped, ids = low, build(_without(messages, turns[:low]))
+        dropped, ids = low, build(without_turns(messages, turns[:low]))
     left = limit - len(ids)
     if left < (1 if max_new_tokens is None or room is not None else max_new_tokens):
         what, shorten = ("the last turn's", "shorten the message") if trim else ("the conversation's", "shorten it")
@@ -88,22 +87,6 @@ def fit(
     elif max_length is None:
         left = min(left, max(template.defaults.max_length - len(ids), reserved))
     return Fitted(ids, left, limit, len(turns), dropped)
-
-
-def _turns(messages: Sequence[Message]) -> list[range]:
-    """The turns: each begins with the user's message; messages before the first one belong to it."""
-    starts = [index for index, message in enumerate(messages) if message.role == "user" and index]
-    bounds = [0, *starts, len(messages)]
-    turns = [range(start, end) for start, end in pairwise(bounds)]
-    if len(turns) > 1 and all(messages[index].role == "system" for index in turns[0]):
-        turns[:2] = [range(turns[1].stop)]
-    return turns
-
-
-def _without(messages: Sequence[Message], turns: Sequence[range]) -> list[Message]:
-    """The messages outside these turns, and the system's everywhere."""
-    gone = {index for turn in turns for index in turn}
-    return [message for index, message in enumerate(messages) if index not in gone or message.role == "system"]
 
 
 class Shortener:

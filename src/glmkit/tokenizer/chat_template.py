@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeGuard
 
 from glmkit.errors import RequestError, TokenizerError
@@ -93,6 +94,22 @@ def _of_pair(item: object) -> list[Message]:
             asked = [] if query is None else [Message("user", query)]
             return [*asked, Message("assistant", response)]
     raise RequestError(f"{item!r} is no turn", step="give (query, response) or {'role': ..., 'content': ...}")
+
+
+def turns_of(messages: Sequence[Message]) -> list[range]:
+    """The turns: each begins with the user's message; messages before the first one belong to it."""
+    starts = [index for index, message in enumerate(messages) if message.role == "user" and index]
+    bounds = [0, *starts, len(messages)]
+    turns = [range(start, end) for start, end in pairwise(bounds)]
+    if len(turns) > 1 and all(messages[index].role == "system" for index in turns[0]):
+        turns[:2] = [range(turns[1].stop)]
+    return turns
+
+
+def without_turns(messages: Sequence[Message], turns: Sequence[range]) -> list[Message]:
+    """The messages outside these turns, and the system's everywhere."""
+    gone = {index for turn in turns for index in turn}
+    return [message for index, message in enumerate(messages) if index not in gone or message.role == "system"]
 
 
 def offered_tools(messages: Iterable[Message]) -> dict[str, bool]:

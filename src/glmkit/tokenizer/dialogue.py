@@ -3,21 +3,28 @@
 Rows are read into `Dialogue`s by `data/dialogues/`; a `TuningFormat` of the family turns each into `EncodedRow`s.
 """
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+
+from glmkit.errors import ConfigError, did_you_mean
 
 from .chat_template import Message
 from .inputs import RowLayout, Side
 from .protocol import Tokenizer
 
 NO_QUIRKS: frozenset[str] = frozenset()
+_LONGEST_UNSEEN = 16  # characters of a text that a normaliser may remove as a whole
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
     """One example. counted: for each message, True where the loss counts what it says (the assistant's alone).
+
+    An assistant's message with metadata calls the tool of that name; its content is the arguments as JSON text, which
+    each family writes in its own form. None-valued keys of tools are left out by the reader.
 
     cut: the side of a single long question that is given up where it does not fit; earlier rounds go before that.
     where: "FILE: line N", for messages. source: name of the data set.
@@ -54,7 +61,8 @@ class Lost:
 class EncodedRow:
     """A row as the references record it. ids, counted (n,): counted[i] is True where ids[i] is a label (not shifted).
 
-    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it.
+    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it. notes: what was
+    found in the texts and how it was read ("a reserved word in an answer is text: '<eop>'"), equal for equal finds.
     """
 
     ids: list[int]
@@ -62,13 +70,17 @@ class EncodedRow:
     layout: RowLayout
     lost: Lost = field(default_factory=Lost)
     num_answers: int = 1
+    notes: tuple[str, ...] = ()
 
 
 class TuningFormat(ABC):
     """The rows on which the published code of one family is fine-tuned.
 
-    limits: the published ones. quirks: names of what the reference does and we do not by default -> a sentence on it;
-    each is switched on by its name.
+    limits: the published ones. quirks: names of what the reference does and we do not by default, and of choices that
+    it does not have, -> a sentence on each; they are switched on by name (`check_quirks`).
+
+    One rule for all families: whole oldest rounds go first, then the question's side that `Dialogue.cut` names; an
+    answer longer than the limit loses its end and is closed by its end token ("open_cut": it is left open).
     """
 
     limits: Limits
@@ -78,17 +90,65 @@ class TuningFormat(ABC):
     def rows(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[EncodedRow]:
-        """Training rows, one or several, so that every counted answer is counted once.
+        """Training rows, one or several, so that every counted answer is counted once; none without such an answer.
 
-        Special words in a text are text. Raises RequestError for what the family has no form for.
+        Special words in a text are text; blank answers (`is_blank`) do not count. Raises RequestError for what the
+        family has no form for, and for limits that hold nothing.
         """
 
     @abstractmethod
     def prompt(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        """The ids before the last counted answer, ready for generation, as `rows` trains it."""
+        """The ids before the last counted answer, ready for generation, as `rows` trains it.
+
+        Without a counted answer, those of the whole conversation.
+        """
+
+    @abstractmethod
+    def answer(
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+    ) -> list[int]:
+        """The ids of the last counted answer that evaluation compares with, cut to the limit, without an end token."""
 
     @abstractmethod
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids that training teaches to end an answer."""
+
+    def check_quirks(self, quirks: AbstractSet[str]) -> None:
+        """Raise ConfigError for a quirk that this family does not have, naming the closest."""
+        for name in sorted(quirks - self.quirks.keys()):
+            step = did_you_mean(name, self.quirks)
+            raise ConfigError(f"data.quirks: {name!r} is none of this family's", step=step, param="data.quirks")
+
+
+# --- answers that are none --------------------------------------------------------------------------------------------
+
+# Words behind completions in data that was made for other models, and those of this family.
+END_WORDS = (
+    "<|endoftext|>",
+    "<|endofpiece|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<eop>",
+    "<eos>",
+    "[EOS]",
+    "</s>",
+)
+
+
+def is_blank(text: str, tokenizer: Tokenizer | None = None) -> bool:
+    """True for a text that says nothing: white space, control and format characters, or nothing after normalisation."""
+    if any(unicodedata.category(character)[0] not in "ZC" for character in text):
+        return tokenizer is not None and len(text) < _LONGEST_UNSEEN and not tokenizer.encode(text)
+    return True
+
+
+def without_end_word(text: str) -> tuple[str, str | None]:
+    """An answer without the end word at its end, and that word; a text that opens what "</s>" closes keeps it."""
+    stripped = text.rstrip()
+    word = next((word for word in END_WORDS if stripped.endswith(word)), None)
+    if word is None or (word == "</s>" and "<s>" in stripped):
+        return text, None
+    return stripped.removesuffix(word).rstrip(), word

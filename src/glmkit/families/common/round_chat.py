@@ -73,9 +73,10 @@ class RoundTemplate(ChatTemplate):
             return None
         return tokenizer.encode(self.gap + self._round(len(pairs), query))[1:]
 
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tagged: bool = False) -> str:
+        """Text as in `ChatTemplate`. tagged: the round is written in front of a single question, too."""
         pairs, query = self._turns(messages)
-        if self.bare_start and not pairs:
+        if self.bare_start and not pairs and not tagged:
             return query or ""
         rounds = [self._round(number, question) + answer + self.gap for number, (question, answer) in enumerate(pairs)]
         if query is not None:

@@ -1,0 +1,198 @@
+"""Rows of models that write an answer as the span of a generation mask: GLM and GLM-130B.
+
+Sources: `PaddlePaddle/PaddleNLP:llm/glm/data.py`, `paddlenlp/transformers/glm/tokenizer.py`; the older form
+`THUDM/GLM:tasks/seq2seq/dataset.py` and `PaddlePaddle/PaddleNLP:examples/language_model/glm/data.py`. For GLM-130B
+nothing was published; its rows are its prompts.
+"""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from glmkit.errors import RequestError
+from glmkit.position_rows import PositionRows, Span
+from glmkit.tokenizer.chat_template import Message, turns_of, without_turns
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
+from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side
+from glmkit.tokenizer.protocol import Tokenizer
+
+from .round_chat import to_rounds
+from .tuning import (
+    BY_VALUE,
+    CHOICES,
+    OPEN,
+    WORDS,
+    Answer,
+    asked,
+    check_rooms,
+    cut,
+    cut_inside,
+    joined_answers,
+    mask_ids,
+    most_turns,
+    without_pads,
+    without_question,
+)
+
+LEFT, CONTENT = "left_cut", "content_prompt"
+_ROLES = ("system", "user", "assistant")
+_QUIRKS = {
+    **CHOICES,
+    LEFT: "prompts and answers are cut on their left, whatever stands there",
+    BY_VALUE: "the place behind an id of padding or of a piece's end does not count",
+    WORDS: "special words in texts become their ids",
+}
+_CONTENT = {
+    CONTENT: "the older form: [CLS] [sMASK] ` Content:` text, cut on the right; a cut answer is left open",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanTuning(TuningFormat):
+    """Part A is the text with a generation mask behind it, part B the answer and its end.
+
+    closed: the published end token of a text stands behind the mask ([CLS] text [gMASK] end), else the mask is last.
+    Where the mask is last, answers count on from it.
+    """
+
+    limits: Limits
+    closed: bool = True
+    quirks: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quirks", {**_QUIRKS, **(_CONTENT if self.closed else {})})
+
+    def rows(
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+    ) -> list[EncodedRow]:
+        rows = []
+        for answer in joined_answers(tokenizer, dialogue, quirks):
+            before = asked(dialogue.messages[: answer.start])
+            source, mask, rounds, lost = self._source(tokenizer, before, dialogue, limits, quirks)
+            rows.append(self._row(tokenizer, source, mask, answer, limits, quirks, Lost(lost, 0, rounds)))
+        return rows
+
+    def prompt(
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+    ) -> list[int]:
+        answers = joined_answers(tokenizer, dialogue, quirks)
+        messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
+        source, _, _, _ = self._source(tokenizer, messages, dialogue, limits, quirks)
+        return [*source, tokenizer.special.sop]
+
+    def answer(
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+    ) -> list[int]:
+        answers = joined_answers(tokenizer, dialogue, quirks)
+        ids = self._written(tokenizer, answers[-1].text if answers else "", quirks)
+        return cut(ids, limits.target - 1, _side(quirks))
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        return (tokenizer.special.eop,)
+
+    def _source(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        dialogue: Dialogue,
+        limits: Limits,
+        quirks: AbstractSet[str],
+    ) -> tuple[list[int], int, int, int]:
+        """Part A, the place of its mask, rounds and tokens that are lost."""
+        special = tokenizer.special
+        front, behind = self._around(tokenizer)
+        if CONTENT in quirks:
+            smask = special.mask if special.smask is None else special.smask
+            front, behind = [*front, smask, *tokenizer.encode(" Content:")], []
+        room = limits.source - len(front) - len(behind)
+        check_rooms(limits.source, limits.target, (limits.source - room + 1, 3))
+        turns = turns_of(messages)
+
+        def encode(messages: Sequence[Message]) -> list[int]:
+            text = plain_text(messages)
+            return tokenizer.encode(" " + text if CONTENT in quirks else text, specials=WORDS in quirks)
+
+        def newest(count: int) -> list[Message]:
+            return without_turns(messages, turns[: len(turns) - count])
+
+        if LEFT in quirks or CONTENT in quirks:
+            whole = encode(messages)
+            text, rounds = cut(whole, room, "left" if LEFT in quirks else "right"), 0
+            lost = len(whole) - len(text)
+        else:
+            count, ids = most_turns(len(turns), lambda count: encode(newest(count)), room)
+            text, rounds = ids, len(turns) - count
+            if len(ids) > room:
+                text = cut_inside(ids, encode(without_question(newest(1))), room, dialogue.cut)
+            lost = len(ids) - len(text)
+        mask = len(front) - 1 - len(tokenizer.encode(" Content:")) if CONTENT in quirks else len(front) + len(text)
+        return [*front, *text, *behind], mask, rounds, lost
+
+    def _around(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """The ids in front of a text, and those behind it, the mask first."""
+        special = tokenizer.special
+        if not self.closed:
+            return [], [special.gmask]
+        if isinstance(tokenizer, InputTokenizer):
+            opening, end = tokenizer.build_inputs([])
+            return [opening], [special.gmask, end]
+        return [] if special.cls is None else [special.cls], [special.gmask, special.eos]
+
+    def _written(self, tokenizer: Tokenizer, text: str, quirks: AbstractSet[str]) -> list[int]:
+        """An answer's ids; with a space in front where vocabularies carry it in their words."""
+        return tokenizer.encode(" " + text if self.closed else text, specials=WORDS in quirks)
+
+    def _row(
+        self,
+        tokenizer: Tokenizer,
+        source: list[int],
+        mask: int,
+        answer: Answer,
+        limits: Limits,
+        quirks: AbstractSet[str],
+        lost: Lost,
+    ) -> EncodedRow:
+        special = tokenizer.special
+        written = self._written(tokenizer, answer.text, quirks)
+        if CONTENT in quirks:
+            target = [*written, special.eop][: limits.target]
+            kept = target[: len(written)]
+        else:
+            kept = cut(written, limits.target - 2, _side(quirks))
+            target = [*kept, special.eop] if OPEN not in quirks or len(kept) == len(written) else kept
+        ids = [*source, special.sop, *target]
+        first = len(source) + 1
+        counted = [False] * first + [True] * len(target)
+        if BY_VALUE in quirks:
+            behind = without_pads(counted[first - 1 : -1], ids[first - 1 : -1], mask_ids(special))
+            counted[first + 1 :] = behind[1:]
+        anchor = None if not self.closed else mask
+        row_0, row_1 = PositionRows((Span(len(source), anchor),)).at(0, len(ids))
+        if not self.closed:
+            row_1 = [0] * len(ids)
+        layout = RowLayout(row_0, row_1, len(source))
+        lost = Lost(lost.prompt, len(written) - len(kept), lost.rounds)
+        return EncodedRow(ids, counted, layout, lost, answer.num_messages, answer.notes)
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """A conversation for a model that was never taught one: a single question as it is, rounds as BELLE writes them.
+
+    Source: `multiturn_chat_0.8M` of `LianjiaTech/BELLE`. Raises RequestError for tools and their outcomes.
+    """
+    for message in messages:
+        if message.role not in _ROLES or message.metadata or message.tools is not None:
+            raise RequestError(
+                f"a message of the role {message.role!r} or with tools: this model has no form for it",
+                step="leave tools out, or tune a model that was taught to call them",
+            )
+    texts = to_rounds(messages)
+    if len(texts) == 1:
+        return texts[0]
+    names = ("Human:", "Assistant:")
+    lines = [names[index % 2] + text for index, text in enumerate(texts)]
+    return "\n".join([*lines, "Assistant:"] if len(texts) % 2 else lines)
+
+
+def _side(quirks: AbstractSet[str]) -> Side:
+    return "left" if LEFT in quirks else "right"

@@ -1,0 +1,179 @@
+"""Common parts of the families' tuning formats: which answers count, how texts are read, how rows are cut."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from glmkit.config import SpecialIds
+from glmkit.errors import ConfigError, RequestError
+from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.dialogue import Dialogue, is_blank, without_end_word
+from glmkit.tokenizer.inputs import InputTokenizer, Side
+from glmkit.tokenizer.protocol import Tokenizer
+
+LAST, OPEN = "last_answer", "open_cut"
+CHOICES = {
+    LAST: "only the last answer of a conversation counts",
+    OPEN: "an answer that was cut gets no end token, so that nothing teaches to stop in its middle",
+}
+WORDS = "special_words"
+BY_VALUE = "labels_by_value"
+PADS = "counted_padding"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Messages of the assistant that follow each other and count, as one text.
+
+    start: index of the first of them. notes: as `EncodedRow` has them.
+    """
+
+    start: int
+    text: str
+    num_messages: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def own(tokenizer: Tokenizer) -> InputTokenizer:
+    """The tokenizer as one of the model's own family. Raises RequestError."""
+    if not isinstance(tokenizer, InputTokenizer):
+        raise RequestError("the tokenizer is not of the model's family, whose conversations it shall write")
+    return tokenizer
+
+
+def joined_answers(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet[str]) -> list[Answer]:
+    """Counted answers in order, where messages that follow each other are lines of one text.
+
+    Raises RequestError for a call of a tool, which models of rounds and spans have no form for.
+    """
+    found: list[Answer] = []
+    kept = answering(tokenizer, dialogue, quirks)
+    start = 0
+    for (role, counts), group in groupby(
+        zip(dialogue.messages, kept, strict=True), lambda pair: (pair[0].role, pair[1])
+    ):
+        messages = [message for message, _ in group]
+        if called := next((message.metadata for message in messages if message.metadata), None):
+            raise RequestError(
+                f"a message calls the tool {called!r}, which this model has no form for",
+                step="leave calls out, or tune a model that was taught to call tools",
+            )
+        if counts and role == "assistant":
+            read = [read_answer(tokenizer, message.content, quirks) for message in messages]
+            text = "\n".join(text for text, _ in read)
+            if start and dialogue.messages[start - 1].role == "assistant":
+                text = "\n" + text  # goes on from an answer that does not count
+            notes = tuple(note for _, notes in read for note in notes)
+            found.append(Answer(start, text, len(messages), notes))
+        start += len(messages)
+    return found[-1:] if LAST in quirks else found
+
+
+def answering(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet[str]) -> list[bool]:
+    """For each message, whether the loss counts it: the assistant's that are not blank and call nothing, as flagged."""
+    counts = [
+        flag and message.role == "assistant" and bool(message.metadata or not is_blank(message.content, tokenizer))
+        for message, flag in zip(dialogue.messages, dialogue.counted, strict=True)
+    ]
+    if LAST in quirks and True in counts:
+        last = len(counts) - 1 - counts[::-1].index(True)
+        counts = [index == last for index in range(len(counts))]
+    return counts
+
+
+def read_answer(tokenizer: Tokenizer, text: str, quirks: AbstractSet[str] = frozenset()) -> tuple[str, list[str]]:
+    """An answer without another model's end word, and notes on it and on the special words that are text in it."""
+    if WORDS in quirks:
+        return text, []
+    notes = []
+    kept, word = without_end_word(text)
+    if word is not None and not is_blank(kept):
+        text = kept
+        notes.append(f"the end word {word!r} behind an answer was left out")
+    found = _special_words(tokenizer).findall(text) if "<" in text or "[" in text else []
+    return text, notes + [f"a special word in an answer is text: {name!r}" for name in dict.fromkeys(found)]
+
+
+def _special_words(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """The strings of the special ids, where no ordinary word is like them."""
+    return _any_of(frozenset(tokenizer.id_to_token(i) for i in vars(tokenizer.special).values() if i is not None))
+
+
+@lru_cache(maxsize=8)
+def _any_of(names: frozenset[str]) -> re.Pattern[str]:
+    marks = sorted((name for name in names if name[:1] in "<[" and len(name) > 2), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, marks)) or "(?!)")
+
+
+def cut(ids: list[int], room: int, side: Side) -> list[int]:
+    """The ids without as many of that side as do not fit."""
+    if len(ids) <= room:
+        return ids
+    return ids[len(ids) - room :] if side == "left" else ids[:room]
+
+
+def cut_inside(whole: list[int], frame: list[int], room: int, side: Side) -> list[int]:
+    """A prompt without a part of its question, to `room` ids. frame: the same prompt with an empty question.
+
+    What both have in front and behind stays, as long as it fits itself.
+    """
+    most = min(len(whole), len(frame))
+    head = next((i for i in range(most) if whole[i] != frame[i]), most)
+    tail = next((i for i in range(most - head) if whole[-1 - i] != frame[-1 - i]), most - head)
+    if head + tail >= room:
+        return cut(whole, room, side)
+    end = len(whole) - tail
+    return whole[:head] + cut(whole[head:end], room - head - tail, side) + whole[end:]
+
+
+def most_turns(turns: int, encode: Callable[[int], list[int]], room: int) -> tuple[int, list[int]]:
+    """The largest number of newest turns whose ids fit, and these ids; 1 and its ids where even that is too much.
+
+    A long conversation is not read as a whole: no more than twice of what fits.
+    """
+    low, ids = 1, encode(1)
+    if len(ids) > room:
+        return low, ids
+    high, over = turns, False
+    while low < high:
+        middle = (low + high + 1) // 2 if over else min(4 * low, high)
+        more = encode(middle)
+        if len(more) <= room:
+            low, ids = middle, more
+        else:
+            high, over = middle - 1, True
+    return low, ids
+
+
+def without_pads(counted: list[bool], ids: Sequence[int], ignored: Iterable[int]) -> list[bool]:
+    """The flags without places that hold one of these ids, as references mask by value."""
+    gone = frozenset(ignored)
+    return [flag and index not in gone for flag, index in zip(counted, ids, strict=True)]
+
+
+def check_rooms(source: int, target: int, least: tuple[int, int]) -> None:
+    """Raise ConfigError for limits that hold nothing but special tokens."""
+    for name, given, lowest in (("source_length", source, least[0]), ("target_length", target, least[1])):
+        if given < lowest:
+            raise ConfigError(
+                f"data.{name} is {given}; with the special tokens it must be at least {lowest}", param=f"data.{name}"
+            )
+
+
+def asked(messages: Sequence[Message]) -> list[Message]:
+    """The messages before an answer; a greeting answers an empty question."""
+    return [*messages] if messages else [Message("user", "")]
+
+
+def without_question(messages: Sequence[Message]) -> list[Message]:
+    """The messages with an empty text in place of the last of the user's."""
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    return [Message("user", "") if i == last else message for i, message in enumerate(messages)]
+
+
+def mask_ids(special: SpecialIds) -> frozenset[int]:
+    """Pad and end of piece, which published loss masks leave out wherever they stand."""
+    return frozenset((special.pad, special.eop))
