@@ -73,7 +73,7 @@ def joined_answers(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet
 
 
 def answering(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet[str]) -> list[bool]:
-    """For each message, whether the loss counts it: the assistant's that are not blank and call nothing, as flagged."""
+    """Flags of the messages that the loss counts: as the dialogue has them, without blank ones."""
     counts = [
         flag and message.role == "assistant" and bool(message.metadata or not is_blank(message.content, tokenizer))
         for message, flag in zip(dialogue.messages, dialogue.counted, strict=True)
