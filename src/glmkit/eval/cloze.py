@@ -1,4 +1,7 @@
-"""Exact match of filled blanks, with bootstrap intervals (Efron and Tibshirani 1993, chapter 13: percentile)."""
+"""Exact match of filled blanks, and means over rows, with bootstrap intervals.
+
+The percentile interval of Efron and Tibshirani 1993, chapter 13.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -87,6 +90,17 @@ def rate_ratio(
         return Ratio(ratio, None, None)
     low, high = _interval(drawn[:, 1] / drawn[:, 2])
     return Ratio(ratio, low, high)
+
+
+def mean_interval(values: NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Ends of the percentile bootstrap interval of a mean over rows (n,): of scores, or of differences of paired ones.
+
+    Raises DataError when n is 0.
+    """
+    if not len(values):
+        raise DataError("a mean over no rows has no interval")
+    drawn = _bootstrap(np.stack([np.ones(len(values)), values], axis=1), resamples, seed)
+    return _interval(drawn[:, 1] / drawn[:, 0])
 
 
 def _checked(flags: Flags) -> Flags:
