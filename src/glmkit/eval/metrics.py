@@ -192,8 +192,8 @@ class Scorer:
         if self._english and self._num_rows and self._readable * 2 < self._num_rows:
             without = self._num_rows - self._readable
             warnings.append(
-                f"{without} of {self._num_rows} references hold no word that rouge_score sees (a to z, digits), so that its "
-                "scores say nothing about them; for Chinese use the set chatglm"
+                f"{without} of {self._num_rows} references hold no word that rouge_score sees (a to z, digits), so "
+                "that its scores say nothing about them; for Chinese use the set chatglm"
             )
         return Scores(values, intervals, definitions(self._metrics), self._num_rows, self._empty, self._left, warnings)
 
