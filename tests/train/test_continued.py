@@ -16,9 +16,10 @@ from glmkit.cli.main import main
 from glmkit.data.store import TokenStore, write_store
 from glmkit.loading import load_parts, write_merged
 from glmkit.tokenizer.training import train_tokenizer
+from glmkit.train.batch_loss import batch_loss
 from glmkit.train.continued import load_start
 from glmkit.train.metrics import read_metrics
-from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
+from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.pretraining_recipes import PRETRAINING
 from support.directories import huggingface_directory
 from support.shared import shared_dir
@@ -70,7 +71,7 @@ def test_the_first_loss_is_that_of_the_loaded_model(published: Path, store: Path
         PretrainingData.open(store).training(config),
     )
     with torch.no_grad():
-        sums = [blank_infilling_loss()(model, batches.batch(index)) for index in range(2)]
+        sums = [batch_loss()(model, batches.batch(index)) for index in range(2)]
     expected = float(sum(s.cross_entropy_sum for s in sums)) / sum(s.num_targets for s in sums)
     lines = read_metrics(tmp_path / "run")
     assert lines[0]["loss"] == pytest.approx(expected, abs=1e-5)

@@ -14,9 +14,10 @@ import glmkit
 from glmkit.cli.main import main
 from glmkit.config import GenerationSettings
 from glmkit.errors import CheckpointError
+from glmkit.train.batch_loss import batch_loss
 from glmkit.train.metrics import read_metrics
 from glmkit.train.pretraining import pretrain
-from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
+from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.state import compare_records
 from support.store import toy_store
@@ -78,7 +79,7 @@ def test_validation_is_the_mean_over_all_targets(recipe, store):
     from glmkit.parallel.mesh import Ranks
     from glmkit.train.validation import ValidationLoss
 
-    loss_fn = blank_infilling_loss()
+    loss_fn = batch_loss()
     batches = data.validation(config)
     with torch.no_grad():
         result = ValidationLoss(batches, loss_fn, Ranks())(model)
@@ -111,7 +112,7 @@ def test_validation_counts_what_it_left_out(recipe, store):
     model = glmkit.model.GLM(config.model.config(data.tokenizer.vocab_size, data.tokenizer.special)).eval()
     batches = {mode: Sparse(sequence) for mode, sequence in data.validation(config).items()}
     with torch.no_grad():
-        result = ValidationLoss(batches, blank_infilling_loss(), Ranks())(model)
+        result = ValidationLoss(batches, batch_loss(), Ranks())(model)
     assert result["dropped"] == {"bert": 5, "sentence": 5, "gpt": 5}
     assert result["targets"]["bert"] == batches["bert"].batch(0).num_targets
     assert result["losses"].keys() == result["dropped"].keys()

@@ -16,8 +16,9 @@ from glmkit.data.packing import Batch
 from glmkit.devices import cpu_has_bfloat16
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
+from glmkit.train.batch_loss import batch_loss
 from glmkit.train.pretraining import pretrain
-from glmkit.train.pretraining_data import PretrainingData, blank_infilling_loss
+from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.recipe_config import TrainConfig
 from glmkit.train.state import StepRecord
 from glmkit.train.trainer import Trainer
@@ -114,7 +115,7 @@ def train(store: Path, output: Path, seconds: float, *, seed: int, stream: IO[st
     """Train for `seconds` in the run directory `output`; the rate follows the clock, so that it always ends low."""
     precision = "bf16" if cpu_has_bfloat16() else "fp32"
     config = recipe(store, output, seed=seed, steps=_MAX_STEPS, precision=precision)
-    validation = ValidationLoss(PretrainingData.open(store).validation(config), blank_infilling_loss(), Ranks())
+    validation = ValidationLoss(PretrainingData.open(store).validation(config), batch_loss(), Ranks())
     course = Course(config)
     schedule = ClockSchedule(config.optimizer.learning_rate, seconds)
     began = time.monotonic()

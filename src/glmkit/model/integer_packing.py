@@ -18,6 +18,10 @@ from glmkit.finite import all_finite
 class IntegerMatrix(Protocol):
     """A layer whose matrix stays in integers (`quant.QuantMatrix`), as the model uses it for its head."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the matrix."""
+
     def floats(self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows as floats (R',C)."""
 

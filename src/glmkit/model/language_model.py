@@ -84,6 +84,12 @@ class GLM(nn.Module):
         return head.weight
 
     @property
+    def head_matrix(self) -> Tensor | IntegerMatrix:
+        """The output matrix (V,H), or the layer that holds it in integers. Raises RequestError as `head_weight`."""
+        head = self._head
+        return head if isinstance(head, IntegerMatrix) else self.head_weight
+
+    @property
     def _head(self) -> nn.Module:
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         assert head is not None

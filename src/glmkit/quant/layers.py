@@ -37,6 +37,11 @@ class QuantMatrix(nn.Module):
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self.weight.shape[0]
+
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Bounds of runs of rows, small enough to be floats at once."""
         rows, stored = self.weight.shape

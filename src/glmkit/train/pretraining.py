@@ -22,9 +22,10 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 from glmkit.tokenizer.protocol import Tokenizer
 
+from .batch_loss import batch_loss
 from .continued import check_tokenizer, load_start
 from .forecast import check_memory, plan_run
-from .pretraining_data import PretrainingData, blank_infilling_loss, config_notes, data_notes
+from .pretraining_data import PretrainingData, config_notes, data_notes
 from .recipe_config import TrainConfig
 from .run import RunResult, Task, run_progress, run_task
 from .state import StepRecord, TrainState
@@ -46,7 +47,7 @@ class Pretraining(Task[GLM, Batch]):
 
     def __post_init__(self) -> None:
         self._batches = self.data.training(self.config)
-        self._loss = blank_infilling_loss(self.config.training.z_loss)
+        self._loss = batch_loss(self.config.training.z_loss)
 
     def model(self, ranks: Ranks, *, fresh: bool) -> GLM:
         model = empty_model(self.shape).to_empty(device=ranks.device)

@@ -1,13 +1,11 @@
-"""A prepared store as training and validation batches of blank infilling, remarks on both, and the loss of a batch."""
+"""A prepared store as training and validation batches of blank infilling, and remarks on both."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from glmkit.data.batches import EvaluationBatches, RowConfig, TrainingBatches
 from glmkit.data.mixture import ChainedPieces, MixedTexts, Stores, named_stores
@@ -15,9 +13,7 @@ from glmkit.data.packing import Batch
 from glmkit.data.samples import TextPieces, TextSampler
 from glmkit.data.store import TokenStore
 from glmkit.errors import ConfigError
-from glmkit.model import GLM
 from glmkit.objective.blank_infilling import BlankInfilling
-from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.objective.options import ObjectiveConfig
 from glmkit.objective.spans import sentence_end_table
 from glmkit.tokenizer.protocol import Tokenizer
@@ -171,18 +167,6 @@ class PretrainingData:
             )
             for mode in config.objective.modes()
         }
-
-
-def blank_infilling_loss(z_loss: float = 0.0) -> Callable[[nn.Module, Batch], LossSums]:
-    """The loss of a packed batch: cross-entropy at the targets of part B, logits only there."""
-
-    def loss(model: nn.Module, batch: Batch) -> LossSums:
-        assert isinstance(model, GLM)
-        hidden_BTH = model.hidden(batch.input_ids, position_ids=batch.position_ids, segments=batch.segments)
-        targets = batch.loss_mask
-        return linear_cross_entropy(hidden_BTH[targets], model.head_weight, batch.targets[targets], z_loss=z_loss)
-
-    return loss
 
 
 def config_notes(config: TrainConfig) -> list[str]:
