@@ -37,6 +37,7 @@ class Greedy:
 
     max_sequences = 1
     listener = None
+    adapter = None
 
     def __init__(self, prompt: Sequence[int], count: int, limit: int) -> None:
         self.max_sequence_tokens = len(prompt) + count

@@ -1,5 +1,7 @@
 """The paged cache against plain attention: blocks in any order, groups, shared heads, a tuned prefix, long chunks."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ def cache_of(heads: int, blocks: int, prefix: int = 0) -> PagedCache:
     if prefix:
         model = tiny_model(num_kv_heads=heads)
         model.prefix = Prefix(model, prefix)
-        cache.seed(model.tuned_prefix())
+        cache.seed([model.tuned_prefix()])
     cache.grow(blocks)
     return cache
 
@@ -57,19 +59,27 @@ def test_what_is_written_is_gathered() -> None:
     assert PagedCache.token_bytes(tiny_config(), torch.bfloat16) == 2 * 2 * 32 * 2
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 5])
-def test_a_tuned_prefix_lies_in_front(size: int) -> None:
-    cache = cache_of(2, 5, size)
-    assert (cache.prefix, cache.reserved) == (size, 1 + -(-size // BLOCK))
-    model = tiny_model(num_kv_heads=2)
-    model.prefix = Prefix(model, size)
-    for layer, pair in enumerate(model.tuned_prefix()):
-        got = cache.gather(layer, cache.slabs(torch.arange(1, cache.reserved)[None]), 1)
-        for found, expected in zip(got, pair, strict=True):
-            assert torch.equal(found[:, :size].transpose(0, 1), expected)
-            assert not found[:, size:].any()
-    cache.seed([])
-    assert (cache.prefix, cache.reserved, cache.blocks) == (0, 1, 1)
+@pytest.mark.parametrize("sizes", [[1], [4], [3, 5], [0, 8, 0, 2]], ids=str)
+def test_tuned_prefixes_lie_in_front(sizes: list[int]) -> None:
+    """One behind the other, each up to the end of its last block."""
+    cache, model = cache_of(2, 5), tiny_model(num_kv_heads=2)
+    prefixes = []
+    for size in sizes:
+        model.prefix = Prefix(model, size) if size else None
+        prefixes.append(model.tuned_prefix())
+    places = cache.seed(prefixes)
+    counts = [-(-size // BLOCK) for size in sizes]
+    assert [(place.tokens, len(place.blocks)) for place in places] == list(zip(sizes, counts, strict=True))
+    assert [*itertools.chain(*(place.blocks for place in places))] == [*range(1, 1 + sum(counts))]
+    assert cache.reserved == cache.blocks == 1 + sum(counts)
+    for prefix_L, place in zip(prefixes, places, strict=True):
+        for layer, pair in enumerate(prefix_L):
+            got = cache.gather(layer, cache.slabs(torch.tensor([[*place.blocks]])), 1)
+            for found, expected in zip(got, pair, strict=True):
+                assert torch.equal(found[:, -place.tokens :].transpose(0, 1), expected)
+                assert not found[:, : -place.tokens].any()
+    assert cache.seed([[]])[0].tokens == 0
+    assert (cache.reserved, cache.blocks) == (1, 1)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])

@@ -198,6 +198,7 @@ class ReplyJob:
         self._job = make_job(turn.prompt, turn.params, turn.prompts.config, detokenizer=detokenizer, listener=listener)
         self.start, self.advance = self._job.start, self._job.advance
         self.max_sequences, self.max_sequence_tokens = self._job.max_sequences, self._job.max_sequence_tokens
+        self.adapter = self._job.adapter
         self.prompt_tokens, self.dropped = self._job.prompt_tokens, turn.dropped
 
     @property

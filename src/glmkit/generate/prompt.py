@@ -21,7 +21,8 @@ class Prompt:
     directions. positions: of the prompt and everything behind it. stops: the model's own ids that end an answer.
     forbidden: ids never produced, unless they are stops. max_positions: the most tokens that prompt and answer may
     have together, None where nothing ends. padding: ids that stood in front of the prompt where it was given; they are
-    never read, but penalties and beam_length "row" count them, as transformers does.
+    never read, but penalties and beam_length "row" count them, as transformers does. adapter: what reads prompt and
+    answer, as `Job` has it.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +32,7 @@ class Prompt:
     forbidden: tuple[int, ...] = ()
     max_positions: int | None = None
     padding: tuple[int, ...] = ()
+    adapter: str | None = None
 
     @classmethod
     def of(
@@ -45,6 +47,7 @@ class Prompt:
         running: bool = False,
         block_positions: bool = True,
         name: str = "the prompt",
+        adapter: str | None = None,
     ) -> "Prompt":
         """Build it with part A and positions as the model itself infers them.
 
@@ -62,7 +65,7 @@ class Prompt:
             what = f"{name} has {length} tokens, the model takes {config.max_positions}; shorten it"
             raise RequestError(what, code="context_length_exceeded")
         positions = PositionRows.of(ids, part_a, config, running=running, block_positions=block_positions)
-        return cls(ids, part_a, positions, frozenset(stops), tuple(forbidden), max_positions, tuple(padding))
+        return cls(ids, part_a, positions, frozenset(stops), tuple(forbidden), max_positions, tuple(padding), adapter)
 
     @property
     def given(self) -> tuple[int, ...]:

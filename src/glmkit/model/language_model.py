@@ -28,6 +28,7 @@ from .positions import (
     rotary_angles,
     running_positions,
 )
+from .routing import RoutedModule
 from .transformer import Transformer
 
 LogitsAt = Literal["last"] | Tensor | None
@@ -42,6 +43,7 @@ class GLM(nn.Module):
     `prefix`: a module that, called without arguments, gives keys and values of a tuned prefix, each a list over layers
     of (P,K,D). Every token sees them; they have no positions, are not rotated, and are not counted in any length,
     position or mask. Source: P-tuning v2, `THUDM/ChatGLM-6B:ptuning/`.
+    `variants`: by name, models that share its tensors, which may read some rows of an engine's step (`routing.route`).
     """
 
     def __init__(self, config: GLMConfig) -> None:
@@ -50,6 +52,7 @@ class GLM(nn.Module):
         self.model = Transformer(config)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.prefix: nn.Module | None = None
+        self.variants: dict[str, GLM] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,6 +101,11 @@ class GLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (...,V) of final hidden states (...,H)."""
         head = self._head
+        if isinstance(head, RoutedModule):
+            return head.route(hidden, self._product, hidden.dim() - 2)
+        return self._product(head, hidden)
+
+    def _product(self, head: nn.Module, hidden: Tensor) -> Tensor:
         if isinstance(head, nn.Embedding):
             return functional.linear(hidden, head.weight)
         if self.lm_head is None and isinstance(head, IntegerMatrix):

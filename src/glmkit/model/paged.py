@@ -21,12 +21,24 @@ from glmkit.devices import is_cpu
 
 from .attention import KeyValue, two_calls
 
+
+@dataclass(frozen=True)
+class PrefixBlocks:
+    """Blocks of a tuned prefix. tokens: P; they end where the last block ends."""
+
+    blocks: range
+    tokens: int
+
+
 # Up to so many tokens a row, attention on a CPU is two products over all rows; beyond, the fused kernel row by row.
 SHORT = 16
 
 
 class PagedCache:
-    """The arena: blocks of keys and values for every layer, the first of them zero, then those of a tuned prefix."""
+    """The arena: blocks of keys and values for every layer, the first of them zero, then those of tuned prefixes.
+
+    reserved: blocks at the front that belong to no row: the zero block and the tuned prefixes.
+    """
 
     def __init__(
         self, config: GLMConfig, block: int, *, dtype: torch.dtype, device: torch.device, kv_heads: int | None = None
@@ -36,7 +48,7 @@ class PagedCache:
         shape = (1, 2, self.heads, block, self.width)
         self._layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.device = device
-        self.prefix = 0  # tokens of the tuned prefix
+        self.reserved = 1
         self._empty = torch.empty(0, dtype=dtype, device=device)
         self._scratch: dict[int, Tensor] = {}  # by part of a step
         # Which slab (block, keys or values, head) comes where in a gathered (2,B,K,M).
@@ -53,11 +65,6 @@ class PagedCache:
         """Blocks there are, reserved ones included."""
         return self._layers[0].shape[0]
 
-    @property
-    def reserved(self) -> int:
-        """Blocks at the front that belong to nobody: the zero block and the tuned prefix."""
-        return 1 + -(-self.prefix // self.block)
-
     def grow(self, blocks: int) -> None:
         """Make it `blocks` blocks in all; what is there stays. New ones are zero: what is masked must be finite."""
         for layer, old in enumerate(self._layers):
@@ -66,17 +73,24 @@ class PagedCache:
                 new[: len(old)] = old
                 self._layers[layer] = new
 
-    def seed(self, prefix_L: Sequence[KeyValue]) -> None:
-        """Put a tuned prefix, (P,K,D) keys and values per layer, or none, behind the zero block; all else goes."""
-        self.prefix = prefix_L[0][0].shape[0] if prefix_L else 0
+    def seed(self, prefixes: Sequence[Sequence[KeyValue]]) -> list[PrefixBlocks]:
+        """Put tuned prefixes behind the zero block; all else goes. Each: (P,K,D) keys and values per layer, or none."""
+        places = []
+        self.reserved = 1
+        for prefix_L in prefixes:
+            tokens = prefix_L[0][0].shape[0] if prefix_L else 0
+            places.append(PrefixBlocks(range(self.reserved, self.reserved - (-tokens // self.block)), tokens))
+            self.reserved = places[-1].blocks.stop
         shape = (self.reserved, *self._layers[0].shape[1:])
         self._layers = [torch.zeros(shape, dtype=old.dtype, device=old.device) for old in self._layers]
-        for layer, pair in enumerate(prefix_L):
-            for which, own_PKD in enumerate(pair):
-                missing = (self.reserved - 1) * self.block - self.prefix
-                padded = functional.pad(own_PKD.detach(), (0, 0, 0, 0, 0, missing))
-                blocks_CWKD = torch.unflatten(padded, 0, (-1, self.block))
-                self._layers[layer][1:, which] = blocks_CWKD.transpose(1, 2)
+        for prefix_L, place in zip(prefixes, places, strict=True):
+            missing = len(place.blocks) * self.block - place.tokens
+            for layer, pair in enumerate(prefix_L):
+                for which, own_PKD in enumerate(pair):
+                    padded = functional.pad(own_PKD.detach(), (0, 0, 0, 0, missing, 0))
+                    blocks_CWKD = torch.unflatten(padded, 0, (-1, self.block))
+                    self._layers[layer][place.blocks.start : place.blocks.stop, which] = blocks_CWKD.transpose(1, 2)
+        return places
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks; all are read before any is written."""

@@ -56,6 +56,7 @@ class Greedy:
     """
 
     listener = None
+    adapter = None
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ def check_blocks(core: EngineCore) -> None:
     assert sorted([sequence.slot for sequence in running] + scheduler._slots) == list(range(core.limits.rows))
     for sequence in running:  # the runner was told of them in parts
         if sequence.synced:
-            own = table[sequence.slot, core._runner.first - 1 :][: sequence.synced]
+            own = table[sequence.slot, core._runner._front :][: sequence.synced]
             assert own.tolist() == sequence.blocks[: sequence.synced]
 
 

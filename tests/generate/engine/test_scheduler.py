@@ -25,6 +25,7 @@ class Numbers:
     """A job that is only counted."""
 
     listener = None
+    adapter = None
 
     def __init__(self, max_sequences: int, max_sequence_tokens: int) -> None:
         self.max_sequences, self.max_sequence_tokens = max_sequences, max_sequence_tokens

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmkit.errors import ConfigError, RequestError
+from glmkit.model.routing import OnTop
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def scaling(alpha: float, rank: int, *, root: bool = False) -> float:
     return alpha / math.sqrt(rank) if root else alpha / rank
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(OnTop):
     """base(x) + scale * B(A(dropout(x))), where `base` is a float or quantised linear layer that keeps its weights.
 
     `lora_A` (R,I) may be one parameter shared by several layers with the same input, as a LoRA on a fused matrix gives.
@@ -75,9 +76,8 @@ class LoraLinear(nn.Module):
         """The matrices without gradient history."""
         return LowRank(self.lora_A.detach(), self.lora_B.detach(), self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def on_top(self, out: Tensor, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the base's output."""
-        out: Tensor = self.base(x)
         inner = functional.linear(self.drop(x).to(self.lora_A.dtype), self.lora_A)
         return (out + functional.linear(inner, self.lora_B) * self.scale).to(out.dtype)
 

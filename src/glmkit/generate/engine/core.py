@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from glmkit.adapters.named import unknown_adapter
 from glmkit.devices import available_memory
 from glmkit.errors import RequestError
 from glmkit.memory import require_memory
@@ -54,7 +55,8 @@ class EngineCore:
         return token * self.limits.blocks * self.limits.block
 
     def check(self, job: Job) -> None:
-        """Raise RequestError for a job that can never fit: too many sequences or tokens."""
+        """Raise RequestError for a job that can never fit (too many sequences, tokens), and for an unknown adapter."""
+        self._check_adapter(job)
         count, tokens, limits = job.max_sequences, job.max_sequence_tokens, self.limits
         if count > limits.rows:
             raise RequestError(
@@ -73,7 +75,15 @@ class EngineCore:
         """Let a ticket with a job wait for its turn."""
         self._live[ticket] = None
         self._scheduler.add(ticket)
+        try:
+            self._check_adapter(ticket.job)
+        except RequestError as error:  # taken away since the first look
+            self._end(ticket, error)
         return ticket
+
+    def _check_adapter(self, job: Job) -> None:
+        if job.adapter is not None and job.adapter not in self.model.variants:
+            raise unknown_adapter(job.adapter, self.model.variants)
 
     def remove(self, ticket: Ticket) -> None:
         """Free what a ticket has; nothing happens when it is not here."""
@@ -97,6 +107,21 @@ class EngineCore:
             for sequence in ticket.sequences:
                 sequence.forget_blocks()
             self._scheduler.add(ticket)
+
+    def exchange(self, model: GLM) -> None:
+        """Go on with another joined model (`model.routing.route`) of the same base, as `reread` does.
+
+        Raises RequestError while jobs of an adapter that it does not have run or wait.
+        """
+        gone = {name for name in self.model.variants if name not in model.variants}
+        if used := sorted({str(ticket.job.adapter) for ticket in self._live if ticket.job.adapter in gone}):
+            count = sum(ticket.job.adapter in used for ticket in self._live)
+            raise RequestError(
+                f"{count} requests run by the adapter {', '.join(used)}", step="let them end, or cancel them"
+            )
+        self.model = model
+        self._runner.exchange(model)
+        self.reread()
 
     def snapshot(self) -> Snapshot:
         """The counts between two steps."""

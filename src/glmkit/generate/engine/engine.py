@@ -166,6 +166,13 @@ class Engine:
         """Reset, but let running jobs go on: what they have so far is read again, by the weights as they are now."""
         self._between_steps(self._core.reread)
 
+    def exchange(self, model: GLM) -> None:
+        """Go on with a model of the same base and other variants; running jobs are read again.
+
+        Raises RequestError while jobs of a variant run or wait that it does not have.
+        """
+        self._between_steps(partial(self._core.exchange, model))
+
     def close(self, reason: BaseException | None = None, *, wait: bool = True) -> None:
         """End the thread after its step, for which it may wait, and cancel what still runs."""
         self._inbox.close()

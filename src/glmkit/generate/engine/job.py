@@ -37,12 +37,14 @@ class Job(Protocol):
     """The sequences of one request. The engine's thread calls `start` and `advance`, one after the other.
 
     max_sequences: the most that it ever has at once. max_sequence_tokens: the most tokens of one of them, prompt
-    included; the engine refuses a job whose numbers can never fit, and needs no more than these. listener: called with
-    every event of an answer; the engine sets it for a job whose ticket gives events.
+    included; the engine refuses a job whose numbers can never fit, and needs no more than these. adapter: the one of
+    the model's variants that reads them, None for the model alone. listener: called with every event of an answer; the
+    engine sets it for a job whose ticket gives events.
     """
 
     max_sequences: int
     max_sequence_tokens: int
+    adapter: str | None
     listener: Listener | None
 
     def start(self) -> Sequence[Branch]:

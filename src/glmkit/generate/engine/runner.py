@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glmkit.model import GLM
 from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
+from glmkit.model.routing import Route, on_route
 from glmkit.threads import LayerWork, one_thread, share
 
 from .sequence import Chunk, Plan
@@ -32,23 +33,31 @@ class Runner:
 
     def __init__(self, model: GLM, block: int, budget: int, *, allocate: bool) -> None:
         """budget: blocks for sequences. allocate: all at once; else the cache doubles as it is needed."""
-        self._model, self._block, self._budget, self._allocate = model, block, budget, allocate
-        self._work = LayerWork.of(model)
+        self._block, self._budget, self._allocate = block, budget, allocate
+        self.exchange(model)
         self.reset()
+
+    def exchange(self, model: GLM) -> None:
+        """Take another model; a `reset` must follow."""
+        self._model = model
+        self._work = LayerWork.of(model)
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Forget all keys and values; the tuned prefix is worked out again."""
+        """Forget all keys and values; tuned prefixes are worked out again."""
         model = self._model
         self.cache = PagedCache(
             model.config, self._block, dtype=model.dtype, device=model.device, kv_heads=model.kv_heads
         )
-        self.cache.seed(model.tuned_prefix())
+        places = self.cache.seed([one.tuned_prefix() for one in (model, *model.variants.values())])
+        self._prefixes = dict(zip((None, *model.variants), places, strict=True))
+        self._front = max(len(place.blocks) for place in places)
         self.first = self.cache.reserved
         if self._allocate:
             self.cache.grow(self.first + self._budget)
-        # Lines begin with the blocks of the tuned prefix; behind a sequence's own comes the zero block.
-        self._table = np.zeros((0, self.first + 7), dtype=np.int64)
+        # A sequence's own blocks begin at column `_front`; before them end those of its tuned prefix, behind them and
+        # before a shorter prefix is the zero block.
+        self._table = np.zeros((0, self._front + 8), dtype=np.int64)
         self._filled: list[int] = []  # blocks of each slot
         self._columns = torch.zeros(0, dtype=torch.long, device=model.device)
 
@@ -80,7 +89,7 @@ class Runner:
         blocks: list[int] = []
         offsets: list[int] = []
         wanted: list[int] = []
-        size, before = self._block, self.first - 1
+        size, before = self._block, self._front
         for chunk in chunks:
             start, length = chunk.start, len(chunk.tokens)
             ids += chunk.tokens
@@ -97,15 +106,29 @@ class Runner:
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
         step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part)
-        return partial(self._run, numbers[:3], step, wanted, [chunk.wanted for chunk in chunks])
+        counts, routes = [chunk.wanted for chunk in chunks], (None, None)
+        if self._model.variants:
+            owners, lengths = [chunk.adapter for chunk in chunks], [len(chunk.tokens) for chunk in chunks]
+            routes = Route.of(owners, lengths, numbers.device), Route.of(owners, counts, numbers.device)
+        return partial(self._run, numbers[:3], step, wanted, counts, routes)
 
-    def _run(self, inputs_3R: Tensor, step: PagedStep, wanted: Sequence[int], counts: list[int]) -> list[Tensor | None]:
-        hidden_RH = self._model.hidden(inputs_3R[:1], position_ids=inputs_3R[None, 1:], cache=step)[0]
+    def _run(
+        self,
+        inputs_3R: Tensor,
+        step: PagedStep,
+        wanted: Sequence[int],
+        counts: list[int],
+        routes: tuple[Route | None, Route | None],
+    ) -> list[Tensor | None]:
+        """The logits. routes: of all tokens, and of the wanted ones."""
+        with on_route(routes[0]):
+            hidden_RH = self._model.hidden(inputs_3R[:1], position_ids=inputs_3R[None, 1:], cache=step)[0]
         if not wanted:
             return [None] * len(counts)
         if len(wanted) < len(hidden_RH):
             hidden_RH = hidden_RH.index_select(0, torch.tensor(wanted, device=hidden_RH.device))
-        own = torch.split(self._model.head(hidden_RH), counts)
+        with on_route(routes[1]):
+            own = torch.split(self._model.head(hidden_RH), counts)
         return [logits if count else None for logits, count in zip(own, counts, strict=True)]
 
     def _parts(self, plan: Plan) -> list[list[int]]:
@@ -119,7 +142,7 @@ class Runner:
         if count < 2:
             return [order]
         writers: dict[int, int] = {}
-        before, size = self.first - 1, self._block
+        before, size = self._front, self._block
         for index, chunk in enumerate(plan.chunks):
             line = self._table[chunk.slot, before + chunk.start // size : before + chunk.num_blocks]
             writers |= dict.fromkeys(line.tolist(), index)
@@ -151,33 +174,48 @@ class Runner:
                 self.cache.grow(min(max(last + 1, 2 * self.cache.blocks, 64), self.first + self._budget))
 
     def _order(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Short chunks of equal length side by side, of the longest sequences first; then the others by length."""
+        """Short chunks of equal length side by side, of the longest sequences first; then the others by length.
+
+        Those with tuned prefixes of one size are next to each other, too.
+        """
         short = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) <= SHORT]
-        short.sort(key=lambda index: (len(chunks[index].tokens), -chunks[index].num_blocks))
+        short.sort(key=lambda i: (len(chunks[i].tokens), -self._front_of(chunks[i]), -chunks[i].num_blocks))
         long = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) > SHORT]
-        long.sort(key=lambda index: (len(chunks[index].tokens), chunks[index].start, chunks[index].part_a))
+        long.sort(key=lambda i: (len(chunks[i].tokens), self._front_of(chunks[i]), chunks[i].start, chunks[i].part_a))
         return short + long
+
+    def _front_of(self, chunk: Chunk) -> int:
+        """Blocks of the tuned prefix of a chunk's adapter."""
+        return len(self._prefixes[chunk.adapter].blocks) if self._front else 0
+
+    def _beginning(self, chunk: Chunk, causal: bool) -> tuple[int, int] | None:
+        """Length and part A of a chunk that begins a sequence without a tuned prefix, None for others."""
+        length = len(chunk.tokens)
+        if chunk.start or self._front_of(chunk):
+            return None
+        return length, 0 if causal else min(chunk.part_a, length)
 
     def _groups(self, chunks: Sequence[Chunk]) -> list[Group]:
         groups, at, index = [], 0, 0
-        causal, fresh = self._model.config.mask == "causal", not self.cache.prefix
+        causal = self._model.config.mask == "causal"
         slab = self._block * self.cache.heads * self.cache.width
         while index < len(chunks):
             chunk = chunks[index]
             length = len(chunk.tokens)
-            kind = _beginning(chunk, causal)
-            if length > SHORT and fresh and kind is not None:
+            kind = self._beginning(chunk, causal) if length > SHORT else None
+            if kind is not None:
                 count = 1
-                while index + count < len(chunks) and _beginning(chunks[index + count], causal) == kind:
+                while index + count < len(chunks) and self._beginning(chunks[index + count], causal) == kind:
                     count += 1
                 groups.append(Group(at, count, *kind))
                 at, index = at + count * length, index + count
                 continue
-            count, waste = 1, 0
+            front, most = self._front_of(chunk), chunk.num_blocks
+            count, seen = 1, front + most
             while length <= SHORT and index + count < len(chunks):
                 other = chunks[index + count]
-                waste += (chunk.num_blocks - other.num_blocks) * slab
-                if len(other.tokens) != length or waste > _WASTE:
+                most, seen = max(most, other.num_blocks), seen + self._front_of(other) + other.num_blocks
+                if len(other.tokens) != length or ((front + most) * (count + 1) - seen) * slab > _WASTE:
                     break
                 count += 1
             groups.append(self._gathering(at, length, chunks[index : index + count], causal))
@@ -186,7 +224,7 @@ class Runner:
 
     def _gathering(self, at: int, length: int, chunks: Sequence[Chunk], causal: bool) -> Group:
         """A group of sequences that need what is in the cache."""
-        reserved, cache = self.first - 1, self.cache
+        front, cache = max(map(self._front_of, chunks)), self.cache
         ends: list[int] = []
         for chunk in chunks:
             start = chunk.start
@@ -198,37 +236,38 @@ class Runner:
         max_blocks = max(-(-chunk.stop // self._block) for chunk in chunks)
         device = self._model.device
         lines = [chunk.slot for chunk in chunks]
-        table_BM = torch.from_numpy(self._table[lines, : reserved + max_blocks]).to(device)
-        own = reserved * self._block
+        columns = slice(self._front - front, self._front + max_blocks)
+        table_BM = torch.from_numpy(self._table[lines, columns]).to(device)
+        own = front * self._block
         slots = own + max_blocks * self._block
         if len(self._columns) < slots:
             self._columns = torch.arange(2 * slots, device=device)
         ends_BT1 = torch.tensor(ends, device=device).view(len(chunks), length, 1) + own
         hidden_BTS = self._columns[:slots] >= ends_BT1
-        if cache.prefix < own:
-            hidden_BTS[:, :, cache.prefix : own] = True
+        if front:
+            begins = [own - self._prefixes[chunk.adapter].tokens for chunk in chunks]
+            if min(begins) == max(begins):
+                hidden_BTS[:, :, : begins[0]] = True
+            else:
+                hidden_BTS |= self._columns[:slots] < torch.tensor(begins, device=device)[:, None, None]
         bias_BTS = torch.zeros(hidden_BTS.shape, dtype=self._model.dtype, device=device)
         bias_BTS.masked_fill_(hidden_BTS, -torch.inf)
         return Group(at, len(chunks), length, slabs=cache.slabs(table_BM), bias=bias_BTS)
 
     def _sync(self, chunk: Chunk) -> None:
         """Bring the line of a slot up to date."""
-        before, (lines, columns) = self.first - 1, self._table.shape
+        before, (lines, columns) = self._front, self._table.shape
         slot, count = chunk.slot, chunk.num_blocks
         if slot >= lines or before + count > columns:
             # As many lines as sequences were ever there at once: a full-length one is one long line, not thousands.
             lines = lines if slot < lines else 2 * (slot + 1)
             columns = columns if before + count <= columns else before + 2 * count
             old, self._table = self._table, np.zeros((lines, columns), dtype=np.int64)
-            self._table[:, :before] = np.arange(1, before + 1)
             self._table[: len(old), : old.shape[1]] = old
             self._filled += [0] * (lines - len(old))
+        if before and not chunk.first_fresh:  # another sequence than before, perhaps
+            own = self._prefixes[chunk.adapter].blocks
+            self._table[slot, :before] = [0] * (before - len(own)) + [*own]
         self._table[slot, before + chunk.first_fresh : before + count] = chunk.fresh
         self._table[slot, before + count : before + self._filled[slot]] = 0
         self._filled[slot] = count
-
-
-def _beginning(chunk: Chunk, causal: bool) -> tuple[int, int] | None:
-    """Length and part A of a chunk that begins a sequence, None for others."""
-    length = len(chunk.tokens)
-    return None if chunk.start else (length, 0 if causal else min(chunk.part_a, length))

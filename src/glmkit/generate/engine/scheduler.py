@@ -107,7 +107,8 @@ class Scheduler:
             left[parent] -= 1
             if parent is None:
                 first, second = branch.positions
-                sequence = CachedSequence([*branch.tokens], ([*first], [*second]), branch.part_a, branch.logits)
+                positions, adapter = ([*first], [*second]), ticket.job.adapter
+                sequence = CachedSequence([*branch.tokens], positions, branch.part_a, branch.logits, adapter)
                 sequence.slot = self._slots.pop() if ticket.running else -1
             else:
                 sequence = old[parent]
@@ -234,7 +235,7 @@ class Scheduler:
         known, sequence.synced = sequence.synced, len(sequence.blocks)
         return Chunk(
             sequence.slot, start, sequence.tokens[start:stop], (first[start:stop], second[start:stop]),
-            sequence.part_a, wanted, len(sequence.blocks), known, sequence.blocks[known:],
+            sequence.part_a, wanted, len(sequence.blocks), known, sequence.blocks[known:], sequence.adapter,
         )  # fmt: skip
 
     def _find(self, sequence: CachedSequence) -> list[int]:

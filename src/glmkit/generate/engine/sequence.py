@@ -16,14 +16,16 @@ class CachedSequence:
 
     tokens: all of them. read: how many of them have keys and values in `blocks`, one after the other. prefill: the rest
     is read within the prompt budget, not in every step. logits: of how many last tokens they are wanted; outputs: those
-    that are there already. slot: its line of the runner's block table, -1 without one; the runner knows the first
-    `synced` blocks. drafts: how many of the newest tokens the job fed ahead of the model's choice.
+    that are there already. adapter: the one that reads them, None for the model alone. slot: its line of the runner's
+    block table, -1 without one; the runner knows the first `synced` blocks. drafts: how many of the newest tokens the
+    job fed ahead of the model's choice.
     """
 
     tokens: list[int]
     positions: Positions
     part_a: int
     logits: int
+    adapter: str | None = None
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     read: int = 0
@@ -37,7 +39,14 @@ class CachedSequence:
         """A second sequence like this one; the blocks are listed in both, nothing is counted here."""
         first, second = self.positions
         return CachedSequence(
-            [*self.tokens], ([*first], [*second]), self.part_a, self.logits, [*self.blocks], [*self.keys], self.read
+            [*self.tokens],
+            ([*first], [*second]),
+            self.part_a,
+            self.logits,
+            self.adapter,
+            [*self.blocks],
+            [*self.keys],
+            self.read,
         )
 
     def grow(self, branch: Branch, block: int) -> list[int]:
@@ -64,13 +73,13 @@ class CachedSequence:
         self.prefill, self.outputs = True, []
 
     def chain(self, block: int) -> list[bytes]:
-        """A key for each full block: of its tokens, their positions and everything before it.
+        """A key for each full block: of the adapter, its tokens, their positions and everything before it.
 
         Where a part A sees itself in both directions its keys and values depend on all of it, so all of it is in every
         key. SHA-256, so that nobody can make two texts that are taken for one.
         """
         for index in range(len(self.keys), len(self.tokens) // block):
-            before = self.keys[-1] if self.keys else self._digest(b"", 0, self.part_a)
+            before = self.keys[-1] if self.keys else self._digest(_seed(self.adapter), 0, self.part_a)
             self.keys.append(self._digest(before, index * block, (index + 1) * block))
         return self.keys
 
@@ -80,11 +89,17 @@ class CachedSequence:
         return hashlib.sha256(before + numbers.tobytes()).digest()
 
 
+def _seed(adapter: str | None) -> bytes:
+    """The beginning of every key of an adapter."""
+    return b"" if adapter is None else hashlib.sha256(adapter.encode()).digest()
+
+
 class Chunk(NamedTuple):
     """Tokens [start, start + len(tokens)) of the sequence in a slot, to go through the model.
 
     part_a: length of the sequence's part A. wanted: for how many of the last tokens logits are needed. num_blocks: of
-    the whole sequence; fresh: those from number `first_fresh` on, which the runner does not know yet.
+    the whole sequence; fresh: those from number `first_fresh` on, which the runner does not know yet. adapter: the
+    one of the sequence.
     """
 
     slot: int
@@ -96,6 +111,7 @@ class Chunk(NamedTuple):
     num_blocks: int
     first_fresh: int
     fresh: list[int]
+    adapter: str | None = None
 
     @property
     def stop(self) -> int:

@@ -46,7 +46,7 @@ class AnswersJob:
         if params.num_beams > 1:
             raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job", param="num_beams")
         check_stops(params, detokenizer)
-        self.listener = listener
+        self.listener, self.adapter = listener, prompt.adapter
         self.prompt_tokens = len(prompt.ids)
         self.max_sequences = int(params.n)
         self._max_tokens = max_answer_tokens(prompt, params)

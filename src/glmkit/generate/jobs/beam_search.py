@@ -150,7 +150,7 @@ class BeamsJob:
         listener: Listener | None = None,
     ) -> None:
         """Arguments as of `AnswersJob`. Raises RequestError for a prompt that leaves no room."""
-        self.listener = listener
+        self.listener, self.adapter = listener, prompt.adapter
         self._params = replace(params, max_new_tokens=max_answer_tokens(prompt, params))
         self.prompt_tokens = len(prompt.ids)
         self.max_sequences = int(params.num_beams)

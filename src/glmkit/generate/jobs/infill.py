@@ -67,17 +67,18 @@ class FillJob:
         listener: Listener | None = None,
         name: str = "the text",
         text: BlankText | None = None,
+        adapter: str | None = None,
     ) -> None:
         """ids: part A, with at least one mask token. params.max_new_tokens: the longest answer of one blank.
 
         forbidden: ids never produced, besides mask, start, class and padding ids, which never are. A span ends at
         end-of-piece or end-of-text or at `params.stop_ids`. running, block_positions: as in `PositionRows`.
         detokenizer: makes one for each answer. room: the most tokens of a sequence; longer answers than fit in it are
-        cut. name: of the text in errors. text: the one that `filled` puts
-        together. Raises RequestError for a text without blanks or longer than the model's positions, and for several
-        answers, beams and stop texts.
+        cut. name: of the text in errors. text: the one that `filled` puts together. adapter: as `Job` has it.
+        Raises RequestError for a text without blanks or longer than the model's positions, and for several answers,
+        beams and stop texts.
         """
-        self._name = name
+        self._name, self.adapter = name, adapter
         _check_params(params)
         if order not in get_args(BlankOrder):
             raise RequestError(f"order is {order!r}; use 'shared' or 'inserted'", param="order")
