@@ -106,7 +106,8 @@ class Runner:
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
         step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part)
-        counts, routes = [chunk.wanted for chunk in chunks], (None, None)
+        counts = [chunk.wanted for chunk in chunks]
+        routes: tuple[Route | None, Route | None] = None, None
         if self._model.variants:
             owners, lengths = [chunk.adapter for chunk in chunks], [len(chunk.tokens) for chunk in chunks]
             routes = Route.of(owners, lengths, numbers.device), Route.of(owners, counts, numbers.device)
