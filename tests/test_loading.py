@@ -194,7 +194,7 @@ def test_the_scale_of_a_lora_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     write_model(tmp_path / "base", model.config, model.state_dict())
     plain = model(row)
-    new_adapter(model, LoraOptions(["query_key_value"], rank=2, alpha=6))
+    new_adapter(model, LoraOptions(("query_key_value",), rank=2, alpha=6))
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))

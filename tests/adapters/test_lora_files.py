@@ -194,7 +194,7 @@ def test_paddle_lora_is_written_as_it_is_read(tmp_path: Path) -> None:
     """One rank and alpha for all: the rest is padded and folded into B."""
     model = tiny_model("chatglm")
     torch.manual_seed(0)
-    new_adapter(model, LoraOptions(["query_key_value", "down_proj"], rank=2, alpha=6))
+    new_adapter(model, LoraOptions(("query_key_value", "down_proj"), rank=2, alpha=6))
     with torch.no_grad():
         for parameter in attached(model).parameters():
             parameter.normal_(std=0.3)
@@ -277,7 +277,7 @@ def test_join_is_the_inverse_of_split() -> None:
 def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> None:
     model = tiny_model("chatglm2")
     torch.manual_seed(0)
-    new_adapter(model, LoraOptions(["q_proj", "v_proj", "up_proj"], rank=2, alpha=4))
+    new_adapter(model, LoraOptions(("q_proj", "v_proj", "up_proj"), rank=2, alpha=4))
     with torch.no_grad():
         for parameter in attached(model).parameters():
             parameter.normal_()
@@ -297,7 +297,7 @@ def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> Non
 def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> None:
     model = tiny_model("glm")
     before = model(ids(model.config))
-    info = new_adapter(model, LoraOptions(["query_key_value", "dense"], rank=2, alpha=4))
+    info = new_adapter(model, LoraOptions(("query_key_value", "dense"), rank=2, alpha=4))
     assert info.modules == 12
     assert torch.equal(model(ids(model.config)), before)
     assert model.model.layers[0].self_attn.q_proj.lora_A is model.model.layers[0].self_attn.k_proj.lora_A
@@ -305,15 +305,15 @@ def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> Non
     again = apply_adapter(tiny_model("glm"), tmp_path / "a")
     assert any("no effect" in note for note in again.notes)
     assert again.size == 2
-    with pytest.raises(ConfigError, match="no linear layer of this model; known: dense"):
-        new_adapter(tiny_model("glm"), LoraOptions(["nothing"]))
+    with pytest.raises(ConfigError, match="targets: 'nothing' names no module of this model; known: dense"):
+        new_adapter(tiny_model("glm"), LoraOptions(("nothing",)))
     with pytest.raises(ConfigError, match="twice"):
-        new_adapter(tiny_model("glm"), LoraOptions(["q_proj", "query_key_value"]))
+        new_adapter(tiny_model("glm"), LoraOptions(("q_proj", "query_key_value")))
 
 
 def test_the_record_says_which_base(tmp_path: Path) -> None:
     model = tiny_model("glm")
-    new_adapter(model, LoraOptions(["q_proj"], rank=2))
+    new_adapter(model, LoraOptions(("q_proj",), rank=2))
     save_adapter(model, tmp_path / "a", prompt={"template": "{query}"}, base_name="THUDM/glm-large")
     record = json.loads((tmp_path / "a" / "glmkit_adapter.json").read_text())
     assert record["base"]["family"] == "glm"

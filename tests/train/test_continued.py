@@ -154,7 +154,7 @@ def test_what_cannot_be_started_from(name: str, store: Path, tmp_path: Path, cap
 
 def test_a_lora_is_merged_first(published: Path, store: Path, tmp_path: Path, capsys: Any) -> None:
     model = load_parts(published, dtype="float32", device="cpu").model
-    new_adapter(model, LoraOptions(["query_key_value"], rank=2, alpha=6))
+    new_adapter(model, LoraOptions(("query_key_value",), rank=2, alpha=6))
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))

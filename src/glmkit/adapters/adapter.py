@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from glmkit.errors import RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
 from glmkit.model import GLM
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .adapter_files import PADDLE, AdapterFiles
 
@@ -45,11 +46,15 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class Base:
-    """The model under an adapter. family, layout: whose names for its modules are tried, see `naming.namings`."""
+    """The model under an adapter. family, layout: whose names for its modules are tried, see `naming.namings`.
+
+    tokenizer: of the model, where an adapter may add tokens.
+    """
 
     model: GLM
     family: Family | None = None
     layout: Layout | None = None
+    tokenizer: Tokenizer | None = None
 
     @property
     def config(self) -> GLMConfig:
@@ -118,6 +123,7 @@ class Adapter(ABC):
 
     def __init__(self, info: AdapterInfo) -> None:
         self.info = info
+        self.trained = False  # its parameters get gradients; decided before it is put on
         self.frozen: list[nn.Parameter] = []  # of the base, while the adapter alone is trained
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -174,6 +180,14 @@ class Adapter(ABC):
         Raises RequestError where that cannot be done; then nothing has changed.
         """
         raise RequestError(f"an adapter of the kind {self.kind} cannot be merged", step="keep it as an adapter")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a kind's options with its one-line help text."""
+    metadata = {"help": help}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class NewAdapter(Protocol):

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from glmkit.errors import RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
 from glmkit.model import GLM
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .adapter import Adapter, AdapterInfo, Base, NewAdapter
 
@@ -38,6 +41,7 @@ def refuse_second(model: GLM) -> None:
 def put_on(model: GLM, adapter: Adapter, *, trainable: bool) -> AdapterInfo:
     """Put an adapter on its base. trainable: see `set_trainable`. Raises RequestError when there is one already."""
     refuse_second(model)
+    adapter.trained = trainable
     adapter.put_on(model)
     model.__dict__["_adapter"] = adapter
     set_trainable(model, trainable)
@@ -45,15 +49,28 @@ def put_on(model: GLM, adapter: Adapter, *, trainable: bool) -> AdapterInfo:
 
 
 def new_adapter(
-    model: GLM, options: NewAdapter, *, family: Family | None = None, layout: Layout | None = None
+    model: GLM,
+    options: NewAdapter,
+    *,
+    family: Family | None = None,
+    layout: Layout | None = None,
+    tokenizer: Tokenizer | None = None,
+    seed: int | None = None,
 ) -> AdapterInfo:
     """Put an untrained adapter on the model, trainable, the rest frozen.
 
     options: those of a kind (`Adapter.options`). family, layout: whose module names they may use, see
-    `naming.namings`. Raises ConfigError for options that do not fit, RequestError when there is an adapter already.
+    `naming.namings`. tokenizer: has the tokens that the options add (`composed.with_new_tokens`). seed: decides the
+    first values, whatever was drawn before; without one torch's generator does. Raises ConfigError for options that do
+    not fit, RequestError when there is an adapter already.
     """
     refuse_second(model)
-    return put_on(model, options.build(Base(model, family, layout)), trainable=True)
+    base = Base(model, family, layout, tokenizer)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        adapter = options.build(base)
+    return put_on(model, adapter, trainable=True)
 
 
 def set_trainable(model: GLM, trainable: bool) -> None:
@@ -63,6 +80,10 @@ def set_trainable(model: GLM, trainable: bool) -> None:
     """
     adapter = attached(model)
     _release(adapter)
+    if adapter.trained != trainable:
+        adapter.take_off(model)
+        adapter.trained = trainable
+        adapter.put_on(model)
     own = {id(parameter): parameter for parameter in adapter.parameters()}
     for parameter in own.values():
         parameter.requires_grad_(trainable)

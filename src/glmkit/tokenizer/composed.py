@@ -3,6 +3,7 @@
 Markers are strings in a text that stand for one id, with the white space that belongs to them.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -12,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glmkit.config import SpecialIds
+from glmkit.errors import TokenizerError
 
-from .added_tokens import AddedStream, AddedToken, AddedTokens
+from .added_tokens import ADDED, AddedStream, AddedToken, AddedTokens
 from .explain import TokenKind
 from .incremental import FilteredStream, clean_up_filters
 from .inputs import InputTokenizer
+from .protocol import Tokenizer
 from .text_model import IdStream, TextModel, as_ids, as_texts, check_id, check_text
 from .vocabulary_files import write_vocabularies
 
@@ -234,6 +237,33 @@ class ComposedTokenizer(InputTokenizer):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         write_vocabularies(directory, {**self.files, **self.added.files})
+
+
+def with_new_tokens(tokenizer: Tokenizer, texts: Sequence[str], rows: int) -> ComposedTokenizer:
+    """A copy of a published tokenizer with more tokens, in the free rows behind all others.
+
+    rows: of the model's embedding. Raises TokenizerError for a text that is a token already or blank, for more tokens
+    than free rows, and for a tokenizer that has no place for tokens of others.
+    """
+    if not isinstance(tokenizer, ComposedTokenizer):
+        what = f"new tokens: a {type(tokenizer).__name__} takes none"
+        raise TokenizerError(what, step="train a tokenizer that has them", param="new_tokens")
+    first, names = tokenizer.vocab_size, dict.fromkeys(texts)
+    for text in names:
+        known = tokenizer.token_to_id(text)
+        if known is not None or not text.strip():
+            what = f"new tokens: {text!r} is {'blank' if known is None else f'the token {known} already'}"
+            raise TokenizerError(what, step="leave it out", param="new_tokens")
+    if first + len(names) > rows:
+        what = f"{len(names)} new tokens do not fit: the embedding has {rows} rows, {max(0, rows - first)} of them free"
+        raise TokenizerError(what, step="add fewer", param="new_tokens")
+    added = tokenizer.added
+    new = tuple(AddedToken(text, index) for index, text in enumerate(names, first))
+    listed = json.loads(added.files.get(ADDED, b"{}")) | {token.text: token.id for token in new}
+    files = {**added.files, ADDED: (json.dumps(listed, ensure_ascii=False, indent=2) + "\n").encode()}
+    extended = copy.copy(tokenizer)
+    extended.extend(AddedTokens((*added.tokens, *new), files, added.notes))
+    return extended
 
 
 def _strip(token: AddedToken) -> Strip:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
+from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving, option
 from glmkit.adapters.adapter_files import (
     PADDLE,
     PEFT_CONFIG,
@@ -30,10 +31,13 @@ from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.native_layout import OWN
 from glmkit.finite import all_finite
 from glmkit.model import GLM
+from glmkit.tokenizer.composed import ComposedTokenizer
 
 from .layer import LoraLinear, LowRank, float_weight, linear_shape, scaling, split_rows
 from .reading import LoraContents, read_lora
+from .replaced import Replaced, ReplacedParameters, floats_of, own_value, shape_of, token_tables
 from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS
+from .targets import Exceptions, target_groups, whole_modules
 from .writing import collect, paddle_files, peft_files
 
 _MARK = ".lora_"  # in the name of every matrix, wherever it is stored
@@ -43,41 +47,73 @@ _MARK = ".lora_"  # in the name of every matrix, wherever it is stored
 class LoraOptions:
     """Untrained LoRA: B is zero, so nothing changes yet; A is drawn as PEFT draws it, uniform within 1 / sqrt(inputs).
 
-    targets: last parts of module names in all layers, ours ("q_proj") or published ("query_key_value", whose parts then
-    share one A and export at this rank). alpha: the scale is alpha / rank, with `root` alpha / sqrt(rank).
+    Names of modules are ours ("q_proj") or published ("query_key_value", whose parts then share one A and export at
+    this rank), see `targets`. Patterns are read as in PEFT's settings: ends of names, the first that fits.
     """
 
-    targets: Sequence[str]
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.0
-    root: bool = False
+    targets: tuple[str, ...] = option(
+        ("query_key_value",), "modules with an update, by ours or published names; or all"
+    )
+    rank: int = option(8, "rank of the update")
+    alpha: float = option(32.0, "the update is scaled by alpha / rank")
+    dropout: float = option(0.0, "dropout on the input of the update, in training")
+    root: bool = option(False, "scale by alpha / sqrt(rank) instead (rsLoRA)")
+    rank_pattern: Mapping[str, int] = option({}, "ranks of single modules: {end of a name: rank}")
+    alpha_pattern: Mapping[str, float] = option({}, "alphas of single modules: {end of a name: alpha}")
+    layers_to_transform: tuple[int, ...] | None = option(None, "numbers of the layers with updates; null = all")
+    exclude_modules: tuple[str, ...] = option((), "targets without an update after all")
+    bias: Literal["none", "all", "lora_only"] = option("none", "biases that are trained as well")
+    modules_to_save: tuple[str, ...] = option((), "modules that are trained whole: embeddings, head, norms")
+    new_tokens: tuple[str, ...] = option((), "tokens to add; their rows are trained and saved with the tokenizer")
 
     def build(self, base: Base) -> "LoraAdapter":
-        """Raise ConfigError for a target that no naming has, with the known ones, and for a rank below 1."""
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ConfigError(f"LoRA rank is {self.rank!r}; it must be a whole number of at least 1")
-        *published, own = (_linears(base.model, naming) for naming in namings(base))
-        scale = scaling(self.alpha, self.rank, root=self.root)
+        """Raise ConfigError for a name that no naming has, with the known ones, and for values that do not fit."""
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"LoRA dropout is {self.dropout}; it must be in [0, 1)", param="dropout")
+        groups = target_groups(base, self.targets, self.exclude_modules, self.layers_to_transform)
+        ranks = Exceptions("rank_pattern", self.rank_pattern, self.rank)
+        alphas = Exceptions("alpha_pattern", self.alpha_pattern, self.alpha)
         updates: dict[str, LowRank] = {}
-        for target in self.targets:
-            ending = [[parts for stem, parts in stems.items() if leaf(stem) == target] for stems in (own, *published)]
-            groups = next((found for found in ending if found), None)
-            if groups is None:
-                known = ", ".join(sorted({leaf(stem) for stems in (own, *published) for stem in stems}))
-                raise ConfigError(f"LoRA target {target!r} is no linear layer of this model; known: {known}")
-            for parts in groups:
-                inputs = linear_shape(base.model.get_submodule(parts[0].stem))[1]
-                a_RI = torch.empty(self.rank, inputs, dtype=torch.float32)
-                nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
-                for part in parts:
-                    if part.stem in updates:
-                        raise ConfigError(f"LoRA targets name {part.stem} twice", step="leave one of them out")
-                    updates[part.stem] = LowRank(a_RI, torch.zeros(len(part.rows), self.rank), scale)
-        if not updates:
-            raise ConfigError("LoRA needs at least one target, such as q_proj")
-        info = AdapterInfo(LoraAdapter.kind, None, self.rank, len(updates), torch.float32, OWN.name)
-        return LoraAdapter(info, _layers(base.model, updates, self.dropout), root=self.root)
+        for stem, parts in groups.items():
+            rank, alpha = ranks.of(stem, parts), alphas.of(stem, parts)
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ConfigError(f"LoRA rank is {rank!r}; it must be a whole number of at least 1", param="rank")
+            inputs = linear_shape(base.model.get_submodule(parts[0].stem))[1]
+            a_RI = torch.empty(rank, inputs, dtype=torch.float32)
+            nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
+            for part in parts:
+                scale = scaling(alpha, rank, root=self.root)
+                updates[part.stem] = LowRank(a_RI, torch.zeros(len(part.rows), rank), scale)
+        ranks.refuse_idle()
+        alphas.refuse_idle()
+        largest = max(update.rank for update in updates.values())
+        info = AdapterInfo(LoraAdapter.kind, None, largest, len(updates), torch.float32, OWN.name)
+        replaced = self._replaced(base, updates)
+        return LoraAdapter(info, _layers(base.model, updates, self.dropout), replaced, root=self.root)
+
+    def _replaced(self, base: Base, updates: Mapping[str, LowRank]) -> dict[str, Replaced]:
+        """The parameters of the base that are trained in the adapter's own version."""
+        model = base.model
+        replaced = {
+            f"{stem}.{name}": Replaced(own_value(floats_of(model.get_submodule(stem), name)))
+            for stem in whole_modules(base, self.modules_to_save, updates)
+            for name, _ in model.get_submodule(stem).named_parameters(recurse=False)
+            if name != "weight_scale"
+        }
+        if self.bias != "none":
+            names = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+            chosen = [name for name in names if self.bias == "all" or name.removesuffix(".bias") in updates]
+            if not chosen:
+                what = "this model has no biases" if not names else "the targets have no biases"
+                raise ConfigError(f"bias is {self.bias!r}, but {what}", step="use bias none", param="bias")
+            for name in chosen:
+                replaced.setdefault(name, Replaced(own_value(model.get_parameter(name))))
+        for stem in token_tables(model) if self.new_tokens else ():
+            if f"{stem}.weight" not in replaced:
+                rows = _new_rows(base, self.new_tokens)
+                table = floats_of(model.get_submodule(stem), "weight", rows)
+                replaced[f"{stem}.weight"] = Replaced(own_value(table), rows)
+        return replaced
 
 
 class LoraAdapter(Adapter):
@@ -98,13 +134,13 @@ class LoraAdapter(Adapter):
         self,
         info: AdapterInfo,
         layers: Mapping[str, LoraLinear],
-        replaced: Mapping[str, nn.Parameter] | None = None,
+        replaced: Mapping[str, Replaced] | None = None,
         *,
         root: bool = False,
     ) -> None:
         super().__init__(info)
         self.layers, self.root = layers, root
-        self.replaced = dict(replaced or {})  # those of the two that are not on the model now
+        self.replaced = ReplacedParameters(replaced or {})
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -143,10 +179,11 @@ class LoraAdapter(Adapter):
         naming = choose_naming(namings(base), stems, transposed=files.origin == PADDLE, source=str(files.weights))
         updates = _own_updates(base.model, found, naming)
         _tie(updates, files)
-        replaced: dict[str, nn.Parameter] = {}
+        replaced: dict[str, Replaced] = {}
         for (stem, parameter), tensor in found.whole.items():
             parts = naming.find(stem) or ()
-            replaced.update(_replacements(base.model, tensor, parameter, parts, found.names[stem], files))
+            rows = found.token_rows.get(stem)
+            replaced.update(_replacements(base.model, tensor, parameter, parts, rows, found.names[stem], files))
         notes = [*found.notes, *_coverage(found.updates, naming)]
         if replaced:
             notes.append(f"replaces {len(replaced)} tensors of the base, {next(iter(replaced))} among them")
@@ -156,7 +193,7 @@ class LoraAdapter(Adapter):
         return cls(info, layers, replaced, root=found.settings.root)
 
     def save(self, base: Base, saving: Saving) -> tuple[str, dict[str, object]]:
-        found = collect(base, self.layers, self.replaced, saving)
+        found = collect(base, self.layers, self.replaced.values, saving)
         if saving.for_paddle:
             tensors, settings = paddle_files(found, saving.notes)
             saving.write_paddle(PADDLE_WEIGHTS, saving.converted(tensors, self.info.dtype))
@@ -174,32 +211,40 @@ class LoraAdapter(Adapter):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         own = (matrix for layer in self.layers.values() for matrix in (layer.lora_A, layer.lora_B))
-        return iter({id(matrix): matrix for matrix in own}.values())
+        distinct = {id(matrix): matrix for matrix in own}
+        return chain(distinct.values(), self.replaced.parameters())
 
     def put_on(self, model: GLM) -> None:
-        self._swap(model)
+        self.replaced.put_on(model, trained=self.trained)
         for stem, layer in self.layers.items():
             model.set_submodule(stem, layer.train(layer.base.training))
 
     def take_off(self, model: GLM) -> None:
         for stem, layer in self.layers.items():
             model.set_submodule(stem, layer.base)
-        self._swap(model)
+        self.replaced.take_off(model)
 
     def merge(self, model: GLM) -> None:
         for layer in self.layers.values():
             float_weight(layer.base)
+        if self.trained:
+            self.take_off(model)
+            self.trained = False
+            self.put_on(model)
         for stem, layer in self.layers.items():
             layer.base.weight = layer.merged_weight()
             model.set_submodule(stem, layer.base)
 
-    def _swap(self, model: GLM) -> None:
-        """Exchange the parameters of `replaced` with those on the model, which no LoRA layer wraps now."""
-        for name, other in self.replaced.items():
-            stem, _, last = name.rpartition(".")
-            module = model.get_submodule(stem)
-            self.replaced[name] = getattr(module, last)
-            setattr(module, last, other)
+
+def _new_rows(base: Base, texts: Sequence[str]) -> Tensor:
+    """The ids of tokens that were added (N,). Raises ConfigError where the tokenizer lacks one."""
+    known = base.tokenizer
+    ids = [known.token_to_id(text) if isinstance(known, ComposedTokenizer) else None for text in texts]
+    if None in ids:
+        raise ConfigError(
+            f"new token {texts[ids.index(None)]!r} has no id", step="add it to the tokenizer first", param="new_tokens"
+        )
+    return torch.tensor(ids)
 
 
 def _is_paddle(directory: Path) -> bool:
@@ -213,15 +258,6 @@ def _lora_names(path: Path, beside_weights: bool, names: list[str]) -> list[str]
     """The matrices of LoRA among the tensors of a file. Raises CheckpointError when others lie beside them."""
     inside = [name for name in names if _MARK in name]
     return only_adapter(path, inside, names, "LoRA matrices", beside_weights=beside_weights)
-
-
-def _linears(model: GLM, naming: Naming) -> Mapping[str, tuple[Part, ...]]:
-    """The stems of the layers' linear matrices."""
-    return {
-        stem: parts
-        for stem, parts in naming.stems.items()
-        if parts[0].stem.startswith(LAYERS) and hasattr(model.get_submodule(parts[0].stem), "in_features")
-    }
 
 
 def _layers(model: GLM, updates: Mapping[str, LowRank], dropout: float) -> dict[str, LoraLinear]:
@@ -280,30 +316,43 @@ def _tie(updates: dict[str, LowRank], files: AdapterFiles) -> None:
 
 
 def _replacements(
-    model: GLM, tensor: Tensor, parameter: str, parts: tuple[Part, ...], name: str, files: AdapterFiles
-) -> dict[str, nn.Parameter]:
-    """Our names -> the values of a whole tensor in the file."""
+    model: GLM,
+    tensor: Tensor,
+    parameter: str,
+    parts: tuple[Part, ...],
+    rows: Sequence[int] | None,
+    name: str,
+    files: AdapterFiles,
+) -> dict[str, Replaced]:
+    """Our names -> the values of a whole tensor in the file, or of those `rows` of it that it holds."""
     source = f"{files.weights}: {name}"
     if files.origin == PADDLE and tensor.dim() > 1:
         raise CheckpointError(f"{source} replaces a whole matrix (trainable_modules), which is not supported here")
-    olds: list[nn.Parameter] = []
+    olds: list[Tensor] = []
     for part in parts:
-        old = getattr(model.get_submodule(part.stem), parameter, None)
+        module = model.get_submodule(part.stem)
+        old = getattr(module, parameter, None)
         if not isinstance(old, nn.Parameter):
             raise CheckpointError(f"{source}: {part.stem} of this model has no {parameter}")
-        if not old.is_floating_point():
-            raise CheckpointError(
-                f"{source} would replace quantised weights", step="load the base without quantisation"
-            )
         olds.append(old)
-    expected = (sum(old.shape[0] for old in olds), *olds[0].shape[1:])
-    if tuple(tensor.shape) != expected:
-        raise CheckpointError(f"{source} has shape {tuple(tensor.shape)}, this model needs {expected}")
-    if not all_finite(tensor):
+    counts = [len(old) for old in olds] if rows is None else [len(rows)]
+    widths = {shape_of(model.get_submodule(part.stem), parameter)[1:] for part in parts}
+    expected = (sum(counts), *next(iter(widths)))
+    if tuple(tensor.shape) != expected or (rows is not None and max(rows) >= len(olds[0])):
+        has = f" and {max(rows) + 1} rows at least" if rows is not None else ""
+        raise CheckpointError(
+            f"{source} has shape {tuple(tensor.shape)}{has}, this model needs {expected} of {len(olds[0])} rows",
+            step="load it on the base it was trained with",
+        )
+    if not tensor.is_floating_point() or not all_finite(tensor):
         raise CheckpointError(f"{source} holds NaN or infinity", step="take an earlier checkpoint of the adapter")
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    if rows is not None:
+        value = nn.Parameter(tensor.to(olds[0].device, wide, copy=True))
+        return {f"{parts[0].stem}.{parameter}": Replaced(value, torch.tensor(rows))}
     return {
-        f"{part.stem}.{parameter}": nn.Parameter(
-            tensor.index_select(0, part.rows).to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad
+        f"{part.stem}.{parameter}": Replaced(
+            nn.Parameter(tensor.index_select(0, part.rows).to(old.device, wide, copy=True))
         )
         for part, old in zip(parts, olds, strict=True)
     }

@@ -4,7 +4,7 @@ Legend: I input channels, O output channels, R rank.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -16,12 +16,15 @@ from glmkit.errors import CheckpointError, ConfigError
 from .layer import LowRank, grouped_to_dense
 from .settings import PADDLE_CONFIG, LoraSettings, paddle_settings, peft_settings
 
+TOKENS, TOKEN_ADAPTER = "trainable_tokens_delta", ".token_adapter"  # PEFT: rows that stand for a table's own
+
 
 @dataclass(frozen=True)
 class LoraContents:
     """The contents of a LoRA directory: an update per stem of its own naming, and tensors that replace the base's.
 
-    `whole`: (stem, parameter) -> tensor as stored, for `bias` and `modules_to_save`. `names`: stem -> a stored name,
+    `whole`: (stem, parameter) -> tensor as stored, for `bias`, `modules_to_save` and the rows of single tokens, whose
+    numbers `token_rows` has by stem. `names`: stem -> a stored name,
     for messages.
     """
 
@@ -31,6 +34,7 @@ class LoraContents:
     whole: Mapping[tuple[str, str], Tensor]
     names: Mapping[str, str]
     notes: tuple[str, ...]
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
@@ -49,7 +53,11 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
         raise CheckpointError(
             f"{files.weights} holds several adapters ({', '.join(sorted(adapters))})", step="save one alone"
         )
+    token_rows: dict[str, tuple[int, ...]] = {}
     for name, (stem, which, _) in parsed.items():
+        if which == TOKENS:
+            stem, which = stem.removesuffix(TOKEN_ADAPTER), "weight"
+            token_rows[stem] = _rows(stem, files.tensors[name], settings, f"{files.weights}: {name}")
         names.setdefault(stem, name)
         pair = matrices.setdefault(stem, {}) if which in ("lora_A", "lora_B") else {}
         if (stem, which) in whole or which in pair:
@@ -73,7 +81,18 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
         notes.append("the adapter has no effect: lora_B is zero everywhere, as before the first training step")
     elif idle:
         notes.append(f"lora_B is zero in {len(idle)} of {len(updates)} modules, {idle[0]} among them")
-    return LoraContents(files.weights, settings, updates, whole, names, tuple(notes))
+    return LoraContents(files.weights, settings, updates, whole, names, tuple(notes), token_rows)
+
+
+def _rows(stem: str, values: Tensor, settings: LoraSettings, source: str) -> tuple[int, ...]:
+    """The rows of a table that single tokens' values are for."""
+    rows = next((rows for name, rows in settings.token_rows.items() if not name or f".{stem}".endswith(f".{name}")), ())
+    if len(rows) != len(values) or len(set(rows)) != len(rows):
+        raise CheckpointError(
+            f"{source} holds {len(values)} rows, trainable_token_indices of the settings names {len(rows)}",
+            step="copy the settings that were saved with it",
+        )
+    return rows
 
 
 def _settings(files: AdapterFiles, alpha: float | None) -> LoraSettings:
@@ -102,6 +121,8 @@ def _parse(name: str, path: Path) -> tuple[str, str, str]:
     stem, mark, rest = bare.partition(".lora_")
     if not mark:
         head, _, parameter = bare.rpartition(".")
+        if head.endswith(f".{TOKENS}"):  # with the adapter's name behind it
+            head, parameter = head.removesuffix(f".{TOKENS}"), TOKENS
         return head, parameter, ""
     which, *tail = rest.split(".")
     if tail and tail[-1] == "weight":

@@ -32,7 +32,6 @@ _REFUSED = {
     "alora_invocation_tokens": "activated LoRA",
     "layer_replication": "layer replication",
     "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trainable tokens",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "velora_config": "VeLoRA",
@@ -47,7 +46,7 @@ _UNUSED |= {"adora_config", "corda_config", "eva_config", "loftq_config", "lora_
 _UNUSED |= {"megatron_core", "qalora_group_size", "runtime_config"}
 _UNUSED |= {"ensure_weight_tying", "fan_in_fan_out", "inference_mode", "merge_weights"}
 _USED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
-_USED |= {"enable_lora", "init_lora_weights"}
+_USED |= {"enable_lora", "init_lora_weights", "trainable_token_indices"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class LoraSettings:
     head_dim: int | None = None
     targets: tuple[str, ...] = ()  # last parts of names, where the settings list them
     saved: tuple[str, ...] = ()  # modules that were trained whole (`modules_to_save`), the same
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # end of a table's name ("": any) -> rows
     notes: tuple[str, ...] = ()
 
     def rank_of(self, stem: str) -> int | None:
@@ -117,6 +117,7 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         enabled=None if enabled is None else _flags(enabled, "enable_lora", source),
         targets=tuple(map(str, listed)) if isinstance(listed, list) else (),
         saved=tuple(map(str, saved)) if isinstance(saved, list) else (),
+        token_rows=_token_rows(values, source),
         notes=notes,
     )
 
@@ -144,6 +145,18 @@ def paddle_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         head_dim=_whole(values, "head_dim", 0, source) or None,
         notes=tuple(notes if root and alpha != 4 else ()),
     )
+
+
+def _token_rows(values: Mapping[str, object], source: str) -> dict[str, tuple[int, ...]]:
+    """`trainable_token_indices`: rows of the word table, or rows by the table's name."""
+    given = values.get("trainable_token_indices") or {}
+    tables = {"": given} if isinstance(given, list) else given
+    if not isinstance(tables, dict) or not all(
+        isinstance(rows, list) and rows and all(type(row) is int and row >= 0 for row in rows)
+        for rows in tables.values()
+    ):
+        raise CheckpointError(f"{source}: trainable_token_indices is {given!r}; it must be ids, or ids by module")
+    return {str(name): tuple(rows) for name, rows in tables.items()}
 
 
 def _by_pattern(patterns: Mapping[NamePattern, V], stem: str, default: V) -> V:

@@ -19,6 +19,8 @@ from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
 
 from .layer import LoraLinear, LowRank, join_rows, scaling
+from .reading import TOKEN_ADAPTER, TOKENS
+from .replaced import Replaced
 
 # PEFT puts this before the names of the model it wraps.
 _PREFIX = "base_model.model."
@@ -31,13 +33,16 @@ class Collected:
     naming: Naming
     updates: Mapping[str, LowRank]
     whole: Mapping[str, Tensor]
+    token_rows: Mapping[str, list[int]]  # stems of tables -> rows that `whole` has of them
     dropout: float
 
 
-def collect(base: Base, layers: Mapping[str, LoraLinear], replaced: Collection[str], saving: Saving) -> Collected:
+def collect(
+    base: Base, layers: Mapping[str, LoraLinear], replaced: Mapping[str, Replaced], saving: Saving
+) -> Collected:
     """The layers of a model under our names, or those of the layout asked for, with fused parts joined.
 
-    replaced: names of the parameters that are the adapter's, not the base's. What joining changes goes to the notes.
+    replaced: the parameters that are the adapter's, not the base's. What joining changes goes to the notes.
     Raises CheckpointError for what has no name there.
     """
     naming = layout_naming(saving.layout or OWN, base)
@@ -49,7 +54,14 @@ def collect(base: Base, layers: Mapping[str, LoraLinear], replaced: Collection[s
             )
     updates = _joined(layers, naming, saving.notes)
     dropout = next(iter(layers.values())).drop.p
-    return Collected(naming, updates, _whole(base.model, replaced, naming, set(updates)), dropout)
+    tables = {stem: part.stem for stem, parts in naming.stems.items() for part in parts}
+    token_rows = {
+        stem: found.rows.tolist()
+        for stem, ours in tables.items()
+        if (found := replaced.get(f"{ours}.weight")) is not None and found.rows is not None
+    }
+    whole = _whole(base.model, replaced, naming, set(updates), token_rows)
+    return Collected(naming, updates, whole, token_rows, dropout)
 
 
 def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -75,6 +87,7 @@ def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[
         "bias": "all" if any(name.endswith(".bias") for name in found.whole) else "none",
         "target_modules": _targets(found),
         "modules_to_save": saved or None,
+        "trainable_token_indices": {leaf(stem): rows for stem, rows in found.token_rows.items()} or None,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": found.dropout,
@@ -146,14 +159,23 @@ def _joined(layers: Mapping[str, LoraLinear], naming: Naming, notes: list[str]) 
     return updates
 
 
-def _whole(model: GLM, replaced: Collection[str], naming: Naming, adapted: set[str]) -> dict[str, Tensor]:
+def _whole(
+    model: GLM,
+    replaced: Mapping[str, Replaced],
+    naming: Naming,
+    adapted: Collection[str],
+    token_rows: Collection[str],
+) -> dict[str, Tensor]:
     """The replaced tensors of the base under the naming; other parts of a fused one come as they are."""
     whole: dict[str, Tensor] = {}
     for stem, parts in naming.stems.items():
         for parameter in ("weight", "bias"):
             if not any(f"{part.stem}.{parameter}" in replaced for part in parts):
                 continue
-            values = [_value(model, part.stem, parameter) for part in parts]
+            values = [_value(model, replaced, part.stem, parameter) for part in parts]
+            if stem in token_rows:
+                whole[f"{stem}{TOKEN_ADAPTER}.{TOKENS}"] = values[0]
+                continue
             fused = values[0].new_empty(sum(map(len, values)), *values[0].shape[1:])
             for part, value in zip(parts, values, strict=True):
                 fused[part.rows] = value
@@ -162,11 +184,13 @@ def _whole(model: GLM, replaced: Collection[str], naming: Naming, adapted: set[s
     return whole
 
 
-def _value(model: GLM, stem: str, parameter: str) -> Tensor:
+def _value(model: GLM, replaced: Mapping[str, Replaced], stem: str, parameter: str) -> Tensor:
+    if (own := replaced.get(f"{stem}.{parameter}")) is not None:
+        return own.value.detach()
     module = model.get_submodule(stem)
     value = getattr(module.base if isinstance(module, LoraLinear) else module, parameter)
     assert isinstance(value, Tensor)
-    return value.detach()
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _targets(found: Collected) -> list[str]:

@@ -52,7 +52,8 @@ class PrefixEncoder(nn.Module):
         self.output_dtype = dtype
         self.drop = nn.Dropout(dropout)
         if projection:
-            table_width = config.hidden_size if table_width is None else table_width
+            if table_width is None:  # published code: ChatGLM2's with its few heads of keys has a table of all of them
+                table_width = config.hidden_size if config.kv_heads == config.num_heads else width
             inner_width = config.hidden_size if inner_width is None else inner_width
             self.embedding = nn.Embedding(length, table_width, dtype=torch.float32)
             self.trans: nn.Sequential | None = nn.Sequential(

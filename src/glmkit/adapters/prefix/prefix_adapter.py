@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
-from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving
+from glmkit.adapters.adapter import Adapter, AdapterInfo, Base, Saving, option
 from glmkit.adapters.adapter_files import (
     PADDLE,
     PEFT_CONFIG,
@@ -39,12 +39,12 @@ _PADDLE_CONFIG, _PADDLE_WEIGHTS = "prefix_config.json", "prefix_model_state.pdpa
 
 @dataclass(frozen=True)
 class PrefixOptions:
-    """An untrained prefix of `length` positions; see `PrefixEncoder`."""
+    """An untrained prefix of `length` positions, drawn as the published code draws it; see `PrefixEncoder`."""
 
-    length: int
-    projection: bool = False
-    inner_width: int | None = None
-    dropout: float = 0.1
+    length: int = option(128, "positions of the prefix (pre_seq_len)")
+    projection: bool = option(False, "the prefix comes out of a small network (prefix_projection)")
+    inner_width: int | None = option(None, "width inside that network; null = the model's hidden width")
+    dropout: float = option(0.1, "dropout on the prefix, in training")
 
     def build(self, base: Base) -> "PrefixAdapter":
         """Raise ConfigError for a length below 1 and for a dropout outside [0, 1)."""
