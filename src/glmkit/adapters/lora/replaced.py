@@ -28,7 +28,7 @@ class Replaced:
 
 
 class ReplacedParameters:
-    """What takes the place of the base's parameters, by our names, and the way back."""
+    """Values in place of the base's parameters, by our names, and the way back."""
 
     def __init__(self, values: Mapping[str, Replaced]) -> None:
         self.values = dict(values)

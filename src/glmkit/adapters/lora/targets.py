@@ -131,7 +131,7 @@ def _found(
     param: str,
     special: Mapping[str, Mapping[str, Group]] | None = None,
 ) -> list[Mapping[str, Group]]:
-    """For each name the modules of the first naming that has it. Raises ConfigError naming the unknown ones."""
+    """Find for each name the modules of the first naming that has it. Raises ConfigError naming the unknown ones."""
     special = special or {}
     ends = [{name: _ending(name, stems) for name in names if name not in special} for stems in known]
     found = [special[name] if name in special else next((end[name] for end in ends if end[name]), {}) for name in names]
