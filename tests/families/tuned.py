@@ -12,7 +12,7 @@ from support.shared import shared_dir
 IGNORED = -100
 WIDE = Limits(1024, 1024)
 _FOLDERS = {"chatglm": "chatglm-6b", "chatglm2": "chatglm2-chatglm3", "chatglm3": "chatglm2-chatglm3"}
-_FOLDERS |= {"glm-4": "glm4", "glm": "glm-chinese", "glm-130b": "chatglm-6b"}
+_FOLDERS |= {"glm-4": "glm4", "glm-4-0414": "glm4", "glm": "glm-chinese", "glm-130b": "chatglm-6b"}
 _SHORT = {"u": "user", "a": "assistant", "s": "system", "o": "observation"}
 
 

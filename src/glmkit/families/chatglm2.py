@@ -189,5 +189,6 @@ FAMILIES = (
         tokenizer=chatglm2_text.load_tokenizer_3,
         tokenizer_files=chatglm2_text.TOKENIZER_FILES,
         chat=chatglm2_text.CHAT_3,
+        tuning=chatglm2_text.TUNING_3,
     ),
 )

@@ -6,7 +6,8 @@ Sources: `tokenization_chatglm.py` and `modeling_chatglm.py` of `THUDM/chatglm2-
 
 import ast
 import json
-from collections.abc import Sequence
+import keyword
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,11 +16,12 @@ from glmkit.tokenizer.chat_template import ChatDefaults, Message
 from glmkit.tokenizer.dialogue import Limits
 
 from .common.command_tokenizer import COMMANDS, TOKENIZER_FILES, load_commands
-from .common.role_chat import RoleTemplate
+from .common.role_chat import RoleTemplate, Written
+from .common.role_tuning import RoleTuning
 from .common.round_chat import RoundTemplate
 from .common.round_tuning import RoundTuning
 
-__all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "TUNING_2", "load_tokenizer_2", "load_tokenizer_3"]
+__all__ = ["CHAT_2", "CHAT_3", "TOKENIZER_FILES", "TUNING_2", "TUNING_3", "load_tokenizer_2", "load_tokenizer_3"]
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
@@ -47,16 +49,23 @@ class ToolCallTemplate(RoleTemplate):
     opened_turns = True
     spaced = True
 
-    def expand(self, messages: Sequence[Message]) -> list[Message]:
+    def expand(self, messages: Sequence[Message]) -> list[Written]:
         written = []
-        for message in messages:
+        for index, message in enumerate(messages):
             if message.tools is not None:
                 if message.role != "system":
                     raise RequestError(f"tools stand in a {message.role!r} message; {self.name} reads them in 'system'")
                 tools = json.dumps(list(message.tools), indent=4, ensure_ascii=False)
                 message = replace(message, content=f"{message.content}\n{tools}", tools=None)
-            written.append(message)
+            written.append(Written(message, index))
         return written
+
+    def write_call(self, values: Mapping[str, object]) -> str:
+        """A fenced python expression; empty for names that it cannot have."""
+        if not all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
+            return ""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        return f"```python\ntool_call({arguments})\n```"
 
     def read_call(self, content: str) -> object:
         """The keyword arguments of the call between the first and the last line. Nothing is executed."""
@@ -76,3 +85,4 @@ class ToolCallTemplate(RoleTemplate):
 
 
 CHAT_3 = ToolCallTemplate()
+TUNING_3 = RoleTuning(template=CHAT_3, limits=Limits(source=256, target=512))  # `THUDM/ChatGLM3:finetune_demo/configs`

@@ -16,7 +16,7 @@ from .common.evidence import LIKELY, SURE, Evidence, Sign
 from .common.layout import Alias, Extras, Layout, Published, Rule
 from .common.multiquery import AXES, LATER_WORDS, layout, read, write_remote
 from .family import Family
-from .glm4_text import CHAT, CHAT_0414, TOKENIZER_FILES, load_tokenizer
+from .glm4_text import CHAT, CHAT_0414, TOKENIZER_FILES, TUNING, TUNING_0414, load_tokenizer
 
 _VOCABULARY = 151552
 _EPS = 1.5625e-07
@@ -209,6 +209,7 @@ FAMILIES = (
         tokenizer=load_tokenizer,
         tokenizer_files=TOKENIZER_FILES,
         chat=CHAT,
+        tuning=TUNING,
     ),
     Family(
         name="glm-4-0414",
@@ -230,5 +231,6 @@ FAMILIES = (
         tokenizer=load_tokenizer,
         tokenizer_files=TOKENIZER_FILES,
         chat=CHAT_0414,
+        tuning=TUNING_0414,
     ),
 )

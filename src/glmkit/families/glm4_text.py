@@ -17,6 +17,7 @@ from glmkit.tokenizer.bpe_ranks import RankVocabulary
 from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.vocabulary_files import (
     check_entries,
     decode_vocabulary,
@@ -24,7 +25,8 @@ from glmkit.tokenizer.vocabulary_files import (
     read_vocabulary,
 )
 
-from .common.role_chat import RoleTemplate
+from .common.role_chat import RoleTemplate, Written
+from .common.role_tuning import RoleTuning
 
 RANKS_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 TOKENIZER_FILES = (RANKS_FILE, JSON_FILE)
@@ -193,6 +195,9 @@ class _JsonCalls(RoleTemplate):
             raise ValueError("its parameters are not JSON") from None
         return parameters
 
+    def write_call(self, values: Mapping[str, object]) -> str:
+        return json.dumps(values, ensure_ascii=False)
+
 
 def _has_outcome(calls: Sequence[Message]) -> bool:
     """True when an observation stands behind these calls of the assistant."""
@@ -212,15 +217,15 @@ class SelfDescribingTemplate(_JsonCalls):
     def __init__(self, own_name: str = "GhatGLM") -> None:
         self._own_name = own_name
 
-    def expand(self, messages: Sequence[Message]) -> list[Message]:
-        written: list[Message] = []
+    def expand(self, messages: Sequence[Message]) -> list[Written]:
+        written: list[Written] = []
         for number, message in enumerate(messages):
             if message.tools:
                 sections = "".join(f"\n\n{_section(tool, self.name)}" for tool in message.tools)
                 described = _SELF_DESCRIPTION.format(self._own_name)
-                written.append(Message("system", f"{described}\n\n# 可用工具{sections}"))
+                written.append(Written(Message("system", f"{described}\n\n# 可用工具{sections}"), None))
             if message.content or (message.metadata and _has_outcome(messages[number:])):
-                written.append(Message(message.role, message.content, message.metadata))
+                written.append(Written(Message(message.role, message.content, message.metadata), number))
         return written
 
 
@@ -229,16 +234,20 @@ class ToolsFirstTemplate(_JsonCalls):
 
     name = "GLM-4-0414"
 
-    def expand(self, messages: Sequence[Message]) -> list[Message]:
+    def expand(self, messages: Sequence[Message]) -> list[Written]:
         tools = [tool for message in messages for tool in message.tools or ()]
         functions = "\n".join(_function(tool.get("function") or tool) for tool in tools)  # with or without "function"
-        written = [Message("system", f"# 可用工具\n\n{functions}")] if tools else []
-        kept = [message for message in messages if message.content or not message.tools]
+        written = [Written(Message("system", f"# 可用工具\n\n{functions}"), None)] if tools else []
+        kept = [Written(message, i) for i, message in enumerate(messages) if message.content or not message.tools]
         for wanted in (True, False):
-            chosen = (message for message in kept if (message.role == "system") is wanted)
-            written += [Message(message.role, message.content, message.metadata) for message in chosen]
+            chosen = ((m, i) for m, i in kept if (m.role == "system") is wanted)
+            written += [Written(Message(m.role, m.content, m.metadata), i) for m, i in chosen]
         return written
 
 
 CHAT = SelfDescribingTemplate()
 CHAT_0414 = ToolsFirstTemplate()
+# `THUDM/GLM-4:finetune/configs`
+_LIMITS = Limits(source=512, target=512)
+TUNING = RoleTuning(template=CHAT, limits=_LIMITS, end="<|user|>", last_tag="<|assistant|>")
+TUNING_0414 = RoleTuning(template=CHAT_0414, limits=_LIMITS, end="<|user|>", last_tag="<|assistant|>")

@@ -4,7 +4,6 @@ No family is named here: of the forms there are, the one is taken that the famil
 """
 
 import json
-import keyword
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -123,7 +122,7 @@ def call_text(template: ChatTemplate, name: str, arguments: str) -> str:
     if values is None:
         return arguments
     try:
-        written = (text for text in (arguments, _python_call(values)) if _read(template, name, text) == values)
+        written = (text for text in (arguments, template.write_call(values)) if _read(template, name, text) == values)
         return next(written, arguments)
     except RecursionError:
         return arguments
@@ -212,11 +211,3 @@ def _json_object(text: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
-
-
-def _python_call(values: Mapping[str, object]) -> str:
-    """A call as a fenced python expression; what cannot be written so is not read back either."""
-    if not all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
-        return ""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
-    return f"```python\ntool_call({arguments})\n```"

@@ -205,6 +205,10 @@ class ChatTemplate(ABC):
         """The assistant's messages in the text of a reply; those with metadata are calls of offered tools."""
         return [Message("assistant", self.shown(text, offered))]
 
+    def write_call(self, values: Mapping[str, object]) -> str:
+        """The arguments of a call as the model writes them; empty where there is no form for them."""
+        return ""
+
     @abstractmethod
     def stop_ids(self, tokenizer: InputTokenizer) -> tuple[int, ...]:
         """Ids that end a reply. Raises TokenizerError when the vocabulary lacks one."""

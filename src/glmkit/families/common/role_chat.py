@@ -7,6 +7,7 @@ Sources: `chat` and `process_response` of `THUDM/chatglm3-6b:modeling_chatglm.py
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import (
@@ -28,6 +29,13 @@ from glmkit.tokenizer.reply_cleaning import Gathered, Stripped
 _NEXT = "<|assistant|>"  # in a reply: another message of the assistant follows
 
 
+class Written(NamedTuple):
+    """A message as it is written out. place: its index in the conversation; None for one that the template adds."""
+
+    message: Message
+    place: int | None
+
+
 class RoleTemplate(ChatTemplate):
     """`<|role|>metadata`, line break, content; metadata and content are encoded one by one, each as ordinary text.
 
@@ -43,7 +51,7 @@ class RoleTemplate(ChatTemplate):
     opened_turns: bool  # whether a message that goes on from a cache begins with the opening, too
 
     @abstractmethod
-    def expand(self, messages: Sequence[Message]) -> list[Message]:
+    def expand(self, messages: Sequence[Message]) -> "list[Written]":
         """The messages as they are written out: tools become text. Raises RequestError."""
 
     @abstractmethod
@@ -68,8 +76,11 @@ class RoleTemplate(ChatTemplate):
 
     def message_ids(self, tokenizer: InputTokenizer, message: Message) -> list[int]:
         """The ids of one message, its tools left out."""
-        metadata, content = tokenizer.encode(message.metadata + "\n"), tokenizer.encode(message.content)
-        return [token_id(tokenizer, f"<|{message.role}|>"), *metadata, *content]
+        return [*self.head_ids(tokenizer, message), *tokenizer.encode(message.content)]
+
+    def head_ids(self, tokenizer: InputTokenizer, message: Message) -> list[int]:
+        """The ids of one message in front of its content."""
+        return [token_id(tokenizer, f"<|{message.role}|>"), *tokenizer.encode(message.metadata + "\n")]
 
     def message_text(self, message: Message) -> str:
         """One message as people read it."""
@@ -77,7 +88,7 @@ class RoleTemplate(ChatTemplate):
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         self.check_roles(messages)
-        written = "".join(map(self.message_text, self.expand(messages)))
+        written = "".join(self.message_text(written.message) for written in self.expand(messages))
         return self.opening + written + (_NEXT if add_generation_prompt else "")
 
     def history(self, messages: Sequence[Message]) -> list[dict[str, object]]:
@@ -124,8 +135,8 @@ class RoleTemplate(ChatTemplate):
 
     def _written(self, tokenizer: InputTokenizer, messages: Sequence[Message], prompt: bool) -> list[int]:
         ids: list[int] = []
-        for message in self.expand(messages):
-            ids += self.message_ids(tokenizer, message)
+        for written in self.expand(messages):
+            ids += self.message_ids(tokenizer, written.message)
         return [*ids, token_id(tokenizer, _NEXT)] if prompt else ids
 
     def _call(self, name: str, content: str, has_parameters: bool) -> Call:

@@ -118,13 +118,14 @@ def cut(ids: list[int], room: int, side: Side) -> list[int]:
 def cut_inside(whole: list[int], frame: list[int], room: int, side: Side) -> list[int]:
     """A prompt without a part of its question, to `room` ids. frame: the same prompt with an empty question.
 
-    What both have in front and behind stays, as long as it fits itself.
+    What both have in front and behind stays. Raises RequestError where it leaves no room for the question.
     """
     most = min(len(whole), len(frame))
+    # A prompt of which nothing but its frame would be left teaches to answer what was never asked.
     head = next((i for i in range(most) if whole[i] != frame[i]), most)
     tail = next((i for i in range(most - head) if whole[-1 - i] != frame[-1 - i]), most - head)
     if head + tail >= room:
-        return cut(whole, room, side)
+        raise no_room(head + tail, room)
     end = len(whole) - tail
     return whole[:head] + cut(whole[head:end], room - head - tail, side) + whole[end:]
 
@@ -146,6 +147,16 @@ def most_turns(turns: int, encode: Callable[[int], list[int]], room: int) -> tup
         else:
             high, over = middle - 1, True
     return low, ids
+
+
+def no_room(taken: int, room: int) -> RequestError:
+    """Make the error of a prompt that has no room for its question."""
+    return RequestError(
+        f"what stands around the question takes {taken} of {room} tokens that a prompt may have",
+        step="raise data.source_length",
+        param="data.source_length",
+        code="no_room_for_question",
+    )
 
 
 def without_pads(counted: list[bool], ids: Sequence[int], ignored: Iterable[int]) -> list[bool]:
