@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from glmkit.errors import DataError
 
-from .rows import ReadOptions, ReadReport, Row, text_of_row
+from .records import Record
+from .rows import ReadOptions, ReadReport, Row, describe, text_of_row
 
 PREFIX = "hub:"  # what begins so is a dataset, whatever lies here
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
@@ -23,6 +24,16 @@ def hub_rows(name: str, options: ReadOptions, report: ReadReport) -> Iterator[Ro
     """The text field of every row of `options.hub_split`. `name` may end in ":config". Raises DataError."""
     for number, row in enumerate(_stream(name, options.hub_split), start=1):
         yield text_of_row(row, options.text_field, f"{name} ({options.hub_split}): row {number}", report)
+
+
+def hub_records(name: str, split: str) -> Iterator[Record]:
+    """Every row of a split, whole. `name` may end in ":config". Raises DataError."""
+    for number, row in enumerate(_stream(name, split), start=1):
+        where = f"{name} ({split}): row {number}"
+        if isinstance(row, dict):
+            yield Record(where, b"{", row)
+        else:
+            yield Record(where, b"{", None, f"the row is {describe(row)}, not an object with fields")
 
 
 def _stream(name: str, split: str) -> Iterator[object]:

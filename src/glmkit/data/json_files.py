@@ -11,13 +11,36 @@ from glmkit.errors import DataError
 from glmkit.small_files import bound_depth
 
 from .charset import encoding_hint
-from .rows import BadRow, ReadOptions, ReadReport, Row, decode_utf8, text_of_row, unusable_json
+from .rows import BadRow, ReadOptions, ReadReport, RepeatedKeyError, Row, decode_utf8, text_of_row, unusable_json
 from .streams import LINE_LIMIT, read_lines, without_mark
 
 _BLOCK = 1 << 20  # bytes
 _PEEK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NEAR_END = 16  # characters; an error this near the end of the buffer may only mean that more must be read
+
+
+class WrittenFloat(float):
+    """A number with a fraction or an exponent, with its text in the file."""
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError(next(key for key in found if keys.count(key) > 1))
+    return found
+
+
+PLAIN = json.JSONDecoder()
+WHOLE = json.JSONDecoder(parse_float=WrittenFloat, object_pairs_hook=_distinct)  # of rows that are used whole
 
 
 def json_rows(
@@ -52,13 +75,15 @@ def _line_rows(stream: io.BufferedReader, path: Path, options: ReadOptions, repo
         yield row if isinstance(row, BadRow) else text_of_row(row, options.text_field, where, report)
 
 
-def json_line(line: bytes, where: str, hint: Callable[[bytes], str] = encoding_hint) -> object | BadRow:
+def json_line(
+    line: bytes, where: str, hint: Callable[[bytes], str] = encoding_hint, decoder: json.JSONDecoder = PLAIN
+) -> object | BadRow:
     """The value of a line, or what is wrong with it. hint: advice on bytes that are not UTF-8."""
     text = decode_utf8(line, where, hint)
     if isinstance(text, BadRow):
         return text
     try:
-        value: object = json.loads(text.rstrip("\r\n"))
+        value: object = decoder.decode(text.rstrip("\r\n"))
         bound_depth(value)
     except json.JSONDecodeError as error:
         return BadRow(where, "broken_json", f"broken JSON at column {error.colno}: {error.msg}", len(line))
@@ -67,12 +92,14 @@ def json_line(line: bytes, where: str, hint: Callable[[bytes], str] = encoding_h
     return value
 
 
-def json_values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, object]]:
+def json_values(
+    stream: io.BufferedReader, path: Path, decoder: json.JSONDecoder = PLAIN
+) -> Iterator[tuple[str, object]]:
     """(where, value) of the elements of a top-level array, or of values that follow one another.
 
     Raises DataError for broken JSON: what follows it in the file cannot be told apart any more.
     """
-    text = _JsonText(stream, path)
+    text = _JsonText(stream, path, decoder)
     in_array = text.peek() == "["
     if in_array:
         text.take()
@@ -101,10 +128,9 @@ def json_values(stream: io.BufferedReader, path: Path) -> Iterator[tuple[str, ob
 class _JsonText:
     """Decoded text of a stream, parsed from the front; holds a little more than one value at a time."""
 
-    def __init__(self, stream: io.BufferedReader, path: Path) -> None:
-        self._stream, self._path = stream, path
+    def __init__(self, stream: io.BufferedReader, path: Path, decoder: json.JSONDecoder) -> None:
+        self._stream, self._path, self._decoder = stream, path, decoder
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._decoder = json.JSONDecoder()
         self._text, self._at, self._ended = "", 0, False
         self.line = 1
         self._first = True

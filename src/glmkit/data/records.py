@@ -9,10 +9,10 @@ from pathlib import Path
 from glmkit.errors import DataError
 
 from .charset import conversion_hint
-from .json_files import holds_lines, json_line, json_values
+from .json_files import PLAIN, holds_lines, json_line, json_values
 from .rows import BadRow, describe
 from .streams import COMPRESSIONS, bare_suffix, open_stream, read_lines
-from .tables import csv_fields
+from .tables import csv_fields, whole_rows
 
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
@@ -45,7 +45,7 @@ class Record:
 
 def dump(value: object) -> bytes:
     """JSON in UTF-8; half of a surrogate pair, which UTF-8 has no form for, stays escaped."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
 
 
 def record_format(path: Path) -> str:
@@ -72,17 +72,44 @@ def read_records(path: Path) -> Iterator[Record]:
         read += size
 
     with open_stream(path, count) as stream:
-        if kind in ("json", "jsonl") and holds_lines(stream, kind == "jsonl"):
-            exact = path.suffix.lower() not in COMPRESSIONS
-            yield from _line_records(stream, path, None if exact else lambda: read)
-        elif kind in ("json", "jsonl"):
-            for where, value in json_values(stream, path):
-                yield _of_value(value, where, read)
-        else:
-            yield from _table_records(stream, path, lambda: read, tabs=kind == "tsv")
+        exact = path.suffix.lower() not in COMPRESSIONS
+        yield from stream_records(stream, path, kind, None if exact else lambda: read, lambda: read)
 
 
-def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], int] | None) -> Iterator[Record]:
+def stream_records(
+    stream: io.BufferedReader,
+    path: Path,
+    kind: str,
+    line_position: Callable[[], int] | None = None,
+    position: Callable[[], int] = lambda: 0,
+    *,
+    delimiter: str | None = None,
+    hint: Callable[[bytes], str] = conversion_hint,
+    decoder: json.JSONDecoder = PLAIN,
+) -> Iterator[Record]:
+    """Rows of an open file, see `read_records`. kind: jsonl, json, csv, tsv, parquet or arrow.
+
+    line_position, position: bytes of the file that are read; None: the ends of the lines tell. delimiter: of CSV.
+    """
+    if kind in ("json", "jsonl") and holds_lines(stream, kind == "jsonl"):
+        yield from _line_records(stream, path, line_position, hint, decoder)
+    elif kind in ("json", "jsonl"):
+        for where, value in json_values(stream, path, decoder):
+            yield _of_value(value, where, position())
+    elif kind in ("parquet", "arrow"):
+        for where, row in whole_rows(path, stream, arrow=kind == "arrow"):
+            yield _unusable("", where, position(), row) if isinstance(row, str) else _of_value(row, where, position())
+    else:
+        yield from _table_records(stream, path, position, tabs=kind == "tsv", delimiter=delimiter, hint=hint)
+
+
+def _line_records(
+    stream: io.BufferedReader,
+    path: Path,
+    position: Callable[[], int] | None,
+    hint: Callable[[bytes], str],
+    decoder: json.JSONDecoder,
+) -> Iterator[Record]:
     at = 0
     for number, data in read_lines(stream, path):
         at += len(data)
@@ -90,7 +117,7 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
             continue
         place = position() if position else at
         where = f"{path}: line {number}"
-        value = json_line(data, where, conversion_hint)
+        value = json_line(data, where, hint, decoder)
         text = data.decode(errors="backslashreplace").strip(" \t\r\n")
         if isinstance(value, BadRow):
             yield _unusable(text, where, place, value.message)
@@ -101,22 +128,32 @@ def _line_records(stream: io.BufferedReader, path: Path, position: Callable[[], 
 
 
 def _table_records(
-    stream: io.BufferedReader, path: Path, position: Callable[[], int], *, tabs: bool
+    stream: io.BufferedReader,
+    path: Path,
+    position: Callable[[], int],
+    *,
+    tabs: bool,
+    delimiter: str | None,
+    hint: Callable[[bytes], str],
 ) -> Iterator[Record]:
     header: list[str] | None = None
-    for where, fields in csv_fields(stream, path, tabs=tabs):
+    for where, fields in csv_fields(stream, path, tabs=tabs, delimiter=delimiter):
         if not fields:
             continue
         if header is None:
             if isinstance(fields, str):
                 raise DataError(f"{where}: {fields}")
             header = fields
+            if any("\0" in name or not name.isprintable() for name in header):
+                advice = hint("".join(header).encode(errors="surrogateescape"))
+                raise DataError(f"{where}: the header is not text{advice or '; is this a table?'}")
             if len(set(header)) != len(header):
                 raise DataError(f"{where}: two columns have the same name; the first line must name the columns")
         elif isinstance(fields, str):
             yield _unusable("", where, position(), fields)
         elif not _is_unicode("".join(fields)):
-            yield _unusable(fields, where, position(), "invalid UTF-8")
+            advice = hint("".join(fields).encode(errors="surrogateescape"))
+            yield _unusable(fields, where, position(), f"invalid UTF-8{advice}")
         elif len(fields) != len(header):
             yield _unusable(fields, where, position(), f"{len(fields)} fields, but the header has {len(header)}")
         else:

@@ -117,8 +117,14 @@ def check_text(text: str, where: str, field: str | None = None) -> Row:
     return text
 
 
+class RepeatedKeyError(ValueError):
+    """A key that stands twice in an object of JSON, so that one of its values would be lost."""
+
+
 def unusable_json(error: ValueError | RecursionError) -> str:
     """The message for JSON that is well formed and that Python cannot hold: nesting or a number without end."""
+    if isinstance(error, RepeatedKeyError):
+        return f"unusable JSON: the field {error.args[0]!r} stands twice in an object"
     deep = isinstance(error, RecursionError)
     return f"unusable JSON: {'it is nested too deeply' if deep else 'a number has too many digits'}"
 

@@ -5,15 +5,17 @@ import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmkit.errors import DataError
 from glmkit.hub.names import nearby
 
+from .charset import encoding_hint
 from .hub import PREFIX, dataset_name, hub_rows
-from .json_files import json_rows
+from .json_files import WHOLE, json_rows
+from .records import Record, stream_records
 from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import ARCHIVE, COMPRESSIONS, archive_members, bare_suffix, open_stream
 from .tables import csv_rows, parquet_rows
@@ -65,8 +67,17 @@ class Sources:
     in `ignored`; named directly, they are an error.
     """
 
-    def __init__(self, inputs: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> None:
-        """Find the files. Raises DataError for an input that does not exist or holds nothing readable, and OSError."""
+    def __init__(
+        self,
+        inputs: Sequence[str | os.PathLike[str]],
+        options: ReadOptions | None = None,
+        formats: Mapping[str, str] = FORMATS,
+    ) -> None:
+        """Find the files. formats: those that are read, by suffix.
+
+        Raises DataError for an input that does not exist or holds nothing readable, and OSError.
+        """
+        self._formats = formats
         self.options = options or ReadOptions()
         self.ignored: Counter[str] = Counter()  # reason -> number of entries in directories and globs
         self.notes: list[str] = []
@@ -82,8 +93,9 @@ class Sources:
             self.notes.append(f"left out of directories and globs: {kinds}")
         if not any(entry.files or entry.is_hub for entry in self.inputs):
             names = ", ".join(entry.name for entry in self.inputs)
-            left_out = f"; {self.notes[-1]}; --format reads any suffix" if self.ignored else ""
-            raise DataError(f"{names}: no readable files (known: {' '.join(FORMATS)}, also .gz and .zst){left_out}")
+            any_suffix = "; --format reads any suffix" if formats is FORMATS else ""
+            left_out = f"; {self.notes[-1]}{any_suffix}" if self.ignored else ""
+            raise DataError(f"{names}: no readable files (known: {' '.join(formats)}, also .gz and .zst){left_out}")
         self.notes += self._options_without_effect()
 
     @property
@@ -117,6 +129,38 @@ class Sources:
                 report.text_bytes += len(row) if row.isascii() else len(row.encode())
                 yield row
 
+    def records(self, file: SourceFile, ignored: Counter[str]) -> Iterator[tuple[Path, Record]]:
+        """Whole rows of a file, each with the file that it stands in: the file itself, or a member of an archive.
+
+        ignored: gets the number of members of an archive that are not read, by suffix. Raises DataError.
+        """
+        if file.format == "archive":
+            for place, stream in archive_members(
+                file.path, _uncounted, self._wanted(file.path, ignored), self.options.encoding
+            ):
+                yield from ((place, record) for record in self._records(stream, place))
+        else:
+            with open_stream(file.path, _uncounted, self.options.encoding) as stream:
+                yield from ((file.path, record) for record in self._records(stream, file.path))
+
+    def _records(self, stream: io.BufferedReader, path: Path) -> Iterator[Record]:
+        kind = self._format_of(path)
+        assert kind is not None, "only wanted files come"
+        return stream_records(stream, path, kind, delimiter=self.options.delimiter, hint=encoding_hint, decoder=WHOLE)
+
+    def _wanted(self, archive: Path, ignored: MutableMapping[str, int]) -> Callable[[Path], bool]:
+        """A test of the places in an archive, which counts those that are not read."""
+
+        def wanted(place: Path) -> bool:
+            hidden = any(part.startswith(".") for part in place.relative_to(archive).parts)
+            known = self._format_of(place) not in (None, "archive") and not hidden
+            if not known:
+                reason = "hidden" if hidden else bare_suffix(place) or "without suffix"
+                ignored[reason] = ignored.get(reason, 0) + 1
+            return known
+
+        return wanted
+
     def _rows(self, entry: Input, report: ReadReport, count: Callable[[int], None]) -> Iterator[Row]:
         if entry.is_hub:
             yield from hub_rows(entry.name, self.options, report)
@@ -130,15 +174,7 @@ class Sources:
                     yield from self._stream_rows(stream, file.path, file.format, report)
 
     def _archive_rows(self, path: Path, report: ReadReport, count: Callable[[int], None]) -> Iterator[Row]:
-        def wanted(place: Path) -> bool:
-            hidden = any(part.startswith(".") for part in place.relative_to(path).parts)
-            known = self._format_of(place) not in (None, "archive") and not hidden
-            if not known:
-                reason = "hidden" if hidden else bare_suffix(place) or "without suffix"
-                report.ignored[reason] = report.ignored.get(reason, 0) + 1
-            return known
-
-        for place, stream in archive_members(path, count, wanted, self.options.encoding):
+        for place, stream in archive_members(path, count, self._wanted(path, report.ignored), self.options.encoding):
             kind = self._format_of(place)
             assert kind is not None, "only wanted files come"
             if kind == "parquet":
@@ -225,8 +261,8 @@ class Sources:
 
     def _add_file(self, entry: Input, path: Path, kind: str | None, found: os.stat_result) -> None:
         if kind is None:
-            known = " ".join(FORMATS)
-            raise DataError(f"{path}: unknown format {path.suffix!r}; known: {known}; or name one with --format")
+            known, other = " ".join(self._formats), "; or name one with --format" if self._formats is FORMATS else ""
+            raise DataError(f"{path}: unknown format {path.suffix!r}; known: {known}{other}")
         if (found.st_dev, found.st_ino) in self._seen:
             self._repeats += 1
             return
@@ -255,8 +291,12 @@ class Sources:
         ]
 
     def _format_of(self, path: Path) -> str | None:
-        known = FORMATS.get(bare_suffix(path))
+        known = self._formats.get(bare_suffix(path))
         return known if self.options.format == "auto" or known == "archive" else self.options.format
+
+
+def _uncounted(_size: int) -> None:
+    """Bytes that nobody counts."""
 
 
 def _looks_like_a_path(name: str) -> bool:

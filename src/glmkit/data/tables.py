@@ -147,8 +147,65 @@ def parquet_rows(
             raise DataError(f"{path}: not a readable parquet file: {lines[0]}") from None
 
 
+def whole_rows(path: Path, stream: io.BufferedReader, *, arrow: bool) -> Iterator[tuple[str, dict[str, object] | str]]:
+    """(place, row) of a Parquet or an Arrow file, or (place, what is broken in it). Raises DataError for another file.
+
+    Memory holds a batch as it was written.
+    """
+    kind = "arrow" if arrow else "parquet"
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f'{path}: reading {kind} needs pyarrow: pip install "glmkit[train]"') from None
+    with _seekable(path, stream) as file:
+        try:
+            number = 0
+            for batch in _arrow_batches(pyarrow, file) if arrow else _parquet_batches(pyarrow, file):
+                for row in _whole(batch):
+                    number += 1
+                    yield f"{path}: row {number}", row
+        except (pyarrow.ArrowException, OSError) as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise DataError(f"{path}: not a readable {kind} file: {lines[0]}") from None
+
+
+def _parquet_batches(pyarrow: Any, file: BinaryIO) -> Iterator[Any]:
+    yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _arrow_batches(pyarrow: Any, file: BinaryIO) -> Iterator[Any]:
+    """Record batches of both Arrow formats: the stream that `datasets` writes, and the file with an index behind."""
+    if file.read(6) == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        file.seek(0)
+        yield from pyarrow.ipc.open_stream(file)
+
+
+def _whole(batch: Any) -> Iterator[dict[str, object] | str]:
+    for start in range(0, batch.num_rows, _BATCH_ROWS):
+        part = batch.slice(start, _BATCH_ROWS)
+        try:
+            yield from part.to_pylist()
+        except UnicodeDecodeError:
+            yield from (_row_alone(part.slice(index, 1)) for index in range(part.num_rows))
+
+
+def _row_alone(row: Any) -> dict[str, object] | str:
+    try:
+        values: dict[str, object] = row.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return f"invalid UTF-8 at byte {error.start} of a text"
+    return values
+
+
 def _seekable(path: Path, stream: io.BufferedReader | None) -> BinaryIO:
     """The file, or its unpacked copy in a nameless temporary file: parquet cannot be read front to back."""
+    if stream is not None and stream.seekable():
+        return stream
     if stream is None and path.suffix.lower() not in COMPRESSIONS:
         return open(path, "rb")
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

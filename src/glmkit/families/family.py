@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmkit import families
 from glmkit.config import GLMConfig
-from glmkit.errors import ConfigError, did_you_mean
+from glmkit.errors import ConfigError, RequestError, did_you_mean
 from glmkit.small_files import parse_small_json, read_small
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.dialogue import TuningFormat
@@ -101,6 +101,15 @@ def taught_tools() -> list[str]:
     """Models that were taught to call tools, by the names of their chat templates."""
     chats = (family.chat for family in all_families().values())
     return sorted({chat.name for chat in chats if chat is not None and "observation" in chat.roles})
+
+
+def require_tools(template: ChatTemplate, param: str) -> None:
+    """Raise RequestError, naming the models that can, for one that was not taught to use tools."""
+    if "observation" not in template.roles:
+        taught = ", ".join(taught_tools())
+        raise RequestError(
+            f"{template.name} was not taught to use tools; leave them out, or take one of {taught}", param=param
+        )
 
 
 def preset(name: str) -> GLMConfig:

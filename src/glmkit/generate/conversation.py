@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from glmkit.errors import RequestError
-from glmkit.families.family import taught_tools
+from glmkit.families.family import require_tools
 from glmkit.tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, offered_tools, to_messages
+from glmkit.tokenizer.tools import offer_tools
 
 from .detokenize import ChatDetokenizer
 from .engine import Engine, Ticket
@@ -120,7 +121,7 @@ class Turn:
         check_type("query", query, str, "a text (str)")
         check_type("role", role, str, "a text such as 'user'")
         if role in ("observation", "tool"):
-            check_tools(template, "role")
+            require_tools(template, "role")
         before = with_system(to_messages(() if history is None else history), template, **settings)
         specials = options.get("specials") or False
         check_type("specials", specials, bool, "true or false")
@@ -262,22 +263,8 @@ def with_system(
         check_type("system", system, str, "a text (str)")
     if tools is not None:
         tools = Message.from_dict({"role": "system", "content": "", "tools": tools}).tools
-        check_tools(template, "tools")
-    opened = bool(messages) and messages[0].role == "system"
-    first = messages[0] if opened else Message("system", template.tools_intro if tools else "")
-    first = replace(
-        first, content=first.content if system is None else system, tools=first.tools if tools is None else tools
-    )
-    return [first, *messages[opened:]]
-
-
-def check_tools(template: ChatTemplate, param: str) -> None:
-    """Raise RequestError, naming the models that can, for one that was not taught to use tools."""
-    if "observation" not in template.roles:
-        taught = ", ".join(taught_tools())
-        raise RequestError(
-            f"{template.name} was not taught to use tools; leave them out, or take one of {taught}", param=param
-        )
+        require_tools(template, "tools")
+    return offer_tools(messages, template, tools, system)
 
 
 def _defaults(template: ChatTemplate, given: Values) -> Values:

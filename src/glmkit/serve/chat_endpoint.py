@@ -7,7 +7,8 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from glmkit.errors import RequestError
-from glmkit.generate.conversation import ReplyJob, check_tools
+from glmkit.families.family import require_tools
+from glmkit.generate.conversation import ReplyJob
 from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import ChatTemplate
@@ -72,7 +73,7 @@ def _maker(state: State, template: ChatTemplate, body: ChatRequest) -> Callable[
     check_together(body)
     if body.tools:
         with refused(body.model_fields_set, "tools"):
-            check_tools(template, "tools")
+            require_tools(template, "tools")
     messages = conversation(template, body.messages)
     tools = shown_tools(template, body.tools) if body.tools and body.tool_choice != "none" else None
     options = body.options()

@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from glmkit.errors import RequestError
-from glmkit.generate.conversation import check_tools
+from glmkit.families.family import require_tools
 from glmkit.tokenizer.chat_template import ChatTemplate, Message
+from glmkit.tokenizer.tools import shown_functions
 
 from .error_responses import ApiError
 from .schema.chat import (
@@ -79,7 +80,7 @@ def _check_role(template: ChatTemplate, message: ChatMessage, field: str) -> Non
     calls = isinstance(message, AssistantMessage) and message.tool_calls
     if calls or isinstance(message, ToolMessage):
         try:
-            check_tools(template, "tools")
+            require_tools(template, "tools")
         except RequestError as error:
             name = f"{field}.tool_calls" if calls else f"{field}.role"
             what = "is there" if calls else f"is {message.role!r}"
@@ -106,14 +107,9 @@ def _unanswered(calls: dict[str, str], param: str) -> ApiError:
 # --- tools and calls --------------------------------------------------------------------------------------------------
 
 
-def shown_tools(template: ChatTemplate, tools: Sequence[Tool]) -> list[dict[str, object]]:
+def shown_tools(template: ChatTemplate, tools: Sequence[Tool]) -> list[Mapping[str, object]]:
     """The tools as the family was taught to read them: functions alone where it takes them so."""
-    functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
-    try:
-        template.text([Message("system", "", tools=functions), Message("user", "?")])
-    except RequestError:
-        return [{"type": "function", "function": function} for function in functions]
-    return functions
+    return shown_functions(template, [tool.function.model_dump(exclude_none=True) for tool in tools])
 
 
 def call_text(template: ChatTemplate, name: str, arguments: str) -> str:

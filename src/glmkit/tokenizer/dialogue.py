@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from glmkit.errors import ConfigError, did_you_mean
+from glmkit.errors import ConfigError, DataError, did_you_mean
 
 from .chat_template import Message
-from .inputs import RowLayout, Side
+from .inputs import InputTokenizer, RowLayout, Side
 from .protocol import Tokenizer
 
 NO_QUIRKS: frozenset[str] = frozenset()
@@ -71,6 +71,33 @@ class EncodedRow:
     lost: Lost = field(default_factory=Lost)
     num_answers: int = 1
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """An example that another program has turned into ids: the first num_prompt of them are the prompt.
+
+    Its last token of the prompt, a start of the answer, is a label, too. where, source: as in `Dialogue`.
+    """
+
+    ids: tuple[int, ...]
+    num_prompt: int
+    where: str
+    source: str = ""
+
+    def row(self, tokenizer: InputTokenizer) -> EncodedRow:
+        """The row as it is, with the layout of its family. Raises DataError for an id that the tokenizer lacks."""
+        if max(self.ids) >= tokenizer.vocab_size:
+            raise DataError(
+                f"{self.where}: the id {max(self.ids)} is beyond the vocabulary of {tokenizer.vocab_size}",
+                step="the rows were made with another tokenizer; give the rows before they were tokenized",
+                param="input_ids",
+            )
+        counted = [place >= self.num_prompt - 1 for place in range(len(self.ids))]
+        return EncodedRow(list(self.ids), counted, tokenizer.row_layout(self.ids))
+
+
+Example = Dialogue | Tokenized
 
 
 class TuningFormat(ABC):

@@ -1,0 +1,293 @@
+"""Sets of dialogues from names: read once, checked, split by prompt, with a report and a content fingerprint."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+from glmkit.data.records import Record
+from glmkit.data.rows import BadRowPolicy, ReadOptions
+from glmkit.errors import DataError
+from glmkit.tokenizer.dialogue import Dialogue, Example
+
+from .report import SetReport
+from .row_files import RowFiles
+from .row_forms import Columns
+from .row_reader import Answers, RowReader
+from .templates import find_templates
+from .texts import Reader
+
+_SKIP = "--on-bad-row skip leaves such rows out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialogueSpec:
+    """The data of a fine-tuning, as the user names it.
+
+    train, validation: files, folders, globs, names of published sets, datasets of the hub; each is a set of its own.
+    weights: of the sets of train, in their order. validation_share: of each set's rows, by prompt, where nothing else
+    validates. template: names or YAML files, of each row one. answers: the answers of a conversation that are trained;
+    None: all of a conversation, the last behind a history. fill: texts for `{{name}}` in answers.
+    max_rows: rows of each set that are used. seed: of splits and templates.
+    """
+
+    train: Sequence[str] = ()
+    validation: Sequence[str] = ()
+    data_dir: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    template: Sequence[str] = ()
+    answers: Answers | None = None
+    fill: Mapping[str, str] = field(default_factory=dict)
+    weights: Sequence[float] | None = None
+    validation_share: float = 0.0
+    on_bad_row: BadRowPolicy = "error"
+    encoding: str = "utf-8"
+    max_rows: int | None = None
+    max_validation_rows: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DialogueSet(Sequence[Example]):
+    """Examples in the order of their rows. weight: its share of a mixture, None without weights.
+
+    fingerprint: hex SHA-256 over all that the examples say, whatever file they come from.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    report: SetReport
+    weight: float | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint(self.examples))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        return self.examples[index]
+
+
+@dataclass(frozen=True)
+class DialogueSets:
+    """Sets of a fine-tuning. notes: sentences on the way they were found."""
+
+    train: Sequence[DialogueSet]
+    validation: Sequence[DialogueSet]
+    notes: Sequence[str] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the sets of training, in any order, and their weights."""
+        parts = sorted(f"{one.fingerprint} {one.weight}" for one in self.train)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def lines(self) -> Iterator[str]:
+        """The reports of all sets, as sentences."""
+        yield from self.notes
+        for what, sets in (("training", self.train), ("validation", self.validation)):
+            for one in sets:
+                yield from (f"{what}, {one.name}: {line}" for line in one.report.lines())
+
+
+def open_dialogues(spec: DialogueSpec, reader: Reader | None = None) -> DialogueSets:
+    """Read the sets of a fine-tuning into memory.
+
+    reader: the model that they are read for. Validation sets are the named ones; without any the validation parts of
+    the training sets (a folder's validation or dev files); without these `validation_share` of each set.
+    Raises DataError naming file, row and field for rows that cannot be used (unless `on_bad_row` is "skip") and for
+    sets without a row; ConfigError for options that cannot be.
+    """
+    opener = _Opener(spec, reader or Reader())
+    return opener.sets()
+
+
+class _Opener:
+    def __init__(self, spec: DialogueSpec, reader: Reader) -> None:
+        self._spec, self._reader = spec, reader
+        self._templates = find_templates(spec.template)
+        self._options = ReadOptions(encoding=spec.encoding, on_bad_row=spec.on_bad_row)
+        check_spec(spec)
+
+    def sets(self) -> DialogueSets:
+        spec = self._spec
+        notes: list[str] = []
+        train: list[DialogueSet] = []
+        validation: list[DialogueSet] = []
+        weights: Sequence[float | None] = spec.weights or [None] * len(spec.train)
+        for name, weight in zip(spec.train, weights, strict=True):
+            found = self._read(name, ("train", "validation"), spec.max_rows)
+            if not len(found["train"]):
+                raise empty(name, found["train"].report)
+            train.append(_weighted(found["train"], weight))
+            if len(found["validation"]):
+                validation.append(found["validation"])
+        if spec.validation:
+            if validation:
+                notes.append("validation parts of the training data are not used: other validation data are named")
+            validation = [self._validation(name) for name in spec.validation]
+        elif validation and spec.validation_share:
+            notes.append("validation_share has no effect: the data have validation parts of their own")
+        elif spec.validation_share:
+            pairs = [split_by_prompt(one, spec.validation_share, spec.seed) for one in train]
+            train, validation = [one for one, _ in pairs], [one for _, one in pairs]
+        return DialogueSets(train, validation, notes)
+
+    def _validation(self, name: str) -> DialogueSet:
+        found = self._read(name, ("validation", "train"), self._spec.max_validation_rows)
+        one = found["validation"] if len(found["validation"]) else found["train"]
+        if not len(one):
+            raise empty(name, one.report)
+        return one
+
+    def _read(self, name: str, wanted: tuple[str, str], limit: int | None) -> dict[str, DialogueSet]:
+        """The sets of one name by split; the second split of `wanted` has no limit."""
+        files = RowFiles.of(name, self._options)
+        reports = {split: SetReport() for split in wanted}
+        readers = {split: self._row_reader(report, name) for split, report in reports.items()}
+        examples: dict[str, list[Example]] = {split: [] for split in wanted}
+        others: Counter[str] = Counter()
+        for path, record in files.records():
+            split = files.split(path)
+            if split not in reports:
+                others[str(path)] += 1
+                continue
+            report = reports[split]
+            if limit is not None and split == wanted[0] and len(examples[split]) >= limit:
+                report.remark("over_limit", record.where)
+                continue
+            report.rows += 1
+            example = self._example(readers[split], record, str(path), report)
+            if example is not None:
+                examples[split].append(example)
+        notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]
+        notes += files.sources.notes
+        if files.ignored:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(files.ignored.items()))
+            notes.append(f"{name}: files in it that are not read: {kinds}")
+        found = {}
+        for split in wanted:
+            reports[split].dialogues = len(examples[split])
+            found[split] = DialogueSet(name, tuple(examples[split]), reports[split])
+        reports[wanted[0]].notes += notes
+        _warn_of_placeholders(reports[wanted[0]])
+        return found
+
+    def _row_reader(self, report: SetReport, source: str) -> RowReader:
+        spec = self._spec
+        return RowReader(
+            self._reader, report, spec.columns, self._templates, spec.answers, spec.fill, spec.seed, source
+        )
+
+    def _example(self, reader: RowReader, record: Record, file: str, report: SetReport) -> Example | None:
+        try:
+            if record.fields is None:
+                raise DataError(record.problem, code="bad_row")
+            return reader.read(record.fields, record.where, file, report.rows - 1)
+        except DataError as error:
+            if self._spec.on_bad_row == "error":
+                raise _placed(error, record.where) from None
+            report.remark("bad_row", f"{record.where}: {error.what}")
+            return None
+
+
+def check_spec(spec: DialogueSpec) -> None:
+    """Raise DataError for options that cannot be."""
+    if not spec.train and not spec.validation:
+        raise DataError("no data is named", step="give files, folders or names of data sets", param="data.train")
+    if spec.weights is not None and len(spec.weights) != len(spec.train):
+        what = f"data.weights has {len(spec.weights)} numbers for {len(spec.train)} sets"
+        raise DataError(what, step="give one for each", param="data.weights")
+    for weight in spec.weights or ():
+        if not 0 < weight < float("inf"):
+            raise DataError(f"data.weights has {weight!r}", step="give positive numbers", param="data.weights")
+    if not 0 <= spec.validation_share < 1:
+        what = f"data.validation_share is {spec.validation_share!r}"
+        raise DataError(what, step="give a number from 0 to below 1", param="data.validation_share")
+
+
+def split_by_prompt(one: DialogueSet, share: float, seed: int) -> tuple[DialogueSet, DialogueSet]:
+    """A set in two: about `share` of its rows, and none of their questions is in the other.
+
+    A function of the rows and the seed alone. Raises DataError where both parts cannot have a row.
+    """
+    keys = [_prompt_key(example, seed) for example in one.examples]
+    sizes = Counter(keys)
+    wanted, chosen, taken = max(1, round(share * len(keys))), set[str](), 0
+    for key in sorted(sizes):
+        if taken >= wanted or len(chosen) + 1 == len(sizes):
+            break
+        chosen.add(key)
+        taken += sizes[key]
+    if not chosen:
+        raise DataError(
+            f"{one.name}: {len(keys)} rows with {len(sizes)} different questions cannot be split into training and "
+            "validation",
+            step="name validation data, or set data.validation_share to 0",
+            param="data.validation_share",
+        )
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for key, example in zip(keys, one.examples, strict=True):
+        parts[key in chosen].append(example)
+    note = f"{len(parts[1]):,} of {len(keys):,} rows are kept for validation, split by question"
+    one.report.notes.append(note)
+    kept = SetReport(rows=len(parts[1]), dialogues=len(parts[1]), notes=[f"rows of {one.name}, split by question"])
+    kept.counted = kept.turns = sum(sum(x.counted) if isinstance(x, Dialogue) else 1 for x in parts[1])
+    return DialogueSet(one.name, parts[0], one.report, one.weight), DialogueSet(one.name, parts[1], kept)
+
+
+def _prompt_key(example: Example, seed: int) -> str:
+    """A hash of the seed and the question: all that stands before the first answer."""
+    if isinstance(example, Dialogue):
+        roles = [message.role for message in example.messages]
+        first = roles.index("assistant") or len(roles)  # what begins with a greeting is a question as a whole
+        said: object = [(message.role, message.content) for message in example.messages[:first]]
+    else:
+        said = example.ids[: example.num_prompt]
+    return hashlib.sha256(json.dumps([seed, said]).encode()).hexdigest()
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        if isinstance(example, Dialogue):
+            said: object = [[message.to_dict() for message in example.messages], example.counted, example.cut]
+        else:
+            said = [example.ids, example.num_prompt]
+        digest.update(json.dumps(said, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _weighted(one: DialogueSet, weight: float | None) -> DialogueSet:
+    return DialogueSet(one.name, one.examples, one.report, weight, one.fingerprint)
+
+
+def _placed(error: DataError, where: str) -> DataError:
+    step = f"{error.step}; {_SKIP}" if error.step else _SKIP
+    placed = DataError(f"{where}: {error.what}", step=step, param=error.param, code=error.code)
+    placed.path = error.path
+    return placed
+
+
+def _warn_of_placeholders(report: SetReport) -> None:
+    """Keep the remark on placeholders only where they are the rule: in half of the answers and more."""
+    found = report.remarks.get("placeholders")
+    if found is not None and 2 * found.count < max(report.counted, 1):
+        del report.remarks["placeholders"]
+
+
+def empty(name: str, report: SetReport) -> DataError:
+    """The error for a set without a row that trains."""
+    if not report.rows:
+        return DataError(f"{name}: no rows", step="is it the right file?", code="no_rows")
+    reasons = list(report.lines())[:4]
+    return DataError(f"{name}: none of its {report.rows:,} rows can be trained ({'; '.join(reasons)})", code="no_rows")

@@ -1,0 +1,162 @@
+"""Texts of questions and answers made from the fields of a row: published wordings by name, own ones from YAML."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from glmkit.errors import ConfigError, DataError, did_you_mean
+from glmkit.objective.counter_rng import CounterRng
+from glmkit.small_files import parse_yaml, read_small
+from glmkit.tokenizer.inputs import Side
+
+_NAME = re.compile(r"\{(\w+)\}|\{\{|\}\}")
+_TEMPLATE_STREAM = 0x7E  # of the numbers that choose among several templates
+
+
+@dataclass(frozen=True)
+class TextTemplate:
+    """The wording of a question and its answer.
+
+    prompt, answer, system: pieces; `{field}` is the text of a field, `{{` a brace. A piece whose fields are all empty
+    is left out. cut: the side of the question that is given up where it does not fit. needs: a piece is kept only where
+    one of its fields holds this word (a published mistake, by name only).
+    """
+
+    name: str
+    prompt: tuple[str, ...]
+    answer: tuple[str, ...]
+    system: tuple[str, ...] = ()
+    cut: Side = "right"
+    needs: str = ""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields in it."""
+        return frozenset(name for piece in (*self.prompt, *self.answer, *self.system) for name in _fields(piece))
+
+    def render(self, fields: Mapping[str, str]) -> tuple[str, str, str]:
+        """Question, answer and system text."""
+        asked = self._joined(self.prompt, fields, self.needs)
+        return asked, self._joined(self.answer, fields), self._joined(self.system, fields)
+
+    @staticmethod
+    def _joined(pieces: Sequence[str], fields: Mapping[str, str], needs: str = "") -> str:
+        kept = []
+        for piece in pieces:
+            texts = [fields.get(name, "") for name in _fields(piece)]
+            if not texts or any(text and (piece is pieces[0] or needs in text) for text in texts):
+                kept.append(_filled(piece, fields))
+        joined = "".join(kept)
+        return joined.lstrip("\n") if kept and kept[0] != _filled(pieces[0], fields) else joined
+
+
+def _fields(piece: str) -> list[str]:
+    return [found[1] for found in _NAME.finditer(piece) if found[1]]
+
+
+def _filled(piece: str, fields: Mapping[str, str]) -> str:
+    return _NAME.sub(lambda found: fields.get(found[1], "") if found[1] else found[0][0], piece)
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        TextTemplate("instruction", ("{instruction}", "\n{input}"), ("{output}",)),
+        TextTemplate("belle", ("{instruction}", "{input}"), ("{output}",)),
+        TextTemplate("belle_reference", ("{instruction}", "{input}"), ("{output}",), needs="input"),
+        # `mymusise/ChatGLM-Tuning:cover_alpaca2jsonl.py`
+        TextTemplate(
+            "chatglm_tuning",
+            ("Instruction: {instruction}\n", "Input: {input}\n", "Answer: "),
+            ("{output}",),
+        ),
+        # `PaddlePaddle/PaddleNLP:llm/glm/data.py`: the answer is known and its question is asked for.
+        TextTemplate(
+            "dureader_qg",
+            ("答案：{answer}，上下文：{context}",),
+            ("在已知答案的前提下，问题：{question}",),
+        ),
+        TextTemplate("qa", ("{context}", "\n{question}"), ("{answer}",)),
+        TextTemplate("pair", ("{prompt}",), ("{response}",)),
+    )
+}
+
+
+def find_templates(names: Sequence[str]) -> tuple[TextTemplate, ...]:
+    """Templates by name, or from YAML files with a list of {prompt, answer[, system, name, cut]}.
+
+    Raises ConfigError for an unknown name and a file that holds something else.
+    """
+    found: list[TextTemplate] = []
+    for name in names:
+        if name in TEMPLATES:
+            found.append(TEMPLATES[name])
+        elif name.endswith((".yaml", ".yml")):
+            found += _read(Path(name))
+        else:
+            raise ConfigError(
+                f"data.template is {name!r}, which is no template and no .yaml file",
+                step=did_you_mean(name, TEMPLATES),
+                param="data.template",
+            )
+    return tuple(found)
+
+
+def choose(templates: Sequence[TextTemplate], seed: int, index: int) -> TextTemplate:
+    """The template of row `index`, a function of seed and index alone."""
+    if len(templates) == 1:
+        return templates[0]
+    return templates[CounterRng(seed, index, _TEMPLATE_STREAM).randrange(len(templates))]
+
+
+def check_fields(template: TextTemplate, fields: Mapping[str, str]) -> None:
+    """Raise DataError where a row lacks all fields of the question or of the answer of a template."""
+    for part, pieces in (("question", template.prompt), ("answer", template.answer)):
+        names = [name for piece in pieces for name in _fields(piece)]
+        if names and not any(name in fields for name in names):
+            raise DataError(
+                f"the {part} of template {template.name!r} is made from {', '.join(names)}; the row has none of them",
+                param=names[0],
+                code="missing_field",
+            )
+
+
+def _read(path: Path) -> list[TextTemplate]:
+    try:
+        value = parse_yaml(read_small(path, ConfigError), str(path), ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"data.template {path}: no such file", param="data.template") from None
+    items = value.get("templates", [value]) if isinstance(value, dict) else value
+    if not isinstance(items, list) or not items:
+        raise ConfigError(f"{path}: holds no list of templates", step="see docs/finetuning-data.md")
+    return [_of_item(item, f"{path}: template {number}", path.stem) for number, item in enumerate(items, start=1)]
+
+
+def _of_item(item: object, where: str, stem: str) -> TextTemplate:
+    if not isinstance(item, dict):
+        raise ConfigError(f"{where} is no mapping", step="give prompt and answer")
+    known = ("name", "prompt", "answer", "system", "cut")
+    for key in item:
+        if key not in known:
+            raise ConfigError(f"{where} has the key {key!r}", step=did_you_mean(key, known), param="data.template")
+    prompt, answer, system = (_pieces(item.get(key), f"{where}: {key}") for key in ("prompt", "answer", "system"))
+    cut = item.get("cut", "right")
+    if not prompt or not answer or cut not in get_args(Side):
+        raise ConfigError(f"{where} needs prompt and answer, and as cut left or right", param="data.template")
+    return TextTemplate(str(item.get("name", f"{stem} {where.rpartition(' ')[2]}")), prompt, answer, system, cut)
+
+
+def _pieces(value: object, where: str) -> tuple[str, ...]:
+    pieces = [] if value is None else value if isinstance(value, list) else [value]
+    for piece in pieces:
+        if not isinstance(piece, str):
+            raise ConfigError(f"{where} is no text and no list of texts", param="data.template")
+        if re.search(r"[{}]", _NAME.sub("", piece)):
+            raise ConfigError(
+                f"{where}: a brace stands alone in {piece!r}",
+                step="write {field} for the text of a field, {{ and }} for braces",
+                param="data.template",
+            )
+    return tuple(pieces)

@@ -1,0 +1,94 @@
+"""Texts of rows: a value of a field as text, blank ones, placeholders, and end words of other models behind answers."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from glmkit.data.json_files import WrittenFloat
+from glmkit.data.rows import BadRow, check_text, describe
+from glmkit.errors import DataError
+from glmkit.families.family import Family
+from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.inputs import InputTokenizer
+
+# Words that end a text in the training data of other models and of this one; at the end of an answer they are no text.
+_END = r"(?:<\|endoftext\|>|</s>|<\|im_end\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>|<eop>|<eos>)"
+_ENDS = re.compile(rf"\s*(?:{_END}\s*)+\Z")
+PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_SHORT = 16  # characters; a longer text with something visible always leaves ids
+
+Blank = Callable[[str], bool]
+
+
+def is_blank(text: str) -> bool:
+    """True for a text without a visible character: white space of any kind, characters without width, controls."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The model for which rows are read.
+
+    chat: its form of conversations and calls, None for one that was never taught to chat. blank: tells whether nothing
+    of a text is left to it. reserved: words that are tokens of their own to it. title: of the model's family, "" where
+    rows are read for no model: calls then stay JSON.
+    """
+
+    chat: ChatTemplate | None = None
+    blank: Blank = is_blank
+    reserved: Sequence[str] = ()
+    title: str = ""
+
+    @classmethod
+    def of(cls, family: Family, tokenizer: InputTokenizer) -> "Reader":
+        """The reader for a family and a tokenizer."""
+
+        def blank(text: str) -> bool:
+            return is_blank(text) or (len(text) <= _SHORT and not tokenizer.encode(text))
+
+        special = {index for index in vars(tokenizer.special).values() if isinstance(index, int)}
+        stops = () if family.chat is None else family.chat.stop_ids(tokenizer)
+        words = {tokenizer.id_to_token(index) for index in (*special, *stops)}
+        reserved = sorted(word for word in words if re.fullmatch(r"[<\[].+[>\]]", word))
+        return cls(family.chat, blank, tuple(reserved), family.title)
+
+
+def written(value: object, field: str) -> str:
+    """A value as the text that it has in the file; "" for null. Raises DataError naming the field.
+
+    Whole numbers are texts, and so are numbers of JSON with a fraction: as they were written, which a column of floats
+    in a table does not tell.
+    """
+    if value is None:
+        return ""
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if not isinstance(value, str):
+        raise DataError(
+            f"field {field!r} is {describe(value)}, not text{_advice(value)}", param=field, code="wrong_type"
+        )
+    checked = check_text(value, "", field)
+    if isinstance(checked, BadRow):
+        raise DataError(checked.message, param=field, code=checked.reason)
+    return checked
+
+
+def without_end_words(answer: str) -> tuple[str, bool]:
+    """An answer without the end words of models at its end, and the white space around them; True if there were any."""
+    found = _ENDS.search(answer) if answer.rstrip().endswith(">") else None
+    return (answer[: found.start()], True) if found else (answer, False)
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """The text with `{{name}}` replaced by the value of that name; names without one stay."""
+    return PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text) if values and "{{" in text else text
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        return "; several answers, better and worse, make a preference row, which fine-tuning does not learn from"
+    if isinstance(value, float):
+        return "; how it was written is not known; store it as text"
+    return ""
