@@ -5,7 +5,8 @@ Legend: N counted tokens, P places with a whole distribution, V vocabulary rows,
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,18 +105,28 @@ class Measured:
             raise CheckpointError(f"{path} is damaged ({error})", step="remove it, and it is made again") from None
 
 
+@contextmanager
+def evaluating(model: GLM) -> Iterator[None]:
+    """Switch a model to evaluation mode inside the block, every module of it back to its own mode behind."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @torch.no_grad()
 def measure(model: GLM, probes: Probes) -> Measured:
-    """Log-probabilities of a model at the probes, row by row, in evaluation mode; the model is left as it was.
+    """Log-probabilities of a model at the probes, row by row, in evaluation mode.
 
     Raises DataError for logits that are no numbers.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     whole = set(probes.whole_places())
     tokens: list[float] = []
     distributions: list[Tensor] = []
-    try:
+    with evaluating(model):
         for _, row, labels in probes.labels():
             hidden_TH = _hidden(model, row)
             for start in range(0, len(labels), _AT_ONCE):
@@ -126,9 +137,6 @@ def measure(model: GLM, probes: Probes) -> Measured:
                     raise DataError("the model's logits are not finite at a row to measure", code="not_finite")
                 distributions += [log_p[i].clone() for i in range(len(places)) if len(tokens) + i in whole]
                 tokens += [float(log_p[i, row.ids[place]]) for i, place in enumerate(places)]
-    finally:
-        for module in training:
-            module.training = True
     dtype = str(model.dtype).removeprefix("torch.")
     return Measured(probes.digest, dtype, torch.tensor(tokens), torch.stack(distributions))
 

@@ -1,0 +1,143 @@
+"""Scores of generated answers while a model is trained: it answers some validation rows at every evaluation.
+
+Each token takes a pass of the model, so that answering 50 rows may take longer than the loss over thousands: the number
+of rows is bounded, and what it costs is told before it begins.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from glmkit.config import GenerationSettings
+from glmkit.errors import DataError
+from glmkit.families.family import Family
+from glmkit.files import atomic_write
+from glmkit.generate.engine import EngineLimits
+from glmkit.generate.params import GenerationParams
+from glmkit.loading import Parts
+from glmkit.model import GLM
+from glmkit.parallel.mesh import Ranks
+from glmkit.session import LM
+from glmkit.tokenizer.dialogue import Dialogue
+
+from .metrics import Scorer, Scores, choose_metrics
+from .probes import evaluating
+from .questions import Question, QuestionMaker
+
+_TRIED_TOKENS = 4  # of each answer, to see how long they take
+
+
+class GenerationScores:
+    """An evaluator (`train.trainer.Evaluator`): scores of greedy answers to the first `rows` validation rows.
+
+    The ranks share the rows, and every rank returns the same numbers. The answers of the newest evaluation are in
+    `file`, written before they are scored.
+    """
+
+    def __init__(
+        self,
+        dialogues: Sequence[Dialogue],
+        maker: QuestionMaker,
+        metrics: Sequence[str],
+        *,
+        family: Family | None = None,
+        generation: GenerationSettings | None = None,
+        params: GenerationParams | None = None,
+        rows: int = 50,
+        batch_size: int = 16,
+        ranks: Ranks | None = None,
+        file: Path | None = None,
+    ) -> None:
+        """metrics: names as of `metrics.choose_metrics`. params: of the answers; None: greedy, as long as the limit.
+
+        Raises ConfigError for metrics that are not known or whose library is missing, DataError when no row has both a
+        prompt and a reference.
+        """
+        self.ranks, self.file, self.batch_size = ranks or Ranks(), file, batch_size
+        self._metrics, self._maker = choose_metrics(metrics), maker
+        self.questions = [question for question in maker.questions(dialogues[:rows]) if question.ids]
+        if not any(question.reference for question in self.questions):
+            raise DataError("no validation row has a question and an answer to score", param="evaluation.metrics")
+        own = params or GenerationParams(max_new_tokens=maker.limits.target)
+        self.params = replace(own, stop_ids=(*own.stop_ids, *maker.stop_ids))
+        self._family, self._generation = family, generation or GenerationSettings()
+        self._scorer()
+        self.last: Scores | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most new tokens of one evaluation, all ranks together."""
+        return len(self.questions) * int(self.params.max_new_tokens)
+
+    def definitions(self) -> dict[str, str]:
+        """The definition of each number by its name."""
+        return {name: metric.definition for name, metric in self._metrics.items()}
+
+    def estimate(self, model: GLM) -> float:
+        """Seconds that one evaluation takes at most, from a few tokens of one batch on this machine."""
+        own = self.questions[self.ranks.rank :: self.ranks.world_size]
+        batch = own[: self.batch_size]
+        if not batch:
+            return 0.0
+        since = time.perf_counter()
+        self._answers(model, batch, replace(self.params, max_new_tokens=1, min_new_tokens=0))
+        first = time.perf_counter()
+        self._answers(model, batch, replace(self.params, max_new_tokens=1 + _TRIED_TOKENS, min_new_tokens=0))
+        reading = first - since
+        token = max(time.perf_counter() - first - reading, 0.0) / _TRIED_TOKENS
+        return math.ceil(len(own) / self.batch_size) * (reading + token * int(self.params.max_new_tokens))
+
+    def plan(self, model: GLM) -> str:
+        """One sentence on what an evaluation costs, for the log before a run."""
+        seconds = self.estimate(model)
+        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        return (
+            f"each scored evaluation answers {len(self.questions):,} rows with at most {self.most_tokens:,} tokens, in "
+            f"{shown} or less (estimated)"
+        )
+
+    def __call__(self, model: nn.Module) -> Mapping[str, object]:
+        """Answer and score: the metrics by name, and `rows`, `empty_predictions`."""
+        own = [*range(self.ranks.rank, len(self.questions), self.ranks.world_size)]
+        assert isinstance(model, GLM)
+        texts = self._answers(model, [self.questions[number] for number in own], self.params)
+        shares = self.ranks.gather([*zip(own, texts, strict=True)])
+        answers = [text for _, text in sorted(entry for share in shares for entry in share)]
+        if self.file is not None and self.ranks.is_main:
+            with atomic_write(self.file) as file:
+                for question, answer in zip(self.questions, answers, strict=True):
+                    file.write(prediction_line(question, answer))
+        scorer = self._scorer()
+        for question, answer in zip(self.questions, answers, strict=True):
+            scorer.add(answer, question.reference, question.id)
+        self.last = scores = scorer.scores()
+        return {**scores.values, "rows": scores.num_rows, "empty_predictions": scores.empty_predictions}
+
+    def _answers(self, model: GLM, questions: Sequence[Question], params: GenerationParams) -> list[str]:
+        """Texts of greedy answers. The engine's cache is there only as long as they are made."""
+        if not questions:
+            return []
+        tokenizer = self._maker.tokenizer
+        lm = LM(Parts(Path(), model.config, model, tokenizer, self._generation, self._family))
+        engine = lm.start_engine(EngineLimits(rows=self.batch_size))
+        try:
+            with evaluating(model):
+                jobs = [lm.continue_job(question.ids, params) for question in questions]
+                engine.run_all(jobs, rows=self.batch_size)
+            return [(job.answers[0].text or "").strip() for job in jobs]
+        finally:
+            engine.close()
+
+    def _scorer(self) -> Scorer:
+        return Scorer(self._metrics, self._maker.tokenizer.encode)
+
+
+def prediction_line(question: Question, predict: str | None, **more: object) -> bytes:
+    """A line of `generated_predictions.jsonl`."""
+    values = {"id": question.id, "labels": question.reference, "predict": predict, **more}
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

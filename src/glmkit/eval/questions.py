@@ -1,0 +1,49 @@
+"""Questions to a tuned model: the prompts that its training had, and the answers that references hold."""
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from glmkit.errors import GLMKitError
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, Limits, TuningFormat
+from glmkit.tokenizer.protocol import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row to answer. id: its place in the data. ids: the whole prompt, empty where there is none for it, which
+    `problem` explains. reference: what evaluation compares with, "" where the row has no answer.
+    """
+
+    id: str
+    ids: list[int]
+    reference: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class QuestionMaker:
+    """Prompts of one model. quirks: of training and prediction alike."""
+
+    tokenizer: Tokenizer
+    tuning: TuningFormat
+    limits: Limits
+    quirks: AbstractSet[str] = NO_QUIRKS
+
+    def question(self, dialogue: Dialogue) -> Question:
+        """The question before the last answer that training counts. What the family has no form for has a problem."""
+        try:
+            ids = self.tuning.prompt(self.tokenizer, dialogue, self.limits, self.quirks)
+            answer = self.tuning.answer(self.tokenizer, dialogue, self.limits, self.quirks)
+        except GLMKitError as error:
+            return Question(dialogue.where, [], problem=str(error))
+        return Question(dialogue.where, ids, self.tokenizer.decode(answer).strip())
+
+    def questions(self, dialogues: Iterable[Dialogue]) -> Iterator[Question]:
+        """Questions one by one, in their order."""
+        return map(self.question, dialogues)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that training taught to end an answer."""
+        return self.tuning.stop_ids(self.tokenizer)
