@@ -4,7 +4,6 @@ Each token takes a pass of the model, so that answering 50 rows may take longer 
 of rows is bounded, and what it costs is told before it begins.
 """
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from glmkit.tokenizer.dialogue import Dialogue
 
 from .metrics import Scorer, Scores, choose_metrics
 from .probes import evaluating
-from .questions import Question, QuestionMaker
+from .questions import Question, QuestionMaker, prediction_line
 
 _TRIED_TOKENS = 4  # of each answer, to see how long they take
 
@@ -135,9 +134,3 @@ class GenerationScores:
 
     def _scorer(self) -> Scorer:
         return Scorer(self._metrics, self._maker.tokenizer.encode)
-
-
-def prediction_line(question: Question, predict: str | None, **more: object) -> bytes:
-    """A line of `generated_predictions.jsonl`."""
-    values = {"id": question.id, "labels": question.reference, "predict": predict, **more}
-    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

@@ -1,5 +1,6 @@
 """Questions to a tuned model: the prompts that its training had, and the answers that references hold."""
 
+import json
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -47,3 +48,9 @@ class QuestionMaker:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that training taught to end an answer."""
         return self.tuning.stop_ids(self.tokenizer)
+
+
+def prediction_line(question: Question, predict: str | None, **more: object) -> bytes:
+    """A line of `generated_predictions.jsonl`."""
+    values = {"id": question.id, "labels": question.reference, "predict": predict, **more}
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
