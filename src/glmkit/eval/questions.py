@@ -54,3 +54,9 @@ def prediction_line(question: Question, predict: str | None, **more: object) -> 
     """A line of `generated_predictions.jsonl`."""
     values = {"id": question.id, "labels": question.reference, "predict": predict, **more}
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def published_line(labels: str, predict: str | None) -> bytes:
+    """A line of `generated_predictions.txt` as ChatGLM-6B's `main.py` writes it."""
+    values = {"labels": labels.strip(), "predict": (predict or "").strip()}
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
