@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,11 +18,15 @@ from glmkit.errors import DamageWarning, GLMKitError, GuessWarning, UnreadWarnin
 
 
 class Verb(NamedTuple):
-    """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`. computes: takes `--threads`."""
+    """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`. computes: takes `--threads`.
+
+    raw: there is no `add_arguments`; `run` gets all words as `args.words`.
+    """
 
     module: str
     help: str
     computes: bool = False
+    raw: bool = False
 
 
 VERBS: dict[str, Verb] = {
@@ -36,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("glmkit.cli.generate", "continue a text", True),
     "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too", True),
     "serve": Verb("glmkit.cli.serve", "an OpenAI-compatible API, blank filling, and a page for the browser", True),
+    "script": Verb("glmkit.cli.script", "run a command of the original scripts: `glm script` for `python`", raw=True),
 }
 
 
@@ -145,6 +151,9 @@ def _run(name: str, rest: list[str]) -> int:
 
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
+    if verb.raw:
+        ended: int = module.run(Namespace(words=rest))
+        return ended
     parser = OneLineParser(prog=f"glm {name}", description=verb.help)
     module.add_arguments(parser)
     if verb.computes:

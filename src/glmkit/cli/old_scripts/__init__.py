@@ -1,0 +1,1 @@
+"""Commands of the original scripts: tables of their flags, and the translator that makes native commands of them."""

@@ -1,0 +1,242 @@
+"""Scripts that train: their flags as settings of `glm finetune`, then answers and scores by `glm generate`."""
+
+import math
+from pathlib import Path
+
+from glmkit.errors import RequestError
+
+from .command_line import Given
+from .data_names import answer_data_options, data_options, published_validation
+from .prediction import beam_options, device_options, quantize_option
+from .translation import Machine, Options, Step, Translation, plain_options
+
+_FP32 = "--{0}: PyTorch sees no CUDA here, and fp16 is trained on CUDA alone; this run computes in float32"
+
+
+def tune(given: Given, machine: Machine) -> Translation:
+    """Raise RequestError where the flags ask for nothing or contradict each other."""
+    translation, script = Translation(), given.script
+    trains = script.always_trains or bool(given.values["do_train"])
+    if trains:
+        translation.steps.append(_finetune(given, machine, translation))
+    model = str(given.values["output_dir"] if trains else given.values.get("model_name_or_path"))
+    for name in ("do_eval", "do_predict"):
+        if given.values[name] and script.always_trains:
+            translation.note(f"--{name}: {script.title} only trains; glm generate answers and scores")
+        elif given.values[name]:
+            translation.steps.append(_score(given, machine, translation, model, name, trained=trains))
+    if not translation.steps:
+        step = "add --do_train, --do_eval or --do_predict"
+        raise RequestError(f"{script.title} has nothing to do", step=step, param="do_train")
+    return translation
+
+
+def _flag_names(given: Given) -> set[str]:
+    return {item.name for item in given.script.flags}
+
+
+def _finetune(given: Given, machine: Machine, translation: Translation) -> Step:
+    options = plain_options(given, "finetune")
+    recipe = _method(given, options)
+    _length(given, options)
+    _precision(given, machine, options, translation)
+    nproc = _devices(given, machine, options, translation)
+    _rhythm(given, options, translation)
+    _reporting(given, options, translation)
+    data_options(given, options, translation)
+    _resumption(given, options, translation)
+    options.by_section()
+    words = ["finetune", recipe, *options.words(), *(["--nproc", str(nproc)] if nproc > 1 else []), *given.native]
+    return Step(tuple(words))
+
+
+def _method(given: Given, options: Options) -> str:
+    """Set the weights that are trained; the name of the recipe, of which every key that matters is set anyway."""
+    flags = _flag_names(given)
+    if "pre_seq_len" in flags:
+        model = given.text("model_name_or_path")
+        options.set("model.base", model)
+        bits = given.whole("quantization_bit")
+        if bits not in (None, 4, 8):
+            raise RequestError(f"--quantization_bit is {bits}", step="give 4 or 8", param="quantization_bit")
+        options.set("model.quantization_bit", bits)
+        options.set("model.adapter", given.text("ptuning_checkpoint"))
+        length = given.whole("pre_seq_len")
+        if length is None:
+            if bits is not None:
+                raise RequestError(
+                    f"--quantization_bit {bits} trains a prefix or LoRA alone, not all weights",
+                    step="add --pre_seq_len, or leave it out",
+                    param="quantization_bit",
+                )
+            options.set("tuning.method", "full")
+            return "full"
+        options.set("tuning.method", "prefix")
+        options.set("adapter.pre_seq_len", length)
+        options.set("adapter.prefix_projection", given.values["prefix_projection"])
+        return "ptuning"
+    if "lora" in flags:
+        if not given.values["lora"]:
+            options.set("tuning.method", "full")
+            if "r" in given.named:
+                raise RequestError("--r is the rank of LoRA", step="add --lora True", param="r")
+            return "full"
+        options.set("tuning.method", "lora")
+        options.set("adapter.r", given.values["r"])
+        for name, value in given.script.facts.items():
+            if name.startswith("lora "):
+                options.set(name.removeprefix("lora "), value)
+    return "lora"
+
+
+def _length(given: Given, options: Options) -> None:
+    steps, warmup = given.whole("max_steps") or -1, given.whole("warmup_steps") or 0
+    if steps > 0:
+        options.set("training.max_steps", steps)
+    else:
+        options.set("training.num_epochs", given.values["num_train_epochs"])
+    if warmup > 0:
+        options.set("schedule.warmup_steps", warmup)
+    else:
+        options.set("schedule.warmup_ratio", given.values["warmup_ratio"])
+
+
+def _precision(given: Given, machine: Machine, options: Options, translation: Translation) -> None:
+    fp16, bf16, level = (given.values[name] for name in ("fp16", "bf16", "fp16_opt_level"))
+    if fp16 and bf16:
+        raise RequestError("both --fp16 and --bf16 were given", step="leave one out", param="bf16")
+    precision = "fp32" if not (fp16 or bf16) or level == "O0" else "fp16" if fp16 else "bf16"
+    if precision == "fp16" and not machine.cuda:
+        translation.note(_FP32.format("fp16"))
+        precision = "fp32"
+    options.set("training.precision", precision)
+    if precision != "fp32":
+        options.set("training.opt_level", level)
+    if given.values.get("gradient_checkpointing"):
+        options.set("training.recompute", True)
+
+
+def _devices(given: Given, machine: Machine, options: Options, translation: Translation) -> int:
+    """Set the accumulation; processes to start. The rows of a step are those that the original's devices took."""
+    cpu = bool(given.values["no_cuda"]) or given.values.get("device") == "cpu"
+    if cpu:
+        options.set("training.device", "cpu")
+    elif given.values.get("use_mps_device"):
+        options.set("training.device", "mps")
+    asked = given.launch.processes or machine.ranks or 1
+    parts = 1
+    for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
+        degree = given.whole(name) or 1
+        if degree > 1:
+            parts *= degree
+            translation.note(f"--{name} {degree}: models are not cut over devices yet; each process holds all of it")
+    if asked % parts and asked != 1:
+        raise RequestError(
+            f"{asked} processes cannot hold a model in {parts} parts", step=f"give a multiple of {parts}"
+        )
+    copies = max(1, asked // parts)
+    here = 1 if cpu else max(1, machine.accelerators)
+    nproc = copies if machine.ranks else math.gcd(copies, here)
+    accumulation = (given.whole("gradient_accumulation_steps") or 1) * (copies // nproc)
+    options.set("training.gradient_accumulation_steps", accumulation)
+    if copies > nproc:
+        device = "one process" if nproc == 1 else f"{nproc} processes"
+        translation.note(
+            f"{copies} copies of the model were asked for and {device} can run here: a step accumulates "
+            f"{copies // nproc} times as much, so it has the same rows"
+        )
+    return 1 if machine.ranks else nproc
+
+
+def _rhythm(given: Given, options: Options, translation: Translation) -> None:
+    every, strategy = given.whole("eval_steps") or 0, given.values["evaluation_strategy"]
+    scored = bool(given.values["do_eval"]) or strategy != "no"
+    if strategy == "steps" and not every:
+        every = given.whole("logging_steps") or 0
+    if strategy == "epoch":
+        translation.note("--evaluation_strategy epoch: evaluated at the end; --eval_steps N sets a rhythm")
+    if every and not scored and not _has_validation(given):
+        translation.note(f"--eval_steps {every}: there are no validation rows to evaluate on")
+        every = 0
+    options.set("evaluation.every", every)
+    steps, limit = given.whole("save_steps") or 0, given.whole("save_total_limit") or 0
+    options.set("checkpoint.every", 0 if given.values["save_strategy"] == "no" else steps)
+    if limit > 0:
+        options.set("checkpoint.keep_last", limit)
+    elif steps > 0:
+        options.set("checkpoint.keep_every", steps)
+
+
+def _has_validation(given: Given) -> bool:
+    names = _flag_names(given)
+    return given.values.get("validation_file") is not None or ("task_name" in names)
+
+
+def _reporting(given: Given, options: Options, translation: Translation) -> None:
+    if given.values["disable_tqdm"]:
+        options.turn_on("quiet")
+    names = given.values["report_to"] or []
+    assert isinstance(names, list)
+    if {"tensorboard", "all"} & set(names):
+        options.set("output.tensorboard", True)
+    others = [name for name in names if name not in ("tensorboard", "all", "none")]
+    if others:
+        raise RequestError(
+            f"--report_to {' '.join(others)} is not known here",
+            step="metrics.jsonl is always written; give tensorboard or none",
+            param="report_to",
+        )
+
+
+def _resumption(given: Given, options: Options, translation: Translation) -> None:
+    directory = Path(str(given.values["output_dir"])).expanduser()
+    checkpoint = given.text("resume_from_checkpoint")
+    if checkpoint is not None:
+        options.set("resume", checkpoint)
+    elif given.values["overwrite_output_dir"]:
+        translation.aside = directory
+    elif given.script.resumes:
+        options.set("resume", "auto")
+
+
+def _score(given: Given, machine: Machine, translation: Translation, model: str, stage: str, *, trained: bool) -> Step:
+    """`glm generate` on the validation rows (do_eval) or the test rows (do_predict), with scores."""
+    options = plain_options(given, "generate")
+    directory = Path(str(given.values["output_dir"]))
+    if "train_file" in given.values:
+        flag = "validation_file" if stage == "do_eval" else "test_file"
+        source = given.text(flag)
+        if source is None:
+            raise RequestError(f"--{stage} needs --{flag}", param=flag)
+        _ptuning_answers(given, options, translation, stage, trained=trained)
+    else:
+        if stage == "do_predict":
+            raise RequestError("--do_predict: these scripts have no test rows", step="leave it out", param=stage)
+        source = published_validation(given)
+        options.set("data_dir", given.values["data_dir"])
+        beam_options(given, options)
+    options.set("input", source)
+    name = "generated_predictions" if stage == "do_predict" else "eval_predictions"
+    options.set("output", directory / f"{name}.jsonl")
+    options.turn_on("evaluate")
+    device_options(given, machine, options, translation)
+    if given.values["disable_tqdm"]:
+        options.turn_on("quiet")
+    if given.values["overwrite_output_dir"]:
+        options.turn_on("overwrite")
+    return Step(("generate", model, *options.words()))
+
+
+def _ptuning_answers(given: Given, options: Options, translation: Translation, stage: str, *, trained: bool) -> None:
+    """Set columns, limits and decoding of `main.py`."""
+    answer_data_options(given, options)
+    limit = given.values["val_max_target_length"]
+    options.set("max_new_tokens", given.values["max_target_length"] if limit is None else limit)
+    options.set("max_rows", given.values["max_eval_samples" if stage == "do_eval" else "max_predict_samples"])
+    beams = given.values["num_beams"]
+    options.set("num_beams", given.values["generation_num_beams"] if beams is None else beams)
+    if not given.values["predict_with_generate"]:
+        translation.note("without --predict_with_generate the original gives the loss alone; answers are scored here")
+    if not trained:
+        options.set("adapter", given.text("ptuning_checkpoint"))
+        quantize_option(given, options)

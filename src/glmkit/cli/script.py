@@ -1,0 +1,126 @@
+"""`glm script SCRIPT.py ARGS...`: a command of the original documents, run as the native commands that it became."""
+
+import json
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from glmkit.cli.main import main
+from glmkit.cli.old_scripts.command_line import Given, read_command
+from glmkit.cli.old_scripts.page import help_text, script_list
+from glmkit.cli.old_scripts.prediction import ANSWERS, BUILT_IN_PROMPTS, PROMPTS
+from glmkit.cli.old_scripts.translate import translate
+from glmkit.cli.old_scripts.translation import Machine, Step, Translation
+from glmkit.cli.printing import shown
+from glmkit.errors import RequestError
+
+_USAGE = """usage: glm script [--dry-run] SCRIPT.py ARGS...
+
+Run a command of the original scripts: write `glm script` in place of `python`. The launchers torchrun, deepspeed and
+paddle.distributed.launch may stand before the script, and VARIABLE=VALUE. It prints the native command that it became.
+
+  --dry-run              print the native commands and stop; may also stand last
+  --SECTION.KEY VALUE    a setting of glm finetune, behind the flags of a script that trains; it wins
+  SCRIPT.py --help       the flags of a script, their defaults there, and what became of each
+
+scripts, by publisher (docs/from_old_scripts.md has every flag):
+"""
+
+
+def run(args: Namespace) -> int:
+    """Translate `args.words` and run what they became. Returns the first bad exit status, else 0."""
+    words = list(args.words)
+    dry = bool(words) and words[0] in ("--dry-run", "--dry_run")
+    words = words[1:] if dry else words
+    if not words or words[0] in ("-h", "--help", "--list"):
+        print(_USAGE + "\n".join(f"  {line}" for line in script_list().splitlines()))
+        return 0 if words else 2
+    if words[-1] in ("-h", "--help"):
+        print(help_text(read_command(words[:-1], needed=False).script))
+        return 0
+    given = read_command(words)
+    os.environ.update(given.launch.environment)  # before torch looks for devices
+    translation = translate(given, _machine())
+    if dry or given.values["dry_run"]:
+        for note in [*translation.notes, *_about_aside(translation)]:
+            print(f"note: {shown(note)}", file=sys.stderr)
+        print("\n".join(step.shown for step in translation.steps))
+        return 0
+    for note in translation.notes:
+        print(f"note: {shown(note)}", file=sys.stderr)
+    _move_aside(translation)
+    return _run_steps(given, translation.steps)
+
+
+def _machine() -> Machine:
+    import torch
+
+    from glmkit.devices import accelerator
+
+    ranks = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
+    count = torch.accelerator.device_count() if accelerator() is not None else 0
+    return Machine(count, torch.cuda.is_available(), None if ranks is None else int(ranks))
+
+
+def _about_aside(translation: Translation) -> list[str]:
+    directory = _earlier_run(translation)
+    return [] if directory is None else [f"{directory} holds a run, which would be moved to {_free_name(directory)}"]
+
+
+def _move_aside(translation: Translation) -> None:
+    """Move an earlier run out of the way of a command that overwrites it."""
+    directory = _earlier_run(translation)
+    if directory is None:
+        return
+    if "RANK" in os.environ:
+        raise RequestError(f"{directory} holds a run, and several processes cannot move it away", step="move it first")
+    target = _free_name(directory)
+    directory.rename(target)
+    print(f"note: the earlier run in {directory} was moved to {target}", file=sys.stderr)
+
+
+def _earlier_run(translation: Translation) -> Path | None:
+    from glmkit.checkpoint.run_directory import is_run
+
+    directory = translation.aside
+    return directory if directory is not None and directory.is_dir() and is_run(directory) else None
+
+
+def _free_name(directory: Path) -> Path:
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.old-{number}")).exists():
+        number += 1
+    return target
+
+
+def _run_steps(given: Given, steps: Sequence[Step]) -> int:
+    for step in steps:
+        if step.action is not None:
+            step.action()
+        elif status := _run_native(given, step):
+            return status
+    return 0
+
+
+def _run_native(given: Given, step: Step) -> int:
+    """Run one native command; built-in prompts are written for it, and their answers printed."""
+    if PROMPTS not in step.words:
+        print(f"+ {shown(step.shown)}", file=sys.stderr, flush=True)
+        return main(list(step.words))
+    with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
+        prompts = Path(folder) / PROMPTS
+        answers = Path(given.text("output") or Path(folder) / ANSWERS)
+        lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in BUILT_IN_PROMPTS]
+        prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        places = {PROMPTS: str(prompts), ANSWERS: str(answers)}
+        step = Step(tuple(places.get(word, word) for word in step.words))
+        print(f"+ {shown(step.shown)}", file=sys.stderr, flush=True)
+        if status := main(list(step.words)):
+            return status
+        for line in answers.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            print(f"{shown(row['prompt'])}\n{shown(str(row['continuation']))}")
+    return 0
