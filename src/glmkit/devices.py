@@ -76,6 +76,16 @@ def has_fused_optimizers(device: torch.device) -> bool:
     return device.type in _FUSED
 
 
+def accelerators() -> int:
+    """The number of this machine's accelerators."""
+    return 0 if accelerator() is None else torch.accelerator.device_count()
+
+
+def computes_float16() -> bool:
+    """True where float16 is trained and computed in: on CUDA. Elsewhere it is a form of storage."""
+    return accelerator() in _KNOWN
+
+
 def cpu_has_bfloat16() -> bool:
     """True for a processor that multiplies bfloat16 matrices in hardware."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -15,7 +15,7 @@ from glmkit.cli.old_scripts.translation import Machine, Translation
 from glmkit.errors import GLMKitError, RequestError
 from support.seed_commands import ALL, CHATGLM_TUNING, GENERATION, PADDLENLP, PTUNING
 
-CPU, FOUR = Machine(), Machine(accelerators=4, cuda=True)
+CPU, FOUR = Machine(), Machine(accelerators=4, float16=True)
 
 
 def translated(command: str, machine: Machine = CPU) -> Translation:
@@ -98,8 +98,8 @@ def test_precision() -> None:
     [
         ("four-cards", CPU, None, "4"),
         ("four-cards", FOUR, "4", "1"),
-        ("four-cards", Machine(accelerators=2, cuda=True), "2", "2"),
-        ("four-cards", Machine(accelerators=3, cuda=True), None, "4"),
+        ("four-cards", Machine(accelerators=2, float16=True), "2", "2"),
+        ("four-cards", Machine(accelerators=3, float16=True), None, "4"),
         ("tensor-parallel", FOUR, None, "1"),
         ("full", FOUR, None, "1"),
     ],
@@ -110,7 +110,7 @@ def test_a_step_has_the_rows_of_the_original(name: str, machine: Machine, nproc:
 
 
 def test_under_a_real_launcher() -> None:
-    found = options(PADDLENLP["full"], Machine(accelerators=4, cuda=True, ranks=4))
+    found = options(PADDLENLP["full"], Machine(accelerators=4, float16=True, ranks=4))
     assert (found.get("nproc"), found["training.gradient_accumulation_steps"]) == (None, "1")
 
 

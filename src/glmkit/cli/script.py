@@ -56,13 +56,10 @@ def run(args: Namespace) -> int:
 
 
 def _machine() -> Machine:
-    import torch
-
-    from glmkit.devices import accelerator
+    from glmkit.devices import accelerators, computes_float16
 
     ranks = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else None
-    count = torch.accelerator.device_count() if accelerator() is not None else 0
-    return Machine(count, torch.cuda.is_available(), None if ranks is None else int(ranks))
+    return Machine(accelerators(), computes_float16(), None if ranks is None else int(ranks))
 
 
 def _about_aside(translation: Translation) -> list[str]:

@@ -71,7 +71,7 @@ def device_options(given: Given, machine: Machine, options: Options, translation
     elif given.whole("device_id"):
         options.set("device", f"cuda:{given.values['device_id']}")
     half = [name for name in ("use_fp16", "fp16_full_eval") if given.values.get(name)]
-    if half and machine.cuda:
+    if half and machine.float16:
         options.set("dtype", "float16")
     elif half:
         translation.note(f"--{half[0]}: fp16 is computed on CUDA alone; --dtype auto decides here")

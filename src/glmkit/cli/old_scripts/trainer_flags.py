@@ -121,7 +121,7 @@ TRANSFORMERS: tuple[Flag, ...] = (
     flag("tf32", "bool", None, "", "PyTorch's own setting is kept"),
     flag("use_ipex", "bool", False, "", "PyTorch's own kernels are used"),
     flag("jit_mode_eval", "bool", False, "", "PyTorch's own kernels are used"),
-    flag("use_mps_device", "bool", False, "finetune training.device mps", "untested", rule=True),
+    flag("use_mps_device", "bool", False, "", "the accelerator that is there is taken anyway (untested)"),
     flag("use_legacy_prediction_loop", "bool", False, "", "evaluation keeps no logits"),
     flag("include_inputs_for_metrics", "bool", False, "", "generated_predictions.jsonl has the rows"),
     flag("deepspeed", "text", None, "", "the file is not read, its batch, rate and precision flags are those of the "

@@ -23,10 +23,11 @@ _SECTIONS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that the command will run on. accelerators: devices that PyTorch sees. ranks: of a real launcher."""
+    """The machine that the command will run on. accelerators: devices that PyTorch sees. float16: it is computed there, not
+    stored alone. ranks: processes that a launcher has started."""
 
     accelerators: int = 0
-    cuda: bool = False
+    float16: bool = False
     ranks: int | None = None
 
 

@@ -106,7 +106,7 @@ def _precision(given: Given, machine: Machine, options: Options, translation: Tr
     if fp16 and bf16:
         raise RequestError("both --fp16 and --bf16 were given", step="leave one out", param="bf16")
     precision = "fp32" if not (fp16 or bf16) or level == "O0" else "fp16" if fp16 else "bf16"
-    if precision == "fp16" and not machine.cuda:
+    if precision == "fp16" and not machine.float16:
         translation.note(_FP32.format("fp16"))
         precision = "fp32"
     options.set("training.precision", precision)
@@ -121,8 +121,6 @@ def _devices(given: Given, machine: Machine, options: Options, translation: Tran
     cpu = bool(given.values["no_cuda"]) or given.values.get("device") == "cpu"
     if cpu:
         options.set("training.device", "cpu")
-    elif given.values.get("use_mps_device"):
-        options.set("training.device", "mps")
     asked = given.launch.processes or machine.ranks or 1
     parts = 1
     for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
