@@ -1,4 +1,4 @@
-"""What a command of an original script becomes: native commands in order, and sentences on what is different."""
+"""The outcome of a translation: native commands in order, and sentences on what is different."""
 
 import shlex
 from collections.abc import Callable
@@ -23,8 +23,11 @@ _SECTIONS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that the command will run on. accelerators: devices that PyTorch sees. float16: it is computed there, not
-    stored alone. ranks: processes that a launcher has started."""
+    """The machine that the command will run on.
+
+    accelerators: devices that PyTorch sees. float16: it is computed there, not stored alone. ranks: processes that a
+    launcher has started.
+    """
 
     accelerators: int = 0
     float16: bool = False
@@ -46,11 +49,7 @@ class Step:
 
 @dataclass
 class Translation:
-    """Steps, and what to say about them. aside: a run of an earlier time that is moved out of the way first.
-
-    prompts: lines to be written for a step that answers built-in prompts, and the names that the step has for both
-    files.
-    """
+    """Steps, and sentences about them. aside: where a run of an earlier time is moved out of the way first."""
 
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
