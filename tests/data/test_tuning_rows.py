@@ -59,6 +59,18 @@ def test_an_example_without_a_form_names_its_place() -> None:
     assert kept.dialogues_R.tolist() == [0]
 
 
+def test_examples_without_an_answer_are_named() -> None:
+    rows = rows_of([("a", "b"), ("a", ""), ("c", "d")])
+    assert (len(rows), rows.report.empty) == (2, ["rows.jsonl: line 2"])
+    assert "1 examples without an answer left out (rows.jsonl: line 2)" in rows.report.words()
+    assert rows.dialogues_R.tolist() == [0, 2]
+
+
+def test_notes_are_counted_once_a_row() -> None:
+    rows = rows_of([("a", "b"), ("a", "!"), ("c", "!!")])
+    assert rows.report.remarks() == ["an answer with '!' (2 rows, first rows.jsonl: line 2)"]
+
+
 def test_the_fingerprint_is_of_the_content() -> None:
     one = rows_of([("abc", "de")])
     assert one.fingerprint == rows_of([("abc", "de")], name="other").fingerprint

@@ -30,6 +30,8 @@ class PairFormat(TuningFormat):
         question, answer = ([11 + ord(c) % 50 for c in message.content] for message in dialogue.messages)
         a, b = question[: limits.source - 2], answer[: limits.target - 1]
         ids = [*a, SPECIAL.gmask or 0, SPECIAL.sop or 0, *b, SPECIAL.eop or 0]
+        if not answer:
+            return []
         counts = dialogue.counted[-1]
         counted = [False] * (len(a) + 1) + [counts] * (len(b) + 2)
         lost = Lost(prompt=len(question) - len(a), answer=len(answer) - len(b))
@@ -39,13 +41,20 @@ class PairFormat(TuningFormat):
             layout = RowLayout([*range(place), *[len(a)] * after], [0] * place + list(range(1, after + 1)), place)
         else:
             layout = RowLayout(range(len(ids)), [0] * len(ids), 0)
-        return [EncodedRow(ids, counted, layout, lost, num_answers=int(counts))]
+        notes = ("an answer with '!'",) * dialogue.messages[1].content.count("!")
+        return [EncodedRow(ids, counted, layout, lost, num_answers=int(counts), notes=notes)]
 
     def prompt(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
         row = self.rows(tokenizer, dialogue, limits, quirks)[0]
         return row.ids[: row.layout.prefix + 1]
+
+    def answer(
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+    ) -> list[int]:
+        row = self.rows(tokenizer, dialogue, limits, quirks)[0]
+        return row.ids[row.layout.prefix + 1 : -1]
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return (SPECIAL.eop or 0,)

@@ -21,6 +21,7 @@ class Batch:
 
     input_ids, targets (B,T) int64; position_ids (B,2,T) int64; loss_mask (B,T) bool. segments: (row, start, prefix_end,
     end) of every sample. num_tokens: tokens of samples, padding not counted. num_targets: True entries of loss_mask.
+    num_rows: as steps count them: rows with a sample in them, or samples.
     num_dropped: texts that could not be blanked and were replaced by others. stands_in: computed on a rank for which a
     step has nothing, so that ranks can add up their gradients, and counted nowhere.
     """
@@ -34,13 +35,9 @@ class Batch:
     index: int
     num_tokens: int
     num_targets: int
+    num_rows: int
     num_dropped: int = 0
     stands_in: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        """Rows with a sample in them."""
-        return len({row for row, *_ in self.segments.bounds})
 
     @property
     def num_samples(self) -> int:
@@ -78,10 +75,11 @@ def pack(
     pad_to_multiple: int = 1,
     num_dropped: int = 0,
     stands_in: bool = False,
+    samples_are_rows: bool = False,
 ) -> Batch:
     """Rows of samples as tensors; the samples of a row follow each other, positions as each sample has them.
 
-    row_length: T; the fullest row without it, rounded up to pad_to_multiple.
+    samples_are_rows: what `num_rows` counts. row_length: T; the fullest row without it, rounded up to pad_to_multiple.
     One sample a row is `pad_batch` of `THUDM/GLM:blocklm_utils.py`. An empty row is all padding.
     Raises DataError for an overlong row or no sample at all.
     """
@@ -121,6 +119,7 @@ def pack(
         index=index,
         num_tokens=num_tokens,
         num_targets=int(np.count_nonzero(loss_mask)),
+        num_rows=len(bounds) if samples_are_rows else sum(map(bool, used)),
         num_dropped=num_dropped,
         stands_in=stands_in,
     )

@@ -118,8 +118,7 @@ class TuningBatches:
         parts = self._parts(seen)
         rows = parts[index - seen if index >= 0 else -1]
         samples = [self.epochs.sample(row) for row in rows]
-        laid_out = _laid_out(samples, self.layout.layout == "packed")
-        return pack(laid_out, index=index, pad_to_multiple=_MULTIPLE, stands_in=index < 0)
+        return _laid_out(samples, self.layout.layout == "packed", index)
 
     def starting_at(self, row: int) -> Self:
         """The same sequence with a step that starts at this row."""
@@ -232,8 +231,9 @@ class TuningEvaluation:
     def batch(self, index: int) -> Batch:
         """Batch `index`; the last may have fewer rows."""
         samples = [self.rows.sample(place) for place in self._parts[index]]
-        return pack(_laid_out(samples, self.packed), index=index, pad_to_multiple=_MULTIPLE)
+        return _laid_out(samples, self.packed, index)
 
 
-def _laid_out(samples: list[Sample], packed: bool) -> list[list[Sample]]:
-    return [samples] if packed else [[sample] for sample in samples]
+def _laid_out(samples: list[Sample], packed: bool, index: int) -> Batch:
+    rows = [samples] if packed else [[sample] for sample in samples]
+    return pack(rows, index=index, pad_to_multiple=_MULTIPLE, stands_in=index < 0, samples_are_rows=True)

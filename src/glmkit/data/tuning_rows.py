@@ -30,8 +30,9 @@ class RowReport:
     """The count of one set: what came in, what training sees, what did not fit.
 
     tokens: ids of all rows. labels: those that count. messages: those that should be learned; answers: those that are.
-    cut_prompts, cut_answers: rows that lost a part of it. cut_rounds: rows that lost whole rounds. masked: places of
-    rows in which nothing counts. skipped: remarks on examples that the family has no form for.
+    cut_prompts, cut_answers: rows that lost a part of it. cut_rounds: rows that lost whole rounds. empty: places of
+    examples without an answer to learn. masked: places of rows in which nothing counts. skipped: remarks on examples
+    that the family has no form for. notes: what was found in texts -> rows it was found in, and the place of the first.
     """
 
     dialogues: int = 0
@@ -44,10 +45,12 @@ class RowReport:
     cut_prompts: int = 0
     cut_answers: int = 0
     cut_rounds: int = 0
+    empty: list[str] = field(default_factory=list)
     masked: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def count(self, row: EncodedRow, labels: int) -> None:
+    def count(self, row: EncodedRow, labels: int, where: str) -> None:
         """Add a row that training sees."""
         self.rows += 1
         self.tokens += len(row.ids)
@@ -57,6 +60,9 @@ class RowReport:
         self.cut_prompts += row.lost.prompt > 0
         self.cut_answers += row.lost.answer > 0
         self.cut_rounds += row.lost.rounds > 0
+        for note in set(row.notes):
+            number, first = self.notes.get(note, (0, where))
+            self.notes[note] = number + 1, first
 
     @property
     def masked_share(self) -> float:
@@ -73,10 +79,15 @@ class RowReport:
             "prompts cut": self.cut_prompts,
             "answers cut": self.cut_answers,
             "rows without their oldest rounds": self.cut_rounds,
+            f"examples without an answer left out ({_places(self.empty)})": len(self.empty),
             "rows without a label left out": len(self.masked),
             "examples skipped": len(self.skipped),
         }
         return ", ".join([text, *(f"{number:,} {name}" for name, number in lost.items() if number)])
+
+    def remarks(self) -> list[str]:
+        """The notes, a line each."""
+        return [f"{note} ({number:,} rows, first {first})" for note, (number, first) in self.notes.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +173,14 @@ def encode_rows(
                 raise bad from error
             report.skipped.append(str(bad))
             continue
+        if not rows:
+            report.empty.append(dialogue.where)
         for row in rows:
             labels = sum(row.counted[1:])  # the first id of a row follows nothing
             if not labels:
                 report.masked.append(dialogue.where)
                 continue
-            report.count(row, labels)
+            report.count(row, labels, dialogue.where)
             ids.extend(row.ids)
             counted.extend(row.counted)
             positions.extend(row.layout.positions)
@@ -201,11 +214,16 @@ def encode_rows(
 
 def masked_error(name: str, report: RowReport, limits: Limits) -> DataError:
     """The error of rows from which nothing can be learned."""
-    places, more = ", ".join(report.masked[:_NAMED]), len(report.masked) - _NAMED
     return DataError(
         f"{name}: no label counts in {len(report.masked)} of {report.rows + len(report.masked)} rows after they were "
-        f"cut to {limits.source} + {limits.target} tokens: {places}{f' and {more} more' if more > 0 else ''}",
+        f"cut to {limits.source} + {limits.target} tokens: {_places(report.masked)}",
         step="raise data.source_length and data.target_length, or leave such rows out with --on-bad-row skip",
         param="data.on_bad_row",
         code="all_masked",
     )
+
+
+def _places(places: Sequence[str]) -> str:
+    """The first few places, and how many more there are."""
+    more = len(places) - _NAMED
+    return ", ".join(places[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -51,7 +51,7 @@ class StepBatch(Protocol):
     def num_dropped(self) -> int: ...  # texts that could not be used and were replaced
 
     @property
-    def num_rows(self) -> int: ...  # with something in them
+    def num_rows(self) -> int: ...  # as the plan counts them
 
     @property
     def stands_in(self) -> bool: ...  # for none: this rank has no part in the step, and the others wait for gradients
