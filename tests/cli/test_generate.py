@@ -108,7 +108,7 @@ def test_fill_takes_the_options_of_one_answer(run: Run, lm: LM) -> None:
         (["--stream", "--num_beams", "2"], "--stream prints one answer as text; leave out --num_beams"),
         (["--stream", "--json"], "--stream prints one answer as text; leave out --json"),
         (["--logprobs", "2"], "--logprobs are printed with --json only; add it"),
-        (["--num_beams", "2", "--temperature", "1"], "temperature does not go with num_beams 2"),
+        (["--num_beams", "2", "--prompt_lookup", "4"], "prompt_lookup does not go with num_beams 2"),
         (["--early_stopping", "perhaps"], "invalid choice: 'perhaps'"),
         (["--stop_ids", "x"], "argument --stop_ids: invalid int value: 'x'"),
         (["--top_p", "7"], "top_p is 7.0; give more than 0, at most 1"),

@@ -319,7 +319,7 @@ def test_bad_rows_can_be_recorded(base: Path, folder: Path, capsys: pytest.Captu
         (["--tgt_length", "0"], "max_new_tokens is 0; give at least 1"),
         (["--template", "no field"], "names no field"),
         (["--template", "{text}", "--prompt_field", "text"], "leave one out"),
-        (["--num_beams", "2", "--temperature", "1"], "temperature does not go with num_beams 2"),
+        (["--num_beams", "2", "--prompt_lookup", "4"], "prompt_lookup does not go with num_beams 2"),
         (["some text"], "both TEXT and --input were given"),
     ],
 )

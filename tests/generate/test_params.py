@@ -54,7 +54,6 @@ def test_the_default_is_one_greedy_answer() -> None:
         ({"n": 0}, "n is 0; give from 1 to 128"),
         ({"n": 129}, "n is 129; give from 1 to 128"),
         ({"num_beams": 0}, "num_beams is 0; give from 1 to 4096"),
-        ({"num_beams": 2, "temperature": 0.7}, "temperature does not go with num_beams 2"),
         ({"num_beams": 2, "n": 2}, "n does not go with num_beams 2; use num_return_sequences"),
         ({"num_beams": 2, "logprobs": 0}, "logprobs does not go with num_beams 2"),
         ({"num_beams": 2, "stop": "x"}, "stop does not go with num_beams 2; use stop_ids"),

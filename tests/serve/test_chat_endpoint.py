@@ -285,7 +285,7 @@ def test_what_looks_like_a_call_streams_and_stops(family: str, monkeypatch: pyte
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 2, "logprobs": False}, "top_logprobs"),
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
-        ({"num_beams": 2, "temperature": 1}, "temperature"),
+        ({"num_beams": 2, "prompt_lookup": 2}, "prompt_lookup"),
         ({"num_beams": 2, "logprobs": True}, "logprobs"),
         ({"num_beams": 2, "stop": "a"}, "stop"),
         ({"min_tokens": 9}, "min_tokens"),

@@ -296,7 +296,7 @@ def test_a_top_p_of_zero_leaves_the_likeliest_token() -> None:
         ({"early_stopping": True, "num_beams": 1}, "early_stopping"),
         ({"num_beams": 2, "n": 3}, "n"),
         ({"num_beams": 2, "stop": "a"}, "stop"),
-        ({"num_beams": 2, "temperature": 0.5}, "temperature"),
+        ({"num_beams": 2, "temperature": 0.5}, None),
         ({"num_beams": 2, "prompt_lookup": 3}, "prompt_lookup"),
         ({"num_beams": 2, "temperature": 0, "prompt_lookup": 0, "stop": []}, None),
         ({"num_beams": 2, "n": 2, "length_penalty": 0.5}, None),

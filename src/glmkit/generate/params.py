@@ -141,7 +141,8 @@ class GenerationParams:
     """The options of one request, checked. Everything is off by default: one greedy answer.
 
     Each penalty is explained in `penalties.process`, with the order in which they act. stop_ids end an answer besides
-    the model's own. logprobs 0 reports the token alone, None nothing. num_beams > 1 is beam search, which is greedy.
+    the model's own. logprobs 0 reports the token alone, None nothing. num_beams > 1 is beam search; with a
+    temperature its beams are drawn, by the filters of sampling, too.
     prompt_lookup guesses so many tokens ahead where the last ones, `prompt_lookup_ngram` at most, occurred before in
     prompt or answer; the answer stays exactly the same, it only comes faster where it repeats.
     beam_length: what a beam's score is divided by. "row" counts the prompt as it was given, its padding too, and no
@@ -159,7 +160,7 @@ class GenerationParams:
     ))  # fmt: skip
     temperature: float = _option(0.0, Option(
         "divisor of the logits before a token is drawn; 0 takes the likeliest token each time", low=0,
-        one_beam="leave it at 0", chat_default="the family's published one", api_high=2,
+        chat_default="the family's published one", api_high=2,
     ))  # fmt: skip
     top_k: int = _option(0, Option("draw from so many of the likeliest tokens, 0 = all", low=0, off=0))
     top_p: float = _option(1.0, Option(

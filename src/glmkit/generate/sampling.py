@@ -69,6 +69,31 @@ def _drawn(logits_BV: Tensor, keys_B1: Tensor, sampling: Sampling) -> Tensor:
     return draw(log_p_BV, keys_B1, top_k=int(sampling.top_k), top_p=sampling.top_p, min_p=sampling.min_p)
 
 
+def draw_beams(
+    log_p_KV: Tensor, scores_K: Tensor, sampling: Sampling, position: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """(scores, places in the flattened (K,V)), each (count,): continuations of K beams, drawn without replacement.
+
+    The probability of one is that of its score, the beam's with its own, at the temperature; the filters work on each
+    beam's continuations. Scores stay those without temperature, -inf where fewer are left. The best comes first.
+    Source: multinomial beam sampling, `beam_sample` of `huggingface/transformers:generation/utils.py`.
+    """
+    kept_KV = log_p_KV.float()
+    temperature = min(max(sampling.temperature, 1e-30), 1e30)
+    above_KV = (kept_KV - kept_KV.amax(-1, keepdim=True)).nan_to_num_(nan=-torch.inf).div_(temperature)
+    left_KV = keep_top_k(torch.log_softmax(above_KV, dim=-1), int(sampling.top_k))
+    left_KV = keep_min_p(keep_top_p(left_KV, sampling.top_p), sampling.min_p)
+    total_KV = (scores_K[:, None] + kept_KV).masked_fill_(~(left_KV > -torch.inf), -torch.inf)
+    keys_K1 = noise_keys(
+        [sampling.choice(k).seed for k in range(len(scores_K))], [position] * len(scores_K), kept_KV.device
+    )
+    ids_KV = torch.arange(kept_KV.shape[1], device=kept_KV.device).expand_as(kept_KV)
+    noisy_KV = (total_KV - total_KV.max()).div_(temperature) + gumbel(uniform(ids_KV, keys_K1))
+    places = noisy_KV.flatten().topk(count).indices
+    scores, order = total_KV.flatten()[places].sort(descending=True)
+    return scores, places[order]
+
+
 # --- filters -----------------------------------------------------------------
 
 

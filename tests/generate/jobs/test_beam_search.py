@@ -12,6 +12,7 @@ from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import ids_tensor, process
 from glmkit.generate.prompt import Prompt
+from glmkit.generate.sampling import Sampling, draw_beams
 from glmkit.model import GLM
 from support.jobs import WholePasses, decode, run_jobs
 from support.kinds import KINDS, make, prompt_of
@@ -298,3 +299,54 @@ def test_what_is_heard() -> None:
         assert all(isinstance(piece, Piece) for piece in pieces)
         assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == answer.text
         assert [token for piece in pieces if isinstance(piece, Piece) for token in piece.tokens] == answer.ids
+
+
+# --- beams that are drawn ---------------------------------------------------------------------------------------------
+
+
+def drawn(model: Any, seed: int, **options: Any) -> Beams:
+    params = GenerationParams(num_beams=3, max_new_tokens=6, stop_ids=(11,), seed=seed, **options)
+    return search(model, [3, 7, 5], params)
+
+
+def test_drawn_beams_depend_on_the_seed_alone(model: Any) -> None:
+    found = [drawn(model, seed, temperature=1.5).answers()[0].ids for seed in range(8)]
+    assert found == [drawn(model, seed, temperature=1.5).answers()[0].ids for seed in range(8)]
+    assert len({tuple(ids) for ids in found}) > 1
+
+
+def test_a_low_temperature_takes_the_likeliest(model: Any) -> None:
+    greedy, cold = drawn(model, 0).answers()[0], drawn(model, 0, temperature=1e-6).answers()[0]
+    assert (cold.ids, cold.score) == (greedy.ids, pytest.approx(greedy.score))
+
+
+def test_one_beam_more_than_what_the_filter_leaves(model: Any) -> None:
+    """top_k 1 leaves each beam one continuation, so that the only beam of the start goes on alone."""
+    assert drawn(model, 5, temperature=1.0, top_k=1).answers()[0].ids == decode_greedy(model, [3, 7, 5], 6, stop=11)
+
+
+@torch.inference_mode()
+def decode_greedy(model: Any, prompt: list[int], count: int, *, stop: int) -> list[int]:
+    ids: list[int] = []
+    while len(ids) < count:
+        token = int(model(torch.tensor([prompt + ids])).logits[0, -1].argmax())
+        if token == stop:
+            break
+        ids.append(token)
+    return ids
+
+
+def test_continuations_are_drawn_without_replacement_by_their_probability() -> None:
+    """Two of four: the first with its own probability, the pair as `torch.multinomial` draws it."""
+    p = torch.tensor([0.5, 0.25, 0.15, 0.1])
+    counts = torch.zeros(4)
+    for seed in range(1500):
+        _, places = draw_beams(p.log()[None], torch.zeros(1), Sampling(temperature=1.0, seed=seed), 0, 2)
+        counts[places] += 1
+        assert len(set(places.tolist())) == 2
+    pairs = [(i, j) for i, j in itertools.permutations(range(4), 2)]
+    want = torch.zeros(4)
+    for i, j in pairs:
+        chance = p[i] * p[j] / (1 - p[i])
+        want[[i, j]] += chance
+    torch.testing.assert_close(counts / 1500, want, atol=0.04, rtol=0)

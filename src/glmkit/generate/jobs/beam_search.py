@@ -4,6 +4,8 @@ Legend: K beams, E of them that exist, V vocabulary rows, N tokens of the answer
 M rows of logits.
 Source: `huggingface/transformers:generation/beam_search.py` (up to 4.35) and its successor in `generation/utils.py`,
 whose results `GenerationParams.beam_length` tells apart: "row" is the former, "answer" the latter.
+With a temperature the continuations are drawn (multinomial beam sampling): THUDM/GLM's and PaddleNLP's `select_topk`
+False, transformers' `do_sample` with beams.
 Different on purpose: beams that cannot exist (fewer continuations than beams) are dropped, not scored at -1e9.
 """
 
@@ -21,6 +23,7 @@ from glmkit.generate.outputs import Answer, Ended, Listener, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import process
 from glmkit.generate.prompt import Prompt, max_answer_tokens
+from glmkit.generate.sampling import draw_beams
 
 from .decoding import Bounds
 
@@ -45,6 +48,7 @@ class Beams:
     ) -> None:
         """num_prompt: tokens of the prompt as given, padding included; beam_length "row" counts them."""
         self._params, self._stops = params, frozenset(stops)
+        self._prompt = num_prompt
         self._base = num_prompt if params.beam_length == "row" else 0
         self._finished: list[_Finished] = []  # a heap, the worst first
         self._age = 0
@@ -62,14 +66,19 @@ class Beams:
         return newest
 
     def advance(self, log_p_KV: Tensor) -> None:
-        """Take one step by processed log-probabilities, fp32, -inf for tokens that must not come."""
+        """Take one step by processed log-probabilities, fp32, -inf for tokens that must not come.
+
+        The likeliest continuations are taken, or with a temperature drawn.
+        """
         assert not self.done, "nothing is left to continue"
         params, size, vocabulary = self._params, *log_p_KV.shape
-        total = (self.scores_K[:, None] + log_p_KV).flatten()
-        # Enough that K open beams are left when every better candidate ends.
-        keep = min(max(2, 1 + len(self._stops)) * size, len(total))
-        scores, flat = total.topk(keep)
         length = self.answer_KN.shape[1] + 1
+        # Enough that K open beams are left when every better candidate ends.
+        keep = min(max(2, 1 + len(self._stops)) * size, size * vocabulary)
+        if params.greedy:
+            scores, flat = (self.scores_K[:, None] + log_p_KV).flatten().topk(keep)
+        else:
+            scores, flat = draw_beams(log_p_KV, self.scores_K, params.sampling, self._prompt + length - 1, keep)
         last = length == params.max_new_tokens
         running: list[tuple[float, int, int]] = []
         values = scores.tolist()

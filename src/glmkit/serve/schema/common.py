@@ -183,7 +183,7 @@ class Answering(Writing):
         return self.max_tokens
 
     def options(self) -> dict[str, object]:
-        """Give the options as `Writing` does; of beams, which are greedy, the `n` best are returned."""
+        """Give the options as `Writing` does; the `n` best beams are returned, drawn if a temperature was given."""
         values = super().options()
         if (self.num_beams or 1) > 1:
             values = {"temperature": 0.0, **values}
