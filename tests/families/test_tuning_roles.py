@@ -71,7 +71,8 @@ def test_a_message_without_loss(third: Tuned) -> None:
 def test_all_answers_or_the_last(fourth: Tuned) -> None:
     asked = dialogue("u 甲", "a 乙", "u 丙", "a 丁")
     assert counted(fourth, asked) == [198, 101085, 151336, 198, 100376, 151336]
-    assert counted(fourth, asked, "last_answer") == [198, 100376, 151336]
+    last = dialogue("u 甲", "a 乙", "u 丙", "a 丁", uncounted=[1])
+    assert counted(fourth, last) == [198, 100376, 151336]
     assert counted(fourth, asked, "combined") == [100376, 151336]
 
 

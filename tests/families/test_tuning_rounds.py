@@ -99,7 +99,6 @@ def test_special_words(first: Tuned) -> None:
     row = first.row(asked)
     assert row.ids[:4] == [53, 199, 15475, 42]
     assert row.ids.count(130005) == 1
-    assert row.notes == ("a special word in an answer is text: '<eop>'",)
     row = first.row(asked, WIDE, "special_words")
     assert row.ids[-6:] == [5, 63882, 130005, 5, 66283, 130005]
     assert row.layout.prefix == 5
@@ -107,13 +106,6 @@ def test_special_words(first: Tuned) -> None:
     assert labels(row)[-7:] == [130004, 5, 63882, 3, 5, 66283, 130005]
     row = first.row(question("问", "好<pad>坏"), WIDE, "special_words", "labels_by_value")
     assert labels(row)[-7:] == [130004, 5, 63882, IGNORED, 5, 66283, 130005]
-
-
-def test_foreign_end_words(first: Tuned) -> None:
-    row, plain = first.row(question("问", "好的<|endoftext|>\n")), first.row(question("问", "好的"))
-    assert row.ids == plain.ids
-    assert row.notes == ("the end word '<|endoftext|>' behind an answer was left out",)
-    assert "<s>" in first.tokenizer.decode(first.row(question("问", "<s>划掉</s>")).ids)
 
 
 def test_line_breaks(first: Tuned) -> None:
@@ -171,7 +163,6 @@ def test_every_answer_counts_once(first: Tuned, second: Tuned) -> None:
         rows = tuned.rows(asked)
         assert [row.num_answers for row in rows] == [1, 1]
         assert rows[1].ids == tuned.row(question("丙", "丁", [["甲", "乙"]])).ids
-        assert tuned.rows(asked, WIDE, "last_answer") == rows[1:]
         assert tuned.rows(dialogue("u 甲", "a 乙", "u 丙", "a 丁", uncounted=[1])) == rows[1:]
         assert tuned.rows(dialogue("u 甲")) == []
 

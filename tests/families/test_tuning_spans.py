@@ -103,12 +103,6 @@ def test_labels_by_place(chinese: Tuned) -> None:
     assert not row.counted[place + 1]
 
 
-def test_end_words_of_other_models(chinese: Tuned) -> None:
-    row = chinese.row(question("问", "好<|endoftext|>"))
-    assert 50000 not in row.ids[row.layout.prefix :]
-    assert row.notes == ("the end word '<|endoftext|>' behind an answer was left out",)
-
-
 def test_the_older_form(chinese: Tuned) -> None:
     """[CLS] [sMASK] ` Content:` text; an answer at the limit is left open."""
     special, tokenizer = chinese.tokenizer.special, chinese.tokenizer

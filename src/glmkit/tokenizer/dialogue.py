@@ -61,8 +61,7 @@ class Lost:
 class EncodedRow:
     """A row as the references record it. ids, counted (n,): counted[i] is True where ids[i] is a label (not shifted).
 
-    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it. notes: what was
-    found in the texts and how it was read ("a reserved word in an answer is text: '<eop>'"), equal for equal finds.
+    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it.
     """
 
     ids: list[int]
@@ -70,7 +69,6 @@ class EncodedRow:
     layout: RowLayout
     lost: Lost = field(default_factory=Lost)
     num_answers: int = 1
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,33 +147,8 @@ class TuningFormat(ABC):
             raise ConfigError(f"data.quirks: {name!r} is none of this family's", step=step, param="data.quirks")
 
 
-# --- answers that are none --------------------------------------------------------------------------------------------
-
-# Words behind completions in data that was made for other models, and those of this family.
-END_WORDS = (
-    "<|endoftext|>",
-    "<|endofpiece|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<eop>",
-    "<eos>",
-    "[EOS]",
-    "</s>",
-)
-
-
 def is_blank(text: str, tokenizer: Tokenizer | None = None) -> bool:
     """True for a text that says nothing: white space, control and format characters, or nothing after normalisation."""
     if any(unicodedata.category(character)[0] not in "ZC" for character in text):
         return tokenizer is not None and len(text) < _LONGEST_UNSEEN and not tokenizer.encode(text)
     return True
-
-
-def without_end_word(text: str) -> tuple[str, str | None]:
-    """An answer without the end word at its end, and that word; a text that opens what "</s>" closes keeps it."""
-    stripped = text.rstrip()
-    word = next((word for word in END_WORDS if stripped.endswith(word)), None)
-    if word is None or (word == "</s>" and "<s>" in stripped):
-        return text, None
-    return stripped.removesuffix(word).rstrip(), word

@@ -3,26 +3,22 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from glmkit.data.json_files import WrittenFloat
 from glmkit.data.rows import BadRow, check_text, describe
 from glmkit.errors import DataError
 from glmkit.families.family import Family
 from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.dialogue import is_blank
 from glmkit.tokenizer.inputs import InputTokenizer
 
 # Words that end a text in the training data of other models and of this one; at the end of an answer they are no text.
 _END = r"(?:<\|endoftext\|>|</s>|<\|im_end\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>|<eop>|<eos>)"
 _ENDS = re.compile(rf"\s*(?:{_END}\s*)+\Z")
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-_SHORT = 16  # characters; a longer text with something visible always leaves ids
 
 Blank = Callable[[str], bool]
-
-
-def is_blank(text: str) -> bool:
-    """True for a text without a visible character: white space of any kind, characters without width, controls."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 @dataclass(frozen=True)
@@ -42,15 +38,11 @@ class Reader:
     @classmethod
     def of(cls, family: Family, tokenizer: InputTokenizer) -> "Reader":
         """The reader for a family and a tokenizer."""
-
-        def blank(text: str) -> bool:
-            return is_blank(text) or (len(text) <= _SHORT and not tokenizer.encode(text))
-
         special = {index for index in vars(tokenizer.special).values() if isinstance(index, int)}
         stops = () if family.chat is None else family.chat.stop_ids(tokenizer)
         words = {tokenizer.id_to_token(index) for index in (*special, *stops)}
         reserved = sorted(word for word in words if re.fullmatch(r"[<\[].+[>\]]", word))
-        return cls(family.chat, blank, tuple(reserved), family.title)
+        return cls(family.chat, partial(is_blank, tokenizer=tokenizer), tuple(reserved), family.title)
 
 
 def written(value: object, field: str) -> str:

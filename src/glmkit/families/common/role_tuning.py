@@ -14,7 +14,7 @@ from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .role_chat import RoleTemplate
-from .tuning import CHOICES, OPEN, answering, asked, check_rooms, cut, no_room, own, read_answer
+from .tuning import CHOICES, OPEN, answering, asked, check_rooms, cut, no_room, own
 
 RIGHT, COMBINED = "right_cut", "combined"
 _LEAST = (6, 2)  # the opening, two heads; a token and the end
@@ -62,26 +62,26 @@ class RoleTuning(TuningFormat):
     ) -> list[EncodedRow]:
         if RIGHT not in quirks:
             check_rooms(limits.source, limits.target, _LEAST)
-        counts = answering(tokenizer, dialogue, quirks)
+        counts = answering(tokenizer, dialogue)
         if True not in counts:
             return []
-        messages, notes = self._messages(tokenizer, dialogue, counts)
+        messages = self._messages(dialogue)
         parts = self._parts(own(tokenizer), messages)
         most = limits.source + limits.target + 1
-        whole = self._row(own(tokenizer), parts, counts, quirks, Lost(), notes)
+        whole = self._row(own(tokenizer), parts, counts, quirks, Lost())
         if RIGHT in quirks:
             return [_cut_row(whole, most)]
         if len(whole.ids) <= most:
             return [whole]
-        return self._windows(own(tokenizer), messages, parts, counts, dialogue.cut, limits, quirks, notes)
+        return self._windows(own(tokenizer), messages, parts, counts, dialogue.cut, limits, quirks)
 
     def prompt(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
         check_rooms(limits.source, limits.target, _LEAST)
-        counts = answering(tokenizer, dialogue, quirks)
+        counts = answering(tokenizer, dialogue)
         end = len(counts) - 1 - counts[::-1].index(True) if True in counts else len(counts)
-        messages, _ = self._messages(tokenizer, dialogue, counts)
+        messages = self._messages(dialogue)
         messages = asked(messages[:end])
         parts, chat = self._parts(own(tokenizer), messages), own(tokenizer)
         opening, tag = chat.build_inputs([]), token_id(chat, "<|assistant|>")
@@ -103,30 +103,24 @@ class RoleTuning(TuningFormat):
     def answer(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        counts = answering(tokenizer, dialogue, quirks)
+        counts = answering(tokenizer, dialogue)
         if True not in counts:
             return []
-        messages, _ = self._messages(tokenizer, dialogue, counts)
+        messages = self._messages(dialogue)
         last = messages[len(counts) - 1 - counts[::-1].index(True)]
         return self.template.message_ids(own(tokenizer), last)[1:][: limits.target]
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return self.template.stop_ids(own(tokenizer))
 
-    def _messages(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, counts: Sequence[bool]
-    ) -> tuple[list[Message], tuple[str, ...]]:
-        """The messages with calls in the model's own form, and notes on the answers."""
-        messages, found = [], []
-        for message, counted in zip(dialogue.messages, counts, strict=True):
-            if message.role == "assistant" and message.metadata:
-                message = replace(message, content=self._call(message.content))
-            elif counted:
-                text, notes = read_answer(tokenizer, message.content)
-                message = replace(message, content=text)
-                found += notes
-            messages.append(message)
-        return messages, tuple(found)
+    def _messages(self, dialogue: Dialogue) -> list[Message]:
+        """The messages with calls in the model's own form."""
+        return [
+            replace(message, content=self._call(message.content))
+            if message.role == "assistant" and message.metadata
+            else message
+            for message in dialogue.messages
+        ]
 
     def _call(self, content: str) -> str:
         """Arguments as the model writes them; what is no JSON object, as code for an interpreter, stays."""
@@ -152,7 +146,6 @@ class RoleTuning(TuningFormat):
         counts: Sequence[bool],
         quirks: AbstractSet[str],
         lost: Lost,
-        notes: tuple[str, ...] = (),
     ) -> EncodedRow:
         ids = tokenizer.build_inputs([])
         counted, before, answers = [False] * len(ids), False, 0
@@ -169,7 +162,7 @@ class RoleTuning(TuningFormat):
         if COMBINED in quirks and self.last_tag is not None:
             last = len(ids) - 1 - ids[::-1].index(token_id(tokenizer, self.last_tag))
             counted, answers = [index > last + 1 for index in range(len(ids))], 1
-        return EncodedRow(ids, counted, RowLayout(range(len(ids)), [0] * len(ids), 0), lost, answers, notes)
+        return EncodedRow(ids, counted, RowLayout(range(len(ids)), [0] * len(ids), 0), lost, answers)
 
     def _windows(
         self,
@@ -180,7 +173,6 @@ class RoleTuning(TuningFormat):
         side: Side,
         limits: Limits,
         quirks: AbstractSet[str],
-        notes: tuple[str, ...],
     ) -> list[EncodedRow]:
         """Rows that together count every answer once; see the class."""
         turns = turns_of(messages)
@@ -211,7 +203,7 @@ class RoleTuning(TuningFormat):
                 gone = [(len(a) - len(b), b.shortened) for a, b in zip(whole, kept, strict=True)]
                 answer = sum(count for count, shortened in gone if shortened)
                 lost = Lost(sum(count for count, _ in gone) - answer, answer, start)
-            rows.append(self._row(tokenizer, kept, new, quirks, lost, () if rows else notes))
+            rows.append(self._row(tokenizer, kept, new, quirks, lost))
             first = end
         return rows
 

@@ -67,7 +67,7 @@ class RoundTuning(TuningFormat):
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[EncodedRow]:
         rows = []
-        for answer in joined_answers(tokenizer, dialogue, quirks):
+        for answer in joined_answers(tokenizer, dialogue):
             before = asked(dialogue.messages[: answer.start])
             text, rounds, lost = self._prompt(own(tokenizer), before, dialogue, limits, quirks, training=True)
             rows.append(self._row(own(tokenizer), text, answer, limits, quirks, Lost(lost, 0, rounds)))
@@ -76,7 +76,7 @@ class RoundTuning(TuningFormat):
     def prompt(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        answers = joined_answers(tokenizer, dialogue, quirks)
+        answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
         ids, _, _ = self._prompt(own(tokenizer), messages, dialogue, limits, quirks)
         return own(tokenizer).build_inputs(ids)
@@ -84,7 +84,7 @@ class RoundTuning(TuningFormat):
     def answer(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        answers = joined_answers(tokenizer, dialogue, quirks)
+        answers = joined_answers(tokenizer, dialogue)
         text = answers[-1].text if answers else ""
         if MARKED in quirks:
             return own(tokenizer).encode_inputs(text, max_length=limits.target, specials=WORDS in quirks)
@@ -157,4 +157,4 @@ class RoundTuning(TuningFormat):
             span = Span(start, start - 1)
             layout = RowLayout(*PositionRows((span,)).at(0, len(ids)), start)
         lost = Lost(lost.prompt, len(written) - len(kept), lost.rounds)
-        return EncodedRow(ids, counted, layout, lost, answer.num_messages, answer.notes)
+        return EncodedRow(ids, counted, layout, lost, answer.num_messages)

@@ -66,7 +66,7 @@ class SpanTuning(TuningFormat):
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[EncodedRow]:
         rows = []
-        for answer in joined_answers(tokenizer, dialogue, quirks):
+        for answer in joined_answers(tokenizer, dialogue):
             before = asked(dialogue.messages[: answer.start])
             source, mask, rounds, lost = self._source(tokenizer, before, dialogue, limits, quirks)
             rows.append(self._row(tokenizer, source, mask, answer, limits, quirks, Lost(lost, 0, rounds)))
@@ -75,7 +75,7 @@ class SpanTuning(TuningFormat):
     def prompt(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        answers = joined_answers(tokenizer, dialogue, quirks)
+        answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
         source, _, _, _ = self._source(tokenizer, messages, dialogue, limits, quirks)
         return [*source, tokenizer.special.sop]
@@ -83,7 +83,7 @@ class SpanTuning(TuningFormat):
     def answer(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[int]:
-        answers = joined_answers(tokenizer, dialogue, quirks)
+        answers = joined_answers(tokenizer, dialogue)
         ids = self._written(tokenizer, answers[-1].text if answers else "", quirks)
         return cut(ids, limits.target - 1, _side(quirks))
 
@@ -172,7 +172,7 @@ class SpanTuning(TuningFormat):
             row_1 = [0] * len(ids)
         layout = RowLayout(row_0, row_1, len(source))
         lost = Lost(lost.prompt, len(written) - len(kept), lost.rounds)
-        return EncodedRow(ids, counted, layout, lost, answer.num_messages, answer.notes)
+        return EncodedRow(ids, counted, layout, lost, answer.num_messages)
 
 
 def plain_text(messages: Sequence[Message]) -> str:

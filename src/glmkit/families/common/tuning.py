@@ -1,24 +1,18 @@
 """Common parts of the families' tuning formats: which answers count, how texts are read, how rows are cut."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError, RequestError
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import Dialogue, is_blank, without_end_word
+from glmkit.tokenizer.dialogue import Dialogue, is_blank
 from glmkit.tokenizer.inputs import InputTokenizer, Side
 from glmkit.tokenizer.protocol import Tokenizer
 
-LAST, OPEN = "last_answer", "open_cut"
-CHOICES = {
-    LAST: "only the last answer of a conversation counts",
-    OPEN: "an answer that was cut gets no end token, so that nothing teaches to stop in its middle",
-}
+OPEN = "open_cut"
+CHOICES = {OPEN: "an answer that was cut gets no end token, so that nothing teaches to stop in its middle"}
 WORDS = "special_words"
 BY_VALUE = "labels_by_value"
 PADS = "counted_padding"
@@ -28,13 +22,12 @@ PADS = "counted_padding"
 class Answer:
     """Messages of the assistant that follow each other and count, as one text.
 
-    start: index of the first of them. notes: as `EncodedRow` has them.
+    start: index of the first of them.
     """
 
     start: int
     text: str
     num_messages: int = 1
-    notes: tuple[str, ...] = ()
 
 
 def own(tokenizer: Tokenizer) -> InputTokenizer:
@@ -44,13 +37,13 @@ def own(tokenizer: Tokenizer) -> InputTokenizer:
     return tokenizer
 
 
-def joined_answers(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet[str]) -> list[Answer]:
+def joined_answers(tokenizer: Tokenizer, dialogue: Dialogue) -> list[Answer]:
     """Counted answers in order, where messages that follow each other are lines of one text.
 
     Raises RequestError for a call of a tool, which models of rounds and spans have no form for.
     """
     found: list[Answer] = []
-    kept = answering(tokenizer, dialogue, quirks)
+    kept = answering(tokenizer, dialogue)
     start = 0
     for (role, counts), group in groupby(
         zip(dialogue.messages, kept, strict=True), lambda pair: (pair[0].role, pair[1])
@@ -62,50 +55,20 @@ def joined_answers(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet
                 step="leave calls out, or tune a model that was taught to call tools",
             )
         if counts and role == "assistant":
-            read = [read_answer(tokenizer, message.content, quirks) for message in messages]
-            text = "\n".join(text for text, _ in read)
+            text = "\n".join(message.content for message in messages)
             if start and dialogue.messages[start - 1].role == "assistant":
                 text = "\n" + text  # goes on from an answer that does not count
-            notes = tuple(note for _, notes in read for note in notes)
-            found.append(Answer(start, text, len(messages), notes))
+            found.append(Answer(start, text, len(messages)))
         start += len(messages)
-    return found[-1:] if LAST in quirks else found
+    return found
 
 
-def answering(tokenizer: Tokenizer, dialogue: Dialogue, quirks: AbstractSet[str]) -> list[bool]:
+def answering(tokenizer: Tokenizer, dialogue: Dialogue) -> list[bool]:
     """Flags of the messages that the loss counts: as the dialogue has them, without blank ones."""
-    counts = [
+    return [
         flag and message.role == "assistant" and bool(message.metadata or not is_blank(message.content, tokenizer))
         for message, flag in zip(dialogue.messages, dialogue.counted, strict=True)
     ]
-    if LAST in quirks and True in counts:
-        last = len(counts) - 1 - counts[::-1].index(True)
-        counts = [index == last for index in range(len(counts))]
-    return counts
-
-
-def read_answer(tokenizer: Tokenizer, text: str, quirks: AbstractSet[str] = frozenset()) -> tuple[str, list[str]]:
-    """An answer without another model's end word, and notes on it and on the special words that are text in it."""
-    if WORDS in quirks:
-        return text, []
-    notes = []
-    kept, word = without_end_word(text)
-    if word is not None and not is_blank(kept):
-        text = kept
-        notes.append(f"the end word {word!r} behind an answer was left out")
-    found = _special_words(tokenizer).findall(text) if "<" in text or "[" in text else []
-    return text, notes + [f"a special word in an answer is text: {name!r}" for name in dict.fromkeys(found)]
-
-
-def _special_words(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """The strings of the special ids, where no ordinary word is like them."""
-    return _any_of(frozenset(tokenizer.id_to_token(i) for i in vars(tokenizer.special).values() if i is not None))
-
-
-@lru_cache(maxsize=8)
-def _any_of(names: frozenset[str]) -> re.Pattern[str]:
-    marks = sorted((name for name in names if name[:1] in "<[" and len(name) > 2), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, marks)) or "(?!)")
 
 
 def cut(ids: list[int], room: int, side: Side) -> list[int]:
