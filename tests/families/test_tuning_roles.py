@@ -151,6 +151,7 @@ def test_long_conversations_become_several_rows(third: Tuned, fourth: Tuned) -> 
         asked, limits = dialogue("s 规则", *turns), Limits(70, 50)
         rows = tuned.rows(asked, limits)
         assert len(rows) > 1
+        assert rows[0].notes == rows[1].notes != ()
         assert sum(row.num_answers for row in rows) == 12
         whole = tuned.row(asked)
         assert sum(sum(row.counted) for row in rows) == sum(whole.counted)

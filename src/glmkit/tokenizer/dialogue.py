@@ -61,7 +61,8 @@ class Lost:
 class EncodedRow:
     """A row as the references record it. ids, counted (n,): counted[i] is True where ids[i] is a label (not shifted).
 
-    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it.
+    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it. notes: what became
+    of the example besides, equal for equal cases.
     """
 
     ids: list[int]
@@ -69,6 +70,7 @@ class EncodedRow:
     layout: RowLayout
     lost: Lost = field(default_factory=Lost)
     num_answers: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .role_chat import RoleTemplate
 from .tuning import CHOICES, OPEN, answering, asked, check_rooms, cut, no_room, own
 
 RIGHT, COMBINED = "right_cut", "combined"
+_SEVERAL = "a conversation that does not fit one row became several, each answer counted in one"
 _LEAST = (6, 2)  # the opening, two heads; a token and the end
 _QUIRKS = {**CHOICES, RIGHT: "rows and prompts are cut on the right, whatever stands there"}
 _COMBINED = {
@@ -205,7 +206,7 @@ class RoleTuning(TuningFormat):
                 lost = Lost(sum(count for count, _ in gone) - answer, answer, start)
             rows.append(self._row(tokenizer, kept, new, quirks, lost))
             first = end
-        return rows
+        return rows if len(rows) == 1 else [replace(row, notes=(_SEVERAL,)) for row in rows]
 
 
 def _joined(opening: Sequence[int], parts: Sequence[_Part]) -> list[int]:
