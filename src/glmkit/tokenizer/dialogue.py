@@ -61,8 +61,8 @@ class Lost:
 class EncodedRow:
     """A row as the references record it. ids, counted (n,): counted[i] is True where ids[i] is a label (not shifted).
 
-    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it. notes: what became
-    of the example besides, equal for equal cases.
+    layout: positions and prefix of the row. num_answers: assistant's messages that are counted in it. notes: what
+    became of the example besides, equal for equal cases.
     """
 
     ids: list[int]
