@@ -1,11 +1,19 @@
 """Rows encoded once: samples are the labels shifted by one, and nothing is lost uncounted."""
 
+import json
+
 import numpy as np
 import pytest
 
-from glmkit.errors import DataError
+from glmkit.data.tuning_batches import TuningBatches, TuningLayout
+from glmkit.data.tuning_epochs import Epochs
+from glmkit.data.tuning_rows import encode_rows
+from glmkit.errors import ConfigError, DataError
+from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import Dialogue, Limits
+from glmkit.tokenizer.dialogue import Dialogue, Limits, Tokenized
+from glmkit.tokenizer.inputs import InputTokenizer
+from support.shared import shared_dir
 from support.tiny import SPECIAL
 from support.tuning import numbered, pair, rows_of
 
@@ -69,6 +77,46 @@ def test_examples_without_an_answer_are_named() -> None:
 def test_notes_are_counted_once_a_row() -> None:
     rows = rows_of([("a", "b"), ("a", "!"), ("c", "!!")])
     assert rows.report.remarks() == ["an answer with '!' (2 rows, first rows.jsonl: line 2)"]
+
+
+def test_rows_that_are_ids_already_stay_as_they_are() -> None:
+    rows = rows_of([("a", "b")], more=[Tokenized((20, 6, 7, 30, 8), 3, "ids.jsonl: line 1")])
+    sample = rows.sample(1)
+    assert sample.input_ids.tolist() == [20, 6, 7, 30]
+    assert sample.targets[sample.loss_mask == 1].tolist() == [7, 30, 8]
+    assert rows.report.messages == rows.report.answers == 2
+    beyond = Tokenized((20, 96), 1, "ids.jsonl: line 2")
+    with pytest.raises(DataError, match=r"^ids.jsonl: line 2: the id 96 is beyond"):
+        rows_of([], more=[beyond])
+    assert len(rows_of([("a", "b")], more=[beyond], on_bad_row="skip").report.skipped) == 1
+
+
+def test_limits_that_hold_nothing_are_no_fault_of_a_row() -> None:
+    with pytest.raises(ConfigError):
+        rows_of([("a", "b")], limits=Limits(0, 0), on_bad_row="skip")
+
+
+@pytest.mark.exhaustive
+def test_the_counts_of_advertisegen_are_the_known_ones() -> None:
+    """64 + 64 tokens of ChatGLM-6B: 2,000 rows, 191,821 ids, 119,229 labels; packed they are the same."""
+    folder = shared_dir("tokenizers", "chatglm-6b")
+    family = family_named("chatglm")
+    tokenizer = family.tokenizer(folder, None)
+    assert isinstance(tokenizer, InputTokenizer)
+    assert family.tuning is not None
+    lines = (shared_dir("data", "advertisegen") / "train.json").read_text().splitlines()
+    read = [pair(row["content"], row["summary"], line=line) for line, row in enumerate(map(json.loads, lines), 1)]
+    rows = encode_rows(read, family.tuning, tokenizer, Limits(64, 64))
+    report = rows.report
+    assert (report.rows, report.tokens, report.labels) == (2000, 191_821, 119_229)
+    assert (report.cut_answers, report.cut_prompts) == (1092, 43)
+    layout = TuningLayout(micro_batch_size=1, batch_size=16, layout="packed")
+    plan = TuningBatches(Epochs([rows], seed=1), layout)
+    made = [plan.batch(seen + part) for seen in range(0, 2000, 16) for part in range(plan.micro_batches(seen))]
+    assert sum(batch.num_samples for batch in made) == 2000
+    assert sum(batch.num_targets for batch in made) == 119_229
+    assert sum(batch.num_tokens for batch in made) == 191_821 - 2000
+    assert sum(batch.num_tokens for batch in made) > 0.99 * sum(batch.input_ids.numel() for batch in made)
 
 
 def test_the_fingerprint_is_of_the_content() -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from glmkit.data.tuning_rows import OnBadRow, RowSet, encode_rows
-from glmkit.errors import RequestError
+from glmkit.errors import ConfigError, RequestError
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Example, Limits, Lost, TuningFormat
 from glmkit.tokenizer.inputs import RowLayout
 from glmkit.tokenizer.protocol import Tokenizer
 from support.tiny import SPECIAL
@@ -25,6 +25,8 @@ class PairFormat(TuningFormat):
     def rows(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
     ) -> list[EncodedRow]:
+        if not limits.source:
+            raise ConfigError("no room for a prompt")
         if len(dialogue.messages) != 2:
             raise RequestError(f"{len(dialogue.messages)} messages are not a pair")
         question, answer = ([11 + ord(c) % 50 for c in message.content] for message in dialogue.messages)
@@ -61,7 +63,12 @@ class PairFormat(TuningFormat):
 
 
 class NoTokenizer:
-    """What a format that needs none is given."""
+    """What a format that needs none is given: ids and their places alone."""
+
+    vocab_size = 96
+
+    def row_layout(self, row: Sequence[int]) -> RowLayout:
+        return RowLayout(range(len(row)), [0] * len(row), 0)
 
 
 def pair(question: str, answer: str, *, counts: bool = True, line: int = 1) -> Dialogue:
@@ -77,7 +84,7 @@ def rows_of(
     limits: Limits = LIMITS,
     blocks: bool = True,
     on_bad_row: OnBadRow = "refuse",
-    more: Sequence[Dialogue] = (),
+    more: Sequence[Example] = (),
 ) -> RowSet:
     dialogues = [pair(a, b, line=number) for number, (a, b) in enumerate(pairs, 1)]
     return encode_rows(

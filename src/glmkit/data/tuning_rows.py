@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glmkit.errors import DataError, GLMKitError
+from glmkit.errors import DataError, RequestError, TokenizerError
 from glmkit.objective.sample import Sample
 from glmkit.progress import Progress
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, TuningFormat
-from glmkit.tokenizer.protocol import Tokenizer
+from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, Tokenized, TuningFormat
+from glmkit.tokenizer.inputs import InputTokenizer
 
 OnBadRow = Literal["refuse", "skip"]
 MODE = "tuning"
@@ -142,9 +142,9 @@ class RowSet:
 
 
 def encode_rows(
-    dialogues: Sequence[Dialogue],
+    examples: Sequence[Example],
     form: TuningFormat,
-    tokenizer: Tokenizer,
+    tokenizer: InputTokenizer,
     limits: Limits,
     *,
     name: str = "data",
@@ -152,7 +152,7 @@ def encode_rows(
     on_bad_row: OnBadRow = "refuse",
     progress: Progress | None = None,
 ) -> RowSet:
-    """Encode a set, in order.
+    """Encode a set, in order; rows that are ids already stay as they are.
 
     on_bad_row: rows in which no label counts, and examples without a form in this family, end the run with a DataError
     that names them, or are left out and counted. Raises DataError as well when no row is left.
@@ -160,27 +160,26 @@ def encode_rows(
     ids, counted = array("i"), bytearray()
     positions, blocks, prefixes, sources = array("i"), array("i"), array("i"), array("i")
     starts = array("q", [0])
-    report = RowReport(dialogues=len(dialogues))
+    report = RowReport(dialogues=len(examples))
     if progress is not None:
-        progress.start(f"encoding {name}", len(dialogues))
-    for number, dialogue in enumerate(dialogues):
-        report.messages += sum(dialogue.counted)
+        progress.start(f"encoding {name}", len(examples))
+    for number, example in enumerate(examples):
+        report.messages += 1 if isinstance(example, Tokenized) else sum(example.counted)
         try:
-            rows = form.rows(tokenizer, dialogue, limits, quirks)
-        except GLMKitError as error:
-            bad = error.behind(f"{dialogue.where}: ", DataError)
+            rows = _rows(example, form, tokenizer, limits, quirks)
+        except DataError as error:
             if on_bad_row == "refuse":
-                raise bad from error
-            report.skipped.append(str(bad))
+                raise
+            report.skipped.append(str(error))
             continue
         if not rows:
-            report.empty.append(dialogue.where)
+            report.empty.append(example.where)
         for row in rows:
             labels = sum(row.counted[1:])  # the first id of a row follows nothing
             if not labels:
-                report.masked.append(dialogue.where)
+                report.masked.append(example.where)
                 continue
-            report.count(row, labels, dialogue.where)
+            report.count(row, labels, example.where)
             ids.extend(row.ids)
             counted.extend(row.counted)
             positions.extend(row.layout.positions)
@@ -210,6 +209,18 @@ def encode_rows(
         bounds,
         report,
     )
+
+
+def _rows(
+    example: Example, form: TuningFormat, tokenizer: InputTokenizer, limits: Limits, quirks: AbstractSet[str]
+) -> list[EncodedRow]:
+    """The rows of an example. Raises DataError with its place where the family has no form for it."""
+    if isinstance(example, Tokenized):
+        return [example.row(tokenizer)]
+    try:
+        return form.rows(tokenizer, example, limits, quirks)
+    except (RequestError, TokenizerError) as error:
+        raise error.behind(f"{example.where}: ", DataError) from error
 
 
 def masked_error(name: str, report: RowReport, limits: Limits) -> DataError:
