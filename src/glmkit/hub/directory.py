@@ -9,6 +9,7 @@ from glmkit.errors import HubError, RequestError
 from glmkit.progress import Progress
 
 from . import huggingface, modelscope
+from .addresses import is_offline
 from .names import HubName, absence, existing_directory, is_slip, read_name
 from .snapshot import Snapshot, is_unfinished
 
@@ -64,7 +65,7 @@ def find_directory(
         what, step = absence(text)
         end = "" if step.endswith("?") else "."
         raise HubError(what, step=f"{step}{end} With --hub (hub=) it is looked for on {site.TITLE}", param=param)
-    if _offline():
+    if is_offline():
         missing = "is not in the cache" if cached is None else f"is not complete in the cache ({cached})"
         raise HubError(
             f"{name} is not a directory, it {missing}, and HF_HUB_OFFLINE forbids to ask {site.TITLE}",
@@ -83,9 +84,3 @@ def _chosen(hub: str | None) -> Hub:
         where = "the hub" if hub else "GLMKIT_HUB"
         raise RequestError(f"{where} is {given!r}", step=f"give {known}", param="hub")
     return _HUBS[given]
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)

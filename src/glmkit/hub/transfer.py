@@ -73,6 +73,15 @@ def fetch_json(site: Site, url: str) -> object:
     return value
 
 
+def announced_size(site: Site, file: RemoteFile) -> int | None:
+    """Bytes of a file as its host announces them before they come; None where it does not. Raises HubError."""
+    try:
+        with _open(site, file.url) as response:
+            return _announced(response, 0)
+    except StatusError as error:
+        site.refuse(f"{site.address} answers with {error} when asked for {file.path}")
+
+
 def download(site: Site, file: RemoteFile, target: Path, count: Callable[[int], None]) -> None:
     """Write `file` to `target`, which appears only when size and hash are right; an earlier, cut one is gone on with.
 

@@ -5,13 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Literal, overload
 
 from glmkit.data.records import Record
-from glmkit.data.rows import BadRowPolicy, ReadOptions
+from glmkit.data.rows import ReadOptions
 from glmkit.errors import DataError
+from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import Dialogue, Example
 
+from .published import locate
 from .report import SetReport
 from .row_files import RowFiles
 from .row_forms import Columns
@@ -19,6 +21,7 @@ from .row_reader import Answers, RowReader
 from .templates import find_templates
 from .texts import Reader
 
+OnBadRow = Literal["refuse", "skip"]
 _SKIP = "--on-bad-row skip leaves such rows out"
 
 
@@ -42,7 +45,7 @@ class DialogueSpec:
     fill: Mapping[str, str] = field(default_factory=dict)
     weights: Sequence[float] | None = None
     validation_share: float = 0.0
-    on_bad_row: BadRowPolicy = "error"
+    on_bad_row: OnBadRow = "refuse"
     encoding: str = "utf-8"
     max_rows: int | None = None
     max_validation_rows: int | None = None
@@ -99,7 +102,7 @@ class DialogueSets:
                 yield from (f"{what}, {one.name}: {line}" for line in one.report.lines())
 
 
-def open_dialogues(spec: DialogueSpec, reader: Reader | None = None) -> DialogueSets:
+def open_dialogues(spec: DialogueSpec, reader: Reader | None = None, progress: Progress | None = None) -> DialogueSets:
     """Read the sets of a fine-tuning into memory.
 
     reader: the model that they are read for. Validation sets are the named ones; without any the validation parts of
@@ -107,15 +110,14 @@ def open_dialogues(spec: DialogueSpec, reader: Reader | None = None) -> Dialogue
     Raises DataError naming file, row and field for rows that cannot be used (unless `on_bad_row` is "skip") and for
     sets without a row; ConfigError for options that cannot be.
     """
-    opener = _Opener(spec, reader or Reader())
-    return opener.sets()
+    return _Opener(spec, reader or Reader(), progress).sets()
 
 
 class _Opener:
-    def __init__(self, spec: DialogueSpec, reader: Reader) -> None:
-        self._spec, self._reader = spec, reader
+    def __init__(self, spec: DialogueSpec, reader: Reader, progress: Progress | None) -> None:
+        self._spec, self._reader, self._progress = spec, reader, progress
         self._templates = find_templates(spec.template)
-        self._options = ReadOptions(encoding=spec.encoding, on_bad_row=spec.on_bad_row)
+        self._options = ReadOptions(encoding=spec.encoding)
         check_spec(spec)
 
     def sets(self) -> DialogueSets:
@@ -151,9 +153,10 @@ class _Opener:
 
     def _read(self, name: str, wanted: tuple[str, str], limit: int | None) -> dict[str, DialogueSet]:
         """The sets of one name by split; the second split of `wanted` has no limit."""
-        files = RowFiles.of(name, self._options)
+        place = locate(name, self._spec.data_dir, self._progress)
+        files = RowFiles.of(place.path, self._options)
         reports = {split: SetReport() for split in wanted}
-        readers = {split: self._row_reader(report, name) for split, report in reports.items()}
+        readers = {split: self._row_reader(report, name, place.template) for split, report in reports.items()}
         examples: dict[str, list[Example]] = {split: [] for split in wanted}
         others: Counter[str] = Counter()
         for path, record in files.records():
@@ -182,11 +185,10 @@ class _Opener:
         _warn_of_placeholders(reports[wanted[0]])
         return found
 
-    def _row_reader(self, report: SetReport, source: str) -> RowReader:
+    def _row_reader(self, report: SetReport, source: str, template: str) -> RowReader:
         spec = self._spec
-        return RowReader(
-            self._reader, report, spec.columns, self._templates, spec.answers, spec.fill, spec.seed, source
-        )
+        templates = self._templates or find_templates([template] if template else [])
+        return RowReader(self._reader, report, spec.columns, templates, spec.answers, spec.fill, spec.seed, source)
 
     def _example(self, reader: RowReader, record: Record, file: str, report: SetReport) -> Example | None:
         try:
@@ -194,7 +196,7 @@ class _Opener:
                 raise DataError(record.problem, code="bad_row")
             return reader.read(record.fields, record.where, file, report.rows - 1)
         except DataError as error:
-            if self._spec.on_bad_row == "error":
+            if self._spec.on_bad_row == "refuse":
                 raise _placed(error, record.where) from None
             report.remark("bad_row", f"{record.where}: {error.what}")
             return None
