@@ -77,7 +77,7 @@ class EncodedRow:
 class Tokenized:
     """An example that another program has turned into ids: the first num_prompt of them are the prompt.
 
-    Its last token of the prompt, a start of the answer, is a label, too. where, source: as in `Dialogue`.
+    The prompt's last token of the prompt, a start of the answer, is a label, too. where, source: as in `Dialogue`.
     """
 
     ids: tuple[int, ...]

@@ -48,8 +48,16 @@ class TuningDataSection:
     columns: Mapping[str, str] = field(
         default_factory=dict, metadata={"help": "names of columns: {prompt: content, response: summary, history: ...}"}
     )
-    template: str | None = option(None, "text around the fields of a row; null = that of the set or format")
-    answers: Literal["all", "last"] = option("all", "answers of a conversation that the loss counts")
+    template: tuple[str, ...] = option(
+        (), "wordings by name or from YAML files, of each row one; () = that of the set or format"
+    )
+    answers: Literal["all", "last"] | None = option(
+        None, "answers of a conversation that the loss counts; null = all, but behind a history column the last"
+    )
+    fill: Mapping[str, str] = field(
+        default_factory=dict, metadata={"help": "texts for {{name}} in answers: {name: ..., author: ...}"}
+    )
+    encoding: str = option("utf-8", "of the files of rows, such as gb18030")
     source_length: int | None = option(None, "longest prompt in tokens; null = the family's published one", AT_LEAST_1)
     target_length: int | None = option(None, "longest answer in tokens; null = the family's published one", AT_LEAST_1)
     layout: Literal["padded", "packed"] = option("padded", "padded: an example a row; packed: several, isolated")
@@ -141,6 +149,8 @@ class FinetuneConfig(RunConfig):
 
 
 def _data_section(values: Mapping[str, object]) -> TuningDataSection:
-    """One set may stand without a list around it."""
-    lists = {n: [v] if n in ("train", "validation") and isinstance(v, str) else v for n, v in values.items()}
+    """One set, and one template, may stand without a list around it."""
+    lists = {
+        n: [v] if n in ("train", "validation", "template") and isinstance(v, str) else v for n, v in values.items()
+    }
     return build(TuningDataSection, lists, where="data")

@@ -32,7 +32,6 @@ _SENTENCES = {
     ),
     "placeholders": "{count} answers hold placeholders like {{{{name}}}}; data.fill gives their texts; first {first}",
     "over_limit": "{count} rows beyond the largest number of rows are not read; first {first}",
-    "by_split": "{count} files of other splits are not read here; first {first}",
 }
 
 

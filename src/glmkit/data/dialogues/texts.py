@@ -70,6 +70,8 @@ def written(value: object, field: str) -> str:
 def without_end_words(answer: str) -> tuple[str, bool]:
     """An answer without the end words of models at its end, and the white space around them; True if there were any."""
     found = _ENDS.search(answer) if answer.rstrip().endswith(">") else None
+    if found is not None and "</s>" in found[0] and "<s>" in answer:  # what is struck out in a text of HTML
+        found = None
     return (answer[: found.start()], True) if found else (answer, False)
 
 
