@@ -39,7 +39,7 @@ class PublishedSet:
 
     @property
     def known_as(self) -> frozenset[str]:
-        """All names, in lower case."""
+        """Names of it, in lower case."""
         return frozenset((self.folder.lower(), *self.names))
 
 
