@@ -13,6 +13,7 @@ from glmkit.cli.old_scripts.script_table import Script
 from glmkit.cli.old_scripts.translate import translate
 from glmkit.cli.old_scripts.translation import Machine, Translation
 from glmkit.errors import GLMKitError, RequestError
+from glmkit.train.finetuning_recipes import FINETUNING
 from support.seed_commands import ALL, CHATGLM_TUNING, GENERATION, PADDLENLP, PTUNING
 
 CPU, FOUR = Machine(), Machine(accelerators=4, float16=True)
@@ -79,7 +80,7 @@ def test_drawn_beams() -> None:
 @pytest.mark.parametrize(("flags", "rank"), [("--lora True", "4"), ("--lora True --r 8", "8"), ("--lora", "4")])
 def test_lora_of_paddlenlp(flags: str, rank: str) -> None:
     found = options(f"{GENERATION} {flags}")
-    assert (found["tuning.method"], found["adapter.r"], found["adapter.alpha"]) == ("lora", rank, "8")
+    assert (found["tuning.method"], found["adapter.rank"], found["adapter.alpha"]) == ("lora", rank, "8")
     assert found["adapter.targets"] == "[query_key_value]"
     assert options(PADDLENLP["instructions"] + " --lora")["adapter.targets"] == "[q_proj, v_proj]"
 
@@ -117,15 +118,15 @@ def test_under_a_real_launcher() -> None:
 def test_ptuning() -> None:
     found = options(PTUNING["train"])
     want = {
-        "tuning.method": "prefix", "adapter.pre_seq_len": "128", "adapter.prefix_projection": "false",
+        "tuning.method": "prefix", "adapter.length": "128", "adapter.projection": "false",
         "model.quantization_bit": "4", "training.max_steps": "3000", "training.gradient_accumulation_steps": "16",
         "optimizer.learning_rate": "0.02", "optimizer.weight_decay": "0.0", "schedule.lr_decay_ratio": "0",
         "schedule.warmup_ratio": "0.0", "training.recompute": "true", "checkpoint.every": "1000",
-        "data.columns": "{prompt: content, response: summary}", "data.train": "[AdvertiseGen/train.json]",
+        "data.columns.prompt": "content", "data.columns.response": "summary", "data.train": "AdvertiseGen/train.json",
     }  # fmt: skip
     assert want.items() <= found.items()
     assert "training.num_epochs" not in found
-    assert options(PTUNING["train_chat"])["data.columns"] == "{prompt: prompt, response: response, history: history}"
+    assert options(PTUNING["train_chat"])["data.columns.history"] == "history"
     full = options(PTUNING["ds_train_finetune"])
     assert (full["tuning.method"], full["training.gradient_accumulation_steps"]) == ("full", "4")
 
@@ -161,7 +162,7 @@ def test_flags_of_a_file(tmp_path: Path) -> None:
 def test_lora_of_chatglm_tuning() -> None:
     found = options(CHATGLM_TUNING["finetune"])
     want = {
-        "tuning.method": "lora", "adapter.r": "8", "adapter.alpha": "32", "adapter.dropout": "0.1",
+        "tuning.method": "lora", "adapter.rank": "8", "adapter.alpha": "32", "adapter.dropout": "0.1",
         "model.quantization_bit": "8", "training.max_steps": "52000", "checkpoint.keep_last": "2",
         "training.micro_batch_size": "6", "output.directory": "output",
     }  # fmt: skip
@@ -227,3 +228,23 @@ def test_tables(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["script", script.title, "--help"]) == 0
     out = capsys.readouterr().out
     assert [name for name in names if f"--{name} " not in out] == []
+
+
+def test_every_key_of_a_recipe_exists() -> None:
+    known = {leaf.name for leaf in FINETUNING.leaves()}
+    for script in SCRIPTS:
+        named = [option for item in script.flags for option in item.options("finetune")]
+        named += [name.split(" ")[1] for name in script.facts if name.split(" ")[0] in ("finetune", "lora")]
+        keys = {name for name in named if "." in name and not name.startswith("data.columns")}
+        assert sorted(keys - known) == [], script.title
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "finetune" in name or "train" in name or "lora" in name])
+def test_settings_are_taken(name: str) -> None:
+    """A recipe takes all settings that a command becomes, whichever of them it has by itself."""
+    step = translated(ALL[name]).steps[0]
+    if step.words[0] != "finetune":
+        return
+    overrides = {key: value for key, value in options(ALL[name]).items() if "." in key}
+    config = FINETUNING.read(step.words[1], overrides)
+    assert config.output.directory == overrides["output.directory"]

@@ -45,7 +45,7 @@ FINETUNE = Script(
         flag("dataset_path", "text", "data/alpaca", "finetune data.train", "a datasets folder of ids, or any file that "
              "glm finetune reads", rule=True),
         flag("model_path", "text", "output", "", "the original does not use it either"),
-        flag("lora_rank", "int", 8, "finetune adapter.r"),
+        flag("lora_rank", "int", 8, "finetune adapter.rank"),
         flag("chatglm_path", "text", _BASE, "finetune model.base", "the original's default is model_path/chatglm"),
         *TRANSFORMERS,
     ),

@@ -34,7 +34,7 @@ _MODEL: tuple[Flag, ...] = (
     flag("label_smoothing", "float", 0.1, "finetune tuning.label_smoothing"),
     flag("lr_decay_ratio", "float", 0.1, "finetune schedule.lr_decay_ratio"),
     flag("lora", "bool", False, "finetune tuning.method lora", "without it all weights are trained", rule=True),
-    flag("r", "int", 4, "finetune adapter.r", "with --lora; alpha stays at 8", rule=True),
+    flag("r", "int", 4, "finetune adapter.rank", "with --lora; alpha stays at 8", rule=True),
 )
 
 FINETUNE_GENERATION = Script(

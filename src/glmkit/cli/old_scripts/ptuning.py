@@ -25,9 +25,9 @@ _MODEL: tuple[Flag, ...] = (
     flag("resize_position_embeddings", "bool", None, "", "these models have no table of positions"),
     flag("quantization_bit", "int", None, "finetune model.quantization_bit; generate quantize; serve quantize",
          "4 or 8", rule=True),
-    flag("pre_seq_len", "int", None, "finetune tuning.method prefix; finetune adapter.pre_seq_len", "without it all "
+    flag("pre_seq_len", "int", None, "finetune tuning.method prefix; finetune adapter.length", "without it all "
          "weights are trained; for prediction the adapter's own files decide, another value is an error", rule=True),
-    flag("prefix_projection", "bool", False, "finetune adapter.prefix_projection", "for prediction the adapter's own "
+    flag("prefix_projection", "bool", False, "finetune adapter.projection", "for prediction the adapter's own "
          "files decide", rule=True),
 )  # fmt: skip
 
@@ -51,12 +51,13 @@ _DATA: tuple[Flag, ...] = (
     flag("val_max_target_length", "int", None, "generate max_new_tokens", "without it --max_target_length", rule=True),
     flag("pad_to_max_length", "bool", False, "", "rows are padded to the longest of a batch, which changes no number"),
     flag("max_train_samples", "int", None, "finetune data.max_train_rows"),
-    flag("max_eval_samples", "int", None, "finetune data.max_validation_rows; generate max_rows", rule=True),
+    flag("max_eval_samples", "int", None, "finetune evaluation.rows; generate max_rows", rule=True),
     flag("max_predict_samples", "int", None, "generate max_rows", rule=True),
     flag("num_beams", "int", None, "generate num_beams", "1 without it", rule=True),
     flag("ignore_pad_token_for_loss", "bool", True, "", "False is refused: padding never counts",
          values={"true": "true"}),
-    flag("source_prefix", "text", "", "finetune data.template; generate template", "in front of the prompt", rule=True),
+    flag("source_prefix", "text", "", "", "refused: write it into a template, --data.template FILE.yaml",
+         values={"": ""}),
     flag("forced_bos_token", "text", None, "", "the original does not use it either"),
 )  # fmt: skip
 

@@ -14,7 +14,8 @@ Plan = Literal["tune", "predict", "export", "cover", "tokenize", "chat", "page",
 class Flag:
     """A flag of an original script.
 
-    became: "VERB OPTION" for each native command that takes the value, or "VERB OPTION VALUE" for a fixed one. about:
+    became: "VERB OPTION" for each native command that takes the value, "VERB OPTION VALUE" for a fixed one, a verb alone
+    for a command that the flag asks for. about:
     what a value does here where that is not plain, or what happens instead of it; told when the flag is given and
     `became` is empty. rule: `translate` decides, looking at other flags too. values: the accepted words -> ours; every
     other word is refused. needed: the original refuses to start without it.
@@ -31,8 +32,8 @@ class Flag:
 
     def options(self, verb: str) -> list[str]:
         """Options of a native verb that take the value of this flag."""
-        words = [item.split(" ") for item in self.became]
-        return [option for name, option, *fixed in words if name == verb and not fixed]
+        parts = (item.split(" ") for item in self.became)
+        return [words[1] for words in parts if words[0] == verb and len(words) == 2]
 
 
 @dataclass(frozen=True, kw_only=True)

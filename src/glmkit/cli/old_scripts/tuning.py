@@ -6,10 +6,12 @@ from pathlib import Path
 from glmkit.errors import RequestError
 
 from .command_line import Given
-from .data_names import answer_data_options, data_options, published_validation
+from .data_names import answer_data_options, data_options, published_set
 from .prediction import beam_options, device_options, quantize_option
 from .translation import Machine, Options, Step, Translation, plain_options
 
+# Reporters that stand for the files which every run has.
+_LOCAL = ("none", "all", "visualdl")
 _FP32 = "--{0}: PyTorch sees no CUDA here, and fp16 is trained on CUDA alone; this run computes in float32"
 
 
@@ -72,8 +74,8 @@ def _method(given: Given, options: Options) -> str:
             options.set("tuning.method", "full")
             return "full"
         options.set("tuning.method", "prefix")
-        options.set("adapter.pre_seq_len", length)
-        options.set("adapter.prefix_projection", given.values["prefix_projection"])
+        options.set("adapter.length", length)
+        options.set("adapter.projection", given.values["prefix_projection"])
         return "ptuning"
     if "lora" in flags:
         if not given.values["lora"]:
@@ -82,7 +84,7 @@ def _method(given: Given, options: Options) -> str:
                 raise RequestError("--r is the rank of LoRA", step="add --lora True", param="r")
             return "full"
         options.set("tuning.method", "lora")
-        options.set("adapter.r", given.values["r"])
+        options.set("adapter.rank", given.values["r"])
         for name, value in given.script.facts.items():
             if name.startswith("lora "):
                 options.set(name.removeprefix("lora "), value)
@@ -173,17 +175,18 @@ def _has_validation(given: Given) -> bool:
 def _reporting(given: Given, options: Options, translation: Translation) -> None:
     if given.values["disable_tqdm"]:
         options.turn_on("quiet")
+    options.set("output.log_every", max(1, given.whole("logging_steps") or 1))
     names = given.values["report_to"] or []
     assert isinstance(names, list)
-    if {"tensorboard", "all"} & set(names):
-        options.set("output.tensorboard", True)
-    others = [name for name in names if name not in ("tensorboard", "all", "none")]
-    if others:
-        raise RequestError(
-            f"--report_to {' '.join(others)} is not known here",
-            step="metrics.jsonl is always written; give tensorboard or none",
-            param="report_to",
-        )
+    local = [name for name in names if name in _LOCAL]
+    if local and local != ["none"]:
+        translation.note(f"--report_to {' '.join(local)}: metrics.jsonl and loss.png of the run directory")
+    options.set("output.report_to", [name for name in names if name not in _LOCAL])
+    metric = given.text("metric_for_best_model")
+    if given.values["load_best_model_at_end"]:
+        options.set("checkpoint.export", "best")
+        metric = metric or "loss"
+    options.set("checkpoint.best", "null" if metric is None else metric.removeprefix("eval_"))
 
 
 def _resumption(given: Given, options: Options, translation: Translation) -> None:
@@ -210,7 +213,7 @@ def _score(given: Given, machine: Machine, translation: Translation, model: str,
     else:
         if stage == "do_predict":
             raise RequestError("--do_predict: these scripts have no test rows", step="leave it out", param=stage)
-        source = published_validation(given)
+        source = published_set(given)
         options.set("data_dir", given.values["data_dir"])
         beam_options(given, options)
     options.set("input", source)
