@@ -14,11 +14,10 @@ Plan = Literal["tune", "predict", "export", "cover", "tokenize", "chat", "page",
 class Flag:
     """A flag of an original script.
 
-    became: "VERB OPTION" for each native command that takes the value, "VERB OPTION VALUE" for a fixed one, a verb alone
-    for a command that the flag asks for. about:
-    what a value does here where that is not plain, or what happens instead of it; told when the flag is given and
-    `became` is empty. rule: `translate` decides, looking at other flags too. values: the accepted words -> ours; every
-    other word is refused. needed: the original refuses to start without it.
+    became: "VERB OPTION" for each native command that takes the value, "VERB OPTION VALUE" for a fixed one, "VERB" for
+    a command that the flag asks for. about: what a value does here where that is not plain, or what happens instead of
+    it; told when the flag is given and `became` is empty. rule: `translate` decides, looking at other flags too.
+    values: the accepted words -> ours; every other word is refused. needed: the original refuses to start without it.
     """
 
     name: str
