@@ -118,6 +118,10 @@ class UnreadWarning(UserWarning):
     """Contents of a model directory that other programs read and glmkit does not."""
 
 
+class MismatchWarning(UserWarning):
+    """An adapter on another base, in another precision or with other prompts than it was trained with."""
+
+
 class DamageWarning(UserWarning):
     """A damaged checkpoint that was passed over for an earlier one."""
 

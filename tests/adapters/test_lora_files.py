@@ -13,11 +13,13 @@ from torch import Tensor
 
 from adapters.paddle_files import write_paddle
 from adapters.published import TINY, adapter_delta, ids, matrix_shapes, tiny_model, with_deltas
+from glmkit.adapters.adapter import Origin
 from glmkit.adapters.attach import attached, detach_adapter, merge_adapter, new_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.adapters.lora.layer import LoraLinear, LowRank, grouped_to_dense, join_rows, split_rows
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
+from glmkit.checkpoint.taught import Taught
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, RequestError
 from glmkit.families.family import all_families
@@ -314,11 +316,14 @@ def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> Non
 def test_the_record_says_which_base(tmp_path: Path) -> None:
     model = tiny_model("glm")
     new_adapter(model, LoraOptions(("q_proj",), rank=2))
-    save_adapter(model, tmp_path / "a", prompt={"template": "{query}"}, base_name="THUDM/glm-large")
+    save_adapter(
+        model, tmp_path / "a", origin=Origin("THUDM/glm-large", "/models/glm-large", Taught("belle", (), (7,)))
+    )
     record = json.loads((tmp_path / "a" / "glmkit_adapter.json").read_text())
     assert record["base"]["family"] == "glm"
     assert record["base"]["dtype"] == "float32"
-    assert record["prompt"] == {"template": "{query}"}
+    assert (record["base"]["name"], record["base"]["path"]) == ("THUDM/glm-large", "/models/glm-large")
+    assert record["taught"] == {"template": "belle", "quirks": [], "stop_ids": [7]}
     with pytest.raises(CheckpointError, match="not empty"):
         save_adapter(model, tmp_path / "a")
     save_adapter(model, tmp_path / "a", replace=True)

@@ -16,6 +16,7 @@ from glmkit import adapters
 from glmkit.checkpoint.files.paddle_file import write_paddle
 from glmkit.checkpoint.files.stream import Entry
 from glmkit.checkpoint.files.tensors import TensorInfo
+from glmkit.checkpoint.taught import Taught
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.families.common.layout import Layout
@@ -65,6 +66,18 @@ class Base:
     def float_tensor(self) -> Tensor:
         """A tensor that is float in every model, quantised or not: its dtype and device are the base's."""
         return self.model.model.norm_weight
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter comes from: its base by name and as a directory, and what was taught with it.
+
+    base_name: as somebody gave it, a directory or a name on a hub. base_path: the directory, absolute.
+    """
+
+    base_name: str | None = None
+    base_path: str | None = None
+    taught: Taught = Taught()  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,10 @@ class Adapter(ABC):
     def __init__(self, info: AdapterInfo) -> None:
         self.info = info
         self.trained = False  # its parameters get gradients; decided before it is put on
+        self.origin = Origin()
+        self.new_tokens: Mapping[str, int] = {}
+        self.tokenizer: Tokenizer | None = None  # the one that has them
+        self.base: Mapping[str, object] = {}  # facts of the base, since the adapter is on it (`base_facts`)
         self.frozen: list[nn.Parameter] = []  # of the base, while the adapter alone is trained
 
     # --- files --------------------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ from glmkit.checkpoint.files.open_file import open_tensor_file
 from glmkit.checkpoint.native import read_json
 from glmkit.checkpoint.open import map_files
 from glmkit.checkpoint.plain_names import is_adapter_part
+from glmkit.checkpoint.run_directory import ADAPTER_RECORD
 from glmkit.checkpoint.sources import name_sources
 from glmkit.errors import CheckpointError, GLMKitError
 from glmkit.finite import all_finite
 
 Origin = Literal["torch", "peft", "paddle"]
 
-RECORD = "glmkit_adapter.json"  # what `directory.save_adapter` writes beside an adapter
+RECORD = ADAPTER_RECORD  # what `directory.save_adapter` writes beside an adapter
 PADDLE: Literal["paddle"] = "paddle"  # the origin, and the container of layouts, of what PaddleNLP reads
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -12,6 +12,7 @@ from glmkit.model import GLM
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .adapter import Adapter, AdapterInfo, Base, NewAdapter
+from .base_facts import base_facts
 
 
 def find_attached(model: GLM) -> Adapter | None:
@@ -42,6 +43,7 @@ def put_on(model: GLM, adapter: Adapter, *, trainable: bool) -> AdapterInfo:
     """Put an adapter on its base. trainable: see `set_trainable`. Raises RequestError when there is one already."""
     refuse_second(model)
     adapter.trained = trainable
+    adapter.base = base_facts(Base(model))
     adapter.put_on(model)
     model.__dict__["_adapter"] = adapter
     set_trainable(model, trainable)
@@ -70,6 +72,7 @@ def new_adapter(
         if seed is not None:
             torch.manual_seed(seed)
         adapter = options.build(base)
+    adapter.tokenizer = tokenizer
     return put_on(model, adapter, trainable=True)
 
 

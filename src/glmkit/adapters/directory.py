@@ -1,31 +1,31 @@
 """Adapter directories: from files to an adapter on a model and back, and the record that says for which base it is.
 
-`glmkit_adapter.json` holds sizes and facts of the base, which nothing in PEFT's files says, and the prompt template.
+`glmkit_adapter.json` holds sizes, precision and a fingerprint of the base, which nothing in PEFT's files says, where it
+lies, the prompts that the adapter was trained with and the ids at which its answers end.
 """
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from glmkit.checkpoint.native import write_json
-from glmkit.errors import CheckpointError, RequestError
+from glmkit.checkpoint.native import read_json, write_json
+from glmkit.checkpoint.taught import Taught
+from glmkit.errors import CheckpointError, MismatchWarning, RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
 from glmkit.files import atomic_directory
 from glmkit.model import GLM
 
-from .adapter import AdapterInfo, Base, Saving, all_kinds
+from .adapter import AdapterInfo, Base, Origin, Saving, all_kinds
 from .adapter_files import RECORD, AdapterFiles, hint
 from .attach import attached, put_on, refuse_second
+from .base_facts import Differences, base_facts, compare_bases
 
 FORMAT = 1
-
-# Sizes that must agree, and facts that should.
-_SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "kv_heads", "head_dim", "inner_size")
-_FACTS = ("family", "dtype", "quantization")
 
 
 def open_adapter(directory: Path, *, beside_weights: bool = False) -> AdapterFiles:
@@ -66,19 +66,49 @@ def apply_adapter(
     becomes updates of our parts, which share its A as one parameter. alpha: of a LoRA whose directory does not state
     it. trainable: see `attach.set_trainable`.
 
-    The adapter's parameters are float32 (float64 where the file is) on the base's device. Raises CheckpointError,
-    ConfigError or RequestError; then the model is unchanged.
+    The adapter's parameters are float32 (float64 where the file is) on the base's device. A base or a quantisation
+    other than the recorded one is warned of (MismatchWarning). Raises CheckpointError, ConfigError or RequestError;
+    then the model is unchanged.
     """
     refuse_second(model)
     path, base = Path(directory), Base(model, family, layout)
     files = open_adapter(path, beside_weights=beside_weights)
-    notes = _check_record(files.record, base, str(path))
+    _check_format(files.record, path)
+    differences = Differences()
+    if files.record:
+        recorded = files.record.get("base")
+        if not isinstance(recorded, Mapping):
+            raise CheckpointError(f"{path}: {RECORD} names no base", step="write the adapter again")
+        differences = compare_bases(recorded, base_facts(base), str(path))
     kind = all_kinds()[files.kind]
     if alpha is not None and not kind.takes_alpha:
         raise RequestError(f"alpha={alpha:g} has no effect on the {kind.kind} in {path}", step="leave it out")
     adapter = kind.read(files, base, alpha)
-    adapter.info = dataclasses.replace(adapter.info, notes=(*notes, *adapter.info.notes))
+    for text in differences.warnings:
+        warnings.warn(f"adapter {path}: {text}", MismatchWarning, stacklevel=3)
+    notes = (*differences.notes, *differences.warnings, *adapter.info.notes)
+    adapter.info = dataclasses.replace(adapter.info, notes=notes)
+    adapter.origin, adapter.new_tokens = recorded_origin(files.record, path), _new_tokens(files.record, path)
     return put_on(model, adapter, trainable=trainable)
+
+
+def read_origin(directory: Path) -> Origin | None:
+    """The origin in an adapter directory's record, None where there is no record. Raises CheckpointError."""
+    if not (directory / RECORD).is_file():
+        return None
+    record = read_json(directory / RECORD)
+    _check_format(record, directory)
+    return recorded_origin(record, directory)
+
+
+def recorded_origin(record: Mapping[str, object], directory: Path) -> Origin:
+    """The base and what was taught, as a record says it. Raises CheckpointError for values of another kind."""
+    base, source = record.get("base"), f"{directory}: {RECORD}"
+    names = [base.get(key) if isinstance(base, Mapping) else None for key in ("name", "path")]
+    if not all(isinstance(name, str | None) for name in names):
+        raise CheckpointError(f"{source}: the base is called {names}; it must have a name and a path")
+    taught = record.get("taught")
+    return Origin(*names, Taught.from_dict(taught if isinstance(taught, Mapping) else {}, source))
 
 
 def save_adapter(
@@ -87,72 +117,71 @@ def save_adapter(
     *,
     layout: Layout | None = None,
     dtype: torch.dtype | None = None,
-    base_name: str | None = None,
-    prompt: Mapping[str, object] | None = None,
+    origin: Origin | None = None,
     replace: bool = False,
 ) -> list[str]:
     """Write the model's adapter into a new directory, which appears whole or not at all; notes, one line each.
 
-    LoRA: `adapter_config.json`, `adapter_model.safetensors`, under our module names (those of the `-hf` layouts but for
-    gate and up, which we keep apart) or those of `layout`, where updates of fused parts are joined: at their own rank
-    where they share one A, else stacked at the sum of the ranks. Prefix: `pytorch_model.bin`, `config.json` as the
-    published training code writes them. A `layout` of the Paddle container: PaddleNLP's files of either. All have
-    `glmkit_adapter.json` with the base's sizes and `prompt` beside them.
-
-    dtype None: what the adapter was read from when no value changes by it, else float32. base_name: for PEFT's
-    `base_model_name_or_path`. Raises CheckpointError when the directory exists with content and `replace` is False.
+    See `write_adapter`. Raises CheckpointError when the directory exists with content and `replace` is False.
     """
-    adapter, base = attached(model), Base(model)
     try:
         with atomic_directory(directory, replace=replace) as folder:
-            saving = Saving(folder, layout, dtype, base_name)
-            naming, more = adapter.save(base, saving)
-            record: dict[str, object] = {"format": FORMAT, "kind": adapter.kind, "naming": naming}
-            record |= {"base": _base_facts(base), **more, "prompt": None if prompt is None else dict(prompt)}
-            write_json(folder / RECORD, record)
+            return write_adapter(model, folder, layout=layout, dtype=dtype, origin=origin)
     except FileExistsError as error:
         raise CheckpointError(str(error)) from None
     except OSError as error:
         raise CheckpointError(
             f"{directory} cannot be written ({error})", step="make room or choose another place"
         ) from error
+
+
+def write_adapter(
+    model: GLM,
+    folder: Path,
+    *,
+    layout: Layout | None = None,
+    dtype: torch.dtype | None = None,
+    origin: Origin | None = None,
+) -> list[str]:
+    """Write the model's adapter into an existing directory; notes, one line each.
+
+    LoRA: `adapter_config.json`, `adapter_model.safetensors`, under our module names (those of the `-hf` layouts but for
+    gate and up, which we keep apart) or those of `layout`, where updates of fused parts are joined: at their own rank
+    where they share one A, else stacked at the sum of the ranks. Prefix: `pytorch_model.bin`, `config.json` as the
+    published training code writes them. A `layout` of the Paddle container: PaddleNLP's files of either. All have
+    `glmkit_adapter.json` beside them, and the tokenizer where the adapter has tokens of its own.
+
+    dtype None: what the adapter was read from when no value changes by it, else float32. origin: of the adapter, as it
+    was read or made without it. Raises CheckpointError, OSError.
+    """
+    adapter, base = attached(model), Base(model)
+    adapter.origin = origin or adapter.origin
+    saving = Saving(folder, layout, dtype, adapter.origin.base_name)
+    naming, more = adapter.save(base, saving)
+    record: dict[str, object] = {"format": FORMAT, "kind": adapter.kind, "naming": naming}
+    record["base"] = {"name": adapter.origin.base_name, "path": adapter.origin.base_path, **adapter.base}
+    record |= {**more, "taught": adapter.origin.taught.to_dict(), "new_tokens": dict(adapter.new_tokens)}
+    write_json(folder / RECORD, record)
+    if adapter.new_tokens:
+        if adapter.tokenizer is None:
+            raise CheckpointError(
+                f"the adapter has tokens of its own ({', '.join(adapter.new_tokens)}), and no tokenizer was given",
+                step="load it with glmkit.load",
+            )
+        adapter.tokenizer.save(folder)
     return saving.notes
 
 
-def _base_facts(base: Base) -> dict[str, object]:
-    """Sizes, family, dtype and quantisation of a base model, as JSON values."""
-    config, stored = base.config, base.config.quantization
-    return {
-        "family": config.family,
-        **{name: getattr(config, name) for name in _SIZES},
-        "dtype": str(base.float_tensor.dtype).removeprefix("torch."),
-        "quantization": stored and dataclasses.asdict(stored),
-    }
-
-
-def _check_record(record: Mapping[str, object], base: Base, source: str) -> list[str]:
-    """Compare an adapter's record with this base; one note per fact that differs.
-
-    Raises CheckpointError for another format, and for sizes that differ, naming both.
-    """
-    if not record:
-        return []
-    if type(record.get("format")) is not int or record["format"] != FORMAT:
+def _check_format(record: Mapping[str, object], directory: Path) -> None:
+    if record and (type(record.get("format")) is not int or record["format"] != FORMAT):
         raise CheckpointError(
-            f"{source}: {RECORD} has format {record.get('format')!r}, this glmkit reads {FORMAT}",
+            f"{directory}: {RECORD} has format {record.get('format')!r}, this glmkit reads {FORMAT}",
             step="use the version that wrote it",
         )
-    made_for, here = record.get("base"), _base_facts(base)
-    if not isinstance(made_for, Mapping):
-        raise CheckpointError(f"{source}: {RECORD} names no base", step="write the adapter again")
-    for name in _SIZES:
-        if name in made_for and (type(made_for[name]) is not int or made_for[name] != here[name]):
-            raise CheckpointError(
-                f"{source}: made for a base with {name} {made_for[name]!r}, this model has {here[name]}",
-                step="load it on the base it was trained with",
-            )
-    return [
-        f"made on a base with {name} {made_for[name]!r}, this one has {here[name]!r}"
-        for name in _FACTS
-        if name in made_for and made_for[name] != here[name]
-    ]
+
+
+def _new_tokens(record: Mapping[str, object], directory: Path) -> dict[str, int]:
+    tokens = record.get("new_tokens", {})
+    if not isinstance(tokens, Mapping) or not all(type(index) is int for index in tokens.values()):
+        raise CheckpointError(f"{directory}: {RECORD}: new_tokens is {tokens!r}; it must be ids by token")
+    return dict(tokens)

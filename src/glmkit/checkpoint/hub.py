@@ -13,6 +13,7 @@ from glmkit.hub.directory import find_directory
 from glmkit.progress import Progress
 
 from .detect import ADAPTER_FILES, TAG_FILES, TRAINING, WEIGHT_SUFFIXES, detect
+from .run_directory import named_checkpoint
 
 _INDEX = ".index.json"
 Need = Literal["model", "tokenizer", "config"]
@@ -28,9 +29,10 @@ def local_directory(
 ) -> Path:
     """The directory itself, or where the hub's files of `org/name` (`org/name@revision`) lie.
 
-    A directory of this machine comes first, then a copy in the hub's cache, which is used without a request; else the
-    files are downloaded. hub: "huggingface" or "modelscope". need: what it is for; without "model" no weights are
-    downloaded. param: the argument, for errors. Raises CheckpointError, RequestError or OSError.
+    `RUN/checkpoint-N` is the checkpoint of that step. A directory of this machine comes first, then a copy in the hub's
+    cache, which is used without a request; else the files are downloaded. hub: "huggingface" or "modelscope". need: what
+    it is for; without "model" no weights are downloaded. param: the argument, for errors. Raises CheckpointError,
+    RequestError or OSError.
     """
     is_whole: dict[Need, Callable[[Path], bool]] = {
         "model": _holds_weights,
@@ -41,6 +43,8 @@ def local_directory(
     def choose(names: Sequence[str]) -> list[str]:
         return files_to_read(names, weights=need == "model")
 
+    if isinstance(source, str | os.PathLike) and (found := named_checkpoint(Path(source))) != Path(source):
+        source = found
     return find_directory(source, choose, is_whole[need], hub=hub, progress=progress, param=param)
 
 

@@ -29,11 +29,13 @@ STATE_FILE = "trainer.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 OPTIMIZER_FILE = "optimizer.safetensors"
+ADAPTER_RECORD = "glmkit_adapter.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FORMAT = 1
 _MOST_BYTES = 256 << 20  # of a trainer.json, which has the random states of every rank
 _NAME = re.compile(r"step-(\d{8,})")
+_TRAINERS_NAME = re.compile(r"checkpoint-(\d{1,15})")  # of checkpoints in other trainers' runs
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ def step_of(path: Path) -> int | None:
 def step_path(run: Path, step: int) -> Path:
     """The directory of a run's checkpoint."""
     return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def named_checkpoint(path: Path) -> Path:
+    """The checkpoint that `RUN/checkpoint-N` means, as other trainers name theirs; any other path as it is.
+
+    Raises CheckpointError for a step without a checkpoint, with those that have one.
+    """
+    match = _TRAINERS_NAME.fullmatch(path.name)
+    if match is None or path.exists() or not is_run(path.parent):
+        return path
+    target = step_path(path.parent, int(match[1]))
+    if target.is_dir():
+        return target
+    known = names_text((f"checkpoint-{step}" for step in reversed(steps_of(path.parent))), 8)
+    raise CheckpointError(
+        f"{path.parent} keeps no checkpoint of step {match[1]}", step=f"it has {known or 'none yet'}", param="source"
+    )
 
 
 def steps_of(run: Path) -> list[int]:
@@ -243,7 +262,9 @@ def read_record(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_own(directory: Path) -> bool:
-    """True for a model directory that glmkit wrote."""
+    """True for a model directory, or an adapter's, that glmkit wrote."""
+    if (directory / ADAPTER_RECORD).is_file():
+        return True
     try:
         return FORMAT_KEY in read_json(directory / CONFIG_FILE)
     except (CheckpointError, OSError):

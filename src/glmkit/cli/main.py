@@ -14,7 +14,15 @@ from typing import NamedTuple, TextIO
 
 from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
-from glmkit.errors import DamageWarning, GLMKitError, GuessWarning, UnreadWarning, did_you_mean, printable
+from glmkit.errors import (
+    DamageWarning,
+    GLMKitError,
+    GuessWarning,
+    MismatchWarning,
+    UnreadWarning,
+    did_you_mean,
+    printable,
+)
 
 
 class Verb(NamedTuple):
@@ -107,7 +115,7 @@ def _warnings_as_lines(verb: str) -> Iterator[None]:
                 others(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
-        for kind in (DamageWarning, GuessWarning, UnreadWarning):
+        for kind in (DamageWarning, GuessWarning, MismatchWarning, UnreadWarning):
             warnings.simplefilter("always", kind)
         yield
 

@@ -89,7 +89,10 @@ class LoraOptions:
         largest = max(update.rank for update in updates.values())
         info = AdapterInfo(LoraAdapter.kind, None, largest, len(updates), torch.float32, OWN.name)
         replaced = self._replaced(base, updates)
-        return LoraAdapter(info, _layers(base.model, updates, self.dropout), replaced, root=self.root)
+        adapter = LoraAdapter(info, _layers(base.model, updates, self.dropout), replaced, root=self.root)
+        if self.new_tokens:
+            adapter.new_tokens = dict(zip(self.new_tokens, _new_ids(base, self.new_tokens), strict=True))
+        return adapter
 
     def _replaced(self, base: Base, updates: Mapping[str, LowRank]) -> dict[str, Replaced]:
         """The parameters of the base that are trained in the adapter's own version."""
@@ -110,7 +113,7 @@ class LoraOptions:
                 replaced.setdefault(name, Replaced(own_value(model.get_parameter(name))))
         for stem in token_tables(model) if self.new_tokens else ():
             if f"{stem}.weight" not in replaced:
-                rows = _new_rows(base, self.new_tokens)
+                rows = torch.tensor(_new_ids(base, self.new_tokens))
                 table = floats_of(model.get_submodule(stem), "weight", rows)
                 replaced[f"{stem}.weight"] = Replaced(own_value(table), rows)
         return replaced
@@ -236,15 +239,15 @@ class LoraAdapter(Adapter):
             model.set_submodule(stem, layer.base)
 
 
-def _new_rows(base: Base, texts: Sequence[str]) -> Tensor:
-    """The ids of tokens that were added (N,). Raises ConfigError where the tokenizer lacks one."""
+def _new_ids(base: Base, texts: Sequence[str]) -> list[int]:
+    """The ids of tokens that were added. Raises ConfigError where the tokenizer lacks one."""
     known = base.tokenizer
     ids = [known.token_to_id(text) if isinstance(known, ComposedTokenizer) else None for text in texts]
-    if None in ids:
-        raise ConfigError(
-            f"new token {texts[ids.index(None)]!r} has no id", step="add it to the tokenizer first", param="new_tokens"
-        )
-    return torch.tensor(ids)
+    found = [index for index in ids if index is not None]
+    if len(found) < len(ids):
+        what = f"new token {texts[ids.index(None)]!r} has no id"
+        raise ConfigError(what, step="add it to the tokenizer first", param="new_tokens")
+    return found
 
 
 def _is_paddle(directory: Path) -> bool:

@@ -1,0 +1,53 @@
+"""Facts that fine-tuning teaches beside the weights: the form of its prompts, and the ids that end an answer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from glmkit.errors import CheckpointError
+
+from .native import read_json, write_json
+
+TAUGHT_FILE = "glmkit_tuning.json"  # beside the weights of a model; an adapter's record has it inside
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The prompts and ends of answers that a training used.
+
+    template: the text around the fields of a row, by name, None for the family's own form. quirks: names of what the
+    reference does otherwise and was switched on. stop_ids: ids that ended the answers.
+    """
+
+    template: str | None = None
+    quirks: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as `from_dict` reads them."""
+        return {"template": self.template, "quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object], source: str) -> Self:
+        """Read what `to_dict` made; unknown keys are left alone. Raises CheckpointError for values of another kind."""
+        template, quirks, stops = values.get("template"), values.get("quirks", []), values.get("stop_ids", [])
+        if not isinstance(template, str | None):
+            raise CheckpointError(f"{source}: template is {template!r}; it must be a name", param="template")
+        if not isinstance(quirks, list) or not all(isinstance(name, str) for name in quirks):
+            raise CheckpointError(f"{source}: quirks is {quirks!r}; it must be a list of names", param="quirks")
+        if not isinstance(stops, list) or not all(type(index) is int for index in stops):
+            raise CheckpointError(f"{source}: stop_ids is {stops!r}; it must be a list of ids", param="stop_ids")
+        return cls(template, tuple(quirks), tuple(stops))
+
+
+def write_taught(directory: Path, taught: Taught) -> None:
+    """Write it beside the weights of a model; nothing where nothing was taught."""
+    if taught != Taught():
+        write_json(directory / TAUGHT_FILE, asdict(taught))
+
+
+def read_taught(directory: Path) -> Taught:
+    """Read it from a model directory; an empty one where none was written. Raises CheckpointError."""
+    path = directory / TAUGHT_FILE
+    return Taught.from_dict(read_json(path), str(path)) if path.is_file() else Taught()
