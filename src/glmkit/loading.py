@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Literal
 
 import torch
 
-from .adapters.attach import merge_adapter
-from .adapters.directory import apply_adapter
+from .adapters.adapter import Origin
+from .adapters.attach import attached, merge_adapter
+from .adapters.directory import apply_adapter, read_origin
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
@@ -19,12 +21,14 @@ from .checkpoint.native import read_generation, write_model
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
+from .checkpoint.taught import Taught, read_taught
 from .config import GenerationSettings, GLMConfig, Quantization
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
-from .errors import GuessWarning, RequestError, TokenizerError, UnreadWarning, message_text
+from .errors import CheckpointError, GuessWarning, RequestError, TokenizerError, UnreadWarning, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
 from .files import atomic_directory
+from .hub.names import read_name
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import quantize_modules
@@ -45,7 +49,8 @@ _SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
 class Parts:
     """A loaded model directory, ready to use. `tokenizer` is None when the directory ships none.
 
-    layout: the one of the weights. notes: what was decided or left out on reading, one line each.
+    layout: the one of the weights. notes: what was decided or left out on reading, one line each. taught: the prompts
+    that the model, or the adapter on it, was fine-tuned with; its stop ids are among those of `generation`.
     """
 
     directory: Path
@@ -56,6 +61,7 @@ class Parts:
     family: Family | None = None
     layout: str = OWN.name
     notes: list[str] = field(default_factory=list)
+    taught: Taught = field(default_factory=Taught)
 
 
 def load_parts(
@@ -65,6 +71,8 @@ def load_parts(
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     adapter: str | os.PathLike[str] | None = None,
     alpha: float | None = None,
+    pre_seq_len: int | None = None,
+    prefix_projection: bool | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     quantize: Quantize | None = None,
@@ -73,25 +81,36 @@ def load_parts(
 ) -> Parts:
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
 
-    source: a directory, a training run (its newest whole checkpoint), or a hub name: org/name or org/name@revision.
+    source: a directory, a training run (its newest whole checkpoint), `RUN/checkpoint-N`, or a hub name: org/name or
+    org/name@revision. The run of an adapter is its base, as the adapter's record names it, with the adapter on it.
     config: a preset's name, a config file (published, or our fields in JSON or YAML) or fields, for directories without
-    one or to override theirs. tokenizer: one, or a directory with its files. adapter: a LoRA or P-Tuning v2 directory.
-    alpha: of a LoRA whose directory does not state it; its scale is alpha / rank. device: "auto" takes CUDA when there
-    is one. dtype "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision
-    arithmetic is a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers'
-    matrices, on the way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names
-    (default: GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
+    one or to override theirs. tokenizer: one, or a directory with its files. adapter: a LoRA or P-Tuning v2 directory,
+    or the run of one. alpha: of a LoRA whose directory does not state it; its scale is alpha / rank. pre_seq_len,
+    prefix_projection: those of the prefix, where somebody states them. device: "auto" takes CUDA when there is one.
+    dtype "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision arithmetic is
+    a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, on the
+    way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names (default:
+    GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
     target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
-    if alpha is not None:
-        _check_alpha(alpha, adapter)
     given_directory = local_directory(source, hub=hub)
     directory, remarks = model_directory(given_directory)
     if directory != given_directory:
         warnings.warn(remarks[0], GuessWarning, stacklevel=2)
-    adapter_directory = None if adapter is None else local_directory(adapter, hub=hub, param="adapter")
+    adapter_directory = None
+    if (origin := read_origin(directory)) is not None:
+        if adapter is not None:
+            base_name = origin.base_name or "an unnamed base"
+            step = "give its base as the model, and one adapter"
+            raise RequestError(f"{directory} is an adapter itself, of {base_name}", step=step, param="adapter")
+        adapter_directory, directory = directory, _base_directory(origin, directory, hub)
+        remarks.append(f"{adapter_directory} is an adapter of {directory}, which is read first")
+    elif adapter is not None:
+        adapter_directory, _ = model_directory(local_directory(adapter, hub=hub, param="adapter"))
+    if alpha is not None:
+        _check_alpha(alpha, adapter_directory)
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer", param="tokenizer")
     checkpoint = open_checkpoint(directory, config=config, family=family)
@@ -116,6 +135,7 @@ def load_parts(
         adapter_directory = directory
         words = adapter_words(checkpoint.adapter)
         notes.append(f"among the weights: {words} ({checkpoint.adapter[0]}, ...), applied")
+    taught, stated = read_taught(directory), {"pre_seq_len": pre_seq_len, "prefix_projection": prefix_projection}
     if adapter_directory is not None:
         info = apply_adapter(
             model,
@@ -126,14 +146,23 @@ def load_parts(
             beside_weights=adapter_directory.resolve() == directory.resolve(),
         )
         notes += info.notes
+        found = attached(model)
+        found.require(stated)
+        taught = found.origin.taught
+        if found.new_tokens:
+            own = _tokenizer(checkpoint, adapter_directory, None) if tokenizer is None else loaded
+            loaded = found.tokenizer = _require_tokens(own, found.new_tokens, adapter_directory)
         if checkpoint.adapter and info.path != directory:
             notes.append(f"left out, another adapter among the weights: {checkpoint.adapter[0]}, ...")
+    elif wrong := [f"{name}={value!r}" for name, value in stated.items() if value is not None]:
+        raise RequestError(f"{wrong[0]} is of a prefix", step="give adapter=DIR, or leave it out", param="adapter")
     special = settings.special or (None if loaded is None else loaded.special)
     if checkpoint.layout is OWN:
         masks = None if special is None else special.mask_ids()
         generation = read_generation(directory, settings.vocab_size, masks)
     else:
         generation = checkpoint.generation
+    generation = replace(generation, stop_ids=tuple(dict.fromkeys([*generation.stop_ids, *taught.stop_ids])))
     ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
     if beyond := [index for index in ids if not 0 <= index < settings.vocab_size]:
         note = f"ids to stop at or to pad with that the model's {settings.vocab_size} rows do not have: {beyond}"
@@ -148,7 +177,32 @@ def load_parts(
         checkpoint.family,
         checkpoint.layout.name,
         [*map(message_text, notes)],
+        taught,
     )
+
+
+def _base_directory(origin: Origin, adapter: Path, hub: str | None) -> Path:
+    """The base of an adapter: the directory that its record names, else the name, as any model's.
+
+    Raises CheckpointError when it is not there, or is an adapter itself.
+    """
+    if origin.base_path is not None and Path(origin.base_path).is_dir():
+        base = Path(origin.base_path)
+    elif origin.base_name is None or read_name(origin.base_name) is None:
+        named = origin.base_path or origin.base_name
+        raise CheckpointError(
+            f"{adapter} is an adapter, and its base {f'{named} is not there' if named else 'is not named'}",
+            step=f"give the base as the model and adapter={adapter} (--adapter)",
+            code="no_base",
+        )
+    else:
+        base = local_directory(origin.base_name, hub=hub)
+    base, _ = model_directory(base)
+    if read_origin(base) is not None:
+        raise CheckpointError(
+            f"{adapter} is an adapter of {base}, which is one as well", step=f"merge that first: glm merge BASE {base}"
+        )
+    return base
 
 
 def write_merged(
@@ -215,7 +269,23 @@ def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:
     return replace(config, special=special) if all(0 <= value < config.vocab_size for value in ids) else config
 
 
-def _check_alpha(alpha: float, adapter: str | os.PathLike[str] | None) -> None:
+def _require_tokens(tokenizer: Tokenizer | None, tokens: Mapping[str, int], adapter: Path) -> Tokenizer:
+    """The tokenizer, if it has the tokens that an adapter was trained with. Raises CheckpointError otherwise."""
+    for text, index in tokens.items():
+        found = tokenizer.token_to_id(text) if isinstance(tokenizer, ComposedTokenizer) else None
+        if found != index:
+            has = "there is no tokenizer" if tokenizer is None else f"the tokenizer has {found or 'no such token'}"
+            raise CheckpointError(
+                f"{adapter} was trained with the token {text!r} as id {index}, and {has}",
+                step="copy the tokenizer's files that were saved with the adapter, or give tokenizer=DIR",
+                param="tokenizer",
+                code="new_tokens",
+            )
+    assert tokenizer is not None
+    return tokenizer
+
+
+def _check_alpha(alpha: float, adapter: Path | None) -> None:
     if adapter is None:
         raise RequestError(f"alpha={alpha!r} is of a LoRA", step="give adapter=DIR, or leave it out", param="alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):

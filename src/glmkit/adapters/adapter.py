@@ -177,6 +177,23 @@ class Adapter(ABC):
     def save(self, base: Base, saving: Saving) -> tuple[str, dict[str, object]]:
         """Write files that `open` reads: (whose module names they use, what the record must hold besides)."""
 
+    @property
+    def stated(self) -> Mapping[str, object]:
+        """Settings that somebody may state beside the files, and what the adapter has."""
+        return {}
+
+    def require(self, stated: Mapping[str, object]) -> None:
+        """Raise RequestError for a setting that somebody states otherwise, with both values; None states nothing."""
+        for name, value in stated.items():
+            if value is None:
+                continue
+            if name not in self.stated:
+                what = f"{name}={value!r} has no effect on the {self.kind} in {self.info.path}"
+                raise RequestError(what, step="leave it out", param=name)
+            if self.stated[name] != value:
+                what = f"{name} is {value!r}, but the adapter in {self.info.path} has {self.stated[name]!r}"
+                raise RequestError(what, step="leave it out: the files say it", param=name, code="contradiction")
+
     # --- on the model -------------------------------------------------------------------------------------------------
 
     @abstractmethod

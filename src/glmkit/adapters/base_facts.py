@@ -61,10 +61,13 @@ def compare_bases(recorded: Mapping[str, object], here: Mapping[str, object], so
                 param="adapter",
                 code="other_base",
             )
-    notes, warnings = [], []
+    notes: list[str] = []
+    warnings: list[str] = []
     for name in ("family", "dtype", "quantization"):
         if name in recorded and recorded[name] != here[name]:
             text = f"made on a base with {name} {_shown(recorded[name])}, this one has {_shown(here[name])}"
+            if name == "quantization" and here[name] is None and (bits := _bits(recorded)) is not None:
+                text += f'; quantize="int{bits}" (--quantize int{bits}) makes it as it was in training'
             (notes if name == "dtype" else warnings).append(text)
     if different := _compare_weights(recorded, here, source):
         warnings.append(different)
@@ -76,21 +79,20 @@ def _compare_weights(recorded: Mapping[str, object], here: Mapping[str, object],
     theirs, ours = recorded.get("weights"), here["weights"]
     if not isinstance(theirs, Mapping) or not isinstance(ours, Mapping):
         return ""
-    bits = {_bits(facts) for facts in (recorded, here)} - {None}
-    limit, integers = _ROUNDING[min(bits, key=int)] if bits else _ROUNDING[None], len(bits) > 0
+    limit = max(_ROUNDING[_bits(facts)] for facts in (recorded, here))
     apart: dict[str, float] = {}
     for name in theirs.keys() & ours.keys():
         apart[name] = _distance(_numbers(theirs[name]), _numbers(ours[name]))
     matrices = [name for name in apart if _is_matrix(name)]
     if matrices and min(apart[name] for name in matrices) > _OTHERS:
         raise CheckpointError(
-            f"{source}: made on other weights than this model's: none of {len(matrices)} matrices looked at is like the "
-            f"recorded one",
+            f"{source}: made on other weights than this model's: none of {len(matrices)} matrices looked at is like "
+            f"the recorded one",
             step=_ANOTHER,
             param="adapter",
             code="other_base",
         )
-    rounded = {name: limit if integers and _is_matrix(name) else _ROUNDING[None] for name in apart}
+    rounded = {name: limit if _is_matrix(name) else _ROUNDING[None] for name in apart}
     changed = sorted(name for name in apart if apart[name] > rounded[name])
     if not changed:
         return ""

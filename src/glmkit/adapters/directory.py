@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from glmkit.checkpoint.native import read_json, write_json
+from glmkit.checkpoint.run_directory import model_directory
 from glmkit.checkpoint.taught import Taught
 from glmkit.errors import CheckpointError, MismatchWarning, RequestError
 from glmkit.families.common.layout import Layout
@@ -61,17 +62,18 @@ def apply_adapter(
 ) -> AdapterInfo:
     """Read an adapter and put it on the model, strictly: every stored tensor must belong somewhere.
 
-    Layouts, and beside_weights: see `open_adapter`. Module names may be ours or those of any published layout of the
-    family (the one that the config names, or `family`; `layout` is looked at first); an update of a fused matrix
-    becomes updates of our parts, which share its A as one parameter. alpha: of a LoRA whose directory does not state
-    it. trainable: see `attach.set_trainable`.
+    directory: or the run of an adapter, whose newest whole checkpoint is read. Layouts, and beside_weights: see
+    `open_adapter`. Module names may be ours or those of any published layout of the family (the one that the config
+    names, or `family`; `layout` is looked at first); an update of a fused matrix becomes updates of our parts, which
+    share its A as one parameter. alpha: of a LoRA whose directory does not state it. trainable: see
+    `attach.set_trainable`.
 
     The adapter's parameters are float32 (float64 where the file is) on the base's device. A base or a quantisation
     other than the recorded one is warned of (MismatchWarning). Raises CheckpointError, ConfigError or RequestError;
     then the model is unchanged.
     """
     refuse_second(model)
-    path, base = Path(directory), Base(model, family, layout)
+    (path, remarks), base = model_directory(Path(directory)), Base(model, family, layout)
     files = open_adapter(path, beside_weights=beside_weights)
     _check_format(files.record, path)
     differences = Differences()
@@ -86,7 +88,7 @@ def apply_adapter(
     adapter = kind.read(files, base, alpha)
     for text in differences.warnings:
         warnings.warn(f"adapter {path}: {text}", MismatchWarning, stacklevel=3)
-    notes = (*differences.notes, *differences.warnings, *adapter.info.notes)
+    notes = (*remarks, *differences.notes, *differences.warnings, *adapter.info.notes)
     adapter.info = dataclasses.replace(adapter.info, notes=notes)
     adapter.origin, adapter.new_tokens = recorded_origin(files.record, path), _new_tokens(files.record, path)
     return put_on(model, adapter, trainable=trainable)
@@ -104,11 +106,11 @@ def read_origin(directory: Path) -> Origin | None:
 def recorded_origin(record: Mapping[str, object], directory: Path) -> Origin:
     """The base and what was taught, as a record says it. Raises CheckpointError for values of another kind."""
     base, source = record.get("base"), f"{directory}: {RECORD}"
-    names = [base.get(key) if isinstance(base, Mapping) else None for key in ("name", "path")]
-    if not all(isinstance(name, str | None) for name in names):
-        raise CheckpointError(f"{source}: the base is called {names}; it must have a name and a path")
+    name, path = (base.get(key) if isinstance(base, Mapping) else None for key in ("name", "path"))
+    if not isinstance(name, str | None) or not isinstance(path, str | None):
+        raise CheckpointError(f"{source}: the base has name {name!r} and path {path!r}; they must be texts")
     taught = record.get("taught")
-    return Origin(*names, Taught.from_dict(taught if isinstance(taught, Mapping) else {}, source))
+    return Origin(name, path, Taught.from_dict(taught if isinstance(taught, Mapping) else {}, source))
 
 
 def save_adapter(

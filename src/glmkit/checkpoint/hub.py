@@ -30,8 +30,8 @@ def local_directory(
     """The directory itself, or where the hub's files of `org/name` (`org/name@revision`) lie.
 
     `RUN/checkpoint-N` is the checkpoint of that step. A directory of this machine comes first, then a copy in the hub's
-    cache, which is used without a request; else the files are downloaded. hub: "huggingface" or "modelscope". need: what
-    it is for; without "model" no weights are downloaded. param: the argument, for errors. Raises CheckpointError,
+    cache, which is used without a request; else the files are downloaded. hub: "huggingface" or "modelscope". need: the
+    purpose; without "model" no weights are downloaded. param: the argument, for errors. Raises CheckpointError,
     RequestError or OSError.
     """
     is_whole: dict[Need, Callable[[Path], bool]] = {

@@ -20,7 +20,7 @@ from .headers import Headers, attempt
 from .listing import Listing
 
 # Where settings and records name the model that the adapter was trained on.
-_BASE_KEYS = ("base_model_name_or_path", "base_model", "base", "_name_or_path")
+_BASE_KEYS = ("base", "base_model_name_or_path", "base_model", "_name_or_path")
 
 
 def holds_adapter(listing: Listing, headers: Headers) -> bool:
@@ -100,7 +100,10 @@ def check_inside(model: Checkpoint) -> list[Finding]:
 def _base(settings: Mapping[str, object]) -> str | None:
     for key in _BASE_KEYS:
         value = settings.get(key)
-        if isinstance(value, Mapping) and "family" in value:  # what glmkit records: sizes, no name
+        if isinstance(value, Mapping) and "family" in value:  # what glmkit records
+            for name in (value.get("path"), value.get("name"), settings.get("base_model_name_or_path")):
+                if isinstance(name, str) and (name != value.get("path") or local_folder(name) is not None):
+                    return name
             return f"{value['family']}, {value.get('num_layers')} layers of {value.get('hidden_size')}"
         if isinstance(value, str) and value:
             return value

@@ -252,7 +252,7 @@ def with_new_tokens(tokenizer: Tokenizer, texts: Sequence[str], rows: int) -> Co
     for text in names:
         known = tokenizer.token_to_id(text)
         if known is not None or not text.strip():
-            what = f"new tokens: {text!r} is {'blank' if known is None else f'the token {known} already'}"
+            what = f"new tokens: {text!r} is {f'the token {known} already' if text.strip() else 'blank'}"
             raise TokenizerError(what, step="leave it out", param="new_tokens")
     if first + len(names) > rows:
         what = f"{len(names)} new tokens do not fit: the embedding has {rows} rows, {max(0, rows - first)} of them free"

@@ -187,6 +187,7 @@ class LoraAdapter(Adapter):
             parts = naming.find(stem) or ()
             rows = found.token_rows.get(stem)
             replaced.update(_replacements(base.model, tensor, parameter, parts, rows, found.names[stem], files))
+        _require_rows(files, replaced, base.model)
         notes = [*found.notes, *_coverage(found.updates, naming)]
         if replaced:
             notes.append(f"replaces {len(replaced)} tensors of the base, {next(iter(replaced))} among them")
@@ -359,6 +360,19 @@ def _replacements(
         )
         for part, old in zip(parts, olds, strict=True)
     }
+
+
+def _require_rows(files: AdapterFiles, replaced: Mapping[str, Replaced], model: GLM) -> None:
+    """Raise CheckpointError where the record names new tokens whose rows are not in the file."""
+    tokens = files.record.get("new_tokens", {})
+    for text, index in tokens.items() if isinstance(tokens, Mapping) else ():
+        for stem in token_tables(model):
+            own = replaced.get(f"{stem}.weight")
+            if own is None or (own.rows is not None and index not in own.rows.tolist()):
+                raise CheckpointError(
+                    f"{files.weights} lacks the row of {stem} for the new token {text!r} (id {index})",
+                    step="copy the adapter again",
+                )
 
 
 def _coverage(updates: Mapping[str, LowRank], naming: Naming) -> list[str]:

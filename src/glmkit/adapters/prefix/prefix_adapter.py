@@ -132,9 +132,12 @@ class PrefixAdapter(Adapter):
             saving.notes.append(f"{_CONFIG} holds the prefix's two settings only; give a layout for the base's as well")
         tensors = {PUBLISHED_PREFIX + name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}
         torch.save(saving.converted(tensors, self.info.dtype), saving.folder / _WEIGHTS[0])
-        own = {"pre_seq_len": self.encoder.length, "prefix_projection": self.encoder.trans is not None}
-        write_json(saving.folder / _CONFIG, {**known, **own})
+        write_json(saving.folder / _CONFIG, {**known, **self.stated})
         return OWN.name, {}
+
+    @property
+    def stated(self) -> Mapping[str, object]:
+        return {"pre_seq_len": self.encoder.length, "prefix_projection": self.encoder.trans is not None}
 
     # --- on the model -------------------------------------------------------------------------------------------------
 
