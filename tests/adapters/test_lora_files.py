@@ -296,23 +296,6 @@ def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> Non
     assert settings["target_modules"] == ["dense_h_to_4h", "query_key_value"]
 
 
-def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> None:
-    model = tiny_model("glm")
-    before = model(ids(model.config))
-    info = new_adapter(model, LoraOptions(("query_key_value", "dense"), rank=2, alpha=4))
-    assert info.modules == 12
-    assert torch.equal(model(ids(model.config)), before)
-    assert model.model.layers[0].self_attn.q_proj.lora_A is model.model.layers[0].self_attn.k_proj.lora_A
-    assert save_adapter(model, tmp_path / "a", layout=all_families()["glm"].layouts[0]) == []
-    again = apply_adapter(tiny_model("glm"), tmp_path / "a")
-    assert any("no effect" in note for note in again.notes)
-    assert again.size == 2
-    with pytest.raises(ConfigError, match="targets: 'nothing' names no module of this model; known: dense"):
-        new_adapter(tiny_model("glm"), LoraOptions(("nothing",)))
-    with pytest.raises(ConfigError, match="twice"):
-        new_adapter(tiny_model("glm"), LoraOptions(("q_proj", "query_key_value")))
-
-
 def test_the_record_says_which_base(tmp_path: Path) -> None:
     model = tiny_model("glm")
     new_adapter(model, LoraOptions(("q_proj",), rank=2))

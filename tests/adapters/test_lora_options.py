@@ -235,3 +235,20 @@ def test_what_is_trained_is_float32_on_any_base(base: str, tmp_path: Path) -> No
         detach_adapter(other)
         assert torch.equal(other(tokens), without)
     assert copy.deepcopy(model).state_dict().keys() == plain.state_dict().keys()
+
+
+def test_new_lora_on_a_published_name_shares_one_a_matrix(tmp_path: Path) -> None:
+    model = tiny_model("glm")
+    before = model(ids(model.config))
+    info = new_adapter(model, LoraOptions(("query_key_value", "dense"), rank=2, alpha=4))
+    assert info.modules == 12
+    assert torch.equal(model(ids(model.config)), before)
+    assert model.model.layers[0].self_attn.q_proj.lora_A is model.model.layers[0].self_attn.k_proj.lora_A
+    assert save_adapter(model, tmp_path / "a", layout=all_families()["glm"].layouts[0]) == []
+    again = apply_adapter(tiny_model("glm"), tmp_path / "a")
+    assert any("no effect" in note for note in again.notes)
+    assert again.size == 2
+    with pytest.raises(ConfigError, match="targets: 'nothing' names no module of this model; known: dense"):
+        new_adapter(tiny_model("glm"), LoraOptions(("nothing",)))
+    with pytest.raises(ConfigError, match="twice"):
+        new_adapter(tiny_model("glm"), LoraOptions(("q_proj", "query_key_value")))

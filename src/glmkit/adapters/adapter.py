@@ -70,7 +70,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an adapter comes from: its base by name and as a directory, and what was taught with it.
+    """Source of an adapter: its base by name and as a directory, and what was taught with it.
 
     base_name: as somebody gave it, a directory or a name on a hub. base_path: the directory, absolute.
     """
