@@ -11,10 +11,11 @@ from rich.console import Console
 
 from glmkit.data.encoding import usable_cores
 from glmkit.demo.counts import Tuning
+from glmkit.demo.end_to_end import Report
 from glmkit.demo.examples import Example, filled_text, print_examples, rates_table
 from glmkit.demo.measure import Measured
-from glmkit.demo.report import Report, machine_facts
 from glmkit.eval.cloze import Rate, Ratio
+from glmkit.eval.report_files import machine_facts
 
 VOID = {"meta", "br", "line", "circle", "polyline"}
 

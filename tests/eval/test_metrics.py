@@ -10,7 +10,6 @@ from glmkit.errors import ConfigError
 from glmkit.eval.library_scores import jieba_cutter
 from glmkit.eval.metrics import Scorer, Scores, choose_metrics, language_metrics
 from glmkit.eval.token_scores import CorpusBleu, CorpusRecall, Distinct, longest_common_subsequence, rouge_l, words
-from glmkit.train.validation import larger_is_better
 
 
 def score(pairs: list[tuple[str, str]], *names: str) -> Scores:
@@ -125,19 +124,3 @@ def test_the_interval_is_of_the_mean_over_rows() -> None:
     low, high = found.intervals["exact-match"]
     assert low < found.values["exact-match"] == 50 < high
     assert high - low == pytest.approx(2 * 1.96 * 50 / math.sqrt(40), rel=0.2)
-
-
-@pytest.mark.parametrize(
-    ("name", "larger"),
-    [
-        *(("loss", False), ("eval_loss", False), ("perplexity", False), ("held_out_loss", False)),
-        *(("rouge-l", True), ("eval_bleu-4", True), ("em", True), ("exact-match", True), ("rougeLsum-english", True)),
-    ],
-)
-def test_the_direction_of_a_metric_is_in_its_name(name: str, larger: bool) -> None:
-    assert larger_is_better(name) is larger
-
-
-def test_an_unknown_direction_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="whether 'goodness' should rise or fall is not known"):
-        larger_is_better("goodness")

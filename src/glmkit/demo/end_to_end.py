@@ -1,25 +1,69 @@
 """The demo from end to end: the standard library's source -> tokenizer -> a small GLM -> filled blanks and a report."""
 
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from glmkit.data.store import write_store
 from glmkit.demo.corpus import collect, split
 from glmkit.demo.exam import Exam
-from glmkit.demo.examples import examples, print_examples, rates_table
-from glmkit.demo.measure import measure
-from glmkit.demo.report import Report, machine_facts
+from glmkit.demo.examples import Example, examples, print_examples, rates_table
+from glmkit.demo.measure import Measured, measure
+from glmkit.demo.page import page
 from glmkit.demo.timed_training import SEQUENCE, VOCABULARY, train
 from glmkit.errors import RequestError
+from glmkit.eval.report_files import finite, machine_facts, write_report
 from glmkit.session import load
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
+
+Points = Sequence[tuple[float, float]]  # (tokens seen, loss in nats per target)
+Facts = Mapping[str, str | int | float]  # label -> value, in the order to be shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything both files are made of. Times in seconds; losses in nats per target token.
+
+    `seconds` is the demo's own run, set-up left out; `phases` says where it went. `tokens_per_second` counts the
+    non-padding input tokens of training. `model`, `training` and `machine` are facts by label: keep private paths out.
+    """
+
+    seconds: float
+    phases: Mapping[str, float]
+    tokens_per_second: float
+    tokens_seen: int
+    parameters: int
+    validation_loss: float
+    measured: Measured
+    corpus: Facts
+    model: Facts
+    training: Facts
+    machine: Facts
+    training_losses: Points
+    validation_losses: Points
+    blanks_left_out: Mapping[str, Mapping[str, int]]  # kind -> reason -> places
+    examples: Sequence[Example]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json: numbers that are not finite become null."""
+        own = {name: value for name, value in vars(self).items() if name != "measured"}
+        found = finite(own | self.measured.to_dict())
+        assert isinstance(found, dict)
+        return found
+
+    def write(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write report.json and report.html into a directory that exists; their paths."""
+        values = self.to_dict()
+        return write_report(directory, values, page(values))
+
 
 _SHORTEST_MINUTES = 0.2
 _RESERVE = 0.14  # share of the run kept for filling blanks and the report

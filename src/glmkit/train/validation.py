@@ -6,31 +6,9 @@ from typing import Generic, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
-from glmkit.errors import ConfigError
 from glmkit.parallel.mesh import Ranks
 
 from .trainer import LossFn, StepBatch
-
-_SMALLER_IS_BETTER = ("loss", "perplexity", "ppl")
-_LARGER_IS_BETTER = ("bleu", "rouge", "em", "exact-match", "exact_match", "accuracy", "acc", "f1", "distinct")
-
-
-def larger_is_better(metric: str) -> bool:
-    """The direction of a number of an evaluation by its name, with or without "eval_": loss down; BLEU, ROUGE, EM up.
-
-    Raises ConfigError for a name that says neither.
-    """
-    name = metric.lower().removeprefix("eval_").removeprefix("predict_")
-    if name.endswith(_SMALLER_IS_BETTER):
-        return False
-    if name.startswith(_LARGER_IS_BETTER):
-        return True
-    raise ConfigError(
-        f"whether {metric!r} should rise or fall is not known",
-        step=f"use one of loss, {', '.join(_LARGER_IS_BETTER)}",
-        param="metric_for_best_model",
-    )
-
 
 B = TypeVar("B", bound=StepBatch)
 B_co = TypeVar("B_co", bound=StepBatch, covariant=True)
