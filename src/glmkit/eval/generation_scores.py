@@ -118,19 +118,23 @@ class GenerationScores:
         return {**scores.values, "rows": scores.num_rows, "empty_predictions": scores.empty_predictions}
 
     def _answers(self, model: GLM, questions: Sequence[Question], params: GenerationParams) -> list[str]:
-        """Texts of greedy answers. The engine's cache is there only as long as they are made."""
-        if not questions:
-            return []
         tokenizer = self._maker.tokenizer
         lm = LM(Parts(Path(), model.config, model, tokenizer, self._generation, self._family))
-        engine = lm.start_engine(EngineLimits(rows=self.batch_size))
-        try:
-            with evaluating(model):
-                jobs = [lm.continue_job(question.ids, params) for question in questions]
-                engine.run_all(jobs, rows=self.batch_size)
-            return [(job.answers[0].text or "").strip() for job in jobs]
-        finally:
-            engine.close()
+        return answer_texts(lm, questions, params, batch_size=self.batch_size)
 
     def _scorer(self) -> Scorer:
         return Scorer(self._metrics, self._maker.tokenizer.encode)
+
+
+def answer_texts(lm: LM, questions: Sequence[Question], params: GenerationParams, *, batch_size: int = 16) -> list[str]:
+    """Texts that a model answers, in evaluation mode. The engine's cache is there only as long as they are made."""
+    if not questions:
+        return []
+    with evaluating(lm.model):
+        engine = lm.start_engine(EngineLimits(rows=batch_size))
+        try:
+            jobs = [lm.continue_job(question.ids, params) for question in questions]
+            engine.run_all(jobs, rows=batch_size)
+            return [(job.answers[0].text or "").strip() for job in jobs]
+        finally:
+            engine.close()

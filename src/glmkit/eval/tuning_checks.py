@@ -7,10 +7,12 @@ way to open what was exported. The measurement of the base lies in the run's dir
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from glmkit.adapters.attach import adapter_off, find_attached
 from glmkit.errors import GLMKitError
+from glmkit.generate.params import GenerationParams
 from glmkit.model import GLM
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, TuningFormat
@@ -18,7 +20,9 @@ from glmkit.tokenizer.protocol import Tokenizer
 
 from .effect import GENERAL, Effect, prove_effect
 from .general_texts import general_dialogues
+from .generation_scores import answer_texts
 from .probes import Measured, Probes, measure
+from .questions import Question
 
 BEFORE_FILE = "before_tuning.safetensors"
 HELD_OUT = "held_out"
@@ -91,6 +95,55 @@ def check_effect(
             )
         before = measure(open_base("auto").model, probes)
     return lm, prove_effect(lm.model, probes, before, where=where or str(run))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One validation row with two answers. question: the prompt as text, special tokens left out."""
+
+    id: str
+    question: str
+    reference: str
+    base: str
+    tuned: str
+
+
+def examine(
+    run: Path,
+    probes: Probes,
+    questions: Sequence[Question],
+    params: GenerationParams,
+    reopen: Callable[[str], LM],
+    open_base: Callable[[str], LM] | None = None,
+    *,
+    where: str | None = None,
+) -> tuple[Effect, list[Side]]:
+    """The effect of a run, and what base and tuned model answer to some questions, side by side.
+
+    reopen, open_base: as in `check_effect`. Give open_base where a whole model was trained: it is opened first, asked
+    and let go of, so that one model at a time is in memory; both are opened in float32, since 16 bits may round the
+    tuning away. An adapter is taken off instead. Raises TrainingError as `prove_effect` does.
+    """
+    before = Measured.read(run / BEFORE_FILE, probes)
+    of_base: list[str] | None = None
+    dtype = "auto" if before is None else before.dtype
+    if open_base is not None:
+        dtype = "float32"
+        base = open_base(dtype)
+        before = measure(base.model, probes)
+        of_base = answer_texts(base, questions, params)
+        del base
+    lm = reopen(dtype)
+    effect = prove_effect(lm.model, probes, before, where=where or str(run))
+    tuned = answer_texts(lm, questions, params)
+    if of_base is None:
+        with adapter_off(lm.model):
+            of_base = answer_texts(lm, questions, params)
+    texts = [lm.tokenizer.decode(question.ids) for question in questions]
+    return effect, [
+        Side(question.id, text, question.reference, first, second)
+        for question, text, first, second in zip(questions, texts, of_base, tuned, strict=True)
+    ]
 
 
 def _rows(

@@ -1,0 +1,127 @@
+"""The report of a fine-tuning run: numbers of its curves and its effect, answers before and after, one page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmkit.adapters.attach import new_adapter
+from glmkit.adapters.lora.lora_adapter import LoraOptions
+from glmkit.errors import TrainingError
+from glmkit.eval.effect import GENERAL, Effect
+from glmkit.eval.probes import Probes
+from glmkit.eval.questions import Question, QuestionMaker
+from glmkit.eval.tuning_checks import Side, examine, tuning_probes
+from glmkit.eval.tuning_report import TuningReport, read_lines
+from glmkit.families.family import family_named
+from glmkit.generate.params import GenerationParams
+from glmkit.session import LM
+from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.dialogue import Dialogue, Limits
+from support.chat import real_chat_model
+
+LINES = [
+    *({"kind": "train", "step": step, "loss": 5 / step} for step in range(1, 41)),
+    *({"kind": "validation", "step": step, "loss": 3 / step + 0.5} for step in (10, 20, 30, 40)),
+    *({"kind": "scores", "step": step, "rouge-l": float(step), "bleu-4": 12.5, "rows": 3} for step in (20, 40)),
+]
+PARAMS = GenerationParams(max_new_tokens=4)
+
+
+def dialogue(question: str, answer: str) -> Dialogue:
+    return Dialogue((Message("user", question), Message("assistant", answer)), (False, True), "dev.json: line 1")
+
+
+@pytest.fixture(scope="module")
+def tuned() -> tuple[LM, Probes, list[Question]]:
+    """A model with a LoRA that does something, rows to measure, and a question."""
+    lm, tuning = real_chat_model("chatglm2"), family_named("chatglm2").tuning
+    assert tuning is not None
+    rows = [dialogue("类型#裤", "宽松的<裤子>"), dialogue("你好", "在")]
+    probes = tuning_probes(lm.tokenizer, tuning, rows, Limits(24, 12))
+    new_adapter(lm.model, LoraOptions(["query_key_value"], rank=2, alpha=8))
+    for name, parameter in lm.model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    return lm, probes, [*QuestionMaker(lm.tokenizer, tuning, Limits(24, 12)).questions(rows)]
+
+
+def report(effect: Effect, sides: list[Side], **changes: object) -> TuningReport:
+    values: dict[str, object] = {
+        "title": "adgen-lora",
+        "command": ["glm", "finetune", "lora", "--data", "my rows.json"],
+        "settings": {"method": "lora", "trained parameters": 1234},
+        "data": ["training, rows.json: 100 rows, 99 used"],
+        "definitions": {"rouge-l": "F1 of words", "bleu-4": "BLEU of characters"},
+        "replay": {},
+        "lines": LINES,
+    }
+    return TuningReport(effect=effect, sides=sides, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_general_texts_are_measured_beside_held_out_rows(tuned: tuple[LM, Probes, list[Question]]) -> None:
+    _, probes, _ = tuned
+    assert {name: len(rows) for name, rows in probes.rows.items()} == {"held_out": 2, GENERAL: 28}
+
+
+def test_base_and_tuned_answer_side_by_side(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
+    lm, probes, questions = tuned
+    effect, sides = examine(tmp_path, probes, questions, PARAMS, lambda _: lm)
+    assert effect.changes["held_out"].kl > 0
+    assert [side.reference for side in sides] == ["宽松的<裤子>", "在"]
+    assert "类型#裤" in sides[0].question
+    assert any(side.base != side.tuned for side in sides)
+    expected = lm.answers([questions[0].ids], max_new_tokens=4)[0][0].text
+    assert sides[0].tuned == (expected or "").strip()
+
+
+def test_a_whole_model_is_compared_with_its_base_one_at_a_time(
+    tuned: tuple[LM, Probes, list[Question]], tmp_path: Path
+) -> None:
+    _, probes, questions = tuned
+    opened: list[str] = []
+
+    def open_one(name: str, seed: int, dtype: str) -> LM:
+        opened.append(f"{name} {dtype}")
+        return real_chat_model("chatglm2", init_std=0.3 + seed / 10)
+
+    effect, sides = examine(
+        tmp_path, probes, questions, PARAMS, lambda dtype: open_one("tuned", 1, dtype), lambda d: open_one("base", 0, d)
+    )
+    assert opened == ["base float32", "tuned float32"]
+    assert effect.adapter == ""
+    assert len(sides) == 2
+    with pytest.raises(TrainingError, match="no output of the model differs"):
+        examine(tmp_path, probes, [], PARAMS, lambda d: open_one("tuned", 0, d), lambda d: open_one("base", 0, d))
+
+
+def test_both_files_hold_the_whole_story(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
+    lm, probes, questions = tuned
+    effect, sides = examine(tmp_path, probes, questions, PARAMS, lambda _: lm)
+    data, html = report(effect, sides).write(tmp_path)
+    values = json.loads(data.read_text())
+    assert values["command"] == "glm finetune lora --data 'my rows.json'"
+    assert values["validation_losses"][-1] == [40, 0.575]
+    assert values["effect"]["changes"][GENERAL]["kl"] == effect.changes[GENERAL].kl
+    assert values["answers"][0]["reference"] == "宽松的<裤子>"
+    assert values["machine"]["glmkit"]
+    page = html.read_text()
+    assert "宽松的&lt;裤子&gt;" in page
+    assert "<裤子>" not in page
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    assert "BLEU of characters" in page
+    assert "nothing was replayed" in page
+
+
+def test_replay_is_told_with_what_was_forgotten(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
+    lm, probes, _ = tuned
+    effect, _ = examine(tmp_path, probes, [], PARAMS, lambda _: lm)
+    values = report(effect, [], replay={"general.jsonl": 0.2}, lines=[]).to_dict()
+    assert values["forgetting"].endswith("; with replay of 20.0 % general.jsonl")
+    assert "No losses were recorded" in report(effect, [], lines=[]).write(tmp_path)[1].read_text()
+
+
+def test_a_run_without_a_log_has_no_lines(tmp_path: Path) -> None:
+    assert read_lines(tmp_path) == []
