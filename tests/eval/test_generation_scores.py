@@ -66,9 +66,9 @@ def test_it_answers_the_prompts_of_training_and_writes_them_before_it_scores(lm:
 def test_a_question_is_asked_where_training_had_it(family: str, vocabulary: str) -> None:
     lm, tuning = real_chat_model(family), family_named(family).tuning
     assert tuning is not None
-    maker = QuestionMaker(lm.tokenizer, tuning, Limits(16, 6))
+    maker = QuestionMaker(lm.tokenizer, tuning, Limits(32, 6))
     ids = maker.question(ROWS[2]).ids
-    (row,) = tuning.rows(lm.tokenizer, ROWS[2], Limits(16, 6))
+    (row,) = tuning.rows(lm.tokenizer, ROWS[2], Limits(32, 6))
     size = len(ids)
     assert row.ids[:size] == ids
     asked = Prompts(lm.parts).continuation(ids)

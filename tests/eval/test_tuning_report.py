@@ -48,6 +48,14 @@ def tuned() -> tuple[LM, Probes, list[Question]]:
     return lm, probes, [*QuestionMaker(lm.tokenizer, tuning, Limits(24, 12)).questions(rows)]
 
 
+@pytest.fixture(scope="module")
+def examined(
+    tuned: tuple[LM, Probes, list[Question]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Effect, list[Side]]:
+    lm, probes, questions = tuned
+    return examine(tmp_path_factory.mktemp("run"), probes, questions, PARAMS, lambda _: lm)
+
+
 def report(effect: Effect, sides: list[Side], **changes: object) -> TuningReport:
     values: dict[str, object] = {
         "title": "adgen-lora",
@@ -66,9 +74,10 @@ def test_general_texts_are_measured_beside_held_out_rows(tuned: tuple[LM, Probes
     assert {name: len(rows) for name, rows in probes.rows.items()} == {"held_out": 2, GENERAL: 28}
 
 
-def test_base_and_tuned_answer_side_by_side(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
-    lm, probes, questions = tuned
-    effect, sides = examine(tmp_path, probes, questions, PARAMS, lambda _: lm)
+def test_base_and_tuned_answer_side_by_side(
+    tuned: tuple[LM, Probes, list[Question]], examined: tuple[Effect, list[Side]]
+) -> None:
+    (lm, _, questions), (effect, sides) = tuned, examined
     assert effect.changes["held_out"].kl > 0
     assert [side.reference for side in sides] == ["宽松的<裤子>", "在"]
     assert "类型#裤" in sides[0].question
@@ -81,6 +90,7 @@ def test_a_whole_model_is_compared_with_its_base_one_at_a_time(
     tuned: tuple[LM, Probes, list[Question]], tmp_path: Path
 ) -> None:
     _, probes, questions = tuned
+    probes = Probes({"held_out": probes.rows["held_out"]})
     opened: list[str] = []
 
     def open_one(name: str, seed: int, dtype: str) -> LM:
@@ -88,18 +98,22 @@ def test_a_whole_model_is_compared_with_its_base_one_at_a_time(
         return real_chat_model("chatglm2", init_std=0.3 + seed / 10)
 
     effect, sides = examine(
-        tmp_path, probes, questions, PARAMS, lambda dtype: open_one("tuned", 1, dtype), lambda d: open_one("base", 0, d)
+        tmp_path,
+        probes,
+        questions[:1],
+        PARAMS,
+        lambda dtype: open_one("tuned", 1, dtype),
+        lambda d: open_one("base", 0, d),
     )
     assert opened == ["base float32", "tuned float32"]
     assert effect.adapter == ""
-    assert len(sides) == 2
+    assert len(sides) == 1
     with pytest.raises(TrainingError, match="no output of the model differs"):
         examine(tmp_path, probes, [], PARAMS, lambda d: open_one("tuned", 0, d), lambda d: open_one("base", 0, d))
 
 
-def test_both_files_hold_the_whole_story(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
-    lm, probes, questions = tuned
-    effect, sides = examine(tmp_path, probes, questions, PARAMS, lambda _: lm)
+def test_both_files_hold_the_whole_story(examined: tuple[Effect, list[Side]], tmp_path: Path) -> None:
+    effect, sides = examined
     data, html = report(effect, sides).write(tmp_path)
     values = json.loads(data.read_text())
     assert values["command"] == "glm finetune lora --data 'my rows.json'"
@@ -115,9 +129,8 @@ def test_both_files_hold_the_whole_story(tuned: tuple[LM, Probes, list[Question]
     assert "nothing was replayed" in page
 
 
-def test_replay_is_told_with_what_was_forgotten(tuned: tuple[LM, Probes, list[Question]], tmp_path: Path) -> None:
-    lm, probes, _ = tuned
-    effect, _ = examine(tmp_path, probes, [], PARAMS, lambda _: lm)
+def test_replay_is_told_with_what_was_forgotten(examined: tuple[Effect, list[Side]], tmp_path: Path) -> None:
+    effect, _ = examined
     values = report(effect, [], replay={"general.jsonl": 0.2}, lines=[]).to_dict()
     assert values["forgetting"].endswith("; with replay of 20.0 % general.jsonl")
     assert "No losses were recorded" in report(effect, [], lines=[]).write(tmp_path)[1].read_text()

@@ -84,10 +84,12 @@ def _plain(value: object) -> str:
 
 
 def percent(share: float | None) -> str:
+    """A share of 1 in percent, "n/a" for None."""
     return "n/a" if share is None else f"{100 * share:.1f} %"
 
 
 def count(number: float) -> str:
+    """A number with M or k for millions and thousands."""
     for size, suffix in ((1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.1f}{suffix}"
