@@ -24,7 +24,7 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Dialogue
 
-from .metrics import Scorer, Scores, choose_metrics
+from .answer_scores import Scorer, Scores, choose_metrics
 from .probes import evaluating
 from .questions import Question, QuestionMaker, prediction_line
 
@@ -52,7 +52,7 @@ class GenerationScores:
         ranks: Ranks | None = None,
         file: Path | None = None,
     ) -> None:
-        """metrics: names as of `metrics.choose_metrics`. params: of the answers; None: greedy, as long as the limit.
+        """metrics: names as of `answer_scores.choose_metrics`. params: of the answers; None: greedy, as long as the limit.
 
         Raises ConfigError for metrics that are not known or whose library is missing, DataError when no row has both a
         prompt and a reference.

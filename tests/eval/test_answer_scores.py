@@ -7,8 +7,8 @@ import pytest
 from rouge_chinese import Rouge
 
 from glmkit.errors import ConfigError
+from glmkit.eval.answer_scores import Scorer, Scores, choose_metrics, language_metrics
 from glmkit.eval.library_scores import jieba_cutter
-from glmkit.eval.metrics import Scorer, Scores, choose_metrics, language_metrics
 from glmkit.eval.token_scores import CorpusBleu, CorpusRecall, Distinct, longest_common_subsequence, rouge_l, words
 
 
