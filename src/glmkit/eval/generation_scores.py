@@ -52,7 +52,7 @@ class GenerationScores:
         ranks: Ranks | None = None,
         file: Path | None = None,
     ) -> None:
-        """metrics: names as of `answer_scores.choose_metrics`. params: of the answers; None: greedy, as long as the limit.
+        """metrics: names for `choose_metrics`. params: of the answers; None: greedy, as long as the limit.
 
         Raises ConfigError for metrics that are not known or whose library is missing, DataError when no row has both a
         prompt and a reference.

@@ -35,7 +35,7 @@ ins, .right { color: var(--good); } del, .wrong { color: var(--bad); }
 ins { text-decoration: none; font-weight: 600; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 0.15rem 0.8rem; margin: 0; font-size: 0.9rem; }
 dd { margin: 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .label { white-space: nowrap; }
 .text { white-space: pre-wrap; margin: 0.2rem 0; } .question { padding: 0.6rem 0.7rem 0; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 0 1.2rem;
   padding: 0.5rem 0.7rem; }

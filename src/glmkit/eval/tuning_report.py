@@ -104,12 +104,12 @@ def tuning_page(values: Mapping[str, Any], effect: Effect) -> str:
     """The whole page from the content of report.json."""
     parts = [
         f"<h1>{escape(values['title'])}</h1>",
-        f"<pre>{escape(values['command'])}</pre>",
+        f'<pre class="text">{escape(values["command"])}</pre>',
         _tiles(values, effect),
         "<h2>Effect and forgetting</h2>",
         _EXPLAINED,
         _changes(effect),
-        f"<p>{escape(values['forgetting'].capitalize())}.</p>",
+        f"<p>{escape(values['forgetting'][:1].upper() + values['forgetting'][1:])}.</p>",
         *(f"<p>{escape(note)}</p>" for note in effect.notes),
         "<h2>Loss</h2>",
         _loss(values),
@@ -145,8 +145,9 @@ def _changes(effect: Effect) -> str:
     rows = "".join(map(_change, effect.changes, effect.changes.values()))
     head = "".join(f'<th class="number">{name}</th>' for name in ("tokens", "loss before", "after", "KL", "other"))
     return (
-        "<table><caption>“other”: places at which another token became the most likely one.</caption>"
-        f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        '<div class="wide"><table>'
+        "<caption>“other”: places at which another token became the most likely one.</caption>"
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -156,7 +157,7 @@ def _change(group: str, change: Change) -> str:
         percent(change.other_top),
     )  # fmt: skip
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    return f"<tr><td>{escape(_GROUPS.get(group, group))}</td>{cells}</tr>"
+    return f'<tr><td class="label">{escape(_GROUPS.get(group, group))}</td>{cells}</tr>'
 
 
 def _loss(values: Mapping[str, Any]) -> str:
