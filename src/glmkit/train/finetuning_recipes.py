@@ -40,6 +40,8 @@ _ALIASES = {
     "response_column": "data.columns.response",
     "history_column": "data.columns.history",
     "template": "data.template",
+    "encoding": "data.encoding",
+    "on_bad_row": "data.on_bad_row",
     "max_source_length": "data.source_length",
     "src_length": "data.source_length",
     "max_target_length": "data.target_length",

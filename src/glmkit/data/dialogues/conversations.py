@@ -28,6 +28,7 @@ ROLES = {
     ),
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "call"),
 }
+_SHOWN = ("system", "user", "human", "assistant", "gpt", "function_call", "observation", "tool")
 _ROLE_KEYS, _TEXT_KEYS = ("from", "role", "speaker"), ("value", "content", "text")
 _OF_CALLS = ("name", "metadata", "tools", "tool_calls", "tool_call_id", "function_call", "parameters", "observation")
 _FLAGS = ("loss", "train", "weight")
@@ -53,13 +54,10 @@ def conversation_field(row: Mapping[str, object]) -> str | None:
     """The field of a row that holds a conversation: a list of objects with a role, or one as JSON text."""
     for name in CONVERSATIONS:
         value = row.get(name)
-        if isinstance(value, str) and value.lstrip().startswith("[{"):
+        listed = isinstance(value, list) and (not value or any(isinstance(item, Mapping) for item in value))
+        if listed or (isinstance(value, str) and value.lstrip().startswith("[{")):
             return name
-        if isinstance(value, list) and (not value or any(isinstance(item, Mapping) for item in value)):
-            return name
-        if name in row and name in CONVERSATIONS[:2] and not isinstance(value, str):
-            return name
-    return None
+    return next((name for name in CONVERSATIONS[:2] if name in row), None)
 
 
 def read_conversation(value: object, name: str, reader: Reader) -> Conversation:
@@ -278,7 +276,7 @@ def _role(message: Mapping[str, object], place: str) -> tuple[str, str]:
         shown = name if isinstance(name, str) else describe(name)
         raise DataError(
             f"field '{place}.{key}' is {shown!r}, which is no role that is known",
-            step=did_you_mean(shown.lower(), ROLES),
+            step=did_you_mean(shown.lower(), ROLES, otherwise=f"known are {', '.join(_SHOWN)}"),
             param=f"{place}.{key}",
             code="unknown_role",
         )

@@ -9,7 +9,7 @@ from typing import Literal, overload
 
 from glmkit.data.records import Record
 from glmkit.data.rows import ReadOptions
-from glmkit.errors import DataError
+from glmkit.errors import DataError, names_text
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import Dialogue, Example
 
@@ -22,6 +22,7 @@ from .templates import find_templates
 from .texts import Reader
 
 OnBadRow = Literal["refuse", "skip"]
+_SHOWN_ROWS = 1000  # between two updates of the progress
 _SKIP = "--on-bad-row skip leaves such rows out"
 
 
@@ -129,7 +130,7 @@ class _Opener:
         for name, weight in zip(spec.train, weights, strict=True):
             found = self._read(name, ("train", "validation"), spec.max_rows)
             if not len(found["train"]):
-                raise empty(name, found["train"].report)
+                raise empty(name, found["train"].report, list(found["validation"].report.kinds))
             train.append(_weighted(found["train"], weight))
             if len(found["validation"]):
                 validation.append(found["validation"])
@@ -159,7 +160,11 @@ class _Opener:
         readers = {split: self._row_reader(report, name, place.template) for split, report in reports.items()}
         examples: dict[str, list[Example]] = {split: [] for split in wanted}
         others: Counter[str] = Counter()
-        for path, record in files.records():
+        if self._progress is not None:
+            self._progress.start(f"reading {name}", None)
+        for number, (path, record) in enumerate(files.records()):
+            if self._progress is not None and number % _SHOWN_ROWS == 0:
+                self._progress.update(number)
             split = files.split(path)
             if split not in reports:
                 others[str(path)] += 1
@@ -172,6 +177,8 @@ class _Opener:
             example = self._example(readers[split], record, str(path), report)
             if example is not None:
                 examples[split].append(example)
+        if self._progress is not None:
+            self._progress.stop()
         notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]
         notes += files.sources.notes
         if files.ignored:
@@ -287,8 +294,11 @@ def _warn_of_placeholders(report: SetReport) -> None:
         del report.remarks["placeholders"]
 
 
-def empty(name: str, report: SetReport) -> DataError:
-    """The error for a set without a row that trains."""
+def empty(name: str, report: SetReport, others: Sequence[str] = ()) -> DataError:
+    """The error for a set without a row that trains. others: files of its other splits."""
+    if not report.rows and (others or report.notes):
+        shown = f"its files are of other splits: {names_text(others)}" if others else "; ".join(report.notes)
+        return DataError(f"{name}: no rows; {shown}", step="name the file itself to use it", code="no_rows")
     if not report.rows:
         return DataError(f"{name}: no rows", step="is it the right file?", code="no_rows")
     reasons = list(report.lines())[:4]

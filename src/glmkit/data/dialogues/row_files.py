@@ -93,11 +93,12 @@ class RowFiles:
 def _data_files(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
     """The files that hold rows: without descriptions, and of a saved folder those that its state names."""
     arrow = {file.path.parent for file in files if file.format == "arrow"}
-    saved = {folder: named for folder in arrow if (named := _saved_names(folder)) is not None}
+    described = {file.path.parent for file in files if file.path.name in _METADATA}
+    saved = {folder: named for folder in arrow | described if (named := _saved_names(folder)) is not None}
     sources = {file.path for file in files if file.format == "pair"}
     for file in files:
         folder = file.path.parent
-        if file.path.name in _METADATA or (file.path.name == _STATE and folder in arrow):
+        if file.path.name in _METADATA or (file.path.name == _STATE and folder in arrow | described):
             continue
         if file.format == "arrow" and folder in saved and file.path.name not in saved[folder]:
             continue

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +32,7 @@ class TextTemplate:
     cut: Side = "right"
     needs: str = ""
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[str]:
         """Names of the fields in it."""
         return frozenset(name for piece in (*self.prompt, *self.answer, *self.system) for name in _fields(piece))
@@ -52,8 +53,9 @@ class TextTemplate:
         return joined.lstrip("\n") if kept and kept[0] != _filled(pieces[0], fields) else joined
 
 
-def _fields(piece: str) -> list[str]:
-    return [found[1] for found in _NAME.finditer(piece) if found[1]]
+@lru_cache(maxsize=1024)
+def _fields(piece: str) -> tuple[str, ...]:
+    return tuple(found[1] for found in _NAME.finditer(piece) if found[1])
 
 
 def _filled(piece: str, fields: Mapping[str, str]) -> str:

@@ -1,0 +1,91 @@
+"""Splits by question, fingerprints, mixtures: functions of the data and the seed alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glmkit.errors import DataError
+from support.shared import shared_dir
+
+from .opened import one_set, opened, refusal, texts, write
+
+
+def questions(examples: object) -> set[str]:
+    return {texts(one)[0][1] for one in examples}  # type: ignore[attr-defined]
+
+
+def test_no_question_is_in_both_parts() -> None:
+    path = shared_dir("data", "advertisegen", "train.json")
+    whole = one_set(path)
+    assert len(whole) - len(questions(whole)) == 96
+    sets = opened(path, validation_share=0.2, seed=3)
+    (train,), (kept,) = sets.train, sets.validation
+    assert len(train) + len(kept) == 2000
+    assert 400 <= len(kept) <= 405
+    assert not questions(train) & questions(kept)
+    again = opened(path, validation_share=0.2, seed=3)
+    assert again.validation[0].fingerprint == kept.fingerprint
+    assert opened(path, validation_share=0.2, seed=4).validation[0].fingerprint != kept.fingerprint
+
+
+def test_the_order_of_rows_and_files_changes_no_part(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(20)]
+    first, second = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[::-1])
+    parts = [opened(path, validation_share=0.3).validation[0] for path in (first, second)]
+    assert questions(parts[0]) == questions(parts[1])
+    assert len(parts[0]) == 6
+
+
+def test_rows_of_one_conversation_stay_together(tmp_path: Path) -> None:
+    rows = []
+    for n in range(10):
+        rows.append({"prompt": f"q{n}", "response": "a", "history": []})
+        rows.append({"prompt": "然后", "response": "b", "history": [[f"q{n}", "a"]]})
+    sets = opened(write(tmp_path / "x.jsonl", rows), validation_share=0.5)
+    assert not questions(sets.train[0]) & questions(sets.validation[0])
+    assert len(sets.validation[0]) == 10
+
+
+def test_what_cannot_be_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": str(n)} for n in range(4)])
+    error = refusal(path, validation_share=0.5)
+    assert "4 rows with 1 different questions cannot be split" in str(error)
+    assert error.param == "data.validation_share"
+    two = opened(
+        write(path, [{"prompt": "q", "response": "a"}, {"prompt": "r", "response": "b"}]), validation_share=0.9
+    )
+    assert (len(two.train[0]), len(two.validation[0])) == (1, 1)
+
+
+def test_the_fingerprint_is_of_the_content_and_the_wording(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"instruction": "甲", "input": "", "output": "乙"}])
+    before = one_set(path).fingerprint
+    assert before == one_set(write(tmp_path / "y.jsonl", path.read_text())).fingerprint
+    write(path, [{"instruction": "甲", "input": "", "output": "丙"}])
+    changed = one_set(path).fingerprint
+    assert len({before, changed, one_set(path, template=["chatglm_tuning"]).fingerprint}) == 3
+    other = write(tmp_path / "z.jsonl", [{"prompt": "q", "response": "a"}])
+    assert opened(path, other).fingerprint == opened(other, path).fingerprint
+    mixed = opened(path, other, weights=[0.5, 0.5])
+    assert [one.weight for one in mixed.train] == [0.5, 0.5]
+    assert mixed.fingerprint != opened(path, other).fingerprint
+
+
+@pytest.mark.parametrize(("weights", "message"), [([1.0], "1 numbers for 2 sets"), ([1.0, 0.0], "has 0.0")])
+def test_weights_that_cannot_be(weights: list[float], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": "a"}])
+    with pytest.raises(DataError, match=message):
+        opened(path, path, weights=weights)
+
+
+def test_named_validation_data_go_first(tmp_path: Path) -> None:
+    rows = json.dumps({"prompt": "q", "response": "a"}) + "\n"
+    write(tmp_path / "d" / "train.jsonl", rows * 3)
+    write(tmp_path / "d" / "dev.jsonl", rows * 2)
+    other = write(tmp_path / "other.jsonl", rows)
+    sets = opened(tmp_path / "d", validation=[str(other)])
+    assert [len(one) for one in sets.validation] == [1]
+    assert "are not used" in sets.notes[0]
+    dev = opened(tmp_path / "d", validation=[str(tmp_path / "d")])
+    assert [len(one) for one in dev.validation] == [2], "a folder's own validation part"

@@ -1,0 +1,202 @@
+"""Values in rows: null, numbers, blanks, end words, fields that are not used. Ids are those of the published models."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from families.tuned import Tuned
+
+from .opened import encoded, ids_and_labels, one_set, opened, refusal, texts, write
+
+NO = [-100]
+
+
+@pytest.fixture(scope="module")
+def chatglm() -> Tuned:
+    return Tuned("chatglm")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        '{"instruction":"翻译","input":null,"output":"Hi"}\n',
+        '{"instruction":"翻译","output":"Hi"}\n',
+        '{"instruction":"翻译","input":"","output":"Hi"}\n',
+        "instruction,input,output\n翻译,,Hi\n",
+    ],
+    ids=["null", "absent", "empty", "cell"],
+)
+def test_nothing_is_nothing(rows: str, tmp_path: Path, chatglm: Tuned) -> None:
+    path = write(tmp_path / ("x.csv" if rows.startswith("i") else "x.jsonl"), rows)
+    prompt = [37010, 12, 5, 67769, 4, 13049, 12]
+    ids = [*prompt, 130001, 130004, 7950, 130005]
+    found = ids_and_labels(path, chatglm, "chatglm", template=["chatglm_tuning"])
+    assert found == [(ids, NO * 8 + [130004, 7950, 130005])]
+
+
+def test_zero_is_an_answer(tmp_path: Path, chatglm: Tuned) -> None:
+    path = write(tmp_path / "x.jsonl", '{"content":"几次","summary":0}\n')
+    ids = [5, 68797, 130001, 130004, 5, 8, 130005]
+    assert ids_and_labels(path, chatglm, "chatglm") == [(ids, NO * 3 + ids[3:])]
+    (row,) = encoded(path, Tuned("chatglm2"), "chatglm2")
+    assert row.ids[-3:] == [30910, 30940, 2]
+
+
+def test_numbers_are_as_they_were_written(tmp_path: Path) -> None:
+    written = ["0", "-3", "1.50", "1e3", "0.10", "12345678901234567890"]
+    lines = "".join(f'{{"prompt":"q","response":{number}}}\n' for number in written)
+    assert [texts(one)[1][1] for one in one_set(write(tmp_path / "x.jsonl", lines))] == written
+    array = "[" + ",".join(lines.split("\n")[:-1]) + "]"
+    assert [texts(one)[1][1] for one in one_set(write(tmp_path / "x.json", array))] == written
+
+
+def test_cells_are_text(tmp_path: Path, chatglm: Tuned) -> None:
+    cells = ["NA", "null", "007", "1e3", "True", "None", "nan"]
+    path = write(tmp_path / "x.csv", "prompt,response\n" + "".join(f"q,{cell}\n" for cell in cells))
+    assert [texts(one)[1][1] for one in one_set(path)] == cells
+    answers = [row.ids[row.ids.index(130004) + 1 : -1] for row in encoded(path, chatglm, "chatglm")]
+    assert [answers[0], answers[1], answers[2], answers[4]] == [[6114], [927], [5, 8, 8, 25], [5132]]
+
+
+def test_a_column_of_floats_has_lost_its_texts(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q", "r"], "response": [0.0, 1.0]}), path)
+    error = refusal(path)
+    assert str(error).startswith(f"{path}: row 1: field 'response' is a number (0.0), not text")
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "response": [7]}), path)
+    assert texts(one_set(path)[0])[1] == ("assistant", "7")
+
+
+def test_objects_and_lists_are_refused_with_their_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": {"x": 1}}])
+    error = refusal(path)
+    assert str(error).startswith(f"{path}: line 2: field 'output' is an object, not text;")
+    assert (error.param, error.code) == ("output", "wrong_type")
+    assert "{'x'" not in str(error)
+    two = refusal(write(tmp_path / "y.jsonl", [{"instruction": "a", "output": ["better", "worse"]}]))
+    assert "'output' is a list of 2" in str(two)
+    assert "preference row" in str(two)
+    judged = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False}
+    assert refusal(write(tmp_path / "z.jsonl", [judged])).code == "preference_row"
+
+
+def test_blank_answers_teach_nothing(tmp_path: Path, chatglm: Tuned) -> None:
+    blanks = ["", " ", "\u3000", "\u200b", "\t", "\n", "\ufeff"]
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in [*blanks, "a"]])
+    found = one_set(path, family=chatglm, name="chatglm")
+    assert [texts(one)[1][1] for one in found] == ["a"]
+    assert (found.report.remarks["empty_answer"].count, found.report.remarks["empty_answer"].first) == (
+        len(blanks),
+        f"{path}: line 1",
+    )
+
+
+def test_the_end_word_of_another_model_is_cut(tmp_path: Path) -> None:
+    answers = ["好<|endoftext|>", "好 <|endoftext|>\n", "好</s>", "<|endoftext|>在前", "<s>旧</s>", "好<|im_end|></s>"]
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in answers])
+    found = one_set(path)
+    assert [texts(one)[1][1] for one in found] == ["好", "好", "好", "<|endoftext|>在前", "<s>旧</s>", "好"]
+    assert found.report.remarks["end_word"].count == 4
+
+
+def test_a_reserved_word_in_an_answer_is_named(tmp_path: Path, chatglm: Tuned) -> None:
+    path = write(
+        tmp_path / "x.jsonl", [{"prompt": "[gMASK]", "response": "行"}, {"prompt": "q", "response": "好<eop>坏"}]
+    )
+    found = one_set(path, family=chatglm, name="chatglm")
+    assert found.report.remarks["reserved"].first == f"{path}: line 2"
+    (row, _) = encoded(path, chatglm, "chatglm")
+    assert row.ids[:4] == [53, 199, 15475, 42]  # text, whatever it says
+
+
+def test_line_ends(tmp_path: Path, chatglm: Tuned) -> None:
+    prompts = ["a\nb", "a\r\nb", "a\\nb", "a<n>b"]
+    path = write(tmp_path / "x.jsonl", [{"prompt": text, "response": "c"} for text in prompts])
+    starts = [row.ids[: row.ids.index(130001)] for row in encoded(path, chatglm, "chatglm")]
+    assert starts == [[104, 4, 178], [104, 5, 4, 178], [104, 43, 11089], [104, 4, 178]]
+    write(tmp_path / "x.source", b"a\r\nb\\n\n")
+    write(tmp_path / "x.target", b"c\nd\r\n")
+    assert [texts(one) for one in one_set(tmp_path / "x.source")] == [
+        [("user", "a"), ("assistant", "c")],
+        [("user", "b\\n"), ("assistant", "d")],
+    ]
+
+
+def test_placeholders_are_named_and_filled(tmp_path: Path) -> None:
+    rows = [{"instruction": "hi", "output": "I am {{name}} by {{ author }}"}] * 2 + [
+        {"instruction": "q", "output": "a"}
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    assert one_set(path).report.remarks["placeholders"].count == 2
+    filled = one_set(path, fill={"name": "小智", "author": "我们"})
+    assert texts(filled[0])[1][1] == "I am 小智 by 我们"
+    assert "placeholders" not in filled.report.remarks
+    rare = one_set(write(tmp_path / "y.jsonl", [*rows[:1], *rows[2:] * 3]))
+    assert "placeholders" not in rare.report.remarks
+
+
+@pytest.mark.parametrize("template", ["instruction", "belle", "chatglm_tuning"])
+def test_every_field_is_in_the_question_or_named(template: str, tmp_path: Path) -> None:
+    row = {"instruction": "翻译", "input": "你好", "output": "Hi", "source": "网", "id": 3, "note": ""}
+    found = one_set(write(tmp_path / "x.jsonl", [row]), template=[template])
+    assert "你好" in texts(found[0])[0][1]
+    assert list(found.report.unused) == ["source"]
+    quirk = one_set(write(tmp_path / "x.jsonl", [row]), template=["belle_reference"])
+    assert texts(quirk[0])[0] == ("user", "翻译")
+
+
+def test_a_field_may_be_null_for_long(tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "system": None, "output": "a"}] * 300
+    path = write(tmp_path / "x.jsonl", [*rows, {"instruction": "q", "system": "短", "output": "a"}])
+    found = one_set(path)
+    assert texts(found[300]) == [("system", "短"), ("user", "q"), ("assistant", "a")]
+    assert texts(found[0]) == [("user", "q"), ("assistant", "a")]
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    from glmkit.data.dialogues.row_forms import Columns
+
+    path = write(tmp_path / "x.jsonl", [{"问": "q", "答": "a", "记录": [["早", "早安"]], "别的": "x"}])
+    found = one_set(path, columns=Columns(prompt="问", response="答", history="记录"))
+    assert texts(found[0]) == [("user", "早"), ("assistant", "早安"), ("user", "q"), ("assistant", "a")]
+    assert found.report.counted == 1
+    assert found.report.turns == 2
+    assert list(found.report.unused) == ["别的"]
+    everything = one_set(path, columns=Columns(prompt="问", response="答", history="记录"), answers="all")
+    assert everything.report.counted == 2
+    error = refusal(path, columns=Columns(prompt="问题", response="答"))
+    assert "the prompt column is '问题'; the row has 问, 答" in str(error)
+    assert error.param == "问题"
+
+
+def test_own_templates(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"passage": f"文{n}", "q": "问", "a": "答"} for n in range(20)])
+    made = write(
+        tmp_path / "t.yaml",
+        'templates:\n  - {prompt: ["{passage}\\n", "问：{q}"], answer: "{a}"}\n'
+        '  - {prompt: "{q}（{passage}）", answer: "{{答}}{a}", system: 短}\n',
+    )
+    found = [texts(one) for one in one_set(path, template=[str(made)], seed=1)]
+    assert {len(one) for one in found} == {2, 3}, "both are used"
+    assert found[0] in (
+        [("user", "文0\n问：问"), ("assistant", "答")],
+        [("system", "短"), ("user", "问（文0）"), ("assistant", "{答}答")],
+    )
+    assert found == [texts(one) for one in one_set(path, template=[str(made)], seed=1)]
+    assert found != [texts(one) for one in one_set(path, template=[str(made)], seed=2)]
+    assert json.dumps(found[:5]) == json.dumps(found)[: len(json.dumps(found[:5])) - 1] + "]", "by seed and index"
+
+
+def test_bad_columns_do_not_hide_behind_skip(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.jsonl", [{"prompt": "q", "response": "a"}, {"prompt": "q"}, {"prompt": "q", "response": []}]
+    )
+    found = one_set(path, on_bad_row="skip")
+    assert (len(found), found.report.remarks["bad_row"].count) == (1, 2)
+    assert found.report.remarks["bad_row"].first.startswith(f"{path}: line 2: no field 'response'")
+    sets = opened(path, on_bad_row="skip")
+    assert any("2 rows cannot be used" in line for line in sets.lines())
