@@ -307,8 +307,7 @@ def test_never_past_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stop_ids_of_the_files_end_a_reply_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = small("chatglm2")
     word = lm.tokenizer.encode("fox")
-    monkeypatch.setattr(lm, "parts", replace(lm.parts, generation=GenerationSettings(stop_ids=(7,))))
-    monkeypatch.setattr(lm._prompts, "_parts", lm.parts)
+    lm = LM(replace(lm.parts, generation=GenerationSettings(stop_ids=(7,))))
     say(monkeypatch, [*word, 7, *word])
     assert lm.chat("q")[0] == "fox"
 

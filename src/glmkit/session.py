@@ -1,26 +1,26 @@
 """The `LM` object: a loaded model with the verbs a person wants."""
 
 import os
-import threading
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar, Unpack
+from typing import Unpack
 
+from .adapters.adapter import AdapterInfo
 from .checkpoint.configure import ConfigLike
+from .checkpoint.hub import local_directory
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
 from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
 from .generate.engine import Engine, EngineLimits
-from .generate.engine.ticket import check_process
-from .generate.jobs.answers import AnswersJob, make_job, text_pieces
+from .generate.job_maker import as_params, list_of, one_answer
+from .generate.jobs.answers import AnswersJob, text_pieces
 from .generate.jobs.beam_search import BeamsJob
 from .generate.jobs.infill import Filled, FillJob
+from .generate.model_engine import ModelEngine
 from .generate.outputs import Answer, Listener
 from .generate.params import (
-    MAX_BEAMS,
     OPTIONS,
     ChatOptions,
     GenerationOptions,
@@ -30,17 +30,12 @@ from .generate.params import (
     check_type,
     read_params,
 )
-from .generate.prompt_builder import Prompts
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
-from .model.parameters import Fingerprint
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
-from .tokenizer.incremental import IncrementalDecoder
 from .tokenizer.protocol import Tokenizer
 
 __all__ = ["LM", "Filled", "load"]
-
-T = TypeVar("T")
 
 
 class LM:
@@ -55,11 +50,8 @@ class LM:
         self.model: GLM = parts.model
         self.config = parts.config
         self.family = parts.config.family
-        self._prompts = Prompts(parts)
-        self._engine: Engine | None = None
-        self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
-        self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._runtime = ModelEngine(parts)
+        self._prompts = self._runtime.jobs(None).prompts
 
     def __repr__(self) -> str:
         parameter = next(self.model.parameters())
@@ -89,75 +81,82 @@ class LM:
         Requests that run just then are read again by the new weights. Raises RequestError while the model is in
         training mode, and in a process that was forked from the one that loaded it.
         """
-        check_process(self._process)
-        if any(module.training for module in self.model.modules()):
-            raise RequestError("the model is in training mode, in which dropout may be on; call lm.model.eval() first")
-        with self._lock:
-            weights = Fingerprint.of(self.model)
-            if self._engine is None or self._engine.ended:
-                self._engine = Engine(self.model, EngineLimits(rows=MAX_BEAMS))
-            elif weights != self._weights:
-                self._engine.reread()
-            self._weights = weights
-            return self._engine
+        return self._runtime.current()
 
     def start_engine(self, limits: EngineLimits | None = None, *, allocate: bool = False) -> Engine:
         """Replace the engine by one with these limits. allocate: take the memory of its whole budget at once.
 
         Raises RequestError while requests run.
         """
-        check_process(self._process)
-        with self._lock:
-            engine = self._engine
-            if engine is not None:
-                if engine.open_tickets:
-                    raise RequestError(
-                        f"{engine.open_tickets} requests run on the engine; replace it when they are done"
-                    )
-                engine.close()
-            self._engine = engine = None  # its memory is free for the new one
-            self._engine = Engine(self.model, limits, allocate=allocate)
-            self._weights = Fingerprint.of(self.model)
-            return self._engine
+        return self._runtime.start(limits, allocate=allocate)
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """Adapters that requests may choose (`adapter=NAME`), by name; without one a request gets the model alone."""
+        return self._runtime.adapters
+
+    def add_adapter(
+        self, name: str, directory: str | os.PathLike[str], *, alpha: float | None = None, hub: str | None = None
+    ) -> AdapterInfo:
+        """Read one more adapter that requests may choose. Requests that run are read again, and get the same.
+
+        directory, alpha, hub: see `loading.load_parts`. Raises RequestError for a name that is taken or cannot be one,
+        and while the model itself carries an adapter; CheckpointError and ConfigError for one that does not fit.
+        """
+        return self._runtime.add(name, local_directory(directory, hub=hub, param="adapters"), alpha)
+
+    def remove_adapter(self, name: str) -> None:
+        """Take an adapter away. Raises RequestError for an unknown name, and while requests run by it."""
+        self._runtime.remove(name)
 
     # --- texts --------------------------------------------------------------------------------------------------------
 
-    def generate(self, text: str, **options: Unpack[GenerationOptions]) -> str:
+    def generate(self, text: str, *, adapter: str | None = None, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text; returns the continuation alone, up to a stop text.
 
         GLM and GLM-130B read the text as part A with a generation mask behind it; chat families get it inside the
         tokens that their tokenizer puts around every input. A mask written in the text is ordinary text here; `fill`
-        fills it. options: the fields of `GenerationParams`. Raises RequestError for options that mean nothing, for
-        several answers (use `answers`), and for a text that is too long.
+        fills it. adapter: by name, see `adapters`; so in every other method. options: the fields of
+        `GenerationParams`. Raises RequestError for options that mean nothing, for several answers (use `answers`), for
+        a text that is too long, and for an unknown adapter.
         """
         check_type("text", text, str, "a text (str)")
-        job = self._text_job(text, _one_answer(read_params(options), "answers"))
+        job = self._runtime.jobs(adapter).text(text, one_answer(read_params(options, more=("adapter",)), "answers"))
         self.engine.submit(job).wait()
         return job.answers[0].text or ""
 
     def answers(
-        self, texts: Sequence[str | Sequence[int]], *, own_stops: bool = True, **options: Unpack[GenerationOptions]
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        own_stops: bool = True,
+        adapter: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[list[Answer]]:
         """Answers to every text (`n`, or the best `num_return_sequences` beams), all texts in one batch.
 
         Each is the same as alone. texts: also token ids, see `continue_job`. own_stops False: only `stop` and
         `stop_ids` end an answer, not the model's own ids. Options and errors as in `generate`.
         """
-        params = read_params(options, more=("own_stops",))
+        params = read_params(options, more=("own_stops", "adapter"))
+        maker = self._runtime.jobs(adapter)
         jobs = [
-            self._text_job(text, params, own_stops=own_stops, name=f"text {number}")
-            for number, text in enumerate(_listed(texts, "generate"))
+            maker.text(text, params, own_stops=own_stops, name=f"text {number}")
+            for number, text in enumerate(list_of(texts, "generate"))
         ]
         self.engine.run_all(jobs)
         return [job.answers for job in jobs]
 
-    def stream(self, text: str, **options: Unpack[GenerationOptions]) -> Generator[str]:
+    def stream(self, text: str, *, adapter: str | None = None, **options: Unpack[GenerationOptions]) -> Generator[str]:
         """The pieces of `generate`'s text as soon as no later token can change them; joined they are that text.
 
         Closing or dropping the iterator cancels the rest. Options and errors as in `generate`.
         """
         check_type("text", text, str, "a text (str)")
-        return text_pieces(self.engine, self._text_job(text, _one_answer(read_params(options), "answers")))
+        params = one_answer(read_params(options, more=("adapter",)), "answers")
+        return text_pieces(self.engine, self._runtime.jobs(adapter).text(text, params))
 
     def continue_job(
         self,
@@ -168,6 +167,7 @@ class LM:
         whole: bool = True,
         room: int | None = None,
         listener: Listener | None = None,
+        adapter: str | None = None,
     ) -> AnswersJob | BeamsJob:
         """The job that continues a text, for `engine.submit`; its `answers` are complete once it is over.
 
@@ -177,12 +177,19 @@ class LM:
         special ones are refused. room: the most tokens of prompt and answer, where the answer ends. listener: hears
         every token. Raises RequestError as `generate` does.
         """
-        return self._text_job(text, _params(params), own_stops=own_stops, whole=whole, room=room, listener=listener)
+        maker, params = self._runtime.jobs(adapter), as_params(params)
+        return maker.text(text, params, own_stops=own_stops, whole=whole, room=room, listener=listener)
 
     # --- blanks -------------------------------------------------------------------------------------------------------
 
     def fill(
-        self, text: str, *, max_tokens: int = 64, order: str | None = None, **options: Unpack[SpanOptions]
+        self,
+        text: str,
+        *,
+        max_tokens: int = 64,
+        order: str | None = None,
+        adapter: str | None = None,
+        **options: Unpack[SpanOptions],
     ) -> Filled:
         """Fill every [MASK], [sMASK] and [gMASK] of a text; later blanks depend on earlier answers.
 
@@ -192,10 +199,16 @@ class LM:
         and of beams. Raises RequestError for a text without blanks, with a blank that the model lacks, or too long,
         for options that mean nothing, and for a family that fills none.
         """
-        return self.fill_many([text], max_tokens=max_tokens, order=order, **options)[0]
+        return self.fill_many([text], max_tokens=max_tokens, order=order, adapter=adapter, **options)[0]
 
     def fill_many(
-        self, texts: Sequence[str], *, max_tokens: int = 64, order: str | None = None, **options: Unpack[SpanOptions]
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int = 64,
+        order: str | None = None,
+        adapter: str | None = None,
+        **options: Unpack[SpanOptions],
     ) -> list[Filled]:
         """`fill` for several texts in one batch; each result is the same as alone."""
         if "max_new_tokens" in options:
@@ -203,11 +216,12 @@ class LM:
                 "max_new_tokens is not an option of blanks; give max_tokens, the limit of each", param="max_new_tokens"
             )
         replace(OPTIONS["max_new_tokens"], name="max_tokens").checked(max_tokens)
-        params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order"))
-        _one_answer(params, "fill_job")
-        listed = _listed(texts, "fill")
+        params = read_params({**options, "max_new_tokens": max_tokens}, more=("max_tokens", "order", "adapter"))
+        one_answer(params, "fill_job")
+        listed = list_of(texts, "fill")
         names = ["the text"] if len(listed) == 1 else [f"text {number}" for number in range(len(listed))]
-        jobs = [self._blanks_job(text, params, order, name=name) for text, name in zip(listed, names, strict=True)]
+        maker = self._runtime.jobs(adapter)
+        jobs = [maker.blanks(text, params, order, name=name) for text, name in zip(listed, names, strict=True)]
         self.engine.run_all(jobs)
         return [job.filled() for job in jobs]
 
@@ -219,6 +233,7 @@ class LM:
         order: str | None = None,
         room: int | None = None,
         listener: Listener | None = None,
+        adapter: str | None = None,
     ) -> FillJob:
         """The job that fills a text, for `engine.submit`; its `filled()` is the result once it is over.
 
@@ -226,12 +241,17 @@ class LM:
         within which each blank has its share. listener: its events carry the number of the blank. order and errors as
         in `fill`.
         """
-        return self._blanks_job(text, _params(params), order, room=room, listener=listener)
+        return self._runtime.jobs(adapter).blanks(text, as_params(params), order, room=room, listener=listener)
 
     # --- conversations ------------------------------------------------------------------------------------------------
 
     def chat(
-        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
+        self,
+        query: str,
+        history: History | None = (),
+        *,
+        adapter: str | None = None,
+        **options: Unpack[ChatOptions],
     ) -> tuple[str | Call, Turns]:
         """Answer one turn of a conversation: (response, history for the next call).
 
@@ -242,23 +262,33 @@ class LM:
         options: see `Turn.asked`. Raises RequestError as it does, for several answers (use `chat_job`), and when a
         complete call of a tool cannot be read.
         """
-        return self._turn(query, history, options).answer(self.engine)
+        return self._turn(query, history, options, adapter).answer(self.engine)
 
     def stream_chat(
-        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
+        self,
+        query: str,
+        history: History | None = (),
+        *,
+        adapter: str | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Generator[tuple[str | Call, Turns]]:
         """`chat` while it is made: (response so far, history so far) for each token that shows something.
 
         The response is always the whole text, as in the published code; its end may still change. The last pair is what
         `chat` gives. Closing or dropping the iterator cancels the rest. Options and errors as in `chat`.
         """
-        return _pairs(self._turn(query, history, options).steps(self.engine))
+        return _pairs(self._turn(query, history, options, adapter).steps(self.engine))
 
     def chat_steps(
-        self, query: str, history: History | None = (), **options: Unpack[ChatOptions]
+        self,
+        query: str,
+        history: History | None = (),
+        *,
+        adapter: str | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Generator[ChatStep]:
         """`stream_chat` with more to it: new text that is certain, counts, logprobs, and why the reply ended."""
-        return self._turn(query, history, options, logprobs=True).steps(self.engine)
+        return self._turn(query, history, options, adapter, logprobs=True).steps(self.engine)
 
     def chat_job(
         self,
@@ -269,6 +299,7 @@ class LM:
         trim: bool = False,
         room: int | None = None,
         listener: Listener | None = None,
+        adapter: str | None = None,
     ) -> ReplyJob:
         """The job that answers messages, for `engine.submit`; its `reply` reads a finished answer.
 
@@ -276,13 +307,21 @@ class LM:
         form, put into the first message. trim: leave out the oldest turns where there is no room, else that is an
         error. room: the most tokens of prompt and reply, where the reply ends. Raises RequestError as `Turn` does.
         """
-        prompts = self._prompts
+        prompts = self._runtime.jobs(adapter).prompts
         asked = with_system(to_messages(messages), prompts.template, None, tools)
         return Turn(prompts, asked, options or {}, trim=trim, room=room).job(listener)
 
-    def _turn(self, query: str, history: History | None, options: ChatOptions, *, logprobs: bool = False) -> Turn:
-        turn = Turn.asked(self._prompts, query, history, options)
-        _one_answer(turn.params, "chat_job or chat_steps", logprobs=logprobs)
+    def _turn(
+        self,
+        query: str,
+        history: History | None,
+        options: ChatOptions,
+        adapter: str | None,
+        *,
+        logprobs: bool = False,
+    ) -> Turn:
+        turn = Turn.asked(self._runtime.jobs(adapter).prompts, query, history, options)
+        one_answer(turn.params, "chat_job or chat_steps", logprobs=logprobs)
         if turn.dropped:
             warnings.warn(
                 f"this conversation with its reply would exceed {turn.limit} tokens; not read: the oldest "
@@ -291,73 +330,6 @@ class LM:
                 stacklevel=3,
             )
         return turn
-
-    def _text_job(
-        self,
-        text: str | Sequence[int],
-        params: GenerationParams,
-        *,
-        own_stops: bool = True,
-        whole: bool = True,
-        name: str = "the text",
-        room: int | None = None,
-        listener: Listener | None = None,
-    ) -> AnswersJob | BeamsJob:
-        prompt = self._prompts.continuation(text, own_stops=own_stops, whole=whole, room=room, name=name)
-        tokenizer = self.parts.tokenizer
-        detokenizer = None if tokenizer is None else partial(IncrementalDecoder, tokenizer, whole=True)
-        return make_job(prompt, params, self.config, detokenizer=detokenizer, listener=listener)
-
-    def _blanks_job(
-        self,
-        text: str,
-        params: GenerationParams,
-        order: str | None,
-        *,
-        name: str = "the text",
-        room: int | None = None,
-        listener: Listener | None = None,
-    ) -> FillJob:
-        prompts = self._prompts
-        read, ids = prompts.blanks(text, name=name)
-        return FillJob(
-            ids,
-            params,
-            self.config,
-            prompts.special,
-            order=order or ("shared" if self.config.blank_order == "each" else "inserted"),
-            forbidden=prompts.padding_ids,
-            block_positions=prompts.block_positions,
-            detokenizer=partial(IncrementalDecoder, prompts.tokenizer, whole=True),
-            room=room,
-            listener=listener,
-            name=name,
-            text=read,
-        )
-
-
-def _params(params: GenerationParams | Values | None) -> GenerationParams:
-    return params if isinstance(params, GenerationParams) else GenerationParams.from_mapping(params or {})
-
-
-def _one_answer(params: GenerationParams, other: str, *, logprobs: bool = False) -> GenerationParams:
-    """Raise RequestError for parameters that ask for several answers, or for log-probabilities that are not returned.
-
-    logprobs: they are given. other: the method that gives what this one does not.
-    """
-    for name in ("n", "num_return_sequences"):
-        if getattr(params, name) > 1:
-            raise RequestError(f"{name} is {getattr(params, name)}, but this gives one answer; use {other}", param=name)
-    if params.logprobs is not None and not logprobs:
-        raise RequestError(f"logprobs is {params.logprobs}, but this gives text alone; use {other}", param="logprobs")
-    return params
-
-
-def _listed(texts: Iterable[T], single: str) -> list[T]:
-    check_type("texts", texts, Iterable, "a list of texts")
-    if isinstance(texts, str | bytes):
-        raise RequestError(f"texts is one {type(texts).__name__}; give a list of texts, or use {single}", param="texts")
-    return list(texts)
 
 
 def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, Turns]]:
@@ -373,6 +345,7 @@ def load(
     config: ConfigLike | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     alpha: float | None = None,
     device: str = "auto",
     dtype: DType = "auto",
@@ -380,18 +353,28 @@ def load(
     family: str | None = None,
     hub: str | None = None,
 ) -> LM:
-    """Open a model in any published layout. See `loading.load_parts` for the arguments and errors."""
-    return LM(
-        load_parts(
-            source,
-            config=config,
-            tokenizer=tokenizer,
-            adapter=adapter,
-            alpha=alpha,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            family=family,
-            hub=hub,
+    """Open a model in any published layout. See `loading.load_parts` for the arguments and errors.
+
+    adapters: directories of adapters by the names under which requests may choose them; see `LM.add_adapter`. adapter:
+    one that is put on the model for all requests, instead.
+    """
+    if adapter is not None and adapters:
+        raise RequestError(
+            "both adapter and adapters are given", step="give adapter a name in adapters", param="adapter"
         )
+    parts = load_parts(
+        source,
+        config=config,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        alpha=alpha,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        family=family,
+        hub=hub,
     )
+    lm = LM(parts)
+    for name, directory in (adapters or {}).items():
+        lm.add_adapter(name, directory, hub=hub)
+    return lm

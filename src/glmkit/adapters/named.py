@@ -32,7 +32,7 @@ class NamedAdapters:
         """family, layout: whose module names the files may use, see `apply_adapter`."""
         self._base, self._family, self._layout = base, family, layout
         self._infos: dict[str, AdapterInfo] = {}
-        self._tensors = _tensors(base)
+        self._tensors: tuple[object, ...] = ()  # of the base, as the adapters were read for it
         self.joined = base
 
     @property
@@ -46,11 +46,11 @@ class NamedAdapters:
             raise unknown_adapter(name, self._infos)
 
     def check_base(self) -> None:
-        """Raise RequestError when tensors of the base were replaced, or moved, since the adapters were read for it."""
+        """Raise RequestError when the base has other tensors, or elsewhere, than when the adapters were read for it."""
         if self._infos and _tensors(self._base) != self._tensors:
             raise RequestError(
-                "tensors of the model were replaced, or moved to another device, since its adapters were added",
-                step="remove the adapters before, and add them again",
+                "an adapter was put on the model, or its tensors were replaced or moved, since its adapters were added",
+                step="take it off, or remove the adapters and add them again",
             )
 
     def added(self, name: str, directory: str | os.PathLike[str], *, alpha: float | None = None) -> "NamedAdapters":
@@ -80,7 +80,7 @@ class NamedAdapters:
 
     def _with(self, infos: dict[str, AdapterInfo], variants: dict[str, GLM]) -> "NamedAdapters":
         new = NamedAdapters(self._base, self._family, self._layout)
-        new._infos = infos
+        new._infos, new._tensors = infos, _tensors(self._base)
         if variants:
             new.joined = route(self._base, variants)
             new.joined.variants = variants

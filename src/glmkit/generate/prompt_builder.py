@@ -19,10 +19,13 @@ from .prompt import Prompt
 
 
 class Prompts:
-    """Makes the prompts of one model."""
+    """Makes the prompts of one model.
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    adapter: the one that reads them, None for the model alone.
+    """
+
+    def __init__(self, parts: Parts, adapter: str | None = None) -> None:
+        self._parts, self.adapter = parts, adapter
 
     @property
     def config(self) -> GLMConfig:
@@ -122,11 +125,19 @@ class Prompts:
             running=self._fills_spans and bool(generation.running_positions),
             block_positions=self.block_positions,
             name=name,
+            adapter=self.adapter,
         )
 
     def reply(self, ids: Sequence[int]) -> Prompt:
         """The model's reply to a conversation whose ids `template` built."""
-        return Prompt.of(ids, self.config, stops=self.chat_stops, forbidden=self.padding_ids, name="the conversation")
+        return Prompt.of(
+            ids,
+            self.config,
+            stops=self.chat_stops,
+            forbidden=self.padding_ids,
+            name="the conversation",
+            adapter=self.adapter,
+        )
 
     @property
     def chat_stops(self) -> tuple[int, ...]:
