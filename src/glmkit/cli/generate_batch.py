@@ -17,7 +17,7 @@ from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import Need, local_directory
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.cli.printing import print_json
-from glmkit.cli.text_input import open_model
+from glmkit.cli.text_input import one_adapter, open_model
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
@@ -216,7 +216,7 @@ def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
     files = {f"the model's {name}": digest for name, digest in fingerprint(model).items()}
     named: dict[str, object] = {}
     for name in ("adapter", "tokenizer", "config"):
-        value = getattr(args, name)
+        value = one_adapter(args) if name == "adapter" else getattr(args, name)
         if value is not None and (name != "config" or Path(value).is_file()):
             need: Need = "tokenizer" if name == "tokenizer" else "model"
             source = Path(value) if name == "config" else local_directory(value, hub=args.hub, need=need)

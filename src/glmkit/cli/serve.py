@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from typing import Any
 
-from glmkit.cli.text_input import add_load_arguments, open_model
+from glmkit.cli.text_input import add_load_arguments, open_with_adapters
 from glmkit.errors import RequestError, size_text
 from glmkit.hub.names import existing_directory, read_name
 from glmkit.serve.settings import KEYS_VARIABLE, ServeSettings, read_keys
@@ -53,7 +53,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--api_key_file", metavar="FILE", type=str, default=None, help="a file with a key of clients on each line"
     )
-    add_load_arguments(parser)
+    add_load_arguments(
+        parser,
+        adapter="directory of a LoRA or P-Tuning v2: DIR for all requests, or NAME=DIR, which may "
+        "be repeated, for those that ask for model MODEL:NAME",
+    )
 
 
 def run(args: Namespace) -> int:
@@ -76,13 +80,13 @@ def _serve(args: Namespace, settings: ServeSettings) -> int:
 
     listening = bind(settings)
     try:
-        lm = open_model(args)
+        lm = open_with_adapters(args)
         app = create_app(lm, settings)
         host, port = listening[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         engine = lm.engine
         line = (
-            f"glm serve: {url}  model {app.state.glm.model_id}, cache {size_text(engine.cache_bytes)} for "
+            f"glm serve: {url}  model {', '.join(app.state.glm.models)}, cache {size_text(engine.cache_bytes)} for "
             f"{engine.limits.tokens:,} tokens, {engine.limits.rows} answers at once"
         )
         if args.api_key:

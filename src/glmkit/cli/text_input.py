@@ -1,5 +1,6 @@
 """Arguments that verbs share: the model and how to open it, the text from an argument, a file or standard input."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -9,6 +10,9 @@ from glmkit.cli.parser import add_hub_argument
 from glmkit.data.charset import guess_encoding
 from glmkit.errors import RequestError
 from glmkit.session import LM
+
+# Arguments of `glmkit.load` that are not about adapters.
+_LOADING = ("tokenizer", "config", "family", "device", "dtype", "quantize", "hub")
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
@@ -20,11 +24,11 @@ def add_text_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def add_load_arguments(parser: ArgumentParser) -> None:
-    """Arguments on opening MODEL: those of `glmkit.load`."""
+def add_load_arguments(parser: ArgumentParser, *, adapter: str = "LoRA or P-Tuning v2 directory for the model") -> None:
+    """Arguments on opening MODEL: those of `glmkit.load`. adapter: help on it."""
     add = parser.add_argument
     add_hub_argument(parser.add_argument)
-    add("--adapter", metavar="DIR", help="LoRA or P-Tuning v2 directory for the model")
+    add("--adapter", metavar="[NAME=]DIR", action="append", default=[], help=adapter)
     add("--alpha", metavar="X", type=float, help="of a LoRA whose directory does not state it")
     add("--tokenizer", metavar="DIR", help="directory with the tokenizer's files")
     add("--config", metavar="C", help="preset or config file, for models that ship none")
@@ -37,8 +41,47 @@ def add_load_arguments(parser: ArgumentParser) -> None:
 
 def open_model(args: Namespace) -> LM:
     """The model of MODEL and the arguments of `add_load_arguments`."""
-    names = ("adapter", "alpha", "tokenizer", "config", "family", "device", "dtype", "quantize", "hub")
-    return load(args.model, **{name: getattr(args, name) for name in names})
+    adapter = one_adapter(args)
+    return load(args.model, adapter=adapter, alpha=args.alpha, **{name: getattr(args, name) for name in _LOADING})
+
+
+def open_with_adapters(args: Namespace) -> LM:
+    """The same, with every --adapter NAME=DIR for requests to choose from."""
+    named = [named_adapter(text) for text in args.adapter]
+    adapters = {name: directory for name, directory in named if name is not None}
+    if len(named) > max(1, len(adapters)):
+        raise RequestError(
+            f"of {len(named)} adapters {len(adapters)} have names of their own",
+            step="give each as --adapter NAME=DIR, under another name, for requests to choose from",
+            param="adapter",
+        )
+    if not adapters:
+        return open_model(args)
+    if args.alpha is not None and len(adapters) > 1:
+        raise RequestError("--alpha is of one LoRA", step="write lora_alpha into each adapter's adapter_config.json")
+    lm = load(args.model, **{name: getattr(args, name) for name in _LOADING})
+    for name, directory in adapters.items():
+        lm.add_adapter(name, directory, alpha=args.alpha, hub=args.hub)
+    return lm
+
+
+def one_adapter(args: Namespace) -> str | None:
+    """The directory of --adapter, whose name says nothing here. Raises RequestError for several."""
+    if len(args.adapter) > 1:
+        raise RequestError(
+            f"{len(args.adapter)} adapters are given, and this uses one for everything",
+            step="give one --adapter; glm serve takes several, for requests to choose from",
+            param="adapter",
+        )
+    return named_adapter(args.adapter[0])[1] if args.adapter else None
+
+
+def named_adapter(text: str) -> tuple[str | None, str]:
+    """Name and directory of NAME=DIR; the name is None where the whole text is the directory."""
+    name, mark, directory = text.partition("=")
+    if not mark or not name or "/" in name or os.sep in name or Path(text).exists():
+        return None, text
+    return name, directory
 
 
 def read_text(args: Namespace) -> str:

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from glmkit.errors import GLMKitError
+from glmkit.errors import GLMKitError, RequestError
 from glmkit.generate.engine.limits import EngineLimits
 from glmkit.session import LM
 
@@ -41,9 +41,16 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
     """The application that serves a model; `app.state.glm` is its `State`.
 
     The engine of `lm` is replaced by one whose cache is allocated at once. routers: the endpoints, without prefixes of
-    their own. Raises RequestError when the memory for the cache is not there.
+    their own. Raises RequestError when the memory for the cache is not there, and for an adapter with the model's name.
     """
     settings = settings or ServeSettings()
+    model_id = settings.model_id or lm.parts.directory.resolve().name or "model"
+    if model_id in lm.adapters:
+        raise RequestError(
+            f"the model and an adapter of it are both called {model_id!r}",
+            step="give the adapter another name, or the model one with model_id",
+            param="model_id",
+        )
     engine = lm.start_engine(EngineLimits(tokens=settings.tokens, rows=settings.rows), allocate=True)
     metrics = Metrics()
     queue = RequestQueue(
@@ -54,7 +61,6 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
         metrics=metrics,
     )
     metrics.show_engine(lambda: queue.snapshot, lambda: queue.waiting)
-    model_id = settings.model_id or lm.parts.directory.resolve().name or "model"
     state = State(lm, queue, settings, metrics, model_id, int(time.time()))
     app = FastAPI(
         title="glmkit",
@@ -69,7 +75,7 @@ def create_app(lm: LM, settings: ServeSettings | None = None, *, routers: Sequen
     _add_error_answers(app)
     for router in routers:
         app.include_router(router)
-    app.openapi = lambda: openapi_document(app, keys=bool(settings.api_keys), model_id=model_id)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_document(app, keys=bool(settings.api_keys), models=state.models)  # type: ignore[method-assign]
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     endpoints: defaultdict[str, set[str]] = defaultdict(set)
     for route in routes:

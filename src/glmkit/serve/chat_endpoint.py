@@ -37,10 +37,10 @@ router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 async def chat_completions(request: Request, body: ChatRequest) -> ChatCompletion | EventStream:
     """OpenAI's chat completions, with tools for the families that were taught to use them."""
     state: State = request.app.state.glm
-    state.check_model(body.model)
+    adapter = state.adapter_of(body.model)
     template = chat_template(state.lm)
-    jobs = Jobs(state, [_maker(state, template, body)], given=body.model_fields_set, param="messages")
-    head = state.heading("chatcmpl")
+    jobs = Jobs(state, [_maker(state, template, body, adapter)], given=body.model_fields_set, param="messages")
+    head = state.heading("chatcmpl", adapter)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:
@@ -60,7 +60,7 @@ def chat_template(lm: LM) -> ChatTemplate:
         raise ApiError(400, message, code=error.code) from None
 
 
-def _maker(state: State, template: ChatTemplate, body: ChatRequest) -> Callable[[], ReplyJob]:
+def _maker(state: State, template: ChatTemplate, body: ChatRequest, adapter: str | None) -> Callable[[], ReplyJob]:
     """The maker of the job, after the checks that types cannot make. Raises ApiError."""
     clash = body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens)
     checks = (
@@ -80,7 +80,7 @@ def _maker(state: State, template: ChatTemplate, body: ChatRequest) -> Callable[
     if body.longest is not None:
         options["max_new_tokens"] = body.longest
     room = state.queue.longest(max(body.n or 1, body.num_beams or 1))
-    return lambda: state.lm.chat_job(messages, options, tools=tools, room=room)
+    return lambda: state.lm.chat_job(messages, options, tools=tools, room=room, adapter=adapter)
 
 
 async def _chunks(

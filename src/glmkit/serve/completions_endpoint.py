@@ -40,10 +40,10 @@ AnyJob = AnswersJob | BeamsJob | FillJob
 async def completions(request: Request, body: CompletionRequest) -> Completion | EventStream:
     """OpenAI's completions; with a suffix, models that fill blanks write the text before it."""
     state: State = request.app.state.glm
-    state.check_model(body.model)
-    asked = _Asked(state, body)
+    adapter = state.adapter_of(body.model)
+    asked = _Asked(state, body, adapter)
     jobs = Jobs(state, asked.makers(), given=body.model_fields_set, param="prompt")
-    head = state.heading("cmpl")
+    head = state.heading("cmpl", adapter)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:
@@ -89,9 +89,9 @@ class _Asked:
     A job writes all answers to a prompt; with a suffix (`fills`) each answer is a job of its own, for a blank has one.
     """
 
-    def __init__(self, state: State, body: CompletionRequest) -> None:
+    def __init__(self, state: State, body: CompletionRequest, adapter: str | None) -> None:
         """Raise ApiError for fields that do not go together, and for values that parameters refuse."""
-        self._lm, self.body = state.lm, body
+        self._lm, self.body, self._adapter = state.lm, body, adapter
         self.prompts = body.prompts
         self.n = body.n or 1
         self.fills = bool(body.suffix)
@@ -148,7 +148,7 @@ class _Asked:
         return Usage.of(read, written, jobs.reused_tokens)
 
     def _continuing(self, prompt: str | list[int]) -> AnyJob:
-        return self._lm.continue_job(prompt, self._params, whole=False, room=self._room)
+        return self._lm.continue_job(prompt, self._params, whole=False, room=self._room, adapter=self._adapter)
 
     def _filling(self, prompt: str | list[int], number: int) -> AnyJob:
         lm, suffix = self._lm, self.body.suffix or ""
@@ -159,7 +159,7 @@ class _Asked:
             raise ApiError(400, message, param="suffix")
         params = replace(self._params, n=1, seed=self._params.choice(number).seed)
         text = f"{before}{lm.tokenizer.id_to_token(lm.special.mask)}{suffix}"
-        return lm.fill_job(text, params, room=self._room)
+        return lm.fill_job(text, params, room=self._room, adapter=self._adapter)
 
     def _check(self) -> None:
         body, lm = self.body, self._lm

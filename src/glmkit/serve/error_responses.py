@@ -1,12 +1,12 @@
 """Errors as the server answers them, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from starlette.responses import JSONResponse
 
-from glmkit.errors import RequestError, TokenizerError
+from glmkit.errors import RequestError, TokenizerError, names_text
 from glmkit.generate.params import OPTIONS
 
 # Parameters that several fields of requests may stand for, or another one; the first that was given is named.
@@ -15,6 +15,7 @@ _FIELDS = {
     "num_return_sequences": ("n",),
     "max_rows": ("num_beams", "best_of", "n"),
 }
+_MOST_NAMES = 50  # of models that are listed
 _LONGEST = 2000  # characters of a message, and of the field that it names: both may repeat what a client sent
 
 
@@ -104,10 +105,11 @@ class ClientGone(ApiError):  # noqa: N818
         super().__init__(499, "the client closed the connection", code="client_gone")
 
 
-def model_not_found(name: str, served: str) -> ApiError:
-    """The 404 for a model that is not served. served: the one that is."""
+def model_not_found(name: str, served: Sequence[str]) -> ApiError:
+    """The 404 for a model that is not served. served: those that are."""
     shown = name if len(name) <= 100 else name[:100] + "…"
-    message = f"model {shown!r} is not served here; this server has {served!r} alone"
+    listed = f"{served[0]!r} alone" if len(served) == 1 else names_text(map(repr, served), _MOST_NAMES)
+    message = f"model {shown!r} is not served here; this server has {listed}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 

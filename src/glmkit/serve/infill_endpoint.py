@@ -29,7 +29,7 @@ async def infill(request: Request, body: InfillRequest) -> Infill | EventStream:
     In a stream every event has more of one blank; the one before [DONE] is the answer without a stream.
     """
     state: State = request.app.state.glm
-    state.check_model(body.model)
+    adapter = state.adapter_of(body.model)
     lm = state.lm
     if lm.config.mask == "causal":
         raise ApiError(400, "this model reads left to right and fills in nothing; use /v1/completions", param="text")
@@ -40,11 +40,11 @@ async def infill(request: Request, body: InfillRequest) -> Infill | EventStream:
         params = GenerationParams.from_mapping({**options, "max_new_tokens": longest})
     jobs: Jobs[FillJob] = Jobs(
         state,
-        [lambda: lm.fill_job(body.text, params, order=body.order, room=state.queue.longest(1))],
+        [lambda: lm.fill_job(body.text, params, order=body.order, room=state.queue.longest(1), adapter=adapter)],
         given=body.model_fields_set,
         param="text",
     )
-    head = state.heading("infill")
+    head = state.heading("infill", adapter)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:

@@ -1,5 +1,6 @@
 """The OpenAPI document: FastAPI's, with the errors that all endpoints have in common."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,9 +47,11 @@ _ERROR = {
 }
 
 
-def openapi_document(app: FastAPI, *, keys: bool, model_id: str) -> Json:
-    """The document, made once. keys: API keys are asked for. model_id: the served model, the only right one."""
-    if app.openapi_schema is None:
+def openapi_document(app: FastAPI, *, keys: bool, models: Mapping[str, str | None]) -> Json:
+    """The document, kept as long as the models are the same. keys: API keys are asked for. models: see `State`."""
+    known = [*models, *(adapter for adapter in models.values() if adapter is not None)]
+    if app.openapi_schema is None or getattr(app.state, "documented", None) != known:
+        app.state.documented = known
         document = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, servers=app.servers
         )
@@ -59,15 +62,16 @@ def openapi_document(app: FastAPI, *, keys: bool, model_id: str) -> Json:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 _add_errors(operation, path, keys=keys)
-                _name_model(operation, schemas, model_id)
+                _name_model(operation, schemas, known)
         if keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def _name_model(operation: Json, schemas: Json, model_id: str) -> None:
-    """Name the served model where one is asked for, in the schema and its examples."""
+def _name_model(operation: Json, schemas: Json, known: list[str]) -> None:
+    """Name the served models where one is asked for in the schema, and the first in its examples."""
+    model_id = known[0]
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "model":
             parameter["example"] = model_id
@@ -79,7 +83,7 @@ def _name_model(operation: Json, schemas: Json, model_id: str) -> None:
         return
     for option in field.get("anyOf", [field]):
         if option.get("type") == "string":
-            option["enum"] = [model_id]
+            option["enum"] = known
     schema["examples"] = [
         {name: model_id if name == "model" else value for name, value in example.items()}
         for example in schema["examples"]

@@ -41,7 +41,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The list of models, which has one."""
+    """The list of models: the one that is served, and it with each of its adapters."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -84,14 +84,13 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models", tags=["models"])
 async def models(request: Request) -> ModelList:
-    """The model that is served."""
+    """The model that is served, and it with each of its adapters."""
     state = _state(request)
-    return ModelList(data=[Model(id=state.model_id, created=state.created)])
+    return ModelList(data=[Model(id=name, created=state.created) for name in state.models])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"])
 async def model(request: Request, model: Annotated[str, Path(description="The id of the model.")]) -> Model:
     """The model of that name."""
     state = _state(request)
-    state.check_model(model)
-    return Model(id=state.model_id, created=state.created)
+    return Model(id=state.id_of(state.adapter_of(model)), created=state.created)

@@ -72,7 +72,7 @@ def _off(value: object) -> object:
 
 
 Off = Annotated[Literal[False], BeforeValidator(_off)]
-MODEL = "Not needed: a server has one model."
+MODEL = "MODEL:ADAPTER or ADAPTER for one of the model's adapters; not needed for the model alone."
 # Stands behind the limits of a whole number, which are then in the schema, too.
 WHOLE = BeforeValidator(whole)
 Count = Annotated[int, Field(ge=1, le=LARGEST), WHOLE]
