@@ -1,4 +1,4 @@
-"""From the requests of a person or a server to jobs of the engine."""
+"""Jobs of the engine, made from the requests of a person or a server."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -21,9 +21,10 @@ class ModelEngine:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        layouts = () if parts.family is None else parts.family.layouts
+        family = parts.family
+        layouts = () if family is None else family.layouts
         layout = next((layout for layout in layouts if layout.name == parts.layout), None)
-        self._adapters = NamedAdapters(parts.model, parts.family, layout)
+        self._adapters = NamedAdapters(parts.model, family, layout)
         self._engine: Engine | None = None
         self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
         self._process = os.getpid()
