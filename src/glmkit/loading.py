@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 
 from .adapters.adapter import Origin
-from .adapters.attach import attached, merge_adapter
+from .adapters.attach import attached
 from .adapters.directory import apply_adapter, read_origin
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
-from .checkpoint.native import read_generation, write_model
+from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
@@ -27,7 +27,6 @@ from .devices import choose_device, cpu_has_bfloat16, is_cpu
 from .errors import CheckpointError, GuessWarning, RequestError, TokenizerError, UnreadWarning, message_text
 from .families.common.native_layout import OWN
 from .families.family import Family
-from .files import atomic_directory
 from .hub.names import read_name
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
@@ -38,7 +37,7 @@ from .tokenizer.trained import TrainedTokenizer, has_tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Quantize = Literal["int8", "int4"]
-_BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4}
 _SHORT: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Bytes up to which a float16 model is computed in float32, which holds it exactly, even where bfloat16 is faster.
 SMALL = 256 << 20
@@ -205,21 +204,6 @@ def _base_directory(origin: Origin, adapter: Path, hub: str | None) -> Path:
     return base
 
 
-def write_merged(
-    base: str | os.PathLike[str], adapter: str | os.PathLike[str], directory: str | os.PathLike[str]
-) -> None:
-    """Merge a LoRA into its base and write both as one model of our own layout, float32, with the base's tokenizer.
-
-    Raises CheckpointError, RequestError (a prefix, quantised weights), FileExistsError; then nothing is written.
-    """
-    parts = load_parts(base, adapter=adapter, device="cpu", dtype="float32")
-    merge_adapter(parts.model)
-    with atomic_directory(directory) as folder:
-        write_model(folder, parts.config, dict(parts.model.named_parameters()), generation=parts.generation)
-        if parts.tokenizer is not None:
-            parts.tokenizer.save(folder)
-
-
 def empty_model(config: GLMConfig) -> GLM:
     """A model without memory (on the meta device), with quantised layers where the config has them."""
     with torch.device("meta"):
@@ -311,14 +295,23 @@ def _tokenizer(
     return loaded
 
 
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The smallest floating-point dtype that holds every number of the files but scales."""
+    return reduce(torch.promote_types, _float_dtypes(checkpoint))
+
+
+def _float_dtypes(checkpoint: Checkpoint) -> list[torch.dtype]:
+    weights = checkpoint.weights
+    found = {weights.info(name).dtype for name in weights.names() if not name.endswith("_scale")}
+    return sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
+
+
 def _dtype(
     checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, device: torch.device
 ) -> torch.dtype | None:
     """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""
-    weights = checkpoint.weights
-    found = {weights.info(name).dtype for name in weights.names() if not name.endswith("_scale")}
-    floats = sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
-    stored = reduce(torch.promote_types, floats)
+    floats = _float_dtypes(checkpoint)
+    stored = stored_dtype(checkpoint)
     if given is None and is_cpu(device) and stored == torch.float16:
         exact = weights_bytes(config, torch.float32)
         rounded = exact > SMALL and (cpu_has_bfloat16() or not fits(exact, device))
@@ -343,6 +336,6 @@ def _given_dtype(name: DType) -> torch.dtype | None:
 
 
 def _bits(name: Quantize | None) -> int | None:
-    if name is not None and name not in _BITS:
-        raise RequestError(f"quantize {name!r} is unknown", step=f"use {' or '.join(_BITS)}, or None", param="quantize")
-    return None if name is None else _BITS[name]
+    if name is not None and name not in BITS:
+        raise RequestError(f"quantize {name!r} is unknown", step=f"use {' or '.join(BITS)}, or None", param="quantize")
+    return None if name is None else BITS[name]

@@ -14,7 +14,8 @@ from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.cli.main import main
 from glmkit.data.store import TokenStore, write_store
-from glmkit.loading import load_parts, write_merged
+from glmkit.loading import load_parts
+from glmkit.merging import merge
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.batch_loss import batch_loss
 from glmkit.train.continued import load_start
@@ -160,9 +161,9 @@ def test_a_lora_is_merged_first(published: Path, store: Path, tmp_path: Path, ca
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     save_adapter(model, tmp_path / "lora")
     assert pretrain(tmp_path / "lora", store, tmp_path / "run") == 2
-    command = f"write_merged('BASE', '{tmp_path / 'lora'}', 'MERGED')"
+    command = f"glm merge BASE {tmp_path / 'lora'} --output MERGED"
     assert command in capsys.readouterr().err
-    write_merged(published, tmp_path / "lora", tmp_path / "merged")
+    merge(published, tmp_path / "lora", tmp_path / "merged", dtype="float32")
     merged = load_parts(tmp_path / "merged", device="cpu")
     row = torch.tensor([[2, 7, 8, 9, 10]])
     torch.testing.assert_close(merged.model(row), model.eval()(row), atol=1e-5, rtol=1e-4)

@@ -8,7 +8,7 @@ Sources: ChatGLM-6B's `quantization.py`; `THUDM/GLM-130B:quantization/layers.py`
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glmkit.errors import CheckpointError
 from glmkit.finite import all_finite
@@ -27,6 +27,23 @@ class IntegerMatrix(Protocol):
 
     def product(self, x: Tensor) -> Tensor:
         """(..., C) to (..., R) with the dequantised matrix."""
+
+
+def float_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The linear layer or table of an integer one, with its bias and the floats that its integers stand for."""
+    assert isinstance(module, IntegerMatrix)
+    weight = nn.Parameter(module.floats(dtype=dtype), requires_grad=False)
+    rows, columns = weight.shape
+    if not hasattr(module, "in_features"):
+        table = nn.Embedding(rows, columns, device="meta")
+        table.weight = weight
+        return table.train(module.training)
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = weight
+    bias = module.bias
+    assert bias is None or isinstance(bias, nn.Parameter)
+    linear.bias = bias
+    return linear.train(module.training)
 
 
 def pack_int4(values_RC: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from glmkit.checkpoint.weights import COLUMN_CUT
 from glmkit.config import Quantization
 from glmkit.model import GLM
-from glmkit.model.integer_packing import quantize_rows
+from glmkit.model.integer_packing import float_module, quantize_rows
 
 from .layers import QuantEmbedding, QuantLinear, QuantMatrix
 
@@ -26,6 +26,13 @@ def quantize_modules(model: GLM, quantization: Quantization) -> None:
             continue
         blocks = quantization.column_blocks if name in COLUMN_CUT else 1
         setattr(parent, name, _quantized(old, quantization.bits, blocks))
+
+
+def dequantize_modules(model: GLM, dtype: torch.dtype) -> None:
+    """Replace every quantised layer by a float one with the numbers that its integers stand for, wherever it is."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantMatrix):
+            model.set_submodule(name, float_module(module, dtype))
 
 
 def _places(model: GLM, embeddings: bool) -> Iterator[tuple[nn.Module, str]]:

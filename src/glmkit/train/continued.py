@@ -38,9 +38,8 @@ def open_start(source: str) -> Checkpoint:
     if checkpoint is None or checkpoint.adapter or beside:
         raise CheckpointError(
             f"--init-from {source}: an adapter is in there, and pretraining takes plain weights",
-            step='for a LoRA: python -c "from glmkit.loading import write_merged; '
-            f"write_merged('BASE', '{source}', 'MERGED')\" and --init-from MERGED; a P-Tuning prefix cannot be "
-            "merged, start from its base",
+            step=f"for a LoRA: glm merge BASE {source} --output MERGED and --init-from MERGED; a P-Tuning prefix "
+            "cannot be merged, start from its base",
             param="model.init_from",
         )
     config = checkpoint.config

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from glmkit.model import GLM
-from glmkit.model.integer_packing import IntegerMatrix
+from glmkit.model.integer_packing import IntegerMatrix, float_module
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,6 @@ class _Own(nn.Module):
 
     def forward(self, base: Tensor) -> Tensor:
         return self.replaced.over(base)
-
-
-def float_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The linear layer or table of an integer one, with its bias and the floats that its integers stand for."""
-    assert isinstance(module, IntegerMatrix)
-    weight = nn.Parameter(module.floats(dtype=dtype), requires_grad=False)
-    rows, columns = weight.shape
-    if not hasattr(module, "in_features"):
-        table = nn.Embedding(rows, columns, device="meta")
-        table.weight = weight
-        return table.train(module.training)
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = weight
-    bias = module.bias
-    assert bias is None or isinstance(bias, nn.Parameter)
-    linear.bias = bias
-    return linear.train(module.training)
 
 
 def floats_of(module: nn.Module, name: str, rows: Tensor | None = None) -> Tensor:
