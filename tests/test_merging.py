@@ -26,6 +26,8 @@ from glmkit.model import GLM, init_weights
 from glmkit.tokenizer.composed import with_new_tokens
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 EVERY = LoraOptions(("all",), rank=2, bias="all", modules_to_save=("embed_tokens", "model.norm"))
 TAUGHT = Taught("chat", (), (2, 9, 11))
 BASES = {"chatglm-6b": None, "chatglm2-6b": "chatglm2", "chatglm3-6b": "chatglm3", "glm-hf": None, "glm4-native": None}

@@ -27,6 +27,8 @@ from glmkit.tokenizer.composed import with_new_tokens
 from glmkit.train.checkpoints import CheckpointStore, write_final_model
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(3)
+
 KINDS: dict[str, NewAdapter] = {"lora": LoraOptions(rank=2), "prefix": PrefixOptions(3)}
 TAUGHT = Taught("belle", (), (2, 9))
 IDS = torch.arange(5, 25)[None]

@@ -22,6 +22,8 @@ from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 from support.shared import shared_dir
 
+pytestmark = pytest.mark.sampled(4)
+
 TAUGHT = Taught("belle", ("input in input",), (2, 9))
 
 

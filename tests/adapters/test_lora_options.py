@@ -20,6 +20,8 @@ from glmkit.loading import empty_model
 from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 
+pytestmark = pytest.mark.sampled(4)
+
 EVERY = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 

@@ -9,7 +9,7 @@ from glmkit.errors import names_text
 from glmkit.families.common.native_layout import OWN
 from glmkit.merging import MergeReport, merge
 
-EPILOG = """What is written is opened again before DIR appears, and its logits are compared with those of base and adapter.
+EPILOG = """Before DIR appears, what is in it is opened again and its logits are compared with base and adapter.
 The base's licence files, the tokenizer and the ids at which training taught answers to end go along.
 A quantised base becomes floats; --quantize quantises the result anew and says what is left of the adapter's effect.
 A P-Tuning prefix is keys and values in front of every layer's own, so no weights can hold it: keep it as an adapter.
