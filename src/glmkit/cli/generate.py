@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from glmkit.batch.requests import logprob_fields
 from glmkit.cli.generate_batch import BATCH_EPILOG, add_batch_arguments, run_batch, wants_batch
+from glmkit.cli.generate_predictions import add_prediction_arguments, run_predictions, wants_predictions
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.parser import Help
 from glmkit.cli.printing import print_json, shown
@@ -29,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="print the continuation while it is written")
     add_generation_arguments(parser, "generate")
     add_batch_arguments(parser)
+    add_prediction_arguments(parser)
 
 
 def run(args: Namespace) -> int:
@@ -37,7 +39,7 @@ def run(args: Namespace) -> int:
     if args.stream:
         _check_stream(args, options)
     if wants_batch(args):
-        return run_batch(args, options)
+        return run_predictions(args, options) if wants_predictions(args) else run_batch(args, options)
     if options.get("logprobs") is not None and not args.json:
         raise RequestError("--logprobs are printed with --json only; add it")
     text = read_text(args)

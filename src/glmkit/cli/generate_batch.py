@@ -3,7 +3,7 @@
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -42,9 +42,9 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("files of prompts").add_argument
     add("--input", metavar="FILE", help="answer every row of this .jsonl, .json, .csv or .tsv")
     add("--output", metavar="FILE", help="file to write, one JSON object a line")
-    add("--task", choices=["auto", "generate", "fill", "chat"], default="auto",
-        help="continue texts, fill their blanks, or answer in a conversation; auto: messages are answered, texts are "
-        "continued (default: %(default)s)")
+    add("--task", choices=["auto", "generate", "fill", "chat", "predict"], default="auto",
+        help="continue texts, fill their blanks, or answer in a conversation; predict: rows of fine-tuning data, see "
+        "below; auto: messages are answered, texts are continued (default: %(default)s)")
     add("--prompt_field", metavar="NAME",
         help=f"field with the text or the messages (default: the first there is of {', '.join(PROMPT_FIELDS)})")
     add("--template", metavar="TEXT", help="the prompt, with {NAME} for the text of a field")
@@ -57,8 +57,9 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
     add("--min_tgt_length", metavar="N", type=int, help="the same as --min_new_tokens")
     add("--batch_size", metavar="N", type=int,
         help=f"rows of the file at work at once (default: as many as give {ROWS} answers or beams)")
-    add("--on_error", choices=["stop", "record"], default="stop",
-        help="at a row that cannot be answered, stop, or write it with its error and go on (default: %(default)s)")
+    add("--on_error", choices=["stop", "record"], default=None,
+        help="at a row that cannot be answered, stop, or write it with its error and go on (default: stop; record with "
+        "--task predict)")
     add("--added_prefix", metavar="TEXT", default="", help="in front of the names of the fields that are added")
     add("--overwrite", action="store_true", help="replace what another run has written there")
     add("--quiet", action="store_true", help="no progress on stderr")
@@ -83,11 +84,12 @@ def run_batch(args: Namespace, options: Values) -> int:
 
     Raises DataError or RequestError, in one line, for what cannot be done; what was finished before stays.
     """
-    source, options = _checked(args), _with_original_names(args, options)
+    args.on_error = args.on_error or "stop"
+    source, options = _checked(args), with_original_names(args, options)
     params = GenerationParams(**options)
     output = Output(Path(args.output))
     try:
-        output.begin(_plan(args, params), overwrite=args.overwrite, may_become={"on_error": "record"})
+        output.begin(batch_plan(args, params), overwrite=args.overwrite, may_become={"on_error": "record"})
         done, records = output.resume(lambda: read_records(source))
         first = None if output.complete else next(records, None)
         if first is None:
@@ -168,26 +170,13 @@ class BatchProgress(Progress):
 
 def _checked(args: Namespace) -> Path:
     """Check the arguments and give the input. Raises RequestError or DataError for those that do not go together."""
-    for name in ("text", "file"):
-        if getattr(args, name, None) is not None:
-            what = "TEXT" if name == "text" else "--file"
-            raise RequestError(f"both {what} and --input were given; leave one out")
-    if args.output is None:
-        raise RequestError("--input needs --output FILE for the answers")
+    check_output(args)
     source, target = Path(args.input), Path(args.output)
     if not source.is_file():
         raise DataError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
     record_format(source)
-    if target.suffix.lower() in (*COMPRESSIONS, ".csv", ".tsv", ".parquet"):
-        raise RequestError(f"--output is {target}, but JSON lines are written; name it .jsonl")
     if target.exists() and target.samefile(source):
         raise RequestError(f"--output is the input, {source}; choose another name")
-    for name in ("src_length", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise RequestError(f"--{name} is {value}; give at least 1")
-    if args.batch_size is not None and args.batch_size > MAX_BEAMS:
-        raise RequestError(f"--batch_size is {args.batch_size}; give at most {MAX_BEAMS}")
     if args.truncation_side != "left" and args.src_length is None:
         raise RequestError("--truncation_side goes with --src_length, which was not given")
     if args.order is not None and args.task != "fill":
@@ -197,7 +186,26 @@ def _checked(args: Namespace) -> Path:
     return source
 
 
-def _with_original_names(args: Namespace, options: Values) -> Values:
+def check_output(args: Namespace) -> None:
+    """Check what all files of rows have in common. Raises RequestError."""
+    for name in ("text", "file"):
+        if getattr(args, name, None) is not None:
+            what = "TEXT" if name == "text" else "--file"
+            raise RequestError(f"both {what} and --input were given; leave one out")
+    if args.output is None:
+        raise RequestError("--input needs --output FILE for the answers")
+    target = Path(args.output)
+    if target.suffix.lower() in (*COMPRESSIONS, ".csv", ".tsv", ".parquet"):
+        raise RequestError(f"--output is {target}, but JSON lines are written; name it .jsonl")
+    for name in ("src_length", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise RequestError(f"--{name} is {value}; give at least 1")
+    if args.batch_size is not None and args.batch_size > MAX_BEAMS:
+        raise RequestError(f"--batch_size is {args.batch_size}; give at most {MAX_BEAMS}")
+
+
+def with_original_names(args: Namespace, options: Values) -> Values:
     """The options of decoding, with those that came under their original names."""
     values = dict(options)
     for name, ours in _ORIGINAL.items():
@@ -210,8 +218,11 @@ def _with_original_names(args: Namespace, options: Values) -> Values:
     return values
 
 
-def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
-    """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie."""
+def batch_plan(args: Namespace, params: GenerationParams, names: Sequence[str] = ()) -> dict[str, object]:
+    """Everything that the lines depend on, which is not how many are at work at once, nor where the files lie.
+
+    names: further arguments on which they do.
+    """
     model, _ = model_directory(local_directory(args.model, hub=args.hub))
     files = {f"the model's {name}": digest for name, digest in fingerprint(model).items()}
     named: dict[str, object] = {}
@@ -225,7 +236,7 @@ def _plan(args: Namespace, params: GenerationParams) -> dict[str, object]:
             named[name] = value
     names = (
         "task", "prompt_field", "template", "order", "src_length", "truncation_side", "added_prefix", "on_error",
-        "family", "device", "dtype", "quantize",
+        "family", "device", "dtype", "quantize", *names,
     )  # fmt: skip
     named |= {name: getattr(args, name) for name in names}
     return {"glmkit": __version__, **named, "options": asdict(params), "files": files}

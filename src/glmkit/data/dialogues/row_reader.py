@@ -27,6 +27,7 @@ class RowReader:
 
     templates: wordings of rows with one question, none for that of their form. answers: which answers of a conversation
     are trained; None: all of a conversation, the last one behind a history. fill: texts for `{{name}}`.
+    unanswered: rows to predict: those whose last answer is blank or missing stay, with nothing counted.
     """
 
     reader: Reader
@@ -37,6 +38,7 @@ class RowReader:
     fill: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     source: str = ""
+    unanswered: bool = False
 
     def read(self, row: Mapping[str, object], where: str, file: str, index: int) -> Example | None:
         """The dialogue of a row; None for one without anything to train. index: of the row in its set.
@@ -116,6 +118,10 @@ class RowReader:
         messages, counted = conversation.messages, conversation.counted
         if not messages:
             raise DataError("the conversation has no message", code="empty_conversation")
+        if self.unanswered and self._is_open(messages[-1]):
+            asked = messages[:-1] if messages[-1].role == "assistant" else messages
+            if asked:
+                return Dialogue(tuple(asked), (False,) * len(asked), where, cut, self.source)
         last = max((place for place, message in enumerate(messages) if message.role == "assistant"), default=-1)
         if last + 1 < len(messages):
             if last >= 0:
@@ -138,6 +144,10 @@ class RowReader:
             return None
         self.report.counted += sum(flags)
         return Dialogue(tuple(checked), tuple(flags), where, cut, self.source)
+
+    def _is_open(self, last: Message) -> bool:
+        """True when a conversation ends with what is to be answered."""
+        return last.role != "assistant" or (not last.metadata and self.reader.blank(last.content))
 
     def _answer(self, message: Message, where: str) -> Message:
         """An answer without foreign end words, placeholders filled; what is odd in it is counted."""

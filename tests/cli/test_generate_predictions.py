@@ -1,0 +1,129 @@
+"""`glm generate --task predict`: a line a row in the order of the input, whatever the batch and the ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmkit.checkpoint.native import write_model
+from glmkit.cli.main import main
+from glmkit.families.family import family_named
+from glmkit.session import LM
+from glmkit.tokenizer.chat_template import Message
+from glmkit.tokenizer.dialogue import Dialogue, Limits
+from support.served_models import small_base
+
+ROWS: list[dict[str, Any]] = [
+    {"content": "凯旋门是", "summary": "巴黎"},
+    {"content": "The quick", "summary": "fox"},
+    {"content": "没有答案", "summary": ""},
+    {"content": {"x": 1}, "summary": "坏"},
+    {"content": "纪念", "summary": "好"},
+]
+FLAGS = [
+    "--task",
+    "predict",
+    "--prompt_column",
+    "content",
+    "--response_column",
+    "summary",
+    "--max_new_tokens",
+    "6",
+    "--quiet",
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return small_base()
+
+
+@pytest.fixture(scope="module")
+def model(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_model(folder, lm.config, dict(lm.model.named_parameters()))
+    lm.tokenizer.save(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dev.json").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
+
+
+def predict(model: Path, *more: str, output: str = "generated_predictions.jsonl") -> list[dict[str, Any]]:
+    assert main(["generate", str(model), "--input", "dev.json", "--output", output, *FLAGS, *more]) == 0
+    return [json.loads(line) for line in Path(output).read_text().splitlines()]
+
+
+def test_a_line_a_row_with_prompts_as_in_training(model: Path, lm: LM, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = predict(model)
+    assert [line["id"] for line in lines] == [f"dev.json: line {number}" for number in range(1, 6)]
+    assert [line["labels"] for line in lines] == ["巴黎", "fox", "", "", "好"]
+    assert lines[3]["predict"] is None
+    assert "field 'content' is an object" in lines[3]["error"]
+    tuning = family_named("glm").tuning
+    assert tuning is not None
+    asked = Dialogue((Message("user", "凯旋门是"), Message("assistant", "巴黎")), (False, True), "here")
+    ids = tuning.prompt(lm.tokenizer, asked, Limits(608, 6))
+    assert lines[0]["predict"] == (lm.answers([ids], max_new_tokens=6)[0][0].text or "").strip()
+    published = [json.loads(line) for line in Path("generated_predictions.txt").read_text().splitlines()]
+    assert published == [{"labels": line["labels"], "predict": line["predict"] or ""} for line in lines]
+    assert "1 rows could not be asked" in capsys.readouterr().out
+
+
+def test_the_results_have_the_published_names_and_say_what_they_are(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(model, "--evaluate")
+    assert "left out, their reference is empty: dev.json: line 3" in capsys.readouterr().out
+    results = json.loads(Path("predict_results.json").read_text())
+    assert {"predict_rouge-1", "predict_rouge-l", "predict_bleu-4", "predict_exact-match"} <= results.keys()
+    assert results["predict_samples"] == 5
+    facts = results["predict_facts"]
+    assert facts["definitions"]["bleu-4"].startswith("BLEU-4 of characters x100")
+    assert (facts["num_rows"], facts["without_reference"]) == (3, ["dev.json: line 3"])
+    predict(model, "--evaluate", "--result_name", "eval", "--scores", "paddle", output="eval.jsonl")
+    both = json.loads(Path("all_results.json").read_text())
+    assert {"predict_rouge-1", "eval_rouge1", "eval_bleu4"} <= both.keys()
+
+
+def test_the_size_of_the_batch_changes_nothing(model: Path) -> None:
+    one = predict(model, "--batch_size", "1")
+    assert predict(model, "--batch_size", "16", output="wide.jsonl") == one
+
+
+@pytest.mark.exhaustive  # two processes start
+def test_two_ranks_write_the_same_file(model: Path) -> None:
+    one = predict(model)
+    assert predict(model, "--nproc", "2", output="two.jsonl") == one
+    assert sorted(path.name for path in Path().glob(".*rank*")) == []
+
+
+def test_a_run_that_broke_off_goes_on(model: Path) -> None:
+    whole = predict(model)
+    bytes_before = Path("generated_predictions.jsonl").read_bytes()
+    first, *_ = bytes_before.splitlines(keepends=True)
+    run = json.loads(Path("generated_predictions.jsonl.run.json").read_text())
+    Path("generated_predictions.jsonl").unlink()
+    Path("generated_predictions.jsonl.partial").write_bytes(first + b'{"id": "dev')
+    Path("generated_predictions.jsonl.run.json").write_text(json.dumps({**run, "complete": None}))
+    assert predict(model) == whole
+    assert Path("generated_predictions.jsonl").read_bytes() == bytes_before
+
+
+def test_rows_may_be_capped_and_bad_ones_may_stop_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(predict(model, "--max_rows", "2")) == 2
+    refused = ["generate", str(model), "--input", "dev.json", "--output", "other.jsonl", *FLAGS, "--on_error", "stop"]
+    assert main(refused) == 2
+    assert "dev.json: line 4: field 'content' is an object" in capsys.readouterr().err
+    assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", "--max_rows", "2"]) == 2
+    assert "--max_rows goes with --task predict" in capsys.readouterr().err
+
+
+def test_the_cost_is_told_before(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [flag for flag in FLAGS if flag != "--quiet"]
+    assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", *flags]) == 0
+    assert "glm generate: 5 rows with at most 30 tokens of answers, roughly" in capsys.readouterr().err
