@@ -200,7 +200,7 @@ class Sources:
         except FileNotFoundError:
             if any(mark in name for mark in "*?["):
                 self._add_glob(entry)
-            elif (dataset := dataset_name(name)) is not None and not looks_like_a_path(name):
+            elif (dataset := dataset_name(name)) is not None and not _looks_like_a_path(name):
                 entry.name, entry.is_hub = dataset, True
             else:
                 what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
@@ -299,7 +299,7 @@ def _uncounted(_size: int) -> None:
     """Bytes that nobody counts."""
 
 
-def looks_like_a_path(name: str) -> bool:
+def _looks_like_a_path(name: str) -> bool:
     """True if a name that does not exist and could be a dataset's is more likely a slip in a path."""
     path = Path(name)
     has_suffix = bare_suffix(path) in FORMATS or path.suffix.lower() in COMPRESSIONS

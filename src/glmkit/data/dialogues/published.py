@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from glmkit.data.sources import looks_like_a_path
 from glmkit.errors import DataError, HubError, did_you_mean
 from glmkit.hub.addresses import data_file, is_offline, sized
 from glmkit.hub.names import nearby
@@ -121,9 +120,9 @@ def locate(name: str, data_dir: str | None, progress: Progress | None = None) ->
     path = Path(name)
     if path.exists() and (one is None or not path.is_dir() or any(path.iterdir())):
         return Found(name, one.template if one else "")
-    if folder is not None and not path.is_absolute() and (folder / name).exists():
-        return Found(str(folder / name), one.template if one else "")
     if one is None:
+        if folder is not None and not path.is_absolute() and (folder / name).exists():
+            return Found(str(folder / name))
         _check_name(name, root)
         return Found(name)
     for place in (*(() if folder is None else (folder,)), _cache()):
@@ -196,7 +195,7 @@ def _cache() -> Path:
 
 def _check_name(name: str, root: str | None) -> None:
     """Raise DataError for a plain word that is neither a path nor a set."""
-    if "/" in name or "." in name or ":" in name or any(mark in name for mark in "*?[") or looks_like_a_path(name):
+    if "/" in name or "." in name or ":" in name or any(mark in name for mark in "*?["):
         return
     known = [one.folder for one in PUBLISHED]
     near = nearby(Path(name))
