@@ -351,6 +351,7 @@ def test_the_cache_is_what_the_settings_say() -> None:
     lm: Any = SimpleNamespace(
         start_engine=lambda limits, allocate: asked.append((limits, allocate)) or engine,
         parts=SimpleNamespace(directory=Path("m")),
+        adapters={},
     )
     app = glmkit.serve.app.create_app(lm, ServeSettings(tokens=640, rows=5, page=False), routers=())
     assert [(limits.tokens, limits.rows, allocate) for limits, allocate in asked] == [(640, 5, True)]

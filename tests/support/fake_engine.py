@@ -242,7 +242,7 @@ async def broken() -> None:
 def fake_app(engine: FakeEngine, **settings: Any) -> FastAPI:
     """The whole application around a fake engine; `state.queue` and the rest are real."""
     lm: Any = SimpleNamespace(
-        start_engine=lambda limits, allocate: engine, parts=SimpleNamespace(directory=Path("counter"))
+        start_engine=lambda limits, allocate: engine, parts=SimpleNamespace(directory=Path("counter")), adapters={}
     )
     return create_app(lm, ServeSettings(page=False, **settings), routers=(status.router, router))
 
