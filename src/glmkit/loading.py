@@ -113,11 +113,11 @@ def load_parts(
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = local_directory(tokenizer, hub=hub, need="tokenizer", param="tokenizer")
     checkpoint = open_checkpoint(directory, config=config, family=family)
-    settings, loaded = checkpoint.config, _tokenizer(checkpoint, directory, tokenizer)
+    settings, loaded = checkpoint.config, read_tokenizer(checkpoint, directory, tokenizer)
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
         settings = _with_special(settings, loaded)
     settings = _quantized(settings, bits)
-    chosen = _dtype(checkpoint, settings, given, target)
+    chosen = choose_dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
     model = _filled(checkpoint, settings, chosen, target, bits)
     notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
@@ -149,7 +149,7 @@ def load_parts(
         found.require(stated)
         taught = found.origin.taught
         if found.new_tokens:
-            own = _tokenizer(checkpoint, adapter_directory, None) if tokenizer is None else loaded
+            own = read_tokenizer(checkpoint, adapter_directory, None) if tokenizer is None else loaded
             loaded = found.tokenizer = _require_tokens(own, found.new_tokens, adapter_directory)
         if checkpoint.adapter and info.path != directory:
             notes.append(f"left out, another adapter among the weights: {checkpoint.adapter[0]}, ...")
@@ -276,9 +276,10 @@ def _check_alpha(alpha: float, adapter: Path | None) -> None:
         raise RequestError(f"alpha is {alpha!r}", step="give a number, such as 32", param="alpha")
 
 
-def _tokenizer(
+def read_tokenizer(
     checkpoint: Checkpoint, directory: Path, given: str | os.PathLike[str] | Tokenizer | None
 ) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, or the given one; None for a directory without. Raises TokenizerError."""
     if isinstance(given, Tokenizer):
         return given
     folder = directory if given is None else Path(given)
@@ -306,7 +307,7 @@ def _float_dtypes(checkpoint: Checkpoint) -> list[torch.dtype]:
     return sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
 
 
-def _dtype(
+def choose_dtype(
     checkpoint: Checkpoint, config: GLMConfig, given: torch.dtype | None, device: torch.device
 ) -> torch.dtype | None:
     """The dtype to convert to, None to keep each tensor's own. Raises RequestError when memory cannot hold it."""

@@ -127,7 +127,7 @@ def test_the_trainer_stops_with_it(failure: str, tmp_path: Path) -> None:
             return toy_batch(index)
 
     trainer: Trainer[object] = toy_trainer(tmp_path, steps=20)  # type: ignore[assignment]
-    trainer.batches = lambda start: BatchLoader(Batches(), start=start, num_workers=1)
+    trainer.batches = lambda state: BatchLoader(Batches(), start=state.micro_batches, num_workers=1)
     with pytest.raises(DataError):
         trainer.run()
     assert multiprocessing.active_children() == []
@@ -142,7 +142,7 @@ def test_an_error_elsewhere_ends_the_workers_too(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     trainer: Trainer[object] = toy_trainer(tmp_path, steps=20, on_step=fail)  # type: ignore[assignment]
-    trainer.batches = lambda start: BatchLoader(Batches(), start=start, num_workers=2)
+    trainer.batches = lambda state: BatchLoader(Batches(), start=state.micro_batches, num_workers=2)
     with pytest.raises(ZeroDivisionError):
         trainer.run()
     assert multiprocessing.active_children() == []

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glmkit.parallel.mesh import Ranks
+from glmkit.train.interfaces import Evaluator
 from glmkit.train.run import RunResult, Task, run_progress, run_task
 from glmkit.train.run_config import RunConfig
 from glmkit.train.schema import option
 from glmkit.train.state import StepRecord, TrainState
-from glmkit.train.trainer import Evaluator, Trainer
+from glmkit.train.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,14 @@ from glmkit.objective.loss import LossSums, linear_cross_entropy
 from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
 from glmkit.train.checkpoints import CheckpointStore
+from glmkit.train.interfaces import TrainerOptions
 from glmkit.train.metrics import MetricsLog
 from glmkit.train.optim import build_optimizers
 from glmkit.train.random_state import seed_everything
 from glmkit.train.run_config import OptimizerSection
 from glmkit.train.schedule import BatchPlan, Schedule
 from glmkit.train.state import TrainState
-from glmkit.train.trainer import Objective, Trainer, TrainerOptions
+from glmkit.train.trainer import Objective, Trainer
 
 VOCABULARY = 48
 CONFIG = GLMConfig(vocab_size=VOCABULARY, hidden_size=16, num_layers=2, num_heads=2, max_positions=32)

@@ -6,6 +6,7 @@ import pytest
 
 from glmkit.adapters.lora import LoraAdapter
 from glmkit.adapters.prefix import PrefixAdapter
+from glmkit.data.dialogues.row_forms import Columns
 from glmkit.errors import ConfigError
 from glmkit.train.finetune_config import FinetuneConfig
 from glmkit.train.finetuning_recipes import FINETUNING
@@ -19,8 +20,7 @@ def test_recipes_survive_a_round_trip(name: str) -> None:
 
 
 def test_names_point_at_keys() -> None:
-    keys = {leaf.name for leaf in FINETUNING.leaves()} | {"data.columns.prompt", "data.columns.response"}
-    keys |= {"data.columns.history"}
+    keys = {leaf.name for leaf in FINETUNING.leaves()}
     assert set(FINETUNING.aliases.values()) <= keys
     assert {dotted for dotted, _ in FINETUNING.switches.values()} <= keys
     assert not set(FINETUNING.foreign) & (set(FINETUNING.aliases) | set(FINETUNING.switches) | keys)
@@ -49,7 +49,7 @@ def test_another_method_takes_the_place_of_the_recipes_adapter() -> None:
 def test_sets_and_columns_are_given_in_short() -> None:
     given = {"data.train": "a,b.json", "data.columns.prompt": "content", "adapter.targets": "q_proj, v_proj"}
     config = FINETUNING.read("lora", given)
-    assert (config.data.train, config.data.columns) == (("a,b.json",), {"prompt": "content"})
+    assert (config.data.train, config.data.columns) == (("a,b.json",), Columns(prompt="content"))
     assert config.to_dict()["adapter"]["targets"] == ["q_proj", "v_proj"]
     assert FINETUNING.read("lora", {"data.train": "[a, b]"}).data.train == ("a", "b")
 

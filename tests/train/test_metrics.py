@@ -12,6 +12,7 @@ from glmkit.errors import CheckpointError, TrainingError
 from glmkit.train import random_state as rng
 from glmkit.train.checkpoints import RunLock
 from glmkit.train.metrics import MetricsLog, read_metrics
+from glmkit.train.reporters import Reporters
 from glmkit.train.stop import StopRequest
 from support.training import toy_trainer
 
@@ -32,7 +33,7 @@ def test_times_are_kept_apart(tmp_path):
 
 
 def test_tensorboard(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=True)
+    log = MetricsLog(tmp_path, reporters=Reporters(["tensorboard"], tmp_path, 0, pytest.fail))
     for step in (1, 2):
         log.metrics({"kind": "train", "step": step, "loss": 2.0 / step, "losses": {"bert": 1.5}})
         log.throughput({"step": step, "tokens_per_second": 100.0})

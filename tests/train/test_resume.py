@@ -47,9 +47,9 @@ def test_resume_is_bit_equal(tmp_path, name, stop_at):
 
 def test_starting_the_loader_may_draw_numbers(tmp_path):
     # torch's DataLoader takes its workers' seed from the global generator whenever it is started.
-    def drawing(start):
+    def drawing(state):
         torch.rand(1)
-        yield from (toy_batch(i) for i in range(start, 40))
+        yield from (toy_batch(i) for i in range(state.micro_batches, 40))
 
     curves = []
     for parts in ([6], [3, 6]):

@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb("glmkit.cli.prepare", "text files -> tokenizer and memory-mapped token store"),
     "show": Verb("glmkit.cli.show", "print training samples in colour: ids, blanks, positions, mask, targets"),
     "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues", True),
+    "finetune": Verb("glmkit.cli.finetune", "tune a model on dialogues: all weights, LoRA or P-Tuning v2", True),
     "fill": Verb("glmkit.cli.fill", "fill every [MASK], [sMASK], [gMASK] of a text", True),
     "generate": Verb("glmkit.cli.generate", "continue a text", True),
     "chat": Verb("glmkit.cli.chat", "talk with a chat model; streams, keeps the history, reads a pipe too", True),

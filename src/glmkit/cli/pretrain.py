@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from torch import nn
 
 from glmkit.cli.parser import OneLineParser
 from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
+from glmkit.cli.run_end import tell_end
 from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
@@ -20,11 +20,11 @@ from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import joined
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.forecast import RunPlan, plan_run
+from glmkit.train.interfaces import Previewer
 from glmkit.train.pretraining import pretrain
 from glmkit.train.pretraining_data import PretrainingData, Trial, config_notes, data_notes
 from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import TrainConfig
-from glmkit.train.trainer import Previewer
 
 _PREVIEW_TOKENS = 32
 _MOST_PROCESSES = 1024
@@ -100,32 +100,7 @@ def _train(config: TrainConfig, args: Namespace) -> int:
         )
         if not ranks.is_main:  # the first rank alone tells how it ended: a launcher ends the others at a bad status
             return 0
-    result = outcome.result
-    losses = result.losses
-    summary = {
-        "step": result.step,
-        "reason": result.reason,
-        "loss": losses[-1] if losses else None,
-        "dropped": result.dropped,
-        "directory": str(outcome.directory),
-        "model": None if outcome.model is None else str(outcome.model),
-    }
-    status = _status(result.reason)
-    if args.json:
-        print(json.dumps(summary))
-        return status
-    if outcome.model is not None:
-        print(f"finished at step {result.step}, loss {losses[-1]:.4f}; model: {outcome.model}")
-    else:
-        print(f"stopped at step {result.step} ({result.reason}); continue with --resume auto")
-    if result.dropped:
-        print(f"note: others replaced {result.dropped:,} texts in which nothing could be blanked (`glm show`)")
-    return status
-
-
-def _status(reason: str) -> int:
-    """The exit status of a run that ended for `reason`: 128 and the number of the signal that stopped it, else 0."""
-    return 128 + signal.Signals[reason].value if reason in signal.Signals.__members__ else 0
+    return tell_end(outcome, as_json=args.json)
 
 
 def _dry_run(config: TrainConfig, nproc: int, *, as_json: bool) -> int:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from glmkit.errors import DataError, RequestError, TokenizerError
 from glmkit.objective.sample import Sample
 from glmkit.progress import Progress
-from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, Tokenized, TuningFormat
-from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, RowTokenizer, Tokenized, TuningFormat
+from glmkit.tokenizer.protocol import Tokenizer
 
 OnBadRow = Literal["refuse", "skip"]
 MODE = "tuning"
@@ -144,7 +144,7 @@ class RowSet:
 def encode_rows(
     examples: Sequence[Example],
     form: TuningFormat,
-    tokenizer: InputTokenizer,
+    tokenizer: Tokenizer,
     limits: Limits,
     *,
     name: str = "data",
@@ -212,10 +212,15 @@ def encode_rows(
 
 
 def _rows(
-    example: Example, form: TuningFormat, tokenizer: InputTokenizer, limits: Limits, quirks: AbstractSet[str]
+    example: Example, form: TuningFormat, tokenizer: Tokenizer, limits: Limits, quirks: AbstractSet[str]
 ) -> list[EncodedRow]:
     """The rows of an example. Raises DataError with its place where the family has no form for it."""
     if isinstance(example, Tokenized):
+        if not isinstance(tokenizer, RowTokenizer):
+            raise DataError(
+                f"{example.where}: the row is ids already, and this model's tokenizer cannot lay them out",
+                step="give the rows before they were tokenized",
+            )
         return [example.row(tokenizer)]
     try:
         return form.rows(tokenizer, example, limits, quirks)

@@ -5,14 +5,15 @@ Rows are read into `Dialogue`s by `data/dialogues/`; a `TuningFormat` of the fam
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from glmkit.errors import ConfigError, DataError, did_you_mean
 
 from .chat_template import Message
-from .inputs import InputTokenizer, RowLayout, Side
+from .inputs import RowLayout, Side
 from .protocol import Tokenizer
 
 NO_QUIRKS: frozenset[str] = frozenset()
@@ -73,6 +74,16 @@ class EncodedRow:
     notes: tuple[str, ...] = ()
 
 
+@runtime_checkable
+class RowTokenizer(Protocol):
+    """A tokenizer that knows the layout of its models' rows."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def row_layout(self, row: Sequence[int]) -> RowLayout: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenized:
     """An example that another program has turned into ids: the first num_prompt of them are the prompt.
@@ -85,7 +96,7 @@ class Tokenized:
     where: str
     source: str = ""
 
-    def row(self, tokenizer: InputTokenizer) -> EncodedRow:
+    def row(self, tokenizer: RowTokenizer) -> EncodedRow:
         """The row as it is, with the layout of its family. Raises DataError for an id that the tokenizer lacks."""
         if max(self.ids) >= tokenizer.vocab_size:
             raise DataError(

@@ -28,7 +28,7 @@ from glmkit.checkpoint.run_directory import (
     step_path,
     steps_of,
 )
-from glmkit.errors import CheckpointError, TrainingError
+from glmkit.errors import CheckpointError, TrainingError, size_text
 from glmkit.files import Damage, Digest, atomic_directory, sealed_json
 from glmkit.locks import open_lock, remove_locked, try_lock
 
@@ -78,6 +78,7 @@ class CheckpointStore:
         self.run, self.directory = run_directory, run_directory / CHECKPOINTS
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.best: int | None = None  # step of a checkpoint that is kept whatever its age
 
     def path(self, step: int) -> Path:
         return step_path(self.run, step)
@@ -127,10 +128,26 @@ class CheckpointStore:
         self.prune()
         return target
 
+    def require_room(self, size: int) -> None:
+        """Raise TrainingError where the disk has no room for a checkpoint: as large as the newest, else `size`."""
+        newest = self.latest()
+        needed = size if newest is None else sum(file.stat().st_size for file in _files(newest))
+        self.run.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.run).free
+        if needed > free:
+            kept = "there is none yet" if newest is None else f"{newest.name} is whole"
+            raise TrainingError(
+                f"no room for a checkpoint in {self.run}: it takes about {size_text(needed)}, {size_text(free)} are "
+                f"free; {kept}",
+                step="make room, then --resume auto",
+                param="output.directory",
+                code="disk_full",
+            )
+
     def prune(self) -> None:
         """Apply retention. A checkpoint is renamed away before its files go: what is visible is always whole."""
         steps = self.steps()
-        keep = set(steps[-self.keep_last :])
+        keep = {*steps[-self.keep_last :], *([] if self.best is None else [self.best])}
         if self.keep_every:
             keep |= {step for step in steps if step % self.keep_every == 0}
         for step in steps:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_type_hints
 
 from glmkit.adapters.adapter import NewAdapter, all_kinds
+from glmkit.data.dialogues.row_forms import Columns
 from glmkit.errors import ConfigError, did_you_mean
 
 from .run_config import CheckpointSection, EvaluationSection, RunConfig, SectionReader, TrainingSection, plain_section
-from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, PROCESSES, build, option
+from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, PROCESSES, build, option, readable
 
 FULL = "full"
 
@@ -45,9 +46,7 @@ class TuningDataSection:
     train: tuple[str, ...] = option((), "files, directories, globs or names of published sets; --data sets it")
     validation: tuple[str, ...] = option((), "the same for evaluation; without it validation_share or no evaluation")
     data_dir: str | None = option(None, "directory with published sets under their own names; null = GLMKIT_DATA")
-    columns: Mapping[str, str] = field(
-        default_factory=dict, metadata={"help": "names of columns: {prompt: content, response: summary, history: ...}"}
-    )
+    columns: Columns = field(default_factory=Columns)
     template: tuple[str, ...] = option(
         (), "wordings by name or from YAML files, of each row one; () = that of the set or format"
     )
@@ -65,6 +64,7 @@ class TuningDataSection:
     weights: tuple[float, ...] = option((), "shares of the rows drawn from each train set; () = each row once")
     validation_share: float = option(0.0, "share of each train set set apart for evaluation, by prompt", BELOW_1)
     max_train_rows: int | None = option(None, "the first rows of each train set; null = all", AT_LEAST_1)
+    max_validation_rows: int | None = option(None, "the first rows of each validation set; null = all", AT_LEAST_1)
     quirks: Sequence[str] = option((), "what the reference does and is off here, by name")
     on_bad_row: Literal["refuse", "skip"] = option("refuse", "rows that cannot be read: an error, or left out")
     workers: int = option(0, "processes that build batches beside training; 0 = in the training process", PROCESSES)
@@ -122,7 +122,8 @@ class FinetuneConfig(RunConfig):
         config = super().from_dict({"tuning": None} | {name: v for name, v in values.items() if name != "adapter"})
         method = config.tuning.method
         if method != FULL:
-            options = build(all_kinds()[method].options, {} if given is None else given, where="adapter")
+            kind = all_kinds()[method].options
+            options = build(kind, _with_lists(kind, {} if given is None else given), where="adapter")
             return replace(config, adapter=options)
         if given:
             keys = ", ".join(f"adapter.{name}" for name in given) if isinstance(given, Mapping) else "adapter"
@@ -146,6 +147,17 @@ class FinetuneConfig(RunConfig):
         if self.tuning.method not in known:
             hint = did_you_mean(self.tuning.method, known)
             raise ConfigError(f"tuning.method is {self.tuning.method!r}; {hint}", param="tuning.method")
+
+
+def _with_lists(kind: type[NewAdapter], given: object) -> object:
+    """Options in which names with commas between them are lists: q_proj,v_proj."""
+    if not isinstance(given, Mapping):
+        return given
+    lists = [name for name, hint in get_type_hints(kind).items() if readable(hint).startswith("list of text")]
+    return {
+        name: [part.strip() for part in value.split(",")] if name in lists and isinstance(value, str) else value
+        for name, value in given.items()
+    }
 
 
 def _data_section(values: Mapping[str, object]) -> TuningDataSection:

@@ -47,7 +47,7 @@ _ALIASES = {
     "max_target_length": "data.target_length",
     "tgt_length": "data.target_length",
     "max_train_samples": "data.max_train_rows",
-    "max_eval_samples": "evaluation.rows",
+    "max_eval_samples": "data.max_validation_rows",
     "val_size": "data.validation_share",
     "preprocessing_num_workers": "data.workers",
     "recompute": "training.recompute",

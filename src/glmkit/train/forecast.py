@@ -1,6 +1,8 @@
 """The sizes of a pretraining run before anything is built: parameters, steps, tokens, memory against what is free."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from .optim import slots_per_parameter
 from .recipe_config import TrainConfig
 from .schedule import BatchPlan
 
-_BASE = 400 << 20  # Python, PyTorch, buffers of the data loader
+BASE_BYTES = 400 << 20  # Python, PyTorch, buffers of the data loader
+LOSS_BYTES = 3 * (1 << 24) * 4  # one chunk of logits and what is made of it
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: to
     longest = -(-data.sequence_length * 115 // 100)
     row = longest if data.layout == "padded" else data.row_length or data.sequence_length
     rows = t.micro_batch_size
-    one, two = (rows * kept_bytes(replace(shape, num_layers=n), 1, row, t.precision, device) for n in (1, 2))
+    one, two = (rows * kept_bytes(partial(_layers, shape, n), 1, row, t.precision, device) for n in (1, 2))
     block = two - one
     around = one - block
     if t.recompute:
@@ -69,17 +72,24 @@ def forecast(model: nn.Module, shape: GLMConfig, config: TrainConfig, device: to
         activations = around + inputs * shape.num_layers + block
     else:
         activations = around + block * shape.num_layers
-    head = 4 * shape.vocab_size * shape.hidden_size + 3 * (1 << 24) * 4  # gradient of the head, one chunk of logits
-    return Forecast(weights, 4 * trained, 4 * slots, activations, autocast_copies + head + _BASE)
+    head = 4 * shape.vocab_size * shape.hidden_size + LOSS_BYTES  # the gradient of the head
+    return Forecast(weights, 4 * trained, 4 * slots, activations, autocast_copies + head + BASE_BYTES)
 
 
-def kept_bytes(shape: GLMConfig, rows: int, length: int, precision: str, device: torch.device) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without weights; rows of one sample, half of it part A."""
+def _layers(shape: GLMConfig, number: int) -> GLM:
+    return GLM(replace(shape, num_layers=number, vocab_size=1, special=None))
+
+
+def kept_bytes(build: Callable[[], GLM], rows: int, length: int, precision: str, device: torch.device) -> int:
+    """Bytes that a forward pass keeps for the backward pass, without weights; rows of one sample, half of it part A.
+
+    build: makes the model on the default device; no memory is taken for it.
+    """
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # an address may be used again once a tensor is gone
 
     with FakeTensorMode(), device:
-        model = GLM(replace(shape, vocab_size=1, special=None))
+        model = build()
         own = {p.untyped_storage()._cdata for p in model.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:

@@ -7,14 +7,17 @@ and a resumed one.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from glmkit.checkpoint.run_directory import METRICS_FILE, Written, metrics_damage, read_record
-from glmkit.errors import ConfigError, DataError
+from glmkit.errors import DataError
 from glmkit.files import atomic_write
+
+from .reporters import Reporters
 
 FILES = (METRICS_FILE, "throughput.jsonl", "previews.jsonl")
 
@@ -22,7 +25,7 @@ FILES = (METRICS_FILE, "throughput.jsonl", "previews.jsonl")
 class MetricsLog:
     """Appends one JSON line per event, flushed at once; cut back to a step when a run resumes."""
 
-    def __init__(self, directory: Path, *, step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, directory: Path, *, step: int = 0, reporters: Reporters | None = None) -> None:
         """Continue the files in `directory` after `step`; lines of later steps and half lines are dropped."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -32,20 +35,22 @@ class MetricsLog:
             self._files[name] = open(directory / name, "ab")  # noqa: SIM115  (open for the whole run)
         self._hash, self._size = hashlib.sha256(), 0
         self._count((directory / METRICS_FILE).read_bytes())
-        self._board = _open_board(directory / "tensorboard", step) if tensorboard else None
+        self._reporters = reporters
 
     def metrics(self, values: Mapping[str, object]) -> None:
         self._count(self._write(METRICS_FILE, values))
-        self._to_board(values)
+        self._report(str(values.get("kind", "train")), values)
 
     def throughput(self, values: Mapping[str, object]) -> None:
         self._write("throughput.jsonl", values)
-        self._to_board({"kind": "speed", **values})
+        self._report("speed", values)
 
     def preview(self, values: Mapping[str, object]) -> None:
         self._write("previews.jsonl", values)
-        if self._board is not None:
-            self._board.add_text("preview", str(values.get("text", values)), values["step"])
+        if self._reporters is not None:
+            step = values["step"]
+            assert isinstance(step, int)
+            self._reporters.text("preview", str(values.get("text", values)), step)
 
     def sync(self) -> None:
         """Wait until everything written is on disk: before a checkpoint becomes visible."""
@@ -55,8 +60,8 @@ class MetricsLog:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._reporters is not None:
+            self._reporters.close()
 
     def written(self) -> Written:
         """metrics.jsonl as far as it was written."""
@@ -68,21 +73,23 @@ class MetricsLog:
 
     def _write(self, name: str, values: Mapping[str, object]) -> bytes:
         file = self._files[name]
-        line = json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         file.write(line)
         file.flush()
         return line
 
-    def _to_board(self, values: Mapping[str, object]) -> None:
-        if self._board is None:
-            return
-        kind, step = values.get("kind", "train"), values["step"]
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                for inner, number in value.items():
-                    self._board.add_scalar(f"{kind}/{key}/{inner}", number, step)
-            elif isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(f"{kind}/{key}", value, step)
+    def _report(self, kind: str, values: Mapping[str, object]) -> None:
+        if self._reporters is not None:
+            self._reporters.numbers(kind, values)
+
+
+def _finite(value: object) -> object:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cut_back(path: Path, step: int) -> int:
@@ -134,13 +141,3 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}: line {number} is damaged", step="take the line out")
         records.append(record)
     return records
-
-
-def _open_board(directory: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            'output.tensorboard needs the package tensorboard; install it: pip install "glmkit[train]"'
-        ) from error
-    return SummaryWriter(str(directory), purge_step=step + 1)

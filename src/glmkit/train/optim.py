@@ -42,6 +42,11 @@ class Optimizers:
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the trained parameters and of their states, of which Muon has one and AdamW two."""
+        slots = {name: 1 if name == "muon" else 2 for name in self.parts}
+        return sum(p.nbytes * (1 + slots[name]) for name, part in self.parts.items() for _, p in self._named(part))
+
     def _named(self, part: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
         for group in part.param_groups:
             for parameter in group["params"]:

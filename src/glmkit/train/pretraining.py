@@ -25,11 +25,12 @@ from glmkit.tokenizer.protocol import Tokenizer
 from .batch_loss import batch_loss
 from .continued import check_tokenizer, load_start
 from .forecast import check_memory, plan_run
+from .interfaces import Evaluator, Previewer
 from .pretraining_data import PretrainingData, config_notes, data_notes
 from .recipe_config import TrainConfig
 from .run import RunResult, Task, run_progress, run_task
 from .state import StepRecord, TrainState
-from .trainer import Evaluator, Previewer, Trainer
+from .trainer import Trainer
 from .validation import ValidationLoss
 
 PreviewFactory = Callable[[GLM, Tokenizer, tuple[str, ...], GenerationSettings], Previewer]

@@ -16,22 +16,25 @@ import torch
 import yaml
 from torch import nn
 
-from glmkit.checkpoint.run_directory import read_state
+from glmkit.checkpoint.run_directory import METRICS_FILE, MODEL, metrics_damage, read_state
 from glmkit.errors import ConfigError, DataError, GLMKitError
 from glmkit.files import Damage, atomic_write
 from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 
+from .best import PATIENCE, BestRule
 from .checkpoints import CheckpointStore, RunLock, write_final_model
+from .interfaces import Evaluator, Previewer, StepBatch, Sums, TrainerOptions, TrainResult
 from .metrics import FILES, MetricsLog, continue_metrics, read_metrics
 from .optim import build_optimizers
 from .plot import plot_losses
 from .random_state import seed_everything
+from .reporters import Reporters, check_reporters
 from .run_config import RunConfig
 from .schedule import StepPlan
 from .state import StepRecord, TrainState, compare_records
-from .trainer import Evaluator, Objective, Previewer, StepBatch, Sums, Trainer, TrainerOptions, TrainResult
+from .trainer import Objective, Trainer
 
 M = TypeVar("M", bound=nn.Module)
 B = TypeVar("B", bound=StepBatch)
@@ -44,6 +47,7 @@ class Task(ABC, Generic[M, B]):
     """
 
     config: RunConfig
+    restart = "--init-from"  # the option that starts from a checkpoint's weights
 
     @abstractmethod
     def model(self, ranks: Ranks, *, fresh: bool) -> M:
@@ -84,14 +88,21 @@ class Task(ABC, Generic[M, B]):
     def write(self, model: M, directory: Path) -> None:
         """Write a directory from which the model can be loaded for use."""
 
+    def finish(self, model: M, exported: Path, *, last: bool) -> None:
+        """Check what a finished run exported; last: it is the model as it is. Raises TrainingError."""
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """The end of a run and what it left: `model` is a model directory once the run is finished."""
+    """The end of a run and what it left: `model` is a model directory once the run is finished.
+
+    exported: which checkpoint that is, in words.
+    """
 
     result: TrainResult
     directory: Path
     model: Path | None
+    exported: str = ""
 
 
 def run_progress(ranks: Ranks, *, quiet: bool = False) -> Progress:
@@ -105,13 +116,15 @@ def run_task(
     ranks: Ranks,
     progress: Progress,
     resume: str = "never",
+    other_data: bool = False,
     on_step: Callable[[StepRecord, Trainer[B]], None] | None = None,
     learning_rate: Callable[[TrainState, int], float] | None = None,
 ) -> RunResult:
     """Train in the task's output.directory; all ranks call it.
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
-    there is one; a path continues that checkpoint. `on_step(record, trainer)` runs on rank 0 after every step and may
+    there is one; a path continues that checkpoint; a run that has all its steps already is left as it is. other_data:
+    resume although the data has changed. `on_step(record, trainer)` runs on rank 0 after every step and may
     call `trainer.stop.ask`. `learning_rate(state, rows)` takes the place of the recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
@@ -119,6 +132,7 @@ def run_task(
     if config.output.directory is None:
         raise ConfigError("output.directory (--output DIR) is not set")
     directory = Path(config.output.directory)
+    check_reporters(config.reporters)
     with RunLock(directory, active=ranks.is_main):
         store = CheckpointStore(
             directory, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every
@@ -129,9 +143,11 @@ def run_task(
         if ranks.is_main:
             for name in store.clean():
                 progress.say(f"removed {name}, left by an interrupted run")
+        if checkpoint is not None and _is_finished(task, checkpoint, directory, ranks):
+            return _as_it_is(task, checkpoint, directory, progress, other_data=other_data)
         trainer = _trainer(task, ranks, progress, store, fresh=checkpoint is None)
         if checkpoint is not None:
-            _resume(trainer, checkpoint)
+            _resume(trainer, checkpoint, task, other_data=other_data)
         if ranks.is_main:
             for path, _ in refused:
                 if path.parent == store.directory:
@@ -147,14 +163,63 @@ def run_task(
         finally:
             if trainer.log is not None:
                 trainer.log.close()
-        model = None
+        model, exported = None, ""
         if ranks.is_main:
-            newest = store.latest()
-            if result.reason == "finished" and newest is not None:
-                model = write_final_model(directory, newest)
+            if result.reason in ("finished", PATIENCE) and store.latest() is not None:
+                model, exported = _export(task, trainer, store, progress)
             _plot(directory, config, progress)
         ranks.barrier()
-    return RunResult(result, directory, model)
+    return RunResult(result, directory, model, exported)
+
+
+def _is_finished(task: Task[M, B], checkpoint: Path, directory: Path, ranks: Ranks) -> bool:
+    """True for a run that has all its steps, its model, and a whole record."""
+    stored, file = read_state(checkpoint), directory / METRICS_FILE
+    step, written = stored["step"], stored.get("metrics")
+    whole = file.is_file() and not metrics_damage(directory, step, written)
+    if written is not None:
+        whole = whole and file.stat().st_size == written["bytes"]
+    return whole and step >= task.config.total_steps(task.plan(ranks)) and (directory / MODEL).is_dir()
+
+
+def _as_it_is(
+    task: Task[M, B], checkpoint: Path, directory: Path, progress: Progress, *, other_data: bool
+) -> RunResult:
+    """The result of a run that is finished: nothing is written. Raises CheckpointError as resuming it would."""
+    stored = read_state(checkpoint)
+    compare_records(stored["record"], _record(task), checkpoint, restart=task.restart, other_data=other_data)
+    progress.warn(
+        f"{directory} is at step {stored['step']} already: nothing to train, nothing written; raise "
+        "training.max_steps (or num_epochs) to go on"
+    )
+    state = TrainState.from_dict(stored["state"])
+    result = TrainResult(stored["step"], "finished", state.recent_losses, state.dropped)
+    return RunResult(result, directory, directory / MODEL)
+
+
+def _record(task: Task[M, B]) -> dict[str, object]:
+    """The facts that are stored with a checkpoint and compared when it is resumed."""
+    versions = {"glmkit": version("glmkit"), "torch": torch.__version__}
+    return {"config": task.config.to_dict(), **task.record(), "versions": versions}
+
+
+def _export(task: Task[M, B], trainer: Trainer[B], store: CheckpointStore, progress: Progress) -> tuple[Path, str]:
+    """Make RUN/model of the checkpoint that the recipe wants, and check it: its place, and which one it is."""
+    options, state, newest = task.config.checkpoint, trainer.state, store.latest()
+    assert newest is not None
+    chosen, words = newest, f"the last checkpoint, step {state.step}"
+    if options.export == "best":
+        best = store.path(state.best_step)
+        if best.is_dir():
+            chosen, words = best, f"the best checkpoint by {options.best} ({state.best:.6g}), step {state.best_step}"
+        else:
+            progress.warn(f"no checkpoint of the best evaluation (step {state.best_step}) is left; exporting {words}")
+    elif state.best is not None and state.best_step != state.step:
+        words += f"; the best by {options.best} is step {state.best_step} ({state.best:.6g})"
+    exported = write_final_model(store.run, chosen)
+    model = trainer.model
+    task.finish(model, exported, last=chosen == newest)  # type: ignore[arg-type]
+    return exported, words
 
 
 def _choose(store: CheckpointStore, resume: str, ranks: Ranks) -> tuple[Path | None, list[tuple[Path, Damage]]]:
@@ -183,6 +248,13 @@ def _trainer(task: Task[M, B], ranks: Ranks, progress: Progress, store: Checkpoi
     plan = task.plan(ranks)
     schedule, unit = config.learning_rate(plan)
     evaluating = config.evaluation.every > 0
+    evaluators = task.evaluators(ranks) if evaluating else {}
+    if not evaluators and (config.checkpoint.export == "best" or config.evaluation.patience is not None):
+        raise ConfigError(
+            "there are no validation rows, so no checkpoint is the best one",
+            step="give some, or leave checkpoint.export and evaluation.patience out",
+            param="checkpoint.export",
+        )
     return Trainer(
         model=model,
         objective=objective,
@@ -196,30 +268,25 @@ def _trainer(task: Task[M, B], ranks: Ranks, progress: Progress, store: Checkpoi
             precision=t.precision,
             checkpoint_every=config.checkpoint.every,
             evaluate_every=config.evaluation.every,
+            best=BestRule.of(config) if evaluators else BestRule(),
+            log_every=config.output.log_every,
         ),
         ranks=ranks,
         store=store,
         write_model=partial(task.write, model),
         read_model=partial(task.read, model),
-        record={
-            "config": config.to_dict(),
-            **task.record(),
-            "versions": {"glmkit": version("glmkit"), "torch": torch.__version__},
-        },
+        record=_record(task),
         progress=progress,
-        evaluators=task.evaluators(ranks) if evaluating else {},
+        evaluators=evaluators,
         previewer=task.previewer(model) if evaluating else None,
     )
 
 
-def _resume(trainer: Trainer[B], checkpoint: Path) -> None:
-    stored, last = read_state(checkpoint), trainer.options.total_steps
-    if stored["step"] > last:
-        raise ConfigError(
-            f"the run is already at step {stored['step']}, past max_steps {last}; "
-            "raise training.max_steps, or branch off from an older checkpoint with another --output"
-        )
-    for change in compare_records(stored["record"], trainer.record, checkpoint):
+def _resume(trainer: Trainer[B], checkpoint: Path, task: Task[M, B], *, other_data: bool) -> None:
+    stored = read_state(checkpoint)
+    for change in compare_records(
+        stored["record"], trainer.record, checkpoint, restart=task.restart, other_data=other_data
+    ):
         trainer.progress.warn(f"resuming with {change}; the curve will differ from an uninterrupted run's")
     trainer.resume(checkpoint)
     if "digests" not in stored:
@@ -243,7 +310,8 @@ def _open_log(trainer: Trainer[B], directory: Path, checkpoint: Path | None, con
         trainer.progress.warn(remark)
     with atomic_write(directory / "recipe.yaml") as file:
         file.write(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode())
-    return MetricsLog(directory, step=step, tensorboard=config.output.tensorboard)
+    reporters = Reporters(config.reporters, directory, step, trainer.progress.warn)
+    return MetricsLog(directory, step=step, reporters=reporters)
 
 
 def _plot(directory: Path, config: RunConfig, progress: Progress | None = None) -> None:

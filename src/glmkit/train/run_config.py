@@ -106,9 +106,11 @@ class OutputSection:
     """The place of the run's files, and the pictures to make."""
 
     directory: str | None = option(None, "run directory; --output sets it")
-    log_every: int = option(1, "steps between lines of metrics.jsonl and throughput.jsonl", AT_LEAST_1)
-    report_to: Sequence[str] = option((), "reporters beside the local files: tensorboard, none")
-    tensorboard: bool = option(False, "write TensorBoard events (extra [train])")
+    log_every: int | None = option(
+        None, "steps between lines of progress; null = one every ten seconds. metrics.jsonl has every step", AT_LEAST_1
+    )
+    report_to: Sequence[str] = option((), "reporters beside the files of the run: tensorboard, wandb, none")
+    tensorboard: bool = option(False, "the same as report_to tensorboard: write its events (extra [train])")
     plot: bool = option(True, "write loss.png at checkpoints and at the end (extra [train])")
 
 
@@ -164,12 +166,30 @@ class RunConfig:
         e = self.evaluation
         if e.batches is not None and e.rows != EvaluationSection.rows:
             raise ConfigError("give one of evaluation.rows and evaluation.batches, its older name")
+        if e.every == 0 and (self.checkpoint.export == "best" or e.patience is not None):
+            key = "checkpoint.export best" if self.checkpoint.export == "best" else f"evaluation.patience {e.patience}"
+            raise ConfigError(
+                f"{key} needs evaluations, and evaluation.every is 0",
+                step="set --evaluation.every N",
+                param="evaluation.every",
+            )
+        if self.checkpoint.best is None and (self.checkpoint.export == "best" or e.patience is not None):
+            raise ConfigError(
+                "checkpoint.best is not set, so nothing says which checkpoint is the best one",
+                step="set --checkpoint.best loss",
+                param="checkpoint.best",
+            )
         if (s.warmup_samples is None) != (s.lr_decay_samples is None):
             raise ConfigError("schedule.warmup_samples and schedule.lr_decay_samples go together")
         if s.warmup_steps is not None and s.warmup_samples is not None:
             raise ConfigError("give one of schedule.warmup_steps and schedule.warmup_samples")
         if s.lr_decay_samples is not None and s.lr_decay_iters is not None:
             raise ConfigError("give one of schedule.lr_decay_iters and schedule.lr_decay_samples")
+
+    @property
+    def reporters(self) -> list[str]:
+        """The reporters by either key."""
+        return [*self.output.report_to, *(["tensorboard"] if self.output.tensorboard else [])]
 
     def batch_plan(self, world_size: int = 1) -> BatchPlan:
         """Rows and micro-batches of every step for `world_size` ranks."""

@@ -12,6 +12,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, TrainingError
 
 _RECENT = 8  # losses kept for messages
+_NEWER = ("best", "best_step", "waited")  # counts that checkpoints of earlier versions lack
 # Keys that change neither the weights nor the curves.
 _FREE = (
     "output.", "checkpoint.", "evaluation.every", "evaluation.previews", "data.path", "data.workers", "training.device",
@@ -31,6 +32,9 @@ class TrainState:
     skipped: int = 0  # fp16 steps without an update
     evaluated: int = 0  # step of the last evaluation
     recent_losses: list[float] = field(default_factory=list)
+    best: float | None = None  # value of the best evaluation
+    best_step: int = 0  # its step, 0 without one
+    waited: int = 0  # evaluations since then
 
     def remember(self, loss: float) -> None:
         self.recent_losses = [*self.recent_losses, loss][-_RECENT:]
@@ -42,7 +46,7 @@ class TrainState:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainState":
         """Raise CheckpointError when a count is missing."""
         try:
-            return cls(**{f.name: values[f.name] for f in fields(cls)})
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values or f.name not in _NEWER})
         except KeyError as error:
             raise CheckpointError(f"trainer.json has no {error}; was it written by another version?") from error
 
@@ -95,12 +99,25 @@ class StepRecord:
         }
 
 
-def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> list[str]:
-    """Differences that change the curve, in words. Raises CheckpointError when the model or the data are others."""
-    if before["data"] != now["data"]:
+def compare_records(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    checkpoint: Path,
+    *,
+    restart: str = "--init-from",
+    other_data: bool = False,
+) -> list[str]:
+    """Differences that change the curve, in words. Raises CheckpointError when the model or the data are others.
+
+    restart: the option that starts from a checkpoint's weights. other_data: changed data is a difference, too.
+    """
+    differences = []
+    if other_data and before["data"] != now["data"]:
+        differences.append(f"data {now['data'][:12]} instead of {before['data'][:12]}")
+    elif before["data"] != now["data"]:
         raise CheckpointError(
             f"{checkpoint} was trained on other data (fingerprint {before['data'][:12]}, now {now['data'][:12]})",
-            step=f"give its --data, or go on with its weights alone: --init-from {checkpoint} and another --output, "
+            step=f"give its --data, or go on with its weights alone: {restart} {checkpoint} and another --output, "
             "without --resume",
             param="data.path",
         )
@@ -119,11 +136,11 @@ def compare_records(before: Mapping[str, Any], now: Mapping[str, Any], checkpoin
         raise CheckpointError(
             f"{checkpoint} was trained with {old.get(optimizer)}, the recipe says {new.get(optimizer)}: the state of "
             "one optimizer is of no use to another",
-            step=f"give --{optimizer} {old.get(optimizer)}, or start a new one from its weights: --init-from "
+            step=f"give --{optimizer} {old.get(optimizer)}, or start a new one from its weights: {restart} "
             f"{checkpoint} and another --output, without --resume",
             param=optimizer,
         )
-    return [
+    return differences + [
         f"{key} {new.get(key)!r} instead of {old.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith(_FREE) and not key.startswith("model.")

@@ -5,12 +5,11 @@ It knows nothing of blanks, recipes or parallel plans: it gets a ready model, ba
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -24,78 +23,14 @@ from glmkit.progress import Progress
 from glmkit.threads import LayerWork, one_thread
 
 from . import random_state as rng
+from .best import PATIENCE
 from .checkpoints import CheckpointStore, read_optimizer
+from .interfaces import B, BatchSource, Evaluator, LossFn, Previewer, StepBatch, Sums, TrainerOptions, TrainResult
 from .metrics import MetricsLog
 from .optim import Optimizers, clip_gradients
 from .schedule import StepPlan
 from .state import Entry, StepRecord, TrainState, check_targets, explain_nonfinite
 from .stop import StopRequest, shielded_children
-
-
-class StepBatch(Protocol):
-    """One micro-batch: `index` is its own over the whole run and all ranks."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def mode(self) -> str: ...
-
-    @property
-    def num_tokens(self) -> int: ...  # without padding
-
-    @property
-    def num_targets(self) -> int: ...
-
-    @property
-    def num_dropped(self) -> int: ...  # texts that could not be used and were replaced
-
-    @property
-    def num_rows(self) -> int: ...  # as the plan counts them
-
-    @property
-    def stands_in(self) -> bool: ...  # for none: this rank has no part in the step, and the others wait for gradients
-
-    def to(self, device: torch.device) -> Self: ...
-
-
-class Sums(Protocol):
-    """The loss of one micro-batch: () tensors, summed over its targets, not averaged."""
-
-    @property
-    def loss_sum(self) -> Tensor: ...  # carries the gradient
-
-    @property
-    def cross_entropy_sum(self) -> Tensor: ...  # what is reported
-
-
-B = TypeVar("B", bound=StepBatch)
-LossFn = Callable[[nn.Module, B], Sums]
-# The position in the data -> this rank's share from there on: of every step its parts, or one that stands in for none.
-BatchSource = Callable[[TrainState], Iterable[B]]
-Evaluator = Callable[[nn.Module], Mapping[str, object]]
-Previewer = Callable[[nn.Module], Sequence[Mapping[str, object]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """Length, precision and rhythm of a run."""
-
-    total_steps: int
-    clip_grad: float = 1.0  # 0 = off
-    precision: str = "fp32"  # fp32, bf16, fp16
-    checkpoint_every: int = 0  # steps; 0 = only at the end and on a stop
-    evaluate_every: int = 0  # steps; 0 = never
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The end of a run: `reason` is "finished", a signal's name, or what `stop.ask` was given."""
-
-    step: int
-    reason: str
-    losses: list[float]  # the last few
-    dropped: int = 0  # texts replaced since the start of the run
 
 
 class Objective(nn.Module, Generic[B]):
@@ -178,13 +113,18 @@ class Trainer(Generic[B]):
             with self.stop:
                 if state.step and self._due(options.evaluate_every) and state.evaluated != state.step:
                     self._evaluate()  # stopped between the step and its evaluation
-                while state.step < options.total_steps:
+                if state.step < options.total_steps:
+                    self._require_room()
+                    reason = PATIENCE if options.best.exhausted(state) else reason
+                while state.step < options.total_steps and reason != PATIENCE:
                     record, stop_reason = self._step(iterator)
                     self._report(record)
+                    better = False
                     if self._due(options.evaluate_every) and stop_reason is None:
-                        self._evaluate()
+                        better = self._evaluate()
+                        stop_reason = PATIENCE if options.best.exhausted(state) else None
                     done = state.step == options.total_steps
-                    if self._due(options.checkpoint_every) or done or stop_reason is not None:
+                    if self._due(options.checkpoint_every) or done or better or stop_reason is not None:
                         self._save()
                     if stop_reason is not None:
                         reason = stop_reason
@@ -201,6 +141,8 @@ class Trainer(Generic[B]):
             self.read_model(checkpoint)
         self.optimizers.load_state_tensors(read_optimizer(checkpoint))
         self.state = TrainState.from_dict(document["state"])
+        if self.store is not None:
+            self.store.best = self.state.best_step or None
         if self.scaler is not None and document["scaler"] is not None:
             self.scaler.load_state_dict(document["scaler"])
         states = document["random"]
@@ -335,15 +277,21 @@ class Trainer(Generic[B]):
             self.log.metrics(record.metrics())
             self.log.throughput(record.throughput())
         self.progress.update(record.step, record.words())
+        every = self.options.log_every
+        if every is not None and record.step % every == 0:
+            self.progress.say(f"step {record.step}: {record.words()}")
         if self.on_step is not None:
             self.on_step(record)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Measure; True where the result is the best so far."""
+        found: dict[str, object] = {}
         self.model.eval()
         with rng.untouched(self.device), torch.no_grad():
             for name, evaluator in self.evaluators.items():
                 with self._autocast():
                     result = dict(evaluator(self.model))
+                found |= result
                 if self.ranks.is_main:
                     if self.log is not None:
                         self.log.metrics({"kind": name, "step": self.state.step, **result})
@@ -355,12 +303,21 @@ class Trainer(Generic[B]):
                     self.progress.say(f"preview: {preview.get('text', preview)}")
         self.model.train()
         self.state.evaluated = self.state.step
+        better = self.options.best.judge(found, self.state)
+        if better and self.store is not None:
+            self.store.best = self.state.step
+        return better
+
+    def _require_room(self) -> None:
+        if self.store is not None and self.write_model is not None and self.ranks.is_main:
+            self.store.require_room(self.optimizers.checkpoint_bytes())
 
     def _save(self) -> None:
         if self.store is None or self.write_model is None:
             return
         states = self.ranks.gather(rng.capture(self.device))
         if self.ranks.is_main:
+            self._require_room()
             if self.log is not None:
                 self.log.sync()
             document = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from glmkit.parallel.mesh import Ranks
 
-from .trainer import LossFn, StepBatch
+from .interfaces import LossFn, StepBatch
 
 B = TypeVar("B", bound=StepBatch)
 B_co = TypeVar("B_co", bound=StepBatch, covariant=True)

@@ -12,6 +12,7 @@ from glmkit.families.family import Family
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.dialogue import is_blank
 from glmkit.tokenizer.inputs import InputTokenizer
+from glmkit.tokenizer.protocol import Tokenizer
 
 # Words that end a text in the training data of other models and of this one; at the end of an answer they are no text.
 _END = r"(?:<\|endoftext\|>|</s>|<\|im_end\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>|<eop>|<eos>)"
@@ -36,10 +37,12 @@ class Reader:
     title: str = ""
 
     @classmethod
-    def of(cls, family: Family, tokenizer: InputTokenizer) -> "Reader":
+    def of(cls, family: Family, tokenizer: Tokenizer) -> "Reader":
         """The reader for a family and a tokenizer."""
         special = {index for index in vars(tokenizer.special).values() if isinstance(index, int)}
-        stops = () if family.chat is None else family.chat.stop_ids(tokenizer)
+        stops: tuple[int, ...] = ()
+        if family.chat is not None and isinstance(tokenizer, InputTokenizer):
+            stops = family.chat.stop_ids(tokenizer)
         words = {tokenizer.id_to_token(index) for index in (*special, *stops)}
         reserved = sorted(word for word in words if re.fullmatch(r"[<\[].+[>\]]", word))
         return cls(family.chat, partial(is_blank, tokenizer=tokenizer), tuple(reserved), family.title)

@@ -1,0 +1,112 @@
+"""`glm finetune RECIPE`: tune a model on dialogues, all its weights or an adapter, or show what that comes to."""
+
+import json
+import os
+import sys
+from argparse import Namespace
+
+from glmkit.cli.parser import OneLineParser
+from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
+from glmkit.cli.run_end import tell_end
+from glmkit.devices import choose_device
+from glmkit.errors import ConfigError, GLMKitError
+from glmkit.parallel.launch import launch
+from glmkit.parallel.mesh import Ranks, joined
+from glmkit.progress import Progress
+from glmkit.train.finetune_config import FinetuneConfig
+from glmkit.train.finetuning import finetune
+from glmkit.train.finetuning_base import open_base
+from glmkit.train.finetuning_data import TuningData, first_batch_lines
+from glmkit.train.finetuning_plan import plan_tuning
+from glmkit.train.finetuning_recipes import FINETUNING
+
+_MOST_PROCESSES = 1024
+# Options of the verb itself that set keys of the recipe.
+_OWN = {
+    "model_directory": "model.base",
+    "data": "data.train",
+    "validation": "data.validation",
+    "output_directory": "output.directory",
+}
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Options of the verb: its own, the well-known short names, and every key of a recipe."""
+    parser.usage = (
+        "glm finetune RECIPE --model DIR --data FILE_OR_NAME... --output RUN [--validation FILE_OR_NAME...]\n"
+        "                    [--resume auto|never|PATH] [--dry-run] [--nproc N] [--SECTION.KEY VALUE ...]"
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(FINETUNING.files())}")
+    model_help = "model directory of any layout, training run, or name on a hub (model.base)"
+    add("--model", dest="model_directory", metavar="DIR", help=model_help)
+    data_help = "files, directories or names of published sets to train on (data.train)"
+    add("--data", nargs="+", action="extend", metavar="FILE_OR_NAME", help=data_help)
+    add("--validation", nargs="+", action="extend", metavar="FILE_OR_NAME", help="the same to evaluate on")
+    add("--output", dest="output_directory", metavar="RUN", help="run directory (output.directory)")
+    add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
+    add("--other-data", action="store_true", help="resume although the data has changed")
+    add("--dry-run", action="store_true", help="read the data, show sizes and the first batch; trains nothing")
+    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the result or the dry run as JSON")
+    add_recipe_options(parser, FINETUNING)
+
+
+def run(args: Namespace) -> int:
+    """Train; the result (or the dry run) goes to stdout."""
+    if not 1 <= args.nproc <= _MOST_PROCESSES:
+        raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}", param="nproc")
+    overrides = recipe_overrides(vars(args), FINETUNING, _OWN)
+    config = FINETUNING.read(args.recipe, overrides)
+    for sentence in FINETUNING.replaced(overrides):
+        print(f"note: {sentence}", file=sys.stderr)
+    if not config.data.train:
+        raise ConfigError("fine-tuning needs --data FILE_OR_NAME", param="data.train")
+    if args.dry_run:
+        return _dry_run(config, args.nproc, as_json=args.json)
+    if config.output.directory is None:
+        raise ConfigError("fine-tuning needs --output RUN", param="output.directory")
+    if args.nproc != 1 and "RANK" not in os.environ:
+        open_base(config)  # mistakes are told once, here
+        return launch(_run_rank, (config, args), args.nproc)
+    return _train(config, args)
+
+
+def _run_rank(config: FinetuneConfig, args: Namespace) -> int:
+    """One process of several: errors become one line here, as there is no caller to do it."""
+    try:
+        return _train(config, args)
+    except (GLMKitError, OSError) as error:
+        print(f"glm finetune: rank {os.environ['RANK']}: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(config: FinetuneConfig, args: Namespace) -> int:
+    with joined(config.training.device) as ranks:
+        outcome = finetune(
+            config,
+            ranks=ranks,
+            resume=args.resume,
+            other_data=args.other_data,
+            ignore_memory_forecast=args.ignore_memory_forecast,
+            quiet=args.quiet,
+        )
+        if not ranks.is_main:  # the first rank alone tells how it ended: a launcher ends the others at a bad status
+            return 0
+    return tell_end(outcome, as_json=args.json)
+
+
+def _dry_run(config: FinetuneConfig, nproc: int, *, as_json: bool) -> int:
+    device = choose_device(config.training.device, param="training.device", error=ConfigError)
+    base = open_base(config)
+    data = TuningData.open(config, base, Progress(quiet=True))
+    plan = plan_tuning(config, base, data, device, nproc)
+    first = first_batch_lines(plan.batches.batch(0), base.tokenizer)
+    if as_json:
+        reports = [*data.sets.lines(), *data.lines()]
+        print(json.dumps({**plan.summary(), "data": reports, "first_batch": first}, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join([*data.sets.lines(), *data.lines(), *plan.text(Ranks(device=device).device), *first]))
+    return 0
