@@ -40,7 +40,7 @@ def tuned() -> tuple[LM, Probes, list[Question]]:
     lm, tuning = real_chat_model("chatglm2"), family_named("chatglm2").tuning
     assert tuning is not None
     rows = [dialogue("类型#裤", "宽松的<裤子>"), dialogue("你好", "在")]
-    probes = tuning_probes(lm.tokenizer, tuning, rows, Limits(24, 12))
+    probes = tuning_probes(lm.tokenizer, tuning, {"held_out": rows}, Limits(24, 12))
     new_adapter(lm.model, LoraOptions(["query_key_value"], rank=2, alpha=8))
     for name, parameter in lm.model.named_parameters():
         if name.endswith("lora_B"):

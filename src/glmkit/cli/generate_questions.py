@@ -21,7 +21,7 @@ from glmkit.errors import DataError, GLMKitError, RequestError
 from glmkit.eval.questions import Question, QuestionMaker
 from glmkit.generate.params import OPTIONS, GenerationParams, Values
 from glmkit.session import LM
-from glmkit.tokenizer.dialogue import Limits, Tokenized
+from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import InputTokenizer
 
 _PREFERRED = ("validation", "test", "train")
@@ -92,12 +92,7 @@ class Questions:
             example = self._reader.read(record.fields, record.where, file, number)
             if example is None:
                 raise DataError("the row has no question")
-            if isinstance(example, Tokenized):
-                tokenizer = self.maker.tokenizer
-                answer = tokenizer.decode(list(example.ids[example.num_prompt :])).strip()
-                question = Question(record.where, list(example.ids[: example.num_prompt]), answer)
-            else:
-                question = self.maker.question(example)
+            question = self.maker.question(example)
             problem = question.problem
         except GLMKitError as error:
             question, problem = Question(record.where, []), str(error)

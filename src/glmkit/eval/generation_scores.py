@@ -22,7 +22,7 @@ from glmkit.loading import Parts
 from glmkit.model import GLM
 from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM
-from glmkit.tokenizer.dialogue import Dialogue
+from glmkit.tokenizer.dialogue import Example
 
 from .answer_scores import Scorer, Scores, choose_metrics
 from .probes import evaluating
@@ -40,7 +40,7 @@ class GenerationScores:
 
     def __init__(
         self,
-        dialogues: Sequence[Dialogue],
+        examples: Sequence[Example],
         maker: QuestionMaker,
         metrics: Sequence[str],
         *,
@@ -59,7 +59,7 @@ class GenerationScores:
         """
         self.ranks, self.file, self.batch_size = ranks or Ranks(), file, batch_size
         self._metrics, self._maker = choose_metrics(metrics), maker
-        self.questions = [question for question in maker.questions(dialogues[:rows]) if question.ids]
+        self.questions = [question for question in maker.questions(examples[:rows]) if question.ids]
         if not any(question.reference for question in self.questions):
             raise DataError("no validation row has a question and an answer to score", param="evaluation.metrics")
         own = params or GenerationParams(max_new_tokens=maker.limits.target)

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from glmkit.errors import GLMKitError
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, Limits, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Example, Limits, Tokenized, TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
 
 
@@ -31,18 +31,21 @@ class QuestionMaker:
     limits: Limits
     quirks: AbstractSet[str] = NO_QUIRKS
 
-    def question(self, dialogue: Dialogue) -> Question:
+    def question(self, example: Example) -> Question:
         """The question before the last answer that training counts. What the family has no form for has a problem."""
+        if isinstance(example, Tokenized):
+            ids, answer = list(example.ids[: example.num_prompt]), list(example.ids[example.num_prompt :])
+            return Question(example.where, ids, self.tokenizer.decode(answer).strip())
         try:
-            ids = self.tuning.prompt(self.tokenizer, dialogue, self.limits, self.quirks)
-            answer = self.tuning.answer(self.tokenizer, dialogue, self.limits, self.quirks)
+            ids = self.tuning.prompt(self.tokenizer, example, self.limits, self.quirks)
+            answer = self.tuning.answer(self.tokenizer, example, self.limits, self.quirks)
         except GLMKitError as error:
-            return Question(dialogue.where, [], problem=str(error))
-        return Question(dialogue.where, ids, self.tokenizer.decode(answer).strip())
+            return Question(example.where, [], problem=str(error))
+        return Question(example.where, ids, self.tokenizer.decode(answer).strip())
 
-    def questions(self, dialogues: Iterable[Dialogue]) -> Iterator[Question]:
+    def questions(self, examples: Iterable[Example]) -> Iterator[Question]:
         """Questions one by one, in their order."""
-        return map(self.question, dialogues)
+        return map(self.question, examples)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ A fine-tuning run calls `tuning_probes` and `measure_before` when its untuned mo
 way to open what was exported. The measurement of the base lies in the run's directory, so that a resumed run has it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from glmkit.errors import GLMKitError
 from glmkit.generate.params import GenerationParams
 from glmkit.model import GLM
 from glmkit.session import LM
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, Tokenized, TuningFormat
+from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .effect import GENERAL, Effect, prove_effect
@@ -25,7 +26,6 @@ from .probes import Measured, Probes, measure
 from .questions import Question
 
 BEFORE_FILE = "before_tuning.safetensors"
-HELD_OUT = "held_out"
 MOST_ROWS = 16  # of one group that are measured
 _GENERAL_LIMITS = Limits(source=256, target=256)
 
@@ -33,25 +33,23 @@ _GENERAL_LIMITS = Limits(source=256, target=256)
 def tuning_probes(
     tokenizer: Tokenizer,
     tuning: TuningFormat,
-    held_out: Sequence[Dialogue],
+    groups: Mapping[str, Sequence[Example]],
     limits: Limits,
     quirks: AbstractSet[str] = NO_QUIRKS,
     *,
-    replay: Sequence[Dialogue] = (),
     most: int = MOST_ROWS,
 ) -> Probes:
-    """Rows at which a run is measured: some of its validation data, of what it replays, and the general texts.
+    """Rows at which a run is measured: some of every group of examples, and the general texts.
 
-    held_out: validation rows; without any, training rows show the effect as well, but not what was learned. replay: of
-    the validation rows of the set that is mixed in against forgetting. Rows that the family cannot express are left
-    out. Raises DataError when nothing is left.
+    groups: "held_out" are validation rows, "replay" those of the set that is mixed in against forgetting, "trained"
+    training rows, which show the effect, but not what was learned. Rows that the family cannot express are left out.
+    Raises DataError when nothing is left.
     """
-    groups = {
-        HELD_OUT: _rows(tokenizer, tuning, _spread(held_out, most), limits, quirks),
-        "replay": _rows(tokenizer, tuning, _spread(replay, most), limits, quirks),
+    encoded = {
+        **{name: _rows(tokenizer, tuning, spread(rows, most), limits, quirks) for name, rows in groups.items()},
         GENERAL: _rows(tokenizer, tuning, general_dialogues(), _GENERAL_LIMITS, NO_QUIRKS),
     }
-    return Probes({name: rows for name, rows in groups.items() if rows})
+    return Probes({name: rows for name, rows in encoded.items() if rows})
 
 
 def measure_before(run: Path, model: GLM, probes: Probes) -> Measured:
@@ -116,16 +114,17 @@ def examine(
     reopen: Callable[[str], LM],
     open_base: Callable[[str], LM] | None = None,
     *,
+    of_base: Sequence[str] | None = None,
     where: str | None = None,
 ) -> tuple[Effect, list[Side]]:
     """The effect of a run, and what base and tuned model answer to some questions, side by side.
 
-    reopen, open_base: as in `check_effect`. Give open_base where a whole model was trained: it is opened first, asked
-    and let go of, so that one model at a time is in memory; both are opened in float32, since 16 bits may round the
-    tuning away. An adapter is taken off instead. Raises TrainingError as `prove_effect` does.
+    reopen, open_base: as in `check_effect`. Give open_base where a whole model was trained and nothing was asked before:
+    it is opened first, asked and let go of, so that one model at a time is in memory; both are opened in float32, since
+    16 bits may round the tuning away. An adapter is taken off instead. of_base: answers that the base gave before
+    training. Raises TrainingError as `prove_effect` does.
     """
     before = Measured.read(run / BEFORE_FILE, probes)
-    of_base: list[str] | None = None
     dtype = "auto" if before is None else before.dtype
     if open_base is not None:
         dtype = "float32"
@@ -149,20 +148,23 @@ def examine(
 def _rows(
     tokenizer: Tokenizer,
     tuning: TuningFormat,
-    dialogues: Sequence[Dialogue],
+    examples: Sequence[Example],
     limits: Limits,
     quirks: AbstractSet[str],
 ) -> list[EncodedRow]:
     rows: list[EncodedRow] = []
-    for dialogue in dialogues:
+    for example in examples:
         try:
-            rows += tuning.rows(tokenizer, dialogue, limits, quirks)
+            if isinstance(example, Tokenized):
+                rows += [example.row(tokenizer)] if isinstance(tokenizer, InputTokenizer) else []
+            else:
+                rows += tuning.rows(tokenizer, example, limits, quirks)
         except GLMKitError:  # told where the data was read
             continue
     return rows
 
 
-def _spread(dialogues: Sequence[Dialogue], most: int) -> list[Dialogue]:
+def spread(examples: Sequence[Example], most: int) -> list[Example]:
     """At most so many of them, evenly spread: a file may be sorted."""
-    wanted = min(most, len(dialogues))
-    return [dialogues[number * len(dialogues) // wanted] for number in range(wanted)]
+    wanted = min(most, len(examples))
+    return [examples[number * len(examples) // wanted] for number in range(wanted)]

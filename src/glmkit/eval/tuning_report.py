@@ -20,7 +20,12 @@ from .report_files import finite, machine_facts, write_report
 from .tuning_checks import Side
 
 _NOT_SCORES = {"kind", "step", "rows", "empty_predictions"}
-_GROUPS = {"held_out": "held-out rows", "replay": "rows of what is replayed", GENERAL: "general texts"}
+_GROUPS = {
+    "held_out": "held-out rows",
+    "trained": "training rows, as none were held out",
+    "replay": "rows of what is replayed",
+    GENERAL: "general texts",
+}
 _EXPLAINED = (
     '<p class="soft">Measured on what the run exported, opened again, against the base. KL is the divergence of the '
     "tuned model from the base in nats a token: on held-out rows it is what was learned, on general texts, which no "
