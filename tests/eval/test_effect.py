@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 import glmkit
+from glmkit.adapters.adapter_files import RECORD
 from glmkit.adapters.attach import new_adapter
 from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
@@ -109,6 +110,7 @@ def test_an_adapter_on_another_base_than_the_one_it_was_trained_on_is_an_error(t
     model = make("causal", 1)
     measure_before(tmp_path, model, PROBES)
     adapter = with_lora(model, tmp_path / "lora", scale=0.5)
+    (adapter / RECORD).unlink()  # which would refuse it, too
     sister = exported(tmp_path / "sister", make("causal", 2))
     with pytest.raises(TrainingError, match="a log-probability differs by") as error:
         check_effect(tmp_path, PROBES, lambda dtype: load(sister, adapter, dtype))

@@ -119,10 +119,10 @@ def examine(
 ) -> tuple[Effect, list[Side]]:
     """The effect of a run, and what base and tuned model answer to some questions, side by side.
 
-    reopen, open_base: as in `check_effect`. Give open_base where a whole model was trained and nothing was asked before:
-    it is opened first, asked and let go of, so that one model at a time is in memory; both are opened in float32, since
-    16 bits may round the tuning away. An adapter is taken off instead. of_base: answers that the base gave before
-    training. Raises TrainingError as `prove_effect` does.
+    reopen, open_base: as in `check_effect`. Give open_base where a whole model was trained and nothing was asked
+    before: it is opened first, asked and let go of, so that one model at a time is in memory; both are opened in
+    float32, since 16 bits may round the tuning away. An adapter is taken off instead. of_base: answers that the base
+    gave before training. Raises TrainingError as `prove_effect` does.
     """
     before = Measured.read(run / BEFORE_FILE, probes)
     dtype = "auto" if before is None else before.dtype
