@@ -16,6 +16,8 @@ from .tables import csv_fields, whole_rows
 
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -91,6 +93,8 @@ def stream_records(
 
     line_position, position: bytes of the file that are read; None: the ends of the lines tell. delimiter: of CSV.
     """
+    if stream.peek(len(_POINTER)).startswith(_POINTER):
+        raise DataError(f"{path}: a pointer of Git LFS, not the data", step="git lfs pull brings them")
     if kind in ("json", "jsonl") and holds_lines(stream, kind == "jsonl"):
         yield from _line_records(stream, path, line_position, hint, decoder)
     elif kind in ("json", "jsonl"):

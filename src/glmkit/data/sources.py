@@ -18,7 +18,7 @@ from .json_files import WHOLE, json_rows
 from .records import Record, stream_records
 from .rows import BadRow, ReadOptions, ReadReport, Row
 from .streams import ARCHIVE, COMPRESSIONS, archive_members, bare_suffix, open_stream
-from .tables import csv_rows, parquet_rows
+from .tables import csv_rows, parquet_rows, sniff_delimiter
 from .text_files import text_documents
 
 FORMATS = {
@@ -146,6 +146,8 @@ class Sources:
     def _records(self, stream: io.BufferedReader, path: Path) -> Iterator[Record]:
         kind = self._format_of(path)
         assert kind is not None, "only wanted files come"
+        if kind == "csv" and self.options.delimiter is None and (found := sniff_delimiter(stream)) != ",":
+            self.notes.append(f"{path}: its columns are separated by {found!r}")
         return stream_records(stream, path, kind, delimiter=self.options.delimiter, hint=encoding_hint, decoder=WHOLE)
 
     def _wanted(self, archive: Path, ignored: MutableMapping[str, int]) -> Callable[[Path], bool]:

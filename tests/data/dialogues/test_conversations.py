@@ -239,3 +239,13 @@ def test_belle_rounds_in_a_text(tmp_path: Path) -> None:
         "Human",
     ):
         assert rounds_in(other) == []
+
+
+def test_tools_beside_an_instruction(tmp_path: Path, chatglm3: Tuned) -> None:
+    row = {"instruction": "q", "input": "", "output": "a", "tools": [TOOL]}
+    found = one_set(write(tmp_path / "x.jsonl", [row]), family=chatglm3, name="chatglm3")
+    assert isinstance(found[0], Dialogue)
+    assert [message.role for message in found[0].messages] == ["system", "user", "assistant"]
+    assert found[0].messages[0].tools == [TOOL]
+    assert found[0].counted == (False, False, True)
+    assert not found.report.unused

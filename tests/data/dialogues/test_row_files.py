@@ -115,7 +115,14 @@ def test_other_encodings(tmp_path: Path) -> None:
 
 def test_the_first_rows(tmp_path: Path) -> None:
     found = one_set(write(tmp_path / "x.jsonl", LINE * 5), max_rows=2)
-    assert (len(found), found.report.remarks["over_limit"].count) == (2, 3)
+    assert (len(found), found.report.notes) == (2, ["rows behind the first 2 are not read"])
+
+
+def test_another_delimiter_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "prompt;response\nq;a\n")
+    found = one_set(path)
+    assert texts(found[0]) == [("user", "q"), ("assistant", "a")]
+    assert found.report.notes == [f"{path}: its columns are separated by ';'"]
 
 
 def conversation(*messages: object, **row: object) -> str:
@@ -187,6 +194,11 @@ BROKEN = {
     "not.parquet": (b"PAR1 and more", "not a readable parquet file"),
     "not.arrow": (b"junk and more", "not a readable arrow file"),
     "not.tar": (b"x" * 600, "damaged tar archive"),
+    "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS"),
+    "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS"),
+    "page.json": ("<!DOCTYPE html>\n<html>\n", "line 1: broken JSON"),
+    "comma.jsonl": (LINE.strip() + ",\n", "line 1: broken JSON"),
+    "empty.parquet": (b"", "not a readable parquet file"),
     "words.txt": ("hello\n", "unknown format '.txt'"),
     "alone.source": ("a\n", "there is no alone.target beside it"),
     "alone.target": ("a\n", "there is no alone.source beside it"),

@@ -86,6 +86,29 @@ def test_named_validation_data_go_first(tmp_path: Path) -> None:
     other = write(tmp_path / "other.jsonl", rows)
     sets = opened(tmp_path / "d", validation=[str(other)])
     assert [len(one) for one in sets.validation] == [1]
-    assert "are not used" in sets.notes[0]
+    assert any("dev.jsonl: 2 rows of another split" in note for note in sets.train[0].report.notes)
     dev = opened(tmp_path / "d", validation=[str(tmp_path / "d")])
     assert [len(one) for one in dev.validation] == [2], "a folder's own validation part"
+
+
+def test_a_share_is_for_sets_without_a_validation_part(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "response": "a"} for n in range(10)]
+    write(tmp_path / "d" / "train.jsonl", rows)
+    write(tmp_path / "d" / "dev.jsonl", [{"prompt": "r", "response": "a"}])
+    other = write(tmp_path / "x.jsonl", rows)
+    sets = opened(tmp_path / "d", other, validation_share=0.2)
+    assert [len(one) for one in sets.train] == [10, 8]
+    assert [len(one) for one in sets.validation] == [1, 2]
+
+
+def test_what_is_in_both_parts_is_said(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "response": "a"} for n in range(10)]
+    train, dev = (
+        write(tmp_path / "a.jsonl", rows),
+        write(tmp_path / "b.jsonl", [*rows[:2], {"prompt": "r", "response": "b"}]),
+    )
+    sets = opened(train, train, validation=[str(dev)])
+    assert sets.notes == [
+        "a set of data.train is named twice: its rows are drawn as often",
+        f"2 of 3 rows of {dev} for validation ask what training asks, too",
+    ]

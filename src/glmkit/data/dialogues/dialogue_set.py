@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,21 +129,22 @@ class _Opener:
         validation: list[DialogueSet] = []
         weights: Sequence[float | None] = spec.weights or [None] * len(spec.train)
         for name, weight in zip(spec.train, weights, strict=True):
-            found = self._read(name, ("train", "validation"), spec.max_rows)
-            if not len(found["train"]):
-                raise empty(name, found["train"].report, list(found["validation"].report.kinds))
-            train.append(_weighted(found["train"], weight))
-            if len(found["validation"]):
-                validation.append(found["validation"])
-        if spec.validation:
-            if validation:
-                notes.append("validation parts of the training data are not used: other validation data are named")
-            validation = [self._validation(name) for name in spec.validation]
-        elif validation and spec.validation_share:
-            notes.append("validation_share has no effect: the data have validation parts of their own")
-        elif spec.validation_share:
-            pairs = [split_by_prompt(one, spec.validation_share, spec.seed) for one in train]
-            train, validation = [one for one, _ in pairs], [one for _, one in pairs]
+            found = self._read(name, ("train",) if spec.validation else ("train", "validation"), spec.max_rows)
+            one, own = _weighted(found["train"], weight), found.get("validation")
+            if not len(one):
+                raise empty(name, one.report, [] if own is None else list(own.report.kinds))
+            if own is not None and len(own):
+                validation.append(own)
+            elif spec.validation_share and not spec.validation:
+                one, kept = split_by_prompt(one, spec.validation_share, spec.seed)
+                validation.append(kept)
+            train.append(one)
+        if len({os.path.realpath(name) for name in spec.train}) < len(spec.train):
+            notes.append("a set of data.train is named twice: its rows are drawn as often")
+        validation += [self._validation(name) for name in spec.validation]
+        if spec.validation and spec.validation_share:
+            notes.append("validation_share has no effect: validation data are named")
+        notes += common_questions(train, validation)
         return DialogueSets(train, validation, notes)
 
     def _validation(self, name: str) -> DialogueSet:
@@ -152,8 +154,8 @@ class _Opener:
             raise empty(name, one.report)
         return one
 
-    def _read(self, name: str, wanted: tuple[str, str], limit: int | None) -> dict[str, DialogueSet]:
-        """The sets of one name by split; the second split of `wanted` has no limit."""
+    def _read(self, name: str, wanted: Sequence[str], limit: int | None) -> dict[str, DialogueSet]:
+        """The sets of one name by split; the limit is of the first one of `wanted`."""
         place = locate(name, self._spec.data_dir, self._progress)
         files = RowFiles.of(place.path, self._options)
         reports = {split: SetReport() for split in wanted}
@@ -170,8 +172,9 @@ class _Opener:
                 others[str(path)] += 1
                 continue
             report = reports[split]
-            if limit is not None and split == wanted[0] and len(examples[split]) >= limit:
-                report.remark("over_limit", record.where)
+            if limit is not None and split == wanted[0] and report.rows == limit:
+                if not files.by_split:
+                    break
                 continue
             report.rows += 1
             example = self._example(readers[split], record, str(path), report)
@@ -179,6 +182,8 @@ class _Opener:
                 examples[split].append(example)
         if self._progress is not None:
             self._progress.stop()
+        if limit is not None and reports[wanted[0]].rows == limit:
+            reports[wanted[0]].notes.append(f"rows behind the first {limit:,} are not read")
         notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]
         notes += files.sources.notes
         if files.ignored:
@@ -252,6 +257,17 @@ def split_by_prompt(one: DialogueSet, share: float, seed: int) -> tuple[Dialogue
     kept = SetReport(rows=len(parts[1]), dialogues=len(parts[1]), notes=[f"rows of {one.name}, split by question"])
     kept.counted = kept.turns = sum(sum(x.counted) if isinstance(x, Dialogue) else 1 for x in parts[1])
     return DialogueSet(one.name, parts[0], one.report, one.weight), DialogueSet(one.name, parts[1], kept)
+
+
+def common_questions(train: Sequence[DialogueSet], validation: Sequence[DialogueSet]) -> list[str]:
+    """A sentence for each validation set that has questions of the training sets."""
+    trained = {_prompt_key(example, 0) for one in train for example in one} if validation else set()
+    notes = []
+    for one in validation:
+        both = sum(_prompt_key(example, 0) in trained for example in one)
+        if both:
+            notes.append(f"{both:,} of {len(one):,} rows of {one.name} for validation ask what training asks, too")
+    return notes
 
 
 def _prompt_key(example: Example, seed: int) -> str:

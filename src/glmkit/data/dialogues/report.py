@@ -31,7 +31,6 @@ _SENTENCES = {
         "template qa trains to answer it; first {first}"
     ),
     "placeholders": "{count} answers hold placeholders like {{{{name}}}}; data.fill gives their texts; first {first}",
-    "over_limit": "{count} rows beyond the largest number of rows are not read; first {first}",
 }
 
 

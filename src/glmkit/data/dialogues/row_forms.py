@@ -179,7 +179,7 @@ def check_preference(row: Mapping[str, object]) -> None:
     )
 
 
-def unused(row: Mapping[str, object], used: Sequence[str] | frozenset[str]) -> list[str]:
+def unused(row: Mapping[str, object], used: Sequence[str] | AbstractSet[str]) -> list[str]:
     """Non-empty fields that are not read, without numbers of rows."""
     return [
         str(name)

@@ -99,13 +99,16 @@ class RowReader:
         self.report.read_as(file, single.kind)
         if single.kind.startswith("context/answer/question") and not self.templates:
             self.report.remark("question_generation", where)
-        for key in unused(row, single.used(template.fields)):
+        for key in unused(row, {*single.used(template.fields), self.columns.tools or "tools"}):
             self.report.not_used(key, where)
         if self.reader.blank(prompt):
             self.report.remark("empty_prompt", where)
             return None
         conversation.add(Message("user", prompt))
         conversation.add(Message("assistant", answer))
+        tools = self.columns.tools or ("tools" if "tools" in row and "tools" not in template.fields else None)
+        if tools is not None:
+            with_tools(conversation, row[tools], tools, self.reader)
         before = sum(conversation.counted) - 1
         if before and self.answers is None:
             for _ in range(before):
