@@ -7,9 +7,10 @@ import pytest
 
 from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, padded, question
 from glmkit.errors import ConfigError, RequestError
+from glmkit.families.family import all_families
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Limits, Lost, is_blank
-from support.shared import shared_dir
+from support.shared import ROOT, shared_dir
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,11 @@ def test_limits_and_names_are_checked(first: Tuned) -> None:
     with pytest.raises(ConfigError, match="'right_cut'"):
         first.format.check_quirks(frozenset(["rightcut"]))
     first.format.check_quirks(frozenset(["right_cut"]))
+
+
+def test_every_quirk_is_documented() -> None:
+    text = (ROOT / "docs" / "finetuning_rows.md").read_text(encoding="utf-8")
+    formats = [family.tuning for family in all_families().values()]
+    assert None not in formats
+    for name in {name for one in formats if one is not None for name in one.quirks}:
+        assert f"| `{name}` |" in text

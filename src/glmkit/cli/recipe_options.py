@@ -12,17 +12,25 @@ from glmkit.train.run_config import RunConfig
 _TRUE = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def add_recipe_options(parser: OneLineParser, recipes: Recipes[RunConfig]) -> None:
-    """Add the well-known short names, the switches and every key of the recipes."""
+def add_recipe_options(
+    parser: OneLineParser, recipes: Recipes[RunConfig], sections: tuple[str, ...] = ("",)
+) -> None:
+    """Add the well-known short names, the switches and every key of the recipes that begins with one of `sections`."""
     parser.foreign = recipes.foreign
     short = parser.add_argument_group("well-known names for keys of the recipe")
     for name, dotted in recipes.aliases.items():
+        if not dotted.startswith(sections):
+            continue
         short.add_argument(f"--{name}", default=SUPPRESS, metavar="X", help=dotted)
     for name, (dotted, value) in recipes.switches.items():
+        if not dotted.startswith(sections):
+            continue
         about = f"{dotted} {value}; --{name} false is the same as leaving it out"
         short.add_argument(f"--{name}", nargs="?", const="true", default=SUPPRESS, metavar="true|false", help=about)
     keys = parser.add_argument_group("every key of a recipe, with its default")
     for leaf in recipes.leaves():
+        if not leaf.name.startswith(sections):
+            continue
         default = "needed" if leaf.default is MISSING else f"default {_text(leaf.default)}"
         about = f"{leaf.help}; {default}" if leaf.help else default
         about = f"{about} ({leaf.kind})".replace("%", "%%")

@@ -1,7 +1,7 @@
-"""`glm show STORE_OR_RECIPE`: what training reads, sample by sample."""
+"""`glm show SOURCE`: what training reads, sample by sample: a store or rows of fine-tuning."""
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -9,11 +9,18 @@ from typing import get_args
 
 from rich.console import Console
 
+from glmkit.cli.parser import OneLineParser
 from glmkit.cli.printing import print_json
+from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
 from glmkit.cli.show_print import SampleView, print_loss, print_mask, print_sample, views
+from glmkit.cli.show_tuning import show_tuning
 from glmkit.data.packing import Batch
+from glmkit.data.store import MANIFEST_FILE
 from glmkit.errors import ConfigError
 from glmkit.objective.options import PRESETS, Mode, ObjectiveConfig
+from glmkit.small_files import parse_yaml, read_small
+from glmkit.train.finetune_config import FinetuneConfig
+from glmkit.train.finetuning_recipes import FINETUNING
 from glmkit.train.pretraining_data import PretrainingData
 from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import DataSection, ModelSection, TrainConfig
@@ -24,12 +31,15 @@ _MOST_SAMPLES = 10_000
 _LONGEST = 1 << 20  # tokens
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: OneLineParser) -> None:
     """Options of the verb."""
     add = parser.add_argument
-    add("source", metavar="STORE_OR_RECIPE", help="directory written by `glm prepare`, or a recipe (file or name)")
-    add("--data", metavar="DIR", help="prepared data for a recipe that names none")
-    add("--index", type=int, default=0, help="first batch, counted from 0")
+    source_help = "directory written by `glm prepare`, a recipe (file or name), or a model to be fine-tuned"
+    add("source", metavar="STORE_OR_RECIPE_OR_MODEL", help=source_help)
+    data_help = "prepared data for a recipe that names none; with a model, rows to fine-tune on: files, folders, names"
+    add("--data", nargs="+", action="extend", metavar="FILE", help=data_help)
+    add("--model", metavar="DIR", help="model for a recipe of fine-tuning that names none")
+    add("--index", type=int, default=0, help="first batch, or first example of fine-tuning, counted from 0")
     add("--count", type=int, default=3, help="samples to show")
     add("--mode", choices=get_args(Mode), help="show this mode only (default: as drawn)")
     add("--seed", type=int, help="of the batches (default: the recipe's, or 1234)")
@@ -37,6 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--preset", help=f"objective for a store: {', '.join(PRESETS)} (default: {_PRESET})")
     add("--columns", type=int, default=64, help="tokens shown of each sample; 0 = all")
     add("--json", action="store_true", help="print samples whole, as JSON")
+    add_recipe_options(parser, FINETUNING, ("model.", "data."))
 
 
 def run(args: Namespace) -> int:
@@ -46,6 +57,8 @@ def run(args: Namespace) -> int:
     for name, most in (("count", _MOST_SAMPLES), ("sequence_length", _LONGEST)):
         if (getattr(args, name) or 0) > most:
             raise ConfigError(f"--{name} is {getattr(args, name)}; give at most {most}")
+    if _is_tuning(args.source):
+        return show_tuning(_tuning_config(args), args)
     config = _config(args)
     if config.data.path is None:
         raise ConfigError(f"{args.source} names no prepared data; add --data DIR (written by `glm prepare`)")
@@ -75,9 +88,36 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _is_tuning(source: str) -> bool:
+    """True for a model and for a recipe that says how to tune one."""
+    if Path(source).is_dir():
+        return not (Path(source) / MANIFEST_FILE).is_file()
+    if not Path(source).is_file():
+        return source in FINETUNING.files() or "/" in source
+    values = parse_yaml(read_small(Path(source), ConfigError), source, ConfigError)
+    return isinstance(values, dict) and "tuning" in values
+
+
+def _tuning_config(args: Namespace) -> FinetuneConfig:
+    for name in ("mode", "preset", "sequence_length"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} is of pretraining; {args.source} is to be fine-tuned", param=name)
+    own = {"data": "data.train", "model": "model.base", "seed": "training.seed"}
+    overrides = recipe_overrides(vars(args), FINETUNING, own)
+    if Path(args.source).is_file() or args.source in FINETUNING.files():
+        return FINETUNING.read(args.source, overrides)
+    if args.model is not None:
+        raise ConfigError(f"--model goes with a recipe; {args.source} is a model already", param="model")
+    # How it is tuned changes nothing in its rows.
+    return FINETUNING.read("lora", {**overrides, "model.base": args.source})
+
+
 def _config(args: Namespace) -> TrainConfig:
+    if args.model is not None:
+        raise ConfigError(f"--model goes with fine-tuning; {args.source} is of pretraining", param="model")
+    data = None if args.data is None else args.data[-1]
     if Path(args.source).is_dir():
-        if args.data is not None:
+        if data is not None:
             raise ConfigError(f"--data goes with a recipe; {args.source} is a directory already")
         objective = ObjectiveConfig.preset(args.preset or _PRESET)
         config = TrainConfig(
@@ -89,7 +129,7 @@ def _config(args: Namespace) -> TrainConfig:
     else:
         if args.preset is not None:
             raise ConfigError(f"--preset goes with a store; {args.source} has an objective of its own")
-        config = PRETRAINING.read(args.source, {} if args.data is None else {"data.path": args.data})
+        config = PRETRAINING.read(args.source, {} if data is None else {"data.path": data})
     if args.sequence_length is not None:
         config = replace(config, data=replace(config.data, sequence_length=args.sequence_length))
     if args.seed is not None:

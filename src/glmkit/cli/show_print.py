@@ -17,7 +17,7 @@ _SHADES = " ░▒▓█"
 _PICTURE = 20  # rows and columns of a mask picture at most
 _OTHERS = (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # the last turn the direction
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | dict.fromkeys(_OTHERS, "␡")
-_VISIBLE = str.maketrans({**_CONTROLS, 10: "⏎", 9: "⇥", 13: "␍", 32: "·"})
+VISIBLE = str.maketrans({**_CONTROLS, 10: "⏎", 9: "⇥", 13: "␍", 32: "·"})
 
 
 @dataclass(frozen=True)
@@ -141,48 +141,74 @@ def print_sample(console: Console, view: SampleView, *, columns: int) -> None:
             text.append(str(number), _colour(number))
     console.print(text)
     for number, answer in enumerate(view.blanks, start=1):
-        console.print(Text(f"  {number} ", _colour(number)), Text(answer.translate(_VISIBLE)), sep="")
+        console.print(Text(f"  {number} ", _colour(number)), Text(answer.translate(VISIBLE)), sep="")
     _print_columns(console, view, columns)
 
 
 def _print_columns(console: Console, view: SampleView, columns: int) -> None:
-    size, prefix = len(view.input_ids), view.prefix_length
-    shown = list(range(size))
-    if 0 < columns < size:  # half from the start of part A, half from the start of part B
-        head = min(prefix, max(columns // 2, columns - (size - prefix)))
-        shown = [*range(head), *range(prefix, min(size, prefix + columns - head))]
-    titles = ["column", "id", "token", "position", "in blank", "target", "loss"]
+    size = len(view.input_ids)
+    shown = shown_columns(size, view.prefix_length, columns)
     cells = [
         [
             str(column),
             str(view.input_ids[column]),
-            view.tokens[column].translate(_VISIBLE) or "∅",
+            view.tokens[column].translate(VISIBLE) or "∅",
             str(view.positions[column]),
             str(view.block_positions[column]),
-            view.target_tokens[column].translate(_VISIBLE) if view.loss_mask[column] else "",
+            view.target_tokens[column].translate(VISIBLE) if view.loss_mask[column] else "",
             "1" if view.loss_mask[column] else "",
         ]
         for column in shown
     ]
+    styles = [_colour(view.blank[column]) if view.blank[column] else "" for column in shown]
+    titles = ["column", "id", "token", "position", "in blank", "target", "loss"]
+    print_columns(console, Columns(titles, cells, styles, size))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Tokens side by side, one below the other what is known of each. styles: of the columns; "" is ordinary text.
+
+    size: of the whole row.
+    """
+
+    titles: list[str]
+    cells: list[list[str]]
+    styles: list[str]
+    size: int
+
+
+def shown_columns(size: int, prefix: int, columns: int) -> list[int]:
+    """The columns of a row of `size` tokens: all, or half from its start and half from behind its first `prefix`."""
+    if not 0 < columns < size:
+        return list(range(size))
+    head = min(prefix, max(columns // 2, columns - (size - prefix)))
+    return [*range(head), *range(prefix, min(size, prefix + columns - head))]
+
+
+def print_columns(console: Console, columns: Columns) -> None:
+    """Print as many columns beside each other as fit, and then the next."""
+    cells, titles = columns.cells, columns.titles
     widths = [max(map(cell_len, cell)) for cell in cells]
     left = max(map(len, titles))
     start = 0
-    while start < len(shown):
+    while start < len(cells):
         stop, used = start, left
-        while stop < len(shown) and (stop == start or used + 1 + widths[stop] <= console.width):
+        while stop < len(cells) and (stop == start or used + 1 + widths[stop] <= console.width):
             used += 1 + widths[stop]
             stop += 1
         for line, title in enumerate(titles):
             text = Text(title.ljust(left), "dim")
             for place in range(start, stop):
-                cell, number = cells[place][line], view.blank[shown[place]]
+                cell = cells[place][line]
                 text.append(" " + " " * (widths[place] - cell_len(cell)))
-                text.append(cell, _colour(number) if number else "dim" if line in (0, 1) else "")
+                text.append(cell, columns.styles[place] or ("dim" if line in (0, 1) else ""))
             console.print(text, no_wrap=True, overflow="crop")
         console.print()
         start = stop
-    if len(shown) < size:
-        console.print(Text(f"{size - len(shown)} of {size} columns not shown; --columns 0 shows all", "dim"))
+    if len(cells) < columns.size:
+        hidden = columns.size - len(cells)
+        console.print(Text(f"{hidden} of {columns.size} columns not shown; --columns 0 shows all", "dim"))
 
 
 def mask_picture(segments: Segments, row: int, length: int) -> list[str]:
