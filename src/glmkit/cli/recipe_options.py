@@ -12,9 +12,7 @@ from glmkit.train.run_config import RunConfig
 _TRUE = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def add_recipe_options(
-    parser: OneLineParser, recipes: Recipes[RunConfig], sections: tuple[str, ...] = ("",)
-) -> None:
+def add_recipe_options(parser: OneLineParser, recipes: Recipes[RunConfig], sections: tuple[str, ...] = ("",)) -> None:
     """Add the well-known short names, the switches and every key of the recipes that begins with one of `sections`."""
     parser.foreign = recipes.foreign
     short = parser.add_argument_group("well-known names for keys of the recipe")

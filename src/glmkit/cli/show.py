@@ -93,7 +93,7 @@ def _is_tuning(source: str) -> bool:
     if Path(source).is_dir():
         return not (Path(source) / MANIFEST_FILE).is_file()
     if not Path(source).is_file():
-        return source in FINETUNING.files() or "/" in source
+        return source in FINETUNING.files() or ("/" in source and Path(source).suffix not in (".yaml", ".yml"))
     values = parse_yaml(read_small(Path(source), ConfigError), source, ConfigError)
     return isinstance(values, dict) and "tuning" in values
 

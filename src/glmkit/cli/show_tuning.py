@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 
@@ -11,9 +12,10 @@ from rich.text import Text
 from glmkit.cli.printing import print_json
 from glmkit.cli.show_print import VISIBLE, Columns, print_columns, shown_columns
 from glmkit.data.dialogues.dialogue_set import DialogueSet
-from glmkit.errors import ConfigError, DataError, GLMKitError, terminal_text
+from glmkit.data.tuning_rows import example_rows
+from glmkit.errors import ConfigError, terminal_text
 from glmkit.progress import Progress
-from glmkit.tokenizer.dialogue import EncodedRow, Tokenized
+from glmkit.tokenizer.dialogue import EncodedRow
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.finetune_config import FinetuneConfig
 from glmkit.train.finetuning_base import TuningBase, open_base
@@ -81,19 +83,12 @@ def show_tuning(config: FinetuneConfig, args: Namespace) -> int:
 
 def _views(
     examples: DialogueSet, first: int, base: TuningBase, data: TuningData, config: FinetuneConfig
-) -> "list[TuningView]":
-    found: list[TuningView] = []
+) -> Iterator[TuningView]:
+    """Rows of a set from its example `first` on."""
     for number in range(first, len(examples)):
-        example = examples[number]
-        try:
-            if isinstance(example, Tokenized):
-                rows = [example.row(base.tokenizer)]
-            else:
-                rows = base.form.rows(base.tokenizer, example, data.limits, frozenset(config.data.quirks))
-        except GLMKitError as error:
-            raise error.behind(f"{example.where}: ", DataError) from error
-        found += [_view(row, examples.name, number, n, example.where, base.tokenizer) for n, row in enumerate(rows)]
-    return found
+        example, quirks = examples[number], frozenset(config.data.quirks)
+        rows = example_rows(example, base.form, base.tokenizer, data.limits, quirks)
+        yield from (_view(row, examples.name, number, n, example.where, base.tokenizer) for n, row in enumerate(rows))
 
 
 def _view(row: EncodedRow, name: str, example: int, number: int, where: str, tokenizer: Tokenizer) -> TuningView:
@@ -126,7 +121,7 @@ def print_row(console: Console, view: TuningView, *, columns: int) -> None:
     """The text with what counts in reverse, what was lost, and the columns of all rows (`columns` tokens; 0 = all)."""
     size = len(view.input_ids)
     part = f", row {view.row + 1}" if view.row else ""
-    console.rule(f"example {view.example}{part}: {size} tokens, {view.num_counted} count", characters="─")
+    console.rule(f"example {view.example}{part}: {size} tokens, {view.num_counted} count")
     console.print(Text(terminal_text(view.where), "dim"))
     text = Text()
     for piece, counts in view.text:

@@ -166,7 +166,7 @@ def encode_rows(
     for number, example in enumerate(examples):
         report.messages += 1 if isinstance(example, Tokenized) else sum(example.counted)
         try:
-            rows = _rows(example, form, tokenizer, limits, quirks)
+            rows = example_rows(example, form, tokenizer, limits, quirks)
         except DataError as error:
             if on_bad_row == "refuse":
                 raise
@@ -211,7 +211,7 @@ def encode_rows(
     )
 
 
-def _rows(
+def example_rows(
     example: Example, form: TuningFormat, tokenizer: Tokenizer, limits: Limits, quirks: AbstractSet[str]
 ) -> list[EncodedRow]:
     """The rows of an example. Raises DataError with its place where the family has no form for it."""
