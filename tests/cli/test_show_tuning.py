@@ -72,7 +72,7 @@ def test_the_picture(
     assert "did not fit: " in out
     assert "tokens of the answer" in out
     assert "columns not shown; --columns 0 shows all" in out
-    assert "short question" in out
+    assert "short question[gMASK]<|endoftext|><|startofpiece|>⟦ a dog" in out
 
 
 def test_a_recipe_takes_model_and_data(base: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

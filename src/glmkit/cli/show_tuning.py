@@ -118,14 +118,15 @@ def _view(row: EncodedRow, name: str, example: int, number: int, where: str, tok
 
 
 def print_row(console: Console, view: TuningView, *, columns: int) -> None:
-    """The text with what counts in reverse, what was lost, and the columns of all rows (`columns` tokens; 0 = all)."""
+    """The text with what counts in ⟦ ⟧, what was lost, and the columns of all rows (`columns` tokens; 0 = all)."""
     size = len(view.input_ids)
     part = f", row {view.row + 1}" if view.row else ""
     console.rule(f"example {view.example}{part}: {size} tokens, {view.num_counted} count")
     console.print(Text(terminal_text(view.where), "dim"))
     text = Text()
     for piece, counts in view.text:
-        text.append(terminal_text(piece), f"{_COUNTS} reverse" if counts else "")
+        marked = f"⟦{terminal_text(piece)}⟧" if counts else terminal_text(piece)
+        text.append(marked, f"{_COUNTS} reverse" if counts else "")
     console.print(text)
     lost = {"tokens of the prompt": view.lost_prompt_tokens, "tokens of the answer": view.lost_answer_tokens}
     lost["oldest rounds"] = view.lost_rounds
