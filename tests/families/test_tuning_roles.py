@@ -194,3 +194,19 @@ def test_answers_to_compare_with(third: Tuned) -> None:
     assert third.answer(asked) == [30910, 13, 30910, DING]
     assert third.answer(asked, Limits(256, 2)) == [30910, 13]
     assert third.row(asked).lost == Lost()
+
+
+def test_a_long_turn_with_tools(third: Tuned, fourth: Tuned) -> None:
+    """Calls of one turn that do not fit a row are spread over rows, each behind the question and the newest calls."""
+    calls = [Message("assistant", json.dumps({"n": n}), "look") for n in range(8)]
+    turns = [part for call in calls for part in (call, "o 看到了许多东西")]
+    asked = dialogue("u 找出答案", *turns, "a 答案是四十二")
+    for tuned in (third, fourth):
+        rows, whole = tuned.rows(asked, Limits(80, 40)), tuned.row(asked)
+        assert len(rows) > 1
+        assert sum(row.num_answers for row in rows) == 9
+        assert sum(sum(row.counted) for row in rows) == sum(whole.counted)
+        for row in rows:
+            assert "找出答案" in tuned.tokenizer.decode(row.ids)
+        assert rows[-1].ids[-8:] == whole.ids[-8:]
+        assert len(tuned.prompt(asked, Limits(80, 40))) <= 80

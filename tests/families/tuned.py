@@ -24,6 +24,7 @@ class Tuned:
         assert family.tuning is not None
         tokenizer = family.tokenizer(shared_dir("tokenizers", _FOLDERS[name]), None)
         assert isinstance(tokenizer, InputTokenizer)
+        self.name = name
         self.format: TuningFormat = family.tuning
         self.tokenizer: InputTokenizer = tokenizer
 
