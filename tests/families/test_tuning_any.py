@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from families.tuned import WIDE, Tuned, dialogue
+from families.tuned import WIDE, Tuned, dialogue, of_family
 from glmkit.errors import RequestError
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 
@@ -41,7 +41,7 @@ def drawn(seed: int) -> Dialogue:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def tuned(request: pytest.FixtureRequest) -> Tuned:
-    return Tuned(request.param)
+    return of_family(request.param)
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 300), marks=pytest.mark.exhaustive)])

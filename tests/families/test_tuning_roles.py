@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels
+from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, of_family
 from glmkit.errors import RequestError
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import Message
@@ -16,12 +16,12 @@ ARGUMENTS = '{"city": "北京"}'
 
 @pytest.fixture(scope="module")
 def third() -> Tuned:
-    return Tuned("chatglm3")
+    return of_family("chatglm3")
 
 
 @pytest.fixture(scope="module")
 def fourth() -> Tuned:
-    return Tuned("glm-4")
+    return of_family("glm-4")
 
 
 def ignored(count: int) -> list[int]:
@@ -125,7 +125,7 @@ def test_training_reads_what_the_chat_builds(third: Tuned, fourth: Tuned) -> Non
     """A row without its end is the chat's own prompt and what the model answers."""
     tools = ({"type": "function", "function": {"name": "track", "description": "跟踪", "parameters": {}}},)
     asked = dialogue(Message("system", "你是客服", tools=tools), "u 甲", "a 乙", "u 丙", "a 丁")
-    for name, tuned in (("chatglm3", third), ("glm-4", fourth), ("glm-4-0414", Tuned("glm-4-0414"))):
+    for name, tuned in (("chatglm3", third), ("glm-4", fourth), ("glm-4-0414", of_family("glm-4-0414"))):
         chat = family_named(name).chat
         assert chat is not None
         row = tuned.row(asked)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, padded, question
+from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, of_family, padded, question
 from glmkit.errors import ConfigError, RequestError
 from glmkit.families.family import all_families
 from glmkit.tokenizer.chat_template import Message
@@ -15,12 +15,12 @@ from support.shared import ROOT, shared_dir
 
 @pytest.fixture(scope="module")
 def first() -> Tuned:
-    return Tuned("chatglm")
+    return of_family("chatglm")
 
 
 @pytest.fixture(scope="module")
 def second() -> Tuned:
-    return Tuned("chatglm2")
+    return of_family("chatglm2")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from families.tuned import Tuned, dialogue, question
+from families.tuned import dialogue, of_family, question
 from glmkit.families.common.round_chat import CHAT
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Dialogue, EncodedRow, Limits
@@ -15,11 +15,6 @@ from support.shared import shared_dir
 pytestmark = pytest.mark.exhaustive
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-
-
-@cache
-def tuned(name: str) -> Tuned:
-    return Tuned(name)
 
 
 @cache
@@ -32,7 +27,7 @@ def read(*path: str) -> list[dict[str, Any]]:
 
 
 def rows_of(name: str, dialogues: list[Dialogue], limits: Limits, *quirks: str) -> list[EncodedRow]:
-    return [row for one in dialogues for row in tuned(name).rows(one, limits, *quirks)]
+    return [row for one in dialogues for row in of_family(name).rows(one, limits, *quirks)]
 
 
 def cut_counts(rows: list[EncodedRow]) -> tuple[int, int]:
@@ -79,7 +74,7 @@ def test_room_that_packing_can_win() -> None:
 
 def test_a_history_that_is_too_long() -> None:
     """The reference cuts the newest question away; here the oldest rounds go, and every question is there."""
-    six, limits = tuned("chatglm"), Limits(256, 256)
+    six, limits = of_family("chatglm"), Limits(256, 256)
     sets = read("chat_history", "ptuning_chat_train.json")
     asked = [question(row["prompt"], row["response"], row["history"]) for row in sets]
     rows = rows_of("chatglm", asked, limits)
@@ -104,7 +99,7 @@ def generated(row: dict[str, str]) -> Dialogue:
 @pytest.mark.parametrize(("source", "train", "dev"), [(608, 1, 6), (200, 181, 40)])
 def test_the_context_is_cut_and_not_what_is_asked(source: int, train: int, dev: int) -> None:
     """By the reference's cut the whole answer goes, from which the question shall be made."""
-    glm, limits = tuned("glm"), Limits(source, 160)
+    glm, limits = of_family("glm"), Limits(source, 160)
     for split, lost in (("train", train), ("dev", dev)):
         gone = 0
         for row in read("dureader_qg", f"{split}.json"):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, padded, question
+from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, of_family, padded, question
 from glmkit.config import SpecialIds
 from glmkit.errors import RequestError
 from glmkit.families.family import family_named
@@ -19,7 +19,7 @@ from tokenizer.trained import trained
 
 @pytest.fixture(scope="module")
 def chinese() -> Tuned:
-    return Tuned("glm")
+    return of_family("glm")
 
 
 def read(example: dict[str, Any]) -> Any:
@@ -141,7 +141,7 @@ def test_a_model_of_our_own() -> None:
 
 def test_130b() -> None:
     """The prompt of the published generation, with the answer behind its start."""
-    tuned = Tuned("glm-130b")
+    tuned = of_family("glm-130b")
     row, special = tuned.row(question("问题", "回答")), tuned.tokenizer.special
     asked, answer = tuned.tokenizer.encode("问题"), tuned.tokenizer.encode("回答")
     assert (

@@ -1,6 +1,7 @@
 """Dialogues for tests of the families' tuning formats, and rows in the references' own form."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from glmkit.families.family import family_named
@@ -40,6 +41,11 @@ class Tuned:
 
     def answer(self, dialogue: Dialogue, limits: Limits = WIDE, *quirks: str) -> list[int]:
         return self.format.answer(self.tokenizer, dialogue, limits, frozenset(quirks))
+
+
+@cache
+def of_family(name: str) -> Tuned:
+    return Tuned(name)
 
 
 def dialogue(*turns: str | Message, uncounted: Sequence[int] = (), cut: Side = "left") -> Dialogue:
