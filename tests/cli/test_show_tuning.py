@@ -46,8 +46,7 @@ def test_json_holds_the_rows_of_training(base: Path, rows: Path, capsys: pytest.
     assert shown["limits"] == {"source_length": 40, "target_length": 16}
     for view, row in zip(shown["samples"], ROWS, strict=True):
         messages = (Message("user", row["content"]), Message("assistant", row["summary"]))
-        side = "right"  # of a text without a history
-        (encoded,) = tuning.rows(tokenizer, Dialogue(messages, (False, True), "", side), Limits(40, 16))  # type: ignore[arg-type]
+        (encoded,) = tuning.rows(tokenizer, Dialogue(messages, (False, True), ""), Limits(40, 16))
         assert view["input_ids"] == encoded.ids
         assert view["counted"] == list(map(int, encoded.counted))
         assert [view["positions"], view["block_positions"]] == [
@@ -79,6 +78,20 @@ def test_a_recipe_takes_model_and_data(base: Path, rows: Path, capsys: pytest.Ca
     out = show(capsys, "full", "--model", base, "--data", rows, *COLUMNS, "--count", 1, "--json")
     alone = show(capsys, base, "--data", rows, *COLUMNS, "--count", 1, "--json")
     assert json.loads(out)["samples"] == json.loads(alone)["samples"]
+
+
+@pytest.mark.parametrize(("template", "kept"), [("qa", "and whose is it?"), ("dureader_qg", "答案：the fox")])
+def test_what_is_asked_stays(
+    base: Path, tmp_path: Path, template: str, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A context that is too long gives way: its beginning before a question, its end behind an answer."""
+    path = tmp_path / "qa.jsonl"
+    path.write_text(json.dumps({"context": "long " * 200, "question": "and whose is it?", "answer": "the fox"}))
+    (view,) = json.loads(show(capsys, base, "--data", path, "--template", template, "--src_length", 64, "--json"))[
+        "samples"
+    ]
+    assert view["lost_prompt_tokens"] > 0
+    assert kept in "".join(text for text, counts in view["text"] if not counts)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ TEMPLATES = {
             ("答案：{answer}，上下文：{context}",),
             ("在已知答案的前提下，问题：{question}",),
         ),
-        TextTemplate("qa", ("{context}", "\n{question}"), ("{answer}",)),
-        TextTemplate("pair", ("{prompt}",), ("{response}",)),
+        # What is asked stands at the end of these two; in the others it stands at the beginning.
+        TextTemplate("qa", ("{context}", "\n{question}"), ("{answer}",), cut="left"),
+        TextTemplate("pair", ("{prompt}",), ("{response}",), cut="left"),
     )
 }
 
