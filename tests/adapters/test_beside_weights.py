@@ -118,7 +118,7 @@ def test_unified_lora_of_paddlenlp(indexed: bool, tmp_path: Path) -> None:
     stem = "chatglm.transformer.layers.0.mlp.dense_4h_to_h"
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(64, 2, generator=generator), torch.randn(2, 32, generator=generator)
-    settings = {"r": 2, "lora_alpha": 6, "target_modules": [".*dense_4h_to_h"]}
+    settings = {"r": 2, "lora_alpha": 6, "target_modules": [".*layers.0.*dense_4h_to_h"]}
     unified(tmp_path, {f"{stem}.lora_A": a, f"{stem}.lora_B": b}, "lora", settings)
     if not indexed:  # the only file says all that the index does
         (tmp_path / "peft_model.safetensors.index.json").unlink()

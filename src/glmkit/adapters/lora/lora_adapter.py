@@ -25,7 +25,7 @@ from glmkit.adapters.adapter_files import (
     read_files,
     unified,
 )
-from glmkit.adapters.naming import LAYERS, Naming, Part, choose_naming, leaf, namings
+from glmkit.adapters.naming import LAYERS, Naming, Part, choose_naming, namings
 from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.errors import CheckpointError, ConfigError
 from glmkit.families.common.native_layout import OWN
@@ -34,10 +34,11 @@ from glmkit.model import GLM
 from glmkit.tokenizer.composed import ComposedTokenizer
 
 from .layer import LoraLinear, LowRank, float_weight, linear_shape, scaling, split_rows
+from .promised import require_promised
 from .reading import LoraContents, read_lora
 from .replaced import Replaced, ReplacedParameters, floats_of, own_value, shape_of, token_tables
 from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS
-from .targets import Exceptions, target_groups, whole_modules
+from .targets import Exceptions, linears, target_groups, whole_modules
 from .writing import collect, paddle_files, peft_files
 
 _MARK = ".lora_"  # in the name of every matrix, wherever it is stored
@@ -188,7 +189,8 @@ class LoraAdapter(Adapter):
             rows = found.token_rows.get(stem)
             replaced.update(_replacements(base.model, tensor, parameter, parts, rows, found.names[stem], files))
         _require_rows(files, replaced, base.model)
-        notes = [*found.notes, *_coverage(found.updates, naming)]
+        require_promised(found, naming, linears(base.model, naming))
+        notes = [*found.notes]
         if replaced:
             notes.append(f"replaces {len(replaced)} tensors of the base, {next(iter(replaced))} among them")
         rank = max(update.rank for update in found.updates.values())
@@ -373,14 +375,3 @@ def _require_rows(files: AdapterFiles, replaced: Mapping[str, Replaced], model: 
                     f"{files.weights} lacks the row of {stem} for the new token {text!r} (id {index})",
                     step="copy the adapter again",
                 )
-
-
-def _coverage(updates: Mapping[str, LowRank], naming: Naming) -> list[str]:
-    """Notes on kinds of modules that have an update in some layers only."""
-    notes = []
-    for name in sorted({leaf(stem) for stem in updates}):
-        have = sum(leaf(stem) == name for stem in updates)
-        could = sum(leaf(stem) == name and len(parts) > 0 for stem, parts in naming.stems.items())
-        if have < could:
-            notes.append(f"{name}: {have} of {could} modules have an update")
-    return notes

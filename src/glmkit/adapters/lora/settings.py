@@ -64,7 +64,10 @@ class LoraSettings:
     alpha_pattern: Mapping[NamePattern, float] = field(default_factory=dict)
     enabled: tuple[bool, ...] | None = None
     head_dim: int | None = None
-    targets: tuple[str, ...] = ()  # last parts of names, where the settings list them
+    targets: tuple[str, ...] = ()  # ends of names, where the settings list them
+    patterns: tuple[str, ...] = ()  # for whole names, where they give such instead
+    layers: tuple[int, ...] | None = None  # the only ones with updates
+    excluded: tuple[str, ...] = ()  # targets without an update after all
     saved: tuple[str, ...] = ()  # modules that were trained whole (`modules_to_save`), the same
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # end of a table's name ("": any) -> rows
     notes: tuple[str, ...] = ()
@@ -115,8 +118,11 @@ def peft_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         rank_pattern=_patterns(values, "rank_pattern", int, source),
         alpha_pattern=_patterns(values, "alpha_pattern", float, source),
         enabled=None if enabled is None else _flags(enabled, "enable_lora", source),
-        targets=tuple(map(str, listed)) if isinstance(listed, list) else (),
-        saved=tuple(map(str, saved)) if isinstance(saved, list) else (),
+        targets=_names(listed),
+        patterns=(listed,) if isinstance(listed, str) else (),
+        layers=_layers(values, source),
+        excluded=_names(values.get("exclude_modules")),
+        saved=_names(saved),
         token_rows=_token_rows(values, source),
         notes=notes,
     )
@@ -143,8 +149,24 @@ def paddle_settings(values: Mapping[str, object], source: str) -> LoraSettings:
         dropout=probability(values, "lora_dropout", source),
         enabled=enabled,
         head_dim=_whole(values, "head_dim", 0, source) or None,
+        patterns=_names(values.get("target_modules")),
         notes=tuple(notes if root and alpha != 4 else ()),
     )
+
+
+def _names(listed: object) -> tuple[str, ...]:
+    return tuple(map(str, listed)) if isinstance(listed, list) else ()
+
+
+def _layers(values: Mapping[str, object], source: str) -> tuple[int, ...] | None:
+    """`layers_to_transform`: a number, or several."""
+    given = values.get("layers_to_transform")
+    numbers = [given] if isinstance(given, int) else given
+    if numbers is None or numbers == []:
+        return None
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise CheckpointError(f"{source}: layers_to_transform is {given!r}; it must be numbers of layers")
+    return tuple(numbers)
 
 
 def _token_rows(values: Mapping[str, object], source: str) -> dict[str, tuple[int, ...]]:

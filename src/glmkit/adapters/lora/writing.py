@@ -75,7 +75,8 @@ def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[
     ranks = {stem: update.rank for stem, update in found.updates.items()}
     alphas = {stem: _alpha(update.scale, update.rank, root=root) for stem, update in found.updates.items()}
     rank, alpha = mode(ranks.values()), mode(alphas.values())
-    saved = sorted({leaf(name.removesuffix(".weight")) for name in found.whole if name.endswith(".weight")})
+    modules = {name.removesuffix(".weight") for name in found.whole if name.endswith(".weight")}
+    bias = any(name.endswith(".bias") and name.removesuffix(".bias") not in modules for name in found.whole)
     return tensors, {
         "peft_type": "LORA",
         # A module of ours lacks what PEFT wants of a causal model; the published ones have it.
@@ -84,9 +85,9 @@ def peft_files(found: Collected, *, root: bool, base_name: str | None) -> tuple[
         "inference_mode": True,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "bias": "all" if any(name.endswith(".bias") for name in found.whole) else "none",
+        "bias": "all" if bias else "none",
         "target_modules": _targets(found),
-        "modules_to_save": saved or None,
+        "modules_to_save": _saved(modules, found.naming) or None,
         "trainable_token_indices": {leaf(stem): rows for stem, rows in found.token_rows.items()} or None,
         "r": rank,
         "lora_alpha": alpha,
@@ -200,6 +201,15 @@ def _targets(found: Collected) -> list[str]:
         same = [other for other in found.naming.stems if leaf(other) == leaf(stem)]
         targets.add(leaf(stem) if all(other in found.updates for other in same) else stem)
     return sorted(targets)
+
+
+def _saved(modules: Collection[str], naming: Naming) -> list[str]:
+    """Last parts of names where PEFT, which looks at the ends of names, finds no other modules; else whole names."""
+    names = set()
+    for stem in modules:
+        same = [other for other in naming.stems if other.endswith(leaf(stem))]
+        names.add(leaf(stem) if all(other in modules for other in same) else stem)
+    return sorted(names)
 
 
 def _alpha(scale: float, rank: int, *, root: bool) -> float:
