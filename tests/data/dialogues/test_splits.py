@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from glmkit.data.dialogues.dialogue_set import split_by_prompt
 from glmkit.errors import DataError
 from support.shared import shared_dir
 
@@ -19,14 +20,12 @@ def test_no_question_is_in_both_parts() -> None:
     path = shared_dir("data", "advertisegen", "train.json")
     whole = one_set(path)
     assert len(whole) - len(questions(whole)) == 96
-    sets = opened(path, validation_share=0.2, seed=3)
-    (train,), (kept,) = sets.train, sets.validation
+    train, kept = split_by_prompt(whole, 0.2, 3)
     assert len(train) + len(kept) == 2000
     assert 400 <= len(kept) <= 405
     assert not questions(train) & questions(kept)
-    again = opened(path, validation_share=0.2, seed=3)
-    assert again.validation[0].fingerprint == kept.fingerprint
-    assert opened(path, validation_share=0.2, seed=4).validation[0].fingerprint != kept.fingerprint
+    assert split_by_prompt(whole, 0.2, 3)[1].fingerprint == kept.fingerprint
+    assert split_by_prompt(whole, 0.2, 4)[1].fingerprint != kept.fingerprint
 
 
 def test_the_order_of_rows_and_files_changes_no_part(tmp_path: Path) -> None:

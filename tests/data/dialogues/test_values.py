@@ -55,52 +55,20 @@ def test_cells_are_text(tmp_path: Path, chatglm: Tuned) -> None:
     cells = ["NA", "null", "007", "1e3", "True", "None", "nan"]
     path = write(tmp_path / "x.csv", "prompt,response\n" + "".join(f"q,{cell}\n" for cell in cells))
     assert [texts(one)[1][1] for one in one_set(path)] == cells
-    answers = [row.ids[row.ids.index(130004) + 1 : -1] for row in encoded(path, chatglm, "chatglm")]
-    assert [answers[0], answers[1], answers[2], answers[4]] == [[6114], [927], [5, 8, 8, 25], [5132]]
-
-
-def test_a_column_of_floats_has_lost_its_texts(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = tmp_path / "x.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q", "r"], "response": [0.0, 1.0]}), path)
-    error = refusal(path)
-    assert str(error).startswith(f"{path}: row 1: field 'response' is a number (0.0), not text")
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "response": [7]}), path)
-    assert texts(one_set(path)[0])[1] == ("assistant", "7")
-
-
-def test_objects_and_lists_are_refused_with_their_place(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": {"x": 1}}])
-    error = refusal(path)
-    assert str(error).startswith(f"{path}: line 2: field 'output' is an object, not text;")
-    assert (error.param, error.code) == ("output", "wrong_type")
-    assert "{'x'" not in str(error)
-    two = refusal(write(tmp_path / "y.jsonl", [{"instruction": "a", "output": ["better", "worse"]}]))
-    assert "'output' is a list of 2" in str(two)
-    assert "preference row" in str(two)
-    judged = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False}
-    assert refusal(write(tmp_path / "z.jsonl", [judged])).code == "preference_row"
-
-
-def test_blank_answers_teach_nothing(tmp_path: Path, chatglm: Tuned) -> None:
-    blanks = ["", " ", "\u3000", "\u200b", "\t", "\n", "\ufeff"]
-    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in [*blanks, "a"]])
-    found = one_set(path, family=chatglm, name="chatglm")
-    assert [texts(one)[1][1] for one in found] == ["a"]
-    assert (found.report.remarks["empty_answer"].count, found.report.remarks["empty_answer"].first) == (
-        len(blanks),
-        f"{path}: line 1",
-    )
-
-
-def test_the_end_word_of_another_model_is_cut(tmp_path: Path) -> None:
-    answers = ["好<|endoftext|>", "好 <|endoftext|>\n", "好</s>", "<|endoftext|>在前", "<s>旧</s>", "好<|im_end|></s>"]
-    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in answers])
+    kept = {
+        "好<|endoftext|>": "好",
+        "好 <|endoftext|>\n": "好",
+        "好</s>": "好",
+        "好<|im_end|></s>": "好",
+        "好[EOS]": "好",
+        "<|endoftext|>在前": "<|endoftext|>在前",
+        "<s>旧</s>": "<s>旧</s>",
+        "见[1]": "见[1]",
+    }
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in kept])
     found = one_set(path)
-    assert [texts(one)[1][1] for one in found] == ["好", "好", "好", "<|endoftext|>在前", "<s>旧</s>", "好"]
-    assert found.report.remarks["end_word"].count == 4
+    assert [texts(one)[1][1] for one in found] == list(kept.values())
+    assert found.report.remarks["end_word"].count == 5
 
 
 def test_a_reserved_word_in_an_answer_is_named(tmp_path: Path, chatglm: Tuned) -> None:
@@ -200,3 +168,11 @@ def test_bad_columns_do_not_hide_behind_skip(tmp_path: Path) -> None:
     assert found.report.remarks["bad_row"].first.startswith(f"{path}: line 2: no field 'response'")
     sets = opened(path, on_bad_row="skip")
     assert any("2 rows cannot be used" in line for line in sets.lines())
+
+
+def test_the_report_is_plain_values(tmp_path: Path) -> None:
+    found = one_set(write(tmp_path / "x.jsonl", [{"prompt": "q", "response": "a", "n": 1}] * 3))
+    report = json.loads(json.dumps(found.report.to_dict()))
+    assert report["kinds"] == {str(tmp_path / "x.jsonl"): {"prompt/response": 3}}
+    assert (report["rows"], report["dialogues"], report["counted"]) == (3, 3, 3)
+    assert report["unused"] == {"n": {"count": 3, "first": f"{tmp_path}/x.jsonl: line 1"}}

@@ -86,6 +86,9 @@ def _read_message(
     role_key, role = _role(message, place)
     text_key = next((key for key in _TEXT_KEYS if key in item), None)
     counted, found = _counted(message, place), outcomes.conversation
+    if role in ("user", "system"):
+        for flag in (key for key in _FLAGS if message.get(key)):
+            found.unused[f"{flag} (of {role})"] = found.unused.get(f"{flag} (of {role})", 0) + 1
     calls = message.get("tool_calls") or message.get("function_call")
     if role == "observation" and "observation" in message and text_key is None:  # of ChatGLM3's README
         outcomes.end(place)

@@ -62,7 +62,7 @@ class DialogueSet(Sequence[Example]):
     """
 
     name: str
-    examples: Sequence[Example]
+    examples: Sequence[Example] = field(repr=False)
     report: SetReport
     weight: float | None = None
     fingerprint: str = ""

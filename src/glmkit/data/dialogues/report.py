@@ -77,7 +77,7 @@ class SetReport:
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain values, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "kinds": {file: dict(kinds) for file, kinds in self.kinds.items()}}
 
 
 def _add(found: dict[str, Tally], name: str, where: str) -> None:

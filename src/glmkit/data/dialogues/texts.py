@@ -15,7 +15,10 @@ from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.protocol import Tokenizer
 
 # Words that end a text in the training data of other models and of this one; at the end of an answer they are no text.
-_END = r"(?:<\|endoftext\|>|</s>|<\|im_end\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>|<eop>|<eos>)"
+_END = (
+    r"(?:<\|(?:endoftext|im_end|end_of_text|end_of_turn|eot_id|end|eos|EOT|return)\|>|</s>|<end_of_turn>|<eop>|<eos>|"
+    "\\[EOS\\]|<\uff5cend\u2581of\u2581sentence\uff5c>)"
+)
 _ENDS = re.compile(rf"\s*(?:{_END}\s*)+\Z")
 PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -72,7 +75,7 @@ def written(value: object, field: str) -> str:
 
 def without_end_words(answer: str) -> tuple[str, bool]:
     """An answer without the end words of models at its end, and the white space around them; True if there were any."""
-    found = _ENDS.search(answer) if answer.rstrip().endswith(">") else None
+    found = _ENDS.search(answer) if answer.rstrip().endswith((">", "]")) else None
     if found is not None and "</s>" in found[0] and "<s>" in answer:  # what is struck out in a text of HTML
         found = None
     return (answer[: found.start()], True) if found else (answer, False)
