@@ -9,12 +9,14 @@ import pytest
 
 from glmkit.cli.main import main
 from glmkit.cli.old_scripts.command_line import SCRIPTS, read_command
+from glmkit.cli.old_scripts.page import all_tables
 from glmkit.cli.old_scripts.script_table import Script
 from glmkit.cli.old_scripts.translate import translate
 from glmkit.cli.old_scripts.translation import Machine, Translation
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.train.finetuning_recipes import FINETUNING
 from support.seed_commands import ALL, CHATGLM_TUNING, GENERATION, PADDLENLP, PTUNING
+from support.shared import ROOT
 
 CPU, FOUR = Machine(), Machine(accelerators=4, float16=True)
 
@@ -248,3 +250,26 @@ def test_settings_are_taken(name: str) -> None:
     overrides = {key: value for key, value in options(ALL[name]).items() if "." in key}
     config = FINETUNING.read(step.words[1], overrides)
     assert config.output.directory == overrides["output.directory"]
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+PAGES = [ROOT / "docs" / name for name in ("from_old_scripts.md", "from_old_scripts.zh.md")]
+
+
+def test_the_page_has_the_tables() -> None:
+    """`python scripts/old_scripts_tables.py` writes them."""
+    text = PAGES[0].read_text()
+    assert text.split("<!-- tables -->")[1].split("<!-- end of tables -->")[0].strip() == all_tables()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_page_are_read(page: Path) -> None:
+    commands = [
+        line.removeprefix("glm script ") for line in page.read_text().splitlines() if line.startswith("glm script ")
+    ]
+    assert len(commands) > 12
+    for command in commands:
+        words = [word for word in shlex.split(command) if word != "--dry-run"]
+        if words[-1] != "--help":
+            assert translate(read_command(words), CPU).steps

@@ -10,19 +10,23 @@ from glmkit.errors import RequestError, closest, shorten
 from glmkit.small_files import parse_small_json, read_small
 
 from . import chatglm_tuning, demos, paddlenlp, ptuning
-from .script_table import Flag, Kind, Script, flag
+from .script_table import Flag, Kind, Plan, Script, flag
 
 SCRIPTS: tuple[Script, ...] = (*paddlenlp.SCRIPTS, *ptuning.SCRIPTS, *chatglm_tuning.SCRIPTS, *demos.SCRIPTS)
 
 # Flags that every script has here and had not there.
-_OWN: tuple[Flag, ...] = (
-    flag("dry_run", "switch", False, "", "print the native commands and stop"),
-    flag("data_dir", "text", None, "finetune data.data_dir", "folder of published sets; else GLMKIT_DATA"),
-)
-_OWN_OF_PREDICTION: tuple[Flag, ...] = (
-    flag("input", "text", None, "generate input", "rows to answer instead of the built-in prompts", rule=True),
-    flag("output", "text", None, "generate output", "file of the answers", rule=True),
-)
+_OWN: tuple[Flag, ...] = (flag("dry_run", "switch", False, "", "print the native commands and stop"),)
+_OWN_OF_PLAN: Mapping[Plan, tuple[Flag, ...]] = {
+    "tune": (
+        flag("data_dir", "text", None, "finetune data.data_dir; generate data_dir", "not there; folder of published "
+             "sets, else that of GLMKIT_DATA"),
+    ),
+    "predict": (
+        flag("input", "text", None, "generate input", "not there; rows to answer instead of what is built in",
+             rule=True),
+        flag("output", "text", None, "generate output", "not there; file of the answers", rule=True),
+    ),
+}  # fmt: skip
 # Scripts of other programs under a name of the tables.
 _STRANGERS = {
     "finetune": "the finetune.py of ChatGLM3 and GLM-4 (DATA_DIR MODEL_DIR CONFIG) is not in the tables: "
@@ -78,7 +82,7 @@ class Given:
 
 def flags_of(script: Script) -> tuple[Flag, ...]:
     """The flags that a script takes here: its own, then ours where it has none of the name."""
-    ours = (*_OWN, *(_OWN_OF_PREDICTION if script.plan == "predict" else ()))
+    ours = (*_OWN, *_OWN_OF_PLAN.get(script.plan, ()))
     return (*script.flags, *(own for own in ours if script.flag(own.name) is None))
 
 

@@ -21,8 +21,8 @@ _DECODING: tuple[Flag, ...] = (
     flag("length_penalty", "float", 0.7, "generate length_penalty", "with several beams", rule=True),
     flag("no_repeat_ngram_size", "int", 3, "generate no_repeat_ngram_size"),
     flag("num_beams", "int", 5, "generate num_beams"),
-    flag("select_topk", "bool", True, "generate beam_choice top; generate beam_choice sample", "False draws the beams "
-         "(multinomial beam sampling)", rule=True),
+    flag("select_topk", "bool", True, "generate temperature 1", "only with False: beams are drawn (multinomial beam "
+         "sampling)", rule=True),
     flag("top_p", "float", 0.0, "generate top_p", "with --select_topk False; 0 is off", rule=True),
     flag("top_k", "int", 0, "generate top_k", "with --select_topk False; 0 is off", rule=True),
     flag("no_block_position", "bool", False, "", "refused: tokens of a span are always numbered",

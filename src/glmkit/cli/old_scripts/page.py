@@ -4,6 +4,12 @@ from collections.abc import Sequence
 
 from .command_line import SCRIPTS, flags_of
 from .script_table import Flag, Script
+from .trainer_flags import PADDLE, TRANSFORMERS
+
+_TRAINERS = (
+    ("Flags of PaddleNLP's trainer", "Of finetune_generation.py and finetune_instruction_generation.py.", PADDLE),
+    ("Flags of transformers' trainer", "Of ptuning/main.py and of finetune.py of ChatGLM-Tuning.", TRANSFORMERS),
+)
 
 
 def script_list() -> str:
@@ -25,23 +31,34 @@ def help_text(script: Script) -> str:
     for item in flags_of(script):
         lines.append(f"  --{item.name} (there: {_default(item)})")
         lines.append(f"      {became(item)}{f'; {item.about}' if item.became and item.about else ''}")
-    lines += ["", *(f"constant there: {name} {value}" for name, value in script.facts.items())]
+    lines += ["", *(f"constant there: {_constant(name)} {value}" for name, value in script.facts.items())]
     return "\n".join(lines).rstrip()
 
 
-def table(script: Script) -> str:
-    """The Markdown table of a script, under its heading."""
-    lines = [f"### {script.title}", "", f"{script.about[0].upper()}{script.about[1:]}.", ""]
-    lines += _rows(flags_of(script))
+def all_tables() -> str:
+    """The Markdown of every flag of every script, as it stands in docs/from_old_scripts.md."""
+    parts = [_table(script) for script in SCRIPTS]
+    parts += [f"### {title}\n\n{about}\n\n" + "\n".join(_rows(flags)) for title, about, flags in _TRAINERS]
+    return "\n\n".join(parts)
+
+
+def _table(script: Script) -> str:
+    """The part of one script: its own flags, its constants, whose trainer's flags it has besides."""
+    shared = next((item for item in _TRAINERS if all(one in script.flags for one in item[2])), None)
+    own = [item for item in flags_of(script) if item.name != "dry_run" and (shared is None or item not in shared[2])]
+    lines = [f"### {script.title}", "", f"{script.about[0].upper()}{script.about[1:]}.", "", *_rows(own)]
+    if shared is not None:
+        lines += ["", f"Besides: {shared[0][0].lower()}{shared[0][1:]}, below."]
     if script.facts:
-        constants = ", ".join(f"`{_shown(name)} {value}`" for name, value in script.facts.items())
+        constants = ", ".join(f"`{_constant(name)} {value}`" for name, value in script.facts.items())
         lines += ["", f"Constants of its source: {constants}."]
+    lines += [f"\nSaid at every start: {sentence}." for sentence in script.notes]
     return "\n".join(lines)
 
 
-def shared_table(title: str, flags: Sequence[Flag]) -> str:
-    """The Markdown table of flags that several scripts have."""
-    return "\n".join([f"### {title}", "", *_rows(flags)])
+def _constant(name: str) -> str:
+    verb, option = name.split(" ")
+    return _shown(f"{'finetune' if verb == 'lora' else verb} {option}") + (" (with --lora)" if verb == "lora" else "")
 
 
 def became(item: Flag) -> str:
@@ -55,7 +72,9 @@ def _rows(flags: Sequence[Flag]) -> list[str]:
     lines = ["| flag | default there | became | remark |", "|---|---|---|---|"]
     for item in flags:
         counterpart = ", ".join(f"`{_shown(part)}`" for part in item.became) if item.became else "–"
-        lines.append(f"| `--{item.name}` | {_default(item)} | {counterpart} | {item.about} |")
+        lines.append(
+            f"| `--{item.name}` | {_default(item)} | {counterpart} | {item.about or ' '} |".replace("   |", " |")
+        )
     return lines
 
 

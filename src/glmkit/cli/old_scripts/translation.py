@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .command_line import Given
+from .command_line import Given, flags_of
 
 _SECTIONS = (
     "model",
@@ -102,7 +102,7 @@ def text_of(value: object) -> str:
 def plain_options(given: Given, verb: str) -> Options:
     """The options of a native verb that take the value of one flag each, then the constants of the script."""
     options = Options()
-    for item in given.script.flags:
+    for item in flags_of(given.script):
         value = given.values[item.name]
         if item.rule or value is None:
             continue

@@ -214,7 +214,6 @@ def _score(given: Given, machine: Machine, translation: Translation, model: str,
         if stage == "do_predict":
             raise RequestError("--do_predict: these scripts have no test rows", step="leave it out", param=stage)
         source = published_set(given)
-        options.set("data_dir", given.values["data_dir"])
         beam_options(given, options)
     options.set("input", source)
     name = "generated_predictions" if stage == "do_predict" else "eval_predictions"
