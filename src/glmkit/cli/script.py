@@ -119,5 +119,5 @@ def _run_native(given: Given, step: Step) -> int:
             return status
         for line in answers.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            print(f"{shown(row['prompt'])}\n{shown(str(row['continuation']))}")
+            print(f"{shown(row['prompt'])}\n{shown(str(row['answer']))}")
     return 0

@@ -1,0 +1,147 @@
+"""The chains of the original documents, in their order and with their paths: train, predict, export, on small models.
+
+Each command is that of the document; only `python`, the number of steps or epochs and with it the name of a checkpoint
+differ.
+"""
+
+import io
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from glmkit.cli.main import main
+from support.original_models import small_release
+from support.seed_commands import CHATGLM_TUNING, DEMOS, PADDLENLP, PTUNING
+from support.shared import ROOT
+
+ASSETS = ROOT / "tests" / "assets" / "finetune"
+FEWER = {
+    "--num_train_epochs 4": "--num_train_epochs 1", "--max_steps 3000": "--max_steps 2",
+    "--max_steps 5000": "--max_steps 2", "--max_steps 52000": "--max_steps 2", "checkpoint-3000": "checkpoint-2",
+    "checkpoint-5000": "checkpoint-2",
+}  # fmt: skip
+
+
+def run(command: str) -> None:
+    for long, short in FEWER.items():
+        command = command.replace(long, short)
+    assert main(["script", *shlex.split(command)]) == 0, command
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader's directory: the sets of the documents under their own paths."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLMKIT_DATA", str(ASSETS))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the commands set it; put back afterwards
+    for name in ("AdvertiseGen", "chat"):
+        shutil.copytree(ASSETS / name, tmp_path / name)
+    (tmp_path / "data").mkdir()
+    shutil.copy(ASSETS / "alpaca_data.json", tmp_path / "data" / "alpaca_data.json")
+    return tmp_path
+
+
+@pytest.fixture
+def glm(folder: Path) -> Path:
+    return small_release(folder / "THUDM" / "glm-large-chinese", "glm-large-chinese")
+
+
+@pytest.fixture
+def chatglm(folder: Path) -> Path:
+    return small_release(folder / "THUDM" / "chatglm-6b", "chatglm-6b")
+
+
+def predictions(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.exhaustive
+def test_glm_full(glm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(PADDLENLP["full"])
+    run_directory = folder / "checkpoints" / "glm-large-chinese"
+    assert len(predictions(run_directory / "eval_predictions.jsonl")) == 2
+    run(PADDLENLP["predict"])
+    run(PADDLENLP["export"])
+    capsys.readouterr()
+    run(PADDLENLP["infer"])
+    exported = capsys.readouterr().out
+    assert exported.count("在已知答案的前提下，问题：") == 2
+    run(PADDLENLP["predict"])
+    assert capsys.readouterr().out.splitlines()[-4:] == exported.splitlines()[-4:]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["lora", "lora-r"])
+def test_glm_lora(name: str, glm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(PADDLENLP[name])
+    run(PADDLENLP["predict-lora"])
+    adapted = capsys.readouterr().out.splitlines()[-4:]
+    run(PADDLENLP["export-lora"])
+    capsys.readouterr()
+    run(PADDLENLP["infer"])
+    assert capsys.readouterr().out.splitlines()[-4:] == adapted
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["four-cards", "tensor-parallel", "instructions"])
+def test_glm_on_several_cards(name: str, glm: Path, folder: Path) -> None:
+    run(PADDLENLP[name])
+    assert (folder / "checkpoints" / "glm-large-chinese" / "model").is_dir()
+
+
+@pytest.mark.exhaustive
+def test_glm_from_shards(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_release(folder / "checkpoints" / "glm-large-chinese" / "checkpoint-100", "glm-large-chinese", ranks=2)
+    run(PADDLENLP["predict-shards"])
+    assert capsys.readouterr().out.count("在已知答案的前提下，问题：") == 2
+    merged = folder / "checkpoints" / "glm-merged"
+    assert {"config.json", "model.safetensors", "cog-pretrain.model"} <= {file.name for file in merged.iterdir()}
+
+
+@pytest.mark.exhaustive
+def test_ptuning(chatglm: Path, folder: Path) -> None:
+    run(PTUNING["train"])
+    run(PTUNING["evaluate"])
+    rows = predictions(folder / "output" / "adgen-chatglm-6b-pt-128-2e-2" / "generated_predictions.jsonl")
+    assert len(rows) == 2
+    assert all(row["labels"] for row in rows)
+
+
+@pytest.mark.exhaustive
+def test_ptuning_again_over_an_earlier_run(chatglm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--overwrite_output_dir moves the earlier run aside."""
+    run(PTUNING["train"])
+    run(PTUNING["train"])
+    assert "was moved to output/adgen-chatglm-6b-pt-128-2e-2.old-1" in capsys.readouterr().err
+    assert (folder / "output" / "adgen-chatglm-6b-pt-128-2e-2.old-1" / "checkpoints").is_dir()
+
+
+@pytest.mark.exhaustive
+def test_ptuning_of_conversations(chatglm: Path, folder: Path) -> None:
+    run(PTUNING["train_chat"])
+
+
+@pytest.mark.exhaustive
+def test_full_tuning_of_chatglm(chatglm: Path, folder: Path) -> None:
+    run(PTUNING["ds_train_finetune"])
+    run(PTUNING["evaluate_finetune"])
+    assert len(predictions(folder / "output" / "adgen-chatglm-6b-ft-1e-4" / "generated_predictions.jsonl")) == 2
+
+
+@pytest.mark.exhaustive
+def test_chatglm_tuning(chatglm: Path, folder: Path) -> None:
+    pytest.importorskip("datasets", reason="an extra")
+    for name in ("cover", "tokenize", "finetune"):
+        run(CHATGLM_TUNING[name])
+    run("infer.py")
+    assert len(predictions(folder / "answers.jsonl")) == 8
+
+
+@pytest.mark.exhaustive
+def test_cli_demo(chatglm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("你好\nclear\nstop\n".encode())))
+    run(DEMOS["cli"])
+    assert "clear 清空对话历史，stop 终止程序" in capsys.readouterr().err
