@@ -1,5 +1,6 @@
 """`glm script`: commands of the original documents, read word for word, and what they become."""
 
+import importlib
 import json
 import os
 import shlex
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from glmkit.cli.main import main
+from glmkit.cli.main import VERBS, main
 from glmkit.cli.old_scripts.command_line import SCRIPTS, read_command
 from glmkit.cli.old_scripts.page import all_tables
 from glmkit.cli.old_scripts.script_table import Script
 from glmkit.cli.old_scripts.translate import translate
 from glmkit.cli.old_scripts.translation import Machine, Translation
+from glmkit.cli.parser import OneLineParser
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.train.finetuning_recipes import FINETUNING
 from support.seed_commands import ALL, CHATGLM_TUNING, GENERATION, PADDLENLP, PTUNING
@@ -69,6 +71,7 @@ def test_full_tuning_of_paddlenlp() -> None:
     decoding = {
         "num_beams": "5", "length_penalty": "0.7", "no_repeat_ngram_size": "3", "min_new_tokens": "55",
         "max_new_tokens": "160", "src_length": "608", "batch_size": "2", "beam_length": "answer", "evaluate": None,
+        "scores": "paddle", "input": "dureader_qg",
     }  # fmt: skip
     assert decoding.items() <= score.items()
     assert "temperature" not in score
@@ -273,3 +276,16 @@ def test_commands_of_the_page_are_read(page: Path) -> None:
         words = [word for word in shlex.split(command) if word != "--dry-run"]
         if words[-1] != "--help":
             assert translate(read_command(words), CPU).steps
+
+
+@pytest.mark.parametrize("command", ALL.values(), ids=ALL)
+def test_native_commands_are_parsed(command: str) -> None:
+    """The verbs take every word of what a command becomes."""
+    for machine in (CPU, FOUR):
+        for step in translated(command, machine).steps:
+            if step.action is None:
+                verb = VERBS[step.words[0]]
+                parser = OneLineParser(prog=step.words[0])
+                importlib.import_module(verb.module).add_arguments(parser)
+                words = [word for word in step.words[1:] if word != "--threads"]
+                parser.parse_args(words)

@@ -39,6 +39,7 @@ _MODEL: tuple[Flag, ...] = (
 
 FINETUNE_GENERATION = Script(
     name="finetune_generation", publisher=_PUBLISHER, homes=_HOMES, plan="tune", json=True, resumes=True,
+    scores="paddle",
     flags=(
         flag("task_name", "text", "dureader_qg", "finetune data.train", "name of a set, or a directory with train and "
              "dev", rule=True),
@@ -51,6 +52,7 @@ FINETUNE_GENERATION = Script(
 
 FINETUNE_INSTRUCTION_GENERATION = Script(
     name="finetune_instruction_generation", publisher=_PUBLISHER, homes=_HOMES, plan="tune", json=True, resumes=True,
+    loss_alone=True,
     flags=(
         flag("task_name", "text", "school_math_0.25M", "finetune data.train", "name of a set of --data_name",
              rule=True),

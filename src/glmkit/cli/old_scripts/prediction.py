@@ -23,7 +23,7 @@ BUILT_IN_PROMPTS = (_LOAN, _AIR_CONDITIONER)
 
 
 def predict(given: Given, machine: Machine) -> Translation:
-    """`glm generate` with the built-in prompts or the rows of --input; then the merged model, where it is asked for."""
+    """`glm generate` with the built-in prompts or rows asked as in training; then the merged model, if asked for."""
     translation = Translation()
     options = plain_options(given, "generate")
     model, adapter = _model(given)
@@ -56,10 +56,14 @@ def _inputs(given: Given, options: Options, translation: Translation) -> None:
     source = given.text("input") or given.text("data_path")
     if source is None:
         translation.note(f"no --input FILE: the script's two built-in prompts are answered ({PROMPTS})")
+    else:
+        options.set("task", "predict")
     options.set("input", source or PROMPTS)
     options.set("output", given.text("output") or ANSWERS)
-    if given.whole("max_length") is not None and "src_length" not in given.values:
+    if "data_path" in given.values:
         options.set("max_new_tokens", given.values["max_length"])
+        if source is not None and not source.endswith(".jsonl"):  # Alpaca's list, not its lines of context and target
+            options.set("data_template", "chatglm_tuning")
     options.turn_on("overwrite")
 
 

@@ -62,7 +62,7 @@ _DATA: tuple[Flag, ...] = (
 )  # fmt: skip
 
 MAIN = Script(
-    name="main", publisher=_PUBLISHER, homes=("ptuning",), plan="tune", json=True,
+    name="main", publisher=_PUBLISHER, homes=("ptuning",), plan="tune", json=True, scores="chatglm",
     flags=(*_MODEL, *_DATA, *TRANSFORMERS),
     facts={
         "finetune schedule.lr_decay_ratio": "0", "finetune training.recompute": "true", "generate temperature": "0.95",

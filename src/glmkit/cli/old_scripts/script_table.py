@@ -41,7 +41,8 @@ class Script:
 
     facts: constants of its source that no flag sets, by their native options ("VERB OPTION" -> value). json: it takes
     a single JSON file of flags, too. notes: what a command of it should know, always told. always_trains: without
-    --do_train. resumes: goes on with a run that it finds in its output.
+    --do_train. resumes: goes on with a run that it finds in its output. scores: sets of scores of its answers.
+    loss_alone: its evaluation answers no rows.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Script:
     json: bool = False
     always_trains: bool = False
     resumes: bool = False
+    scores: str | None = None
+    loss_alone: bool = False
     notes: tuple[str, ...] = ()
 
     def flag(self, name: str) -> Flag | None:

@@ -25,6 +25,8 @@ def tune(given: Given, machine: Machine) -> Translation:
     for name in ("do_eval", "do_predict"):
         if given.values[name] and script.always_trains:
             translation.note(f"--{name}: {script.title} only trains; glm generate answers and scores")
+        elif given.values[name] and script.loss_alone:
+            translation.note(f"--{name}: the loss of the validation rows, as in the original's last version")
         elif given.values[name]:
             translation.steps.append(_score(given, machine, translation, model, name, trained=trains))
     if not translation.steps:
@@ -151,7 +153,7 @@ def _devices(given: Given, machine: Machine, options: Options, translation: Tran
 def _rhythm(given: Given, options: Options, translation: Translation) -> None:
     every, strategy = given.whole("eval_steps") or 0, given.values["evaluation_strategy"]
     scored = bool(given.values["do_eval"]) or strategy != "no"
-    if strategy == "steps" and not every:
+    if (strategy == "steps" or (scored and given.script.loss_alone)) and not every:
         every = given.whole("logging_steps") or 0
     if strategy == "epoch":
         translation.note("--evaluation_strategy epoch: evaluated at the end; --eval_steps N sets a rhythm")
@@ -219,6 +221,8 @@ def _score(given: Given, machine: Machine, translation: Translation, model: str,
     name = "generated_predictions" if stage == "do_predict" else "eval_predictions"
     options.set("output", directory / f"{name}.jsonl")
     options.turn_on("evaluate")
+    options.set("scores", given.script.scores)
+    options.set("result_name", stage.removeprefix("do_"))
     device_options(given, machine, options, translation)
     if given.values["disable_tqdm"]:
         options.turn_on("quiet")
