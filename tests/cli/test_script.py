@@ -18,7 +18,7 @@ from glmkit.cli.parser import OneLineParser
 from glmkit.errors import GLMKitError, RequestError
 from glmkit.train.finetuning_recipes import FINETUNING
 from support.seed_commands import ALL, CHATGLM_TUNING, GENERATION, PADDLENLP, PTUNING
-from support.shared import ROOT
+from support.shared import ROOT, shared_dir
 
 CPU, FOUR = Machine(), Machine(accelerators=4, float16=True)
 
@@ -146,6 +146,33 @@ def test_ptuning_predicts() -> None:
         "output": "output/adgen-chatglm-6b-pt-128-2e-2/generated_predictions.jsonl",
     }  # fmt: skip
     assert want.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("embedding", "--pre_seq_len {0}", ""),
+        ("projection", "--pre_seq_len {0} --prefix_projection", ""),
+        ("embedding", "--pre_seq_len 7", "--pre_seq_len is 7 and .* has a prefix of {0}; leave it out"),
+        (
+            "embedding",
+            "--pre_seq_len {0} --prefix_projection",
+            "--prefix_projection is True and the prefix in .* has none",
+        ),
+    ],
+)
+def test_a_prefix_decides_for_itself(name: str, flags: str, message: str) -> None:
+    folder = shared_dir("fixtures", f"chatglm-6b-ptuning-v2-{name}")
+    length = json.loads((folder / "config.json").read_text())["pre_seq_len"]
+    command = (
+        f"main.py --do_predict --test_file t.json --output_dir o --predict_with_generate --model_name_or_path m "
+        f"--ptuning_checkpoint {folder} {flags.format(length)}"
+    )
+    if not message:
+        assert translated(command).steps
+        return
+    with pytest.raises(RequestError, match=message.format(length)):
+        translated(command)
 
 
 def test_flags_of_a_file(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from .command_line import Given
 from .prediction import quantize_option
+from .prefix_flags import check_prefix_flags
 from .translation import Machine, Options, Step, Translation, plain_options
 
 GREETING = "欢迎使用 {0} 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
 _HOME = "the page is at http://127.0.0.1:{0}"
 _POST = 'clients post {{"prompt": ..., "history": []}} to http://127.0.0.1:{0}'
-_PREFIX = "--pre_seq_len, --prefix_projection: the adapter's own files decide"
 
 
 def demonstrate(given: Given, machine: Machine) -> Translation:
@@ -17,8 +17,7 @@ def demonstrate(given: Given, machine: Machine) -> Translation:
     options = plain_options(given, verb)
     options.set("adapter", given.text("ptuning_checkpoint"))
     quantize_option(given, options)
-    if {"pre_seq_len", "prefix_projection"} & given.named:
-        translation.note(_PREFIX)
+    check_prefix_flags(given, given.text("ptuning_checkpoint"))
     if verb == "chat":
         translation.note(GREETING.format(str(given.values["model_name_or_path"]).rpartition("/")[2]))
     else:

@@ -8,6 +8,7 @@ from glmkit.errors import RequestError
 from .command_line import Given
 from .data_names import answer_data_options, data_options, published_set
 from .prediction import beam_options, device_options, quantize_option
+from .prefix_flags import check_prefix_flags
 from .translation import Machine, Options, Step, Translation, plain_options
 
 # Reporters that stand for the files which every run has.
@@ -243,4 +244,5 @@ def _ptuning_answers(given: Given, options: Options, translation: Translation, s
         translation.note("without --predict_with_generate the original gives the loss alone; answers are scored here")
     if not trained:
         options.set("adapter", given.text("ptuning_checkpoint"))
+        check_prefix_flags(given, given.text("ptuning_checkpoint") or given.text("model_name_or_path"))
         quantize_option(given, options)
