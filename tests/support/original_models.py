@@ -19,11 +19,11 @@ _RELEASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def small_release(folder: Path, name: str, *, ranks: int | None = None) -> Path:
+def small_release(folder: Path, name: str, *, ranks: int | None = None, **shape: Any) -> Path:
     """A release with two narrow layers. ranks: cut for so many tensor-parallel ranks. Skips without the vocabulary."""
     vocabulary, layout, changes = _RELEASES[name]
     source = shared_dir("tokenizers", vocabulary)
-    config = replace(preset(name), **SMALL, **changes)
+    config = replace(preset(name), **SMALL, **changes, **shape)
     model = GLM(config)
     init_weights(model, config, 0)
     own = folder.with_name(f"{folder.name}.own")

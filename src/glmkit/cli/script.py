@@ -104,6 +104,8 @@ def _run_steps(given: Given, steps: Sequence[Step]) -> int:
 
 def _run_native(given: Given, step: Step) -> int:
     """Run one native command; built-in prompts are written for it, and their answers printed."""
+    if step.words[0] == "convert":  # the originals make the folders above what they write
+        Path(step.words[2]).parent.mkdir(parents=True, exist_ok=True)
     if PROMPTS not in step.words:
         print(f"+ {shown(step.shown)}", file=sys.stderr, flush=True)
         return main(list(step.words))
