@@ -135,6 +135,22 @@ def test_oldest_rounds_go_first(first: Tuned) -> None:
     assert (row.ids, row.lost) == (first.row(question("丙", "寅")).ids, Lost(rounds=2))
 
 
+def test_system_texts_stay_when_rounds_go(first: Tuned, second: Tuned) -> None:
+    turns = [f"{'ua'[i % 2]} 第{i}句话说得不长" for i in range(10)]
+    for tuned in (first, second):
+        rows = tuned.rows(dialogue("s 规则在此", *turns), Limits(48, 16))
+        assert rows[-1].lost.rounds > 0
+        for row in rows:
+            assert "规则在此" in tuned.tokenizer.decode(row.ids)
+
+
+def test_prompts_leave_the_limit_to_new_tokens(first: Tuned, second: Tuned) -> None:
+    """A prompt as long as the limit is cut to it, whatever the answer needs."""
+    asked = question("很长的问题" * 400, "好")
+    for tuned, most in ((first, 513), (second, 512), (of_family("chatglm3"), 512), (of_family("glm"), 513)):
+        assert len(tuned.prompt(asked, Limits(512, 512))) == most
+
+
 def test_a_long_question_keeps_the_side_that_is_wanted(first: Tuned, second: Tuned) -> None:
     numbers = " ".join(map(str, range(40)))
     for tuned in (first, second):

@@ -60,9 +60,9 @@ class TuningView:
 
 def show_tuning(config: FinetuneConfig, args: Namespace) -> int:
     """Print the report of every set, and rows of the first one from the example `args.index` on."""
+    base = open_base(config)
     if not config.data.train:
         raise ConfigError("name the rows to show with --data FILE_OR_NAME", param="data.train")
-    base = open_base(config)
     data = TuningData.open(config, base, Progress(quiet=True))
     examples = data.sets.train[0]
     if args.index >= len(examples):

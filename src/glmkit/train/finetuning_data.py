@@ -37,12 +37,7 @@ class TuningData:
         sets without rows; ConfigError for options that cannot be.
         """
         d, form = config.data, base.form
-        if unknown := [name for name in d.quirks if name not in form.quirks]:
-            raise ConfigError(
-                f"data.quirks names {unknown[0]!r}; {base.checkpoint.family.title} has "
-                f"{', '.join(form.quirks) or 'no quirks'}",
-                param="data.quirks",
-            )
+        form.check_quirks(frozenset(d.quirks))
         limits = Limits(d.source_length or form.limits.source, d.target_length or form.limits.target)
         sets = open_dialogues(_spec(config), Reader.of(base.checkpoint.family, base.tokenizer))
         if not sets.train:

@@ -85,7 +85,7 @@ _FOREIGN = {
     "max_seq_length": "--data.source_length N and --data.target_length N",
     "seq_length": "--data.source_length N and --data.target_length N",
     "pad_to_max_length": "leave it out: rows are padded to the longest of a batch, which changes no loss",
-    "ignore_pad_token_for_loss": "leave it out: padding is never counted",
+    "ignore_pad_token_for_loss": "leave it out: padding is never counted, but by --data.quirks counted_padding",
     "overwrite_cache": "leave it out: rows are encoded at every start",
     "remove_unused_columns": "leave it out: columns that are not used are named and left aside",
     "task_name": "--data NAME, such as dureader_qg or school_math_0.25M",
