@@ -10,6 +10,7 @@ from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
 from glmkit.cli.run_end import tell_end
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError, GLMKitError
+from glmkit.eval.tuned_run import TuningInspector
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import Ranks, joined
 from glmkit.progress import Progress
@@ -19,6 +20,7 @@ from glmkit.train.finetuning_base import open_base
 from glmkit.train.finetuning_data import TuningData, first_batch_lines
 from glmkit.train.finetuning_plan import plan_tuning
 from glmkit.train.finetuning_recipes import FINETUNING
+from glmkit.train.run import run_progress
 
 _MOST_PROCESSES = 1024
 # Options of the verb itself that set keys of the recipe.
@@ -85,9 +87,12 @@ def _run_rank(config: FinetuneConfig, args: Namespace) -> int:
 
 def _train(config: FinetuneConfig, args: Namespace) -> int:
     with joined(config.training.device) as ranks:
+        inspector = TuningInspector(config, ["glm", *sys.argv[1:]], run_progress(ranks, quiet=args.quiet))
         outcome = finetune(
             config,
             ranks=ranks,
+            scorer=inspector.scorer,
+            prepare=inspector.prepare,
             resume=args.resume,
             other_data=args.other_data,
             ignore_memory_forecast=args.ignore_memory_forecast,
@@ -95,6 +100,7 @@ def _train(config: FinetuneConfig, args: Namespace) -> int:
         )
         if not ranks.is_main:  # the first rank alone tells how it ended: a launcher ends the others at a bad status
             return 0
+        inspector.finish(outcome, ranks)
     return tell_end(outcome, as_json=args.json)
 
 

@@ -90,6 +90,7 @@ class TuningEvaluation(EvaluationSection):
     metrics: Sequence[str] = option((), "scores of generated answers (rouge-l, bleu-4, ...); () = the loss alone")
     generate_rows: int = option(50, "validation rows that are answered for the scores at each evaluation", AT_LEAST_1)
     generate_tokens: int | None = option(None, "most new tokens of such an answer; null = target_length", AT_LEAST_1)
+    report_rows: int = option(4, "validation rows that base and tuned model answer in report.html", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)

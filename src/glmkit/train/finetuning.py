@@ -39,18 +39,24 @@ from .validation import ValidationLoss
 
 # A loaded model with its data -> an evaluator that answers validation rows and scores the answers.
 ScorerFactory = Callable[[Parts, TuningData, FinetuneConfig, Ranks], Evaluator]
+# A look at the base, loaded with what is to be trained on it, before the first step or a resume; on every rank.
+Preparation = Callable[[Parts, TuningData, Ranks], None]
 _LICENCES = ("LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*")
 
 
 @dataclass
 class Finetuning(Task[GLM, Batch]):
-    """The task of `recipes/finetune/`. scorer: makes the evaluator of generated answers, None for the loss alone."""
+    """The task of `recipes/finetune/`. scorer: makes the evaluator of generated answers, None for the loss alone.
+
+    prepare: looks at the loaded base.
+    """
 
     restart = "--model"
     config: FinetuneConfig
     base: TuningBase
     data: TuningData
     scorer: ScorerFactory | None = None
+    prepare: Preparation | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=True, silent=True))
 
     def __post_init__(self) -> None:
@@ -69,6 +75,8 @@ class Finetuning(Task[GLM, Batch]):
         for note in self.parts.notes:
             self.progress.say(f"note: {note}")
         self._frozen = frozen_digest(self.parts.model)
+        if self.prepare is not None:
+            self.prepare(self.parts, self.data, ranks)
         return self.parts.model
 
     def evaluators(self, ranks: Ranks) -> Mapping[str, Evaluator]:
@@ -161,6 +169,7 @@ def finetune(
     other_data: bool = False,
     ignore_memory_forecast: bool = False,
     scorer: ScorerFactory | None = None,
+    prepare: Preparation | None = None,
     quiet: bool = False,
     on_step: Callable[[StepRecord, Trainer[Batch]], None] | None = None,
 ) -> RunResult:
@@ -186,5 +195,5 @@ def finetune(
         ignore=ignore_memory_forecast,
     ):
         progress.warn(f"memory: {warning}")
-    task = Finetuning(plan.config, base, data, scorer, progress)
+    task = Finetuning(plan.config, base, data, scorer, prepare, progress)
     return run_task(task, ranks=ranks, progress=progress, resume=resume, other_data=other_data, on_step=on_step)

@@ -1,0 +1,197 @@
+"""The checks and the report of one fine-tuning run, joined to it: before its first step, during it, after its end."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glmkit.adapters.attach import adapter_off, find_attached
+from glmkit.data.dialogues.dialogue_set import DialogueSet
+from glmkit.generate.params import GenerationParams
+from glmkit.loading import Parts, load_parts
+from glmkit.parallel.mesh import Ranks
+from glmkit.progress import Progress
+from glmkit.session import LM
+from glmkit.tokenizer.dialogue import Example, TuningFormat
+from glmkit.train import random_state
+from glmkit.train.finetune_config import FULL, FinetuneConfig
+from glmkit.train.finetuning_base import load_base, open_base
+from glmkit.train.finetuning_data import TuningData
+from glmkit.train.run import RunResult
+
+from .effect import Effect
+from .generation_scores import GenerationScores, answer_texts
+from .probes import Probes
+from .questions import Question, QuestionMaker
+from .tuning_checks import examine, measure_before, spread, tuning_probes
+from .tuning_report import TuningReport, read_lines
+
+_SIDE_TOKENS = 64  # the most of an answer that is shown beside another
+
+
+@dataclass(frozen=True)
+class _Before:
+    """Facts from before the first step."""
+
+    probes: Probes
+    questions: list[Question]
+    params: GenerationParams
+    answers: list[str]
+    data: list[str]
+    replay: dict[str, float]
+    trained: int
+    total: int
+
+
+class TuningInspector:
+    """One run. Give `prepare` and `scorer` to `finetune` and its outcome to `finish`.
+
+    command: as it was given, for the report.
+    """
+
+    def __init__(self, config: FinetuneConfig, command: Sequence[str], progress: Progress) -> None:
+        self._config, self._command, self._progress = config, command, progress
+        self._before: _Before | None = None
+        self._definitions: dict[str, str] = {}
+
+    def prepare(self, parts: Parts, data: TuningData, ranks: Ranks) -> None:
+        """Measure the untuned model, and ask it the questions of the report; the first rank alone does.
+
+        Raises DataError when nothing can be measured.
+        """
+        directory = self._config.output.directory
+        if not ranks.is_main or directory is None:
+            return
+        maker, model = self._maker(parts, data), parts.model
+        groups = _groups(data, self._config)
+        probes = tuning_probes(maker.tokenizer, maker.tuning, groups, maker.limits, maker.quirks)
+        shown = groups.get("held_out") or groups.get("trained") or []
+        chosen = spread(shown, self._config.evaluation.report_rows)
+        questions = [question for question in maker.questions(chosen) if question.ids]
+        params = GenerationParams(max_new_tokens=min(maker.limits.target, _SIDE_TOKENS), stop_ids=maker.stop_ids)
+        with random_state.untouched(ranks.device):
+            measure_before(Path(directory), model, probes)
+            with nullcontext() if find_attached(model) is None else adapter_off(model):
+                answers = answer_texts(LM(parts), questions, params)
+        self._before = _Before(
+            probes,
+            questions,
+            params,
+            answers,
+            [*data.sets.lines(), *data.lines()],
+            _replay(data, self._config),
+            sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            sum(parameter.numel() for parameter in model.parameters()),
+        )
+
+    def scorer(self, parts: Parts, data: TuningData, config: FinetuneConfig, ranks: Ranks) -> GenerationScores:
+        """The evaluator of generated answers (`finetuning.ScorerFactory`); what it costs is told."""
+        e, maker = config.evaluation, self._maker(parts, data)
+        directory = config.output.directory
+        scores = GenerationScores(
+            [example for one in data.sets.validation for example in one.examples],
+            maker,
+            e.metrics,
+            family=parts.family,
+            generation=parts.generation,
+            params=GenerationParams(max_new_tokens=e.generate_tokens or maker.limits.target),
+            rows=e.generate_rows,
+            ranks=ranks,
+            file=None if directory is None else Path(directory) / "validation_predictions.jsonl",
+        )
+        self._definitions = scores.definitions()
+        with random_state.untouched(ranks.device):
+            self._progress.say(scores.plan(parts.model))
+        for name, text in self._definitions.items():
+            self._progress.say(f"{name}: {text}")
+        return scores
+
+    def finish(self, outcome: RunResult, ranks: Ranks) -> Effect | None:
+        """Open what the run exported, prove its effect and write the report; None where nothing was trained to its end.
+
+        Call it when the run's own model is no longer in memory, on the first rank. Raises TrainingError when what was
+        exported has no effect.
+        """
+        before, exported = self._before, outcome.model
+        if before is None or exported is None:
+            return None
+        effect, sides = examine(
+            outcome.directory,
+            before.probes,
+            before.questions,
+            before.params,
+            lambda dtype: LM(self._open(exported, dtype, ranks)),
+            of_base=before.answers,
+            where=str(exported),
+        )
+        report = TuningReport(
+            title=outcome.directory.name,
+            command=self._command,
+            effect=effect,
+            sides=sides,
+            settings=self._settings(before, outcome),
+            data=before.data,
+            definitions=self._definitions,
+            replay=before.replay,
+            lines=read_lines(outcome.directory),
+        )
+        _, page = report.write(outcome.directory)
+        for line in (*effect.lines(), f"forgetting: {report.forgetting()}", f"report: {page}"):
+            self._progress.say(line)
+        return effect
+
+    def _open(self, exported: Path, dtype: str, ranks: Ranks) -> Parts:
+        """Open what was exported: a whole model, or the base as the run loaded it with the adapter on it."""
+        config, device = self._config, ranks.device
+        if config.tuning.method == FULL:
+            return load_parts(exported, device=str(device), dtype=dtype)  # type: ignore[arg-type]
+        tuned = replace(config, model=replace(config.model, adapter=str(exported)))
+        return load_base(tuned, open_base(tuned), device)
+
+    def _maker(self, parts: Parts, data: TuningData) -> QuestionMaker:
+        assert parts.tokenizer is not None  # a run without one does not start
+        assert parts.family is not None
+        tuning = parts.family.tuning
+        assert isinstance(tuning, TuningFormat)
+        return QuestionMaker(parts.tokenizer, tuning, data.limits, frozenset(self._config.data.quirks))
+
+    def _settings(self, before: _Before, outcome: RunResult) -> dict[str, object]:
+        """Facts for the report by label."""
+        c = self._config
+        return {
+            "method": c.tuning.method,
+            "base": c.model.base,
+            "trained parameters": f"{before.trained:,} of {before.total:,}",
+            "steps": outcome.result.step,
+            "end": outcome.result.reason,
+            "exported": outcome.exported,
+            "learning rate": c.optimizer.learning_rate,
+            "precision": c.training.precision,
+            "quantisation of the base": c.model.quantization_bit or "none",
+            "label smoothing": c.tuning.label_smoothing,
+            "quirks": ", ".join(c.data.quirks) or "none",
+            "seed": c.training.seed,
+        }
+
+
+def _groups(data: TuningData, config: FinetuneConfig) -> dict[str, list[Example]]:
+    """Examples to measure: validation rows apart from those of replayed sets, or training rows where there are none."""
+    replayed = _replay(data, config).keys()
+    groups: dict[str, list[Example]] = {"held_out": [], "replay": []}
+    for one in data.sets.validation:
+        groups["replay" if one.name in replayed else "held_out"] += one.examples
+    if not groups["held_out"]:
+        groups = {"trained": _first(data.sets.train), "replay": groups["replay"]}
+    return groups
+
+
+def _first(sets: Sequence[DialogueSet]) -> list[Example]:
+    return list(sets[0].examples) if sets else []
+
+
+def _replay(data: TuningData, config: FinetuneConfig) -> dict[str, float]:
+    """Share of the rows drawn of every training set but the first, where weights mix several."""
+    weights = config.data.weights
+    if len(weights) < 2:
+        return {}
+    return {one.name: weight / sum(weights) for one, weight in zip(data.sets.train[1:], weights[1:], strict=True)}
