@@ -12,7 +12,7 @@ from glmkit.loading import Parts, load_parts
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 from glmkit.session import LM
-from glmkit.tokenizer.dialogue import Example, TuningFormat
+from glmkit.tokenizer.dialogue import Example
 from glmkit.train import random_state
 from glmkit.train.finetune_config import FULL, FinetuneConfig
 from glmkit.train.finetuning_base import load_base, open_base
@@ -149,10 +149,9 @@ class TuningInspector:
         return load_base(tuned, open_base(tuned), device)
 
     def _maker(self, parts: Parts, data: TuningData) -> QuestionMaker:
-        assert parts.tokenizer is not None  # a run without one does not start
-        assert parts.family is not None
-        tuning = parts.family.tuning
-        assert isinstance(tuning, TuningFormat)
+        tuning = parts.family.tuning if parts.family else None
+        assert tuning is not None  # a run without a form of its rows does not start
+        assert parts.tokenizer is not None
         return QuestionMaker(parts.tokenizer, tuning, data.limits, frozenset(self._config.data.quirks))
 
     def _settings(self, before: _Before, outcome: RunResult) -> dict[str, object]:
