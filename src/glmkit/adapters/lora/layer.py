@@ -78,8 +78,12 @@ class LoraLinear(OnTop):
 
     def on_top(self, out: Tensor, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the base's output."""
-        inner = functional.linear(self.drop(x).to(self.lora_A.dtype), self.lora_A)
-        return (out + functional.linear(inner, self.lora_B) * self.scale).to(out.dtype)
+        dropped = self.drop(x)
+        if not torch.is_autocast_enabled(x.device.type):  # which rounds both factors itself
+            dropped = dropped.to(self.lora_A.dtype)
+        # The scale on the small factor: one pass less over the large one, and over its gradient.
+        inner = functional.linear(dropped, self.lora_A) * self.scale
+        return (out + functional.linear(inner, self.lora_B)).to(out.dtype)
 
     def merged_weight(self) -> nn.Parameter:
         """The base's weight with the update in it: added in float32, rounded once to the weight's dtype.
