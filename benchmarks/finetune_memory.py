@@ -151,11 +151,12 @@ def main() -> None:
             found.append(json.loads(done.stdout.splitlines()[-1]))
         a_layer = (found[1]["peak"] - found[0]["peak"]) / (many - few)
         whole = found[1]["peak"] + (DEPTH - many) * a_layer
+        peak, weights = found[1]["peak"] / 1e9, found[1]["weights"] / 1e9
         print(
-            f"{name}: peak of {many} layers {found[1]['peak'] / 1e9:.2f} GB (weights {found[1]['weights'] / 1e9:.2f}), "
-            f"a layer {a_layer / 1e6:.0f} MB, so {DEPTH} layers {whole / 1e9:.2f} GB; a step {found[1]['seconds']:.1f} s"
+            f"{name}: peak of {many} layers {peak:.2f} GB (weights {weights:.2f}), a layer {a_layer / 1e6:.0f} MB, so "
+            f"{DEPTH} layers {whole / 1e9:.2f} GB; a step {found[1]['seconds']:.1f} s"
         )
-        report[name] = {**asdict(case), "measured": found, "layer_bytes": a_layer, "projected_bytes": whole}
+        report[name] = asdict(case) | {"measured": found, "layer_bytes": a_layer, "projected_bytes": whole}
     print("published: " + ", ".join(f"{value:g} GB {name}" for name, value in PUBLISHED.items()))
     print(json.dumps(report))
 
