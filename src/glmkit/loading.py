@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from .adapters.adapter import Origin
-from .adapters.attach import attached
+from .adapters.adapter import Adapter, Origin
+from .adapters.attach import attached, find_attached
 from .adapters.directory import apply_adapter, read_origin
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
@@ -134,7 +134,7 @@ def load_parts(
         adapter_directory = directory
         words = adapter_words(checkpoint.adapter)
         notes.append(f"among the weights: {words} ({checkpoint.adapter[0]}, ...), applied")
-    taught, stated = read_taught(directory), {"pre_seq_len": pre_seq_len, "prefix_projection": prefix_projection}
+    stated = {"pre_seq_len": pre_seq_len, "prefix_projection": prefix_projection}
     if adapter_directory is not None:
         info = apply_adapter(
             model,
@@ -144,13 +144,8 @@ def load_parts(
             alpha=alpha,
             beside_weights=adapter_directory.resolve() == directory.resolve(),
         )
+        attached(model).require(stated)
         notes += info.notes
-        found = attached(model)
-        found.require(stated)
-        taught = found.origin.taught
-        if found.new_tokens:
-            own = read_tokenizer(checkpoint, adapter_directory, None) if tokenizer is None else loaded
-            loaded = found.tokenizer = _require_tokens(own, found.new_tokens, adapter_directory)
         if checkpoint.adapter and info.path != directory:
             notes.append(f"left out, another adapter among the weights: {checkpoint.adapter[0]}, ...")
     elif wrong := [f"{name}={value!r}" for name, value in stated.items() if value is not None]:
@@ -161,13 +156,7 @@ def load_parts(
         generation = read_generation(directory, settings.vocab_size, masks)
     else:
         generation = checkpoint.generation
-    generation = replace(generation, stop_ids=tuple(dict.fromkeys([*generation.stop_ids, *taught.stop_ids])))
-    ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
-    if beyond := [index for index in ids if not 0 <= index < settings.vocab_size]:
-        note = f"ids to stop at or to pad with that the model's {settings.vocab_size} rows do not have: {beyond}"
-        notes.append(note)
-        warnings.warn(f"{directory}: {note}", UnreadWarning, stacklevel=2)
-    return Parts(
+    parts = Parts(
         directory,
         settings,
         model,
@@ -176,8 +165,38 @@ def load_parts(
         checkpoint.family,
         checkpoint.layout.name,
         [*map(message_text, notes)],
-        taught,
     )
+    found = find_attached(model)
+    if found is None:
+        parts = _with_taught(parts, read_taught(directory))
+    else:
+        parts = adapted(parts, found, tokenizer=None if tokenizer is None else loaded)
+    generation = parts.generation
+    ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
+    if beyond := [index for index in ids if not 0 <= index < settings.vocab_size]:
+        note = f"ids to stop at or to pad with that the model's {settings.vocab_size} rows do not have: {beyond}"
+        parts.notes.append(message_text(note))
+        warnings.warn(f"{directory}: {note}", UnreadWarning, stacklevel=2)
+    return parts
+
+
+def adapted(parts: Parts, adapter: Adapter, *, tokenizer: Tokenizer | None = None) -> Parts:
+    """The parts of a model as requests by an adapter need them: its tokens, its ends of answers, its prompts.
+
+    tokenizer: one that was given instead of the adapter's. Raises CheckpointError where the adapter's own tokens are in
+    none.
+    """
+    if adapter.new_tokens:
+        assert adapter.info.path is not None, "an adapter that was read"
+        own = tokenizer or _tokenizer_in(adapter.info.path, parts.family, parts.config)
+        adapter.tokenizer = _require_tokens(own, adapter.new_tokens, adapter.info.path)
+        parts = replace(parts, tokenizer=adapter.tokenizer)
+    return _with_taught(parts, adapter.origin.taught)
+
+
+def _with_taught(parts: Parts, taught: Taught) -> Parts:
+    stops = dict.fromkeys([*parts.generation.stop_ids, *taught.stop_ids])
+    return replace(parts, generation=replace(parts.generation, stop_ids=tuple(stops)), taught=taught)
 
 
 def _base_directory(origin: Origin, adapter: Path, hub: str | None) -> Path:
@@ -276,6 +295,13 @@ def _check_alpha(alpha: float, adapter: Path | None) -> None:
         raise RequestError(f"alpha is {alpha!r}", step="give a number, such as 32", param="alpha")
 
 
+def _tokenizer_in(folder: Path, family: Family | None, config: GLMConfig) -> Tokenizer | None:
+    """The tokenizer whose files lie in a directory, None where there are none."""
+    if has_tokenizer(folder):
+        return TrainedTokenizer.load(folder)
+    return None if family is None else family.tokenizer(folder, config)
+
+
 def read_tokenizer(
     checkpoint: Checkpoint, directory: Path, given: str | os.PathLike[str] | Tokenizer | None
 ) -> Tokenizer | None:
@@ -283,10 +309,8 @@ def read_tokenizer(
     if isinstance(given, Tokenizer):
         return given
     folder = directory if given is None else Path(given)
-    if has_tokenizer(folder):
-        return TrainedTokenizer.load(folder)
     family = checkpoint.family
-    loaded = family.tokenizer(folder, checkpoint.config)
+    loaded = _tokenizer_in(folder, family, checkpoint.config)
     if loaded is None and given is not None:
         if not family.tokenizer_files:
             return TrainedTokenizer.load(folder)

@@ -217,6 +217,9 @@ def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp
     assert given.tokenizer.encode("<用户>") == [64799]
     with pytest.raises(CheckpointError, match="'<客服>' as id 64798, and the tokenizer has no such token"):
         glmkit.load(base, adapter=tmp_path / "a", tokenizer=base)
+    named = glmkit.load(base, adapters={"a": tmp_path / "a"}, dtype="float32")
+    lengths = [named.continue_job("<客服>", adapter=name).prompt_tokens for name in ("a", None)]
+    assert lengths[0] < lengths[1]  # the token alone
     weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
     rows = {name: value for name, value in weights.items() if "lm_head" not in name}
     save_file(rows, tmp_path / "a" / "adapter_model.safetensors")

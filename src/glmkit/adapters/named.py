@@ -14,8 +14,8 @@ from glmkit.families.family import Family
 from glmkit.model import GLM
 from glmkit.model.routing import route, share_modules
 
-from .adapter import AdapterInfo
-from .attach import refuse_second
+from .adapter import Adapter, AdapterInfo
+from .attach import attached, refuse_second
 from .directory import apply_adapter
 
 _NAME = re.compile(r"[\w.@+-]{1,100}", re.ASCII)
@@ -39,6 +39,10 @@ class NamedAdapters:
     def infos(self) -> Mapping[str, AdapterInfo]:
         """Facts about each adapter, by name."""
         return MappingProxyType(self._infos)
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of that name."""
+        return attached(self.joined.variants[name])
 
     def check(self, name: str | None) -> None:
         """Raise RequestError for a name that there is not; None, the base alone, always is."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from glmkit.adapters.adapter import AdapterInfo
 from glmkit.adapters.named import NamedAdapters
 from glmkit.errors import RequestError
-from glmkit.loading import Parts
+from glmkit.loading import Parts, adapted
 from glmkit.model.parameters import Fingerprint
 
 from .engine import Engine, EngineLimits
@@ -25,6 +25,7 @@ class ModelEngine:
         layouts = () if family is None else family.layouts
         layout = next((layout for layout in layouts if layout.name == parts.layout), None)
         self._adapters = NamedAdapters(parts.model, family, layout)
+        self._adapted: dict[str, Parts] = {}  # as requests by an adapter need them
         self._engine: Engine | None = None
         self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
         self._process = os.getpid()
@@ -73,13 +74,16 @@ class ModelEngine:
     def jobs(self, adapter: str | None) -> JobMaker:
         """Maker of jobs for an adapter, None for the model alone. Raises RequestError for an unknown name."""
         self._adapters.check(adapter)
-        return JobMaker(self._parts, adapter)
+        return JobMaker(self._parts if adapter is None else self._adapted[adapter], adapter)
 
     def add(self, name: str, directory: str | os.PathLike[str], alpha: float | None) -> AdapterInfo:
         """Read one more adapter; see `LM.add_adapter`."""
         check_process(self._process)
         with self._lock:
-            self._exchange(self._adapters.added(name, directory, alpha=alpha))
+            more = self._adapters.added(name, directory, alpha=alpha)
+            parts = adapted(self._parts, more.adapter(name))
+            self._exchange(more)
+            self._adapted[name] = parts
             return self._adapters.infos[name]
 
     def remove(self, name: str) -> None:
@@ -87,6 +91,7 @@ class ModelEngine:
         check_process(self._process)
         with self._lock:
             self._exchange(self._adapters.removed(name))
+            del self._adapted[name]
 
     def _exchange(self, adapters: NamedAdapters) -> None:
         if self._engine is not None and not self._engine.ended:
