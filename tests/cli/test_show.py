@@ -107,6 +107,8 @@ def test_a_recipe_with_packed_rows(store: Path, recipe: Path, capsys: pytest.Cap
         (["{store}", "--count", "0"], "too small"),
         (["{store}", "--sequence_length", "3"], "a text of 3 tokens has no room"),
         (["/nowhere.yaml"], "nowhere.yaml"),
+        (["{store}", "--src_length", "8"], "data.source_length goes with fine-tuning"),
+        (["{store}", "--model", "x"], "--model goes with fine-tuning"),
     ],
 )
 def test_mistakes_are_one_line(

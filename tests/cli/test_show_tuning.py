@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glmkit.cli.main import main
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 from glmkit.tokenizer.trained import TrainedTokenizer
+from glmkit.train.finetuning_recipes import FINETUNING
 from support.finetuning import toy_base
 
 ROWS = [
@@ -78,6 +80,15 @@ def test_a_recipe_takes_model_and_data(base: Path, rows: Path, capsys: pytest.Ca
     out = show(capsys, "full", "--model", base, "--data", rows, *COLUMNS, "--count", 1, "--json")
     alone = show(capsys, base, "--data", rows, *COLUMNS, "--count", 1, "--json")
     assert json.loads(out)["samples"] == json.loads(alone)["samples"]
+
+
+def test_a_run_shows_its_own_rows(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {"prompt": "content", "response": "summary"}
+    values = {"model.base": str(base), "data.train": (str(rows),), "data.columns": columns, "data.source_length": 32}
+    config = FINETUNING.read("full", values | {"output.directory": str(tmp_path / "run")})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert json.loads(show(capsys, tmp_path / "run", "--json"))["limits"]["source_length"] == 32
 
 
 @pytest.mark.parametrize(("template", "kept"), [("qa", "and whose is it?"), ("dureader_qg", "答案：the fox")])

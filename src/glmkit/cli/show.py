@@ -34,7 +34,7 @@ _LONGEST = 1 << 20  # tokens
 def add_arguments(parser: OneLineParser) -> None:
     """Options of the verb."""
     add = parser.add_argument
-    source_help = "directory written by `glm prepare`, a recipe (file or name), or a model to be fine-tuned"
+    source_help = "directory written by `glm prepare`, a recipe (file or name), a model to be fine-tuned, or a run"
     add("source", metavar="STORE_OR_RECIPE_OR_MODEL", help=source_help)
     data_help = "prepared data for a recipe that names none; with a model, rows to fine-tune on: files, folders, names"
     add("--data", nargs="+", action="extend", metavar="FILE", help=data_help)
@@ -94,7 +94,11 @@ def _is_tuning(source: str) -> bool:
         return not (Path(source) / MANIFEST_FILE).is_file()
     if not Path(source).is_file():
         return source in FINETUNING.files() or ("/" in source and Path(source).suffix not in (".yaml", ".yml"))
-    values = parse_yaml(read_small(Path(source), ConfigError), source, ConfigError)
+    return _says_how_to_tune(Path(source))
+
+
+def _says_how_to_tune(recipe: Path) -> bool:
+    values = parse_yaml(read_small(recipe, ConfigError), str(recipe), ConfigError)
     return isinstance(values, dict) and "tuning" in values
 
 
@@ -106,6 +110,9 @@ def _tuning_config(args: Namespace) -> FinetuneConfig:
     overrides = recipe_overrides(vars(args), FINETUNING, own)
     if Path(args.source).is_file() or args.source in FINETUNING.files():
         return FINETUNING.read(args.source, overrides)
+    of_run = Path(args.source) / "recipe.yaml"
+    if of_run.is_file() and _says_how_to_tune(of_run):
+        return FINETUNING.read(of_run, overrides)
     if args.model is not None:
         raise ConfigError(f"--model goes with a recipe; {args.source} is a model already", param="model")
     # How it is tuned changes nothing in its rows.
@@ -115,6 +122,8 @@ def _tuning_config(args: Namespace) -> FinetuneConfig:
 def _config(args: Namespace) -> TrainConfig:
     if args.model is not None:
         raise ConfigError(f"--model goes with fine-tuning; {args.source} is of pretraining", param="model")
+    if others := [name for name in recipe_overrides(vars(args), FINETUNING, {}) if name != "training.seed"]:
+        raise ConfigError(f"{others[0]} goes with fine-tuning; {args.source} is of pretraining", param=others[0])
     data = None if args.data is None else args.data[-1]
     if Path(args.source).is_dir():
         if data is not None:
