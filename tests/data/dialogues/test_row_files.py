@@ -168,7 +168,7 @@ BROKEN = {
         "line 1: field 'conversations[0].value' is an object",
     ),
     "null_item.jsonl": (conversation(None, SAY), "line 1: field 'conversations[0]' is null"),
-    "no_answer.jsonl": (conversation(ASK), "none of its 1 rows can be trained"),
+    "no_answer.jsonl": (conversation(ASK), "nothing can be trained of 1 rows"),
     "call.jsonl": (
         conversation(ASK, {"from": "function_call", "value": "{bad"}, SAY),
         "line 1: field 'conversations[1].value' holds broken JSON",

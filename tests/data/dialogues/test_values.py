@@ -167,7 +167,7 @@ def test_bad_columns_do_not_hide_behind_skip(tmp_path: Path) -> None:
     assert (len(found), found.report.remarks["bad_row"].count) == (1, 2)
     assert found.report.remarks["bad_row"].first.startswith(f"{path}: line 2: no field 'response'")
     sets = opened(path, on_bad_row="skip")
-    assert any("2 rows cannot be used" in line for line in sets.lines())
+    assert any("rows that cannot be used, left out: 2 (first" in line for line in sets.lines())
 
 
 def test_the_report_is_plain_values(tmp_path: Path) -> None:

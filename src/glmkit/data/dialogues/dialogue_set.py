@@ -317,5 +317,5 @@ def empty(name: str, report: SetReport, others: Sequence[str] = ()) -> DataError
         return DataError(f"{name}: no rows; {shown}", step="name the file itself to use it", code="no_rows")
     if not report.rows:
         return DataError(f"{name}: no rows", step="is it the right file?", code="no_rows")
-    reasons = list(report.lines())[:4]
-    return DataError(f"{name}: none of its {report.rows:,} rows can be trained ({'; '.join(reasons)})", code="no_rows")
+    reasons = "; ".join(report.remark_lines())
+    return DataError(f"{name}: nothing can be trained of {report.rows:,} rows: {reasons}", code="no_rows")

@@ -13,24 +13,24 @@ class Tally:
     first: str
 
 
-# Remarks by name -> the sentence about them; {count} and {first} are filled in.
-_SENTENCES = {
-    "bad_row": "{count} rows cannot be used and are left out; the first: {first}",
-    "empty_answer": "{count} answers are empty or blank and are not trained; first {first}",
-    "empty_prompt": "{count} rows have an empty or blank question and are left out; first {first}",
-    "empty_turn": "{count} empty messages of users stay in their conversations; first {first}",
-    "nothing_to_train": "{count} rows have no answer that is trained and are left out; first {first}",
-    "trailing": "{count} conversations end with messages that no answer follows; these are not read; first {first}",
-    "end_word": "{count} answers end with an end word of a model, which is cut; first {first}",
-    "reserved": "{count} answers hold a reserved word of this model, which stays text; first {first}",
-    "rounds_in_text": "{count} rows hold earlier rounds as Human:/Assistant: in a text, read as such; first {first}",
-    "last_only": "{count} answers in histories are context, not trained (data.answers all trains them); first {first}",
-    "call_as_text": "{count} answers before an observation are a call written as text, trained as text; first {first}",
+# Remarks by name -> words that stand before the number and the first place.
+_WORDS = {
+    "bad_row": "rows that cannot be used, left out",
+    "empty_answer": "empty or blank answers, not trained",
+    "empty_prompt": "rows with an empty or blank question, left out",
+    "empty_turn": "empty messages of users, which stay in their conversations",
+    "nothing_to_train": "rows without an answer that is trained, left out",
+    "trailing": "conversations with messages behind the last answer, which are not read",
+    "end_word": "answers with an end word of a model at their end, which is cut",
+    "reserved": "answers with a reserved word of this model, which stays text",
+    "rounds_in_text": "texts with rounds of Human: and Assistant:, read as earlier rounds",
+    "last_only": "answers in histories, which are context and not trained (data.answers all trains them)",
+    "call_as_text": "answers before an observation that are a call written as text, trained as text",
     "question_generation": (
-        "{count} rows with context, answer and question train to ask the question (template dureader_qg); "
-        "template qa trains to answer it; first {first}"
+        "rows with context, answer and question, which train to ask the question (template dureader_qg; template qa "
+        "trains to answer it)"
     ),
-    "placeholders": "{count} answers hold placeholders like {{{{name}}}}; data.fill gives their texts; first {first}",
+    "placeholders": "answers with placeholders like {{name}}, for which data.fill gives texts",
 }
 
 
@@ -51,8 +51,8 @@ class SetReport:
     notes: list[str] = field(default_factory=list)
 
     def remark(self, name: str, where: str) -> None:
-        """Count a remark, a name of `_SENTENCES`."""
-        assert name in _SENTENCES, name
+        """Count a remark, a name of `_WORDS`."""
+        assert name in _WORDS, name
         _add(self.remarks, name, where)
 
     def not_used(self, name: str, where: str) -> None:
@@ -65,15 +65,22 @@ class SetReport:
 
     def lines(self) -> Iterator[str]:
         """Sentences for people, the totals first."""
-        for file, kinds in self.kinds.items():
-            shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-            yield f"{file}: {shown}"
-        yield f"{self.rows:,} rows, {self.dialogues:,} used; {self.counted:,} of {self.turns:,} answers are trained"
-        for name, tally in self.remarks.items():
-            yield _SENTENCES[name].format(count=f"{tally.count:,}", first=tally.first)
+        several = len(self.kinds) > 1
+        kinds = [", ".join(f"{count:,} {kind}" for kind, count in found.most_common()) for found in self.kinds.values()]
+        shown = f" ({kinds[0]})" if kinds and not several else ""
+        answers = f"answers: {self.turns:,}, trained: {self.counted:,}"
+        yield f"rows: {self.rows:,}{shown}, used: {self.dialogues:,}; {answers}"
+        if several:
+            yield from (f"{file}: {found}" for file, found in zip(self.kinds, kinds, strict=True))
+        yield from self.remark_lines()
         for name, tally in self.unused.items():
-            yield f"the field {name!r} of {tally.count:,} rows has no effect; first {tally.first}"
+            yield f"rows with a field {name!r}, which has no effect: {tally.count:,} (first {tally.first})"
         yield from self.notes
+
+    def remark_lines(self) -> Iterator[str]:
+        """Sentences on what was left out, cut or read in a certain way."""
+        for name, tally in self.remarks.items():
+            yield f"{_WORDS[name]}: {tally.count:,} (first {tally.first})"
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain values, for JSON."""

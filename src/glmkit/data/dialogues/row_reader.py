@@ -143,7 +143,8 @@ class RowReader:
             checked.append(message)
             flags.append(flag and (answers == "all" or place == last))
         if not any(flags):
-            self.report.remark("nothing_to_train", where)
+            if not any(counted):  # else its blank answers are counted
+                self.report.remark("nothing_to_train", where)
             return None
         self.report.counted += sum(flags)
         return Dialogue(tuple(checked), tuple(flags), where, cut, self.source)
