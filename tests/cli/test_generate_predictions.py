@@ -123,6 +123,14 @@ def test_rows_may_be_capped_and_bad_ones_may_stop_it(model: Path, capsys: pytest
     assert "--max_rows goes with --task predict" in capsys.readouterr().err
 
 
+def test_answers_are_as_long_as_the_family_publishes_unless_a_length_is_given(model: Path) -> None:
+    flags = ["--input", "dev.json", "--task", "predict", "--quiet", "--max_rows", "1"]
+    for name, more, longest in (("a.jsonl", [], 160), ("b.jsonl", ["--max_new_tokens", "128"], 128)):
+        assert main(["generate", str(model), "--output", name, *flags, *more]) == 0
+        plan = json.loads(Path(f"{name}.run.json").read_text())["plan"]
+        assert plan["options"]["max_new_tokens"] == longest
+
+
 def test_the_cost_is_told_before(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [flag for flag in FLAGS if flag != "--quiet"]
     assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", *flags]) == 0

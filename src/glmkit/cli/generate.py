@@ -31,6 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_generation_arguments(parser, "generate")
     add_batch_arguments(parser)
     add_prediction_arguments(parser)
+    # None tells that it was not given: rows of fine-tuning data then have the length of the model's family.
+    parser.set_defaults(max_new_tokens=None)
 
 
 def run(args: Namespace) -> int:

@@ -131,7 +131,7 @@ def prediction_params(args: Namespace, options: Values, lm: LM) -> GenerationPar
     """Options of decoding; without a length the family's published longest answer."""
     values = dict(options)
     family = lm.parts.family
-    if values.get("max_new_tokens") == OPTIONS["max_new_tokens"].default and family is not None and family.tuning:
+    if "max_new_tokens" not in values and family is not None and family.tuning:
         values["max_new_tokens"] = family.tuning.limits.target
     return GenerationParams(**values)
 

@@ -6,7 +6,7 @@ base), and the mean cross-entropy before and after.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from .probes import Measured, Probes, measure
 GENERAL = "general"
 # The largest change of a log-probability that is rounding: sums in another order, not other weights.
 NOISE = 1e-5
+_LITTLE = 1e-4  # nats a token, of the KL from the base
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ def prove_effect(model: GLM, probes: Probes, before: Measured | None = None, *, 
         changed = sum(bool(tensor.detach().any()) for tensor in tensors)
         notes = () if before is None else _check_base(before, base, probes, where)
         effect = Effect(compare(base, after, probes), adapter.info.kind, len(tensors), changed, notes)
+    if all(change.kl < _LITTLE for change in effect.changes.values()):
+        remark = "hardly any effect: the training was very short, or its learning rate very small"
+        effect = replace(effect, notes=(*effect.notes, remark))
     if all(change.is_noise for change in effect.changes.values()):
         why = "no output of the model differs from the base's"
         step = "look whether the loss fell, whether the learning rate is above 0, and what `glm show` counts"
