@@ -20,6 +20,7 @@ from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Dialogue, Limits
+from support.browser import DESK, PHONE, chromium
 from support.chat import real_chat_model
 
 LINES = [
@@ -138,3 +139,17 @@ def test_replay_is_told_with_what_was_forgotten(examined: tuple[Effect, list[Sid
 
 def test_a_run_without_a_log_has_no_lines(tmp_path: Path) -> None:
     assert read_lines(tmp_path) == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESK, "light")])
+def test_the_page_fits_a_phone_and_asks_for_nothing(
+    examined: tuple[Effect, list[Side]], tmp_path: Path, size: tuple[int, int], scheme: str
+) -> None:
+    effect, sides = examined
+    _, html = report(effect, sides, command=["glm", "finetune", "x" * 300]).write(tmp_path)
+    with chromium() as browser, browser.looking_at(html.as_uri(), size=size, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.locator("svg.curve").count() == 1
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert light is (scheme == "light")
