@@ -17,9 +17,10 @@ from glmkit.adapters.directory import apply_adapter, save_adapter, write_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.checkpoint.native import write_model
+from glmkit.checkpoint.run_directory import exported_step
 from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.diagnosis.examine import examine
-from glmkit.errors import CheckpointError, RequestError, TokenizerError
+from glmkit.errors import CheckpointError, GuessWarning, RequestError, TokenizerError
 from glmkit.families.family import family_named, preset
 from glmkit.loading import load_parts
 from glmkit.model import GLM, init_weights
@@ -100,6 +101,18 @@ def test_the_base_of_a_run_is_found_or_asked_for(tmp_path: Path) -> None:
     second, _ = made_run(tmp_path / "second", KINDS["lora"], Origin("run", str(run)))
     with pytest.raises(CheckpointError, match="which is one as well; merge that first: glm merge BASE"):
         glmkit.load(second)
+
+
+def test_a_run_is_what_it_exported_until_it_goes_on(tmp_path: Path) -> None:
+    run, expected = made_run(tmp_path / "run", KINDS["lora"])
+    write_final_model(run, run / "checkpoints" / "step-00000100")
+    with pytest.warns(GuessWarning, match="step-00000100 of it, which it exported as its best, is read"):
+        lm = glmkit.load(run, family="chatglm3", dtype="float32")
+    assert torch.equal(logits(lm.model), expected[100])
+    shutil.copytree(run / "checkpoints" / "step-00000200", run / "checkpoints" / "step-00000300")
+    assert exported_step(run) is None
+    write_final_model(run, run / "checkpoints" / "step-00000300")
+    assert not (run / "exported.json").exists()
 
 
 def test_damage_in_a_run_of_an_adapter_is_seen(tmp_path: Path) -> None:

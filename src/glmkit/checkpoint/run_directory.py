@@ -32,6 +32,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 ADAPTER_RECORD = "glmkit_adapter.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+EXPORTED_FILE = "exported.json"  # of a run whose model/ is of an earlier checkpoint than its newest
 FORMAT = 1
 _MOST_BYTES = 256 << 20  # of a trainer.json, which has the random states of every rank
 _NAME = re.compile(r"step-(\d{8,})")
@@ -178,9 +179,10 @@ def older_good(path: Path) -> Path | None:
 def model_directory(directory: Path) -> tuple[Path, list[str]]:
     """(the model directory that `directory` means, remarks on the choice).
 
-    A run is its newest checkpoint whose model is whole; a checkpoint is itself; a directory without weights of its own
-    and with a `model/` of ours is that; everything else is itself. Raises CheckpointError for a checkpoint whose model
-    is damaged, and for a run without a good one; warns (DamageWarning) of checkpoints that were passed over.
+    A run is its newest checkpoint whose model is whole, or the one that it exported since; a checkpoint is itself; a
+    directory without weights of its own and with a `model/` of ours is that; everything else is itself. Raises
+    CheckpointError for a checkpoint whose model is damaged, and for a run without a good one; warns (DamageWarning) of
+    checkpoints that were passed over.
     """
     if is_checkpoint(directory) and (directory / STATE_FILE).exists():
         damage = _model_damage(directory)
@@ -193,13 +195,16 @@ def model_directory(directory: Path) -> tuple[Path, list[str]]:
     if not (is_run(directory) or _is_own(inner)) or (directory / CONFIG_FILE).is_file():
         return directory, []
     refused: list[str] = []
-    for step in reversed(steps_of(directory)):
+    steps = steps_of(directory)
+    exported = exported_step(directory)
+    for step in [*([] if exported is None else [exported]), *(step for step in reversed(steps) if step != exported)]:
         path = step_path(directory, step)
         damage = _model_damage(path)
         if damage is None:
             for remark in refused:
                 warnings.warn(f"{remark}; {path.name} is read", DamageWarning, stacklevel=3)
-            return path, [f"{directory} is a run; {path.name} of it is read", *_hash_remark(path)]
+            which = ", which it exported as its best," if step == exported else ""
+            return path, [f"{directory} is a run; {path.name} of it{which} is read", *_hash_remark(path)]
         refused.append(f"{damage}, so {path.name} is not read")
     if refused:
         raise CheckpointError(
@@ -210,6 +215,16 @@ def model_directory(directory: Path) -> tuple[Path, list[str]]:
     if _is_own(inner):
         return inner, [f"{directory} holds no weights itself; {inner} is read"]
     raise CheckpointError(f"{directory} is a run that has no checkpoint yet", step="wait for its first one")
+
+
+def exported_step(run: Path) -> int | None:
+    """The step whose checkpoint became `model/`, where that is not the newest one; None too after later checkpoints."""
+    try:
+        values = read_json(run / EXPORTED_FILE)
+    except CheckpointError:
+        return None
+    step, steps = values.get("step"), steps_of(run)
+    return step if isinstance(step, int) and step in steps and values.get("newest") == steps[-1] else None
 
 
 def is_training(run: Path) -> bool:

@@ -14,14 +14,16 @@ from types import TracebackType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glmkit.checkpoint.native import write_tensors
+from glmkit.checkpoint.native import write_json, write_tensors
 from glmkit.checkpoint.run_directory import (
     CHECKPOINTS,
+    EXPORTED_FILE,
     FORMAT,
     LOCK_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     inspect,
+    named_checkpoint,
     newest_good,
     refusal,
     step_of,
@@ -175,7 +177,7 @@ class CheckpointStore:
                     "continue it with --resume auto or give another --output"
                 )
             return None, []
-        path = Path(resume)
+        path = named_checkpoint(Path(resume))
         if steps_of(path):
             return _newest_good(path)
         step = step_of(path)
@@ -232,7 +234,8 @@ def _files(directory: Path) -> list[Path]:
 
 def write_final_model(run_directory: Path, checkpoint: Path) -> Path:
     """`run_directory`/model: the model files of `checkpoint`, sharing their bytes on disk where links work."""
-    target = run_directory / "model"
+    target, step = run_directory / "model", step_of(checkpoint)
+    newest = max(steps_of(run_directory), default=step)
     with atomic_directory(target, replace=True) as temporary:
         for file in _files(checkpoint):
             name = file.relative_to(checkpoint)
@@ -243,4 +246,7 @@ def write_final_model(run_directory: Path, checkpoint: Path) -> Path:
                 (temporary / name).hardlink_to(file)
             except OSError:
                 shutil.copyfile(file, temporary / name)
+    (run_directory / EXPORTED_FILE).unlink(missing_ok=True)
+    if step != newest:  # a run is what it exported
+        write_json(run_directory / EXPORTED_FILE, {"step": step, "newest": newest})
     return target
