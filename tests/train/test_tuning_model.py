@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from glmkit.adapters.adapter import NewAdapter
+from glmkit.adapters.attach import new_adapter
+from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.encoder import PrefixEncoder
+from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.data.packing import pack
 from glmkit.data.tuning_batches import TuningBatches, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
@@ -173,23 +177,30 @@ def assert_every_part_learns(found: dict[str, Tensor]) -> None:
         assert all(bool(row.any()) for row in rows), name
 
 
-@pytest.mark.parametrize("fixture", ["chatglm-6b", "chatglm-6b-int4", "chatglm2-6b", "chatglm3-6b"])
-@pytest.mark.parametrize("method", ["lora", "prefix"])
-def test_published_models_learn_with_recomputation(fixture: str, method: str) -> None:
-    from glmkit.adapters.attach import new_adapter
-    from glmkit.adapters.lora.lora_adapter import LoraOptions
-    from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
+OPTIONS: dict[str, NewAdapter] = {
+    "lora": LoraOptions(("q_proj", "v_proj")),
+    "prefix": PrefixOptions(4, dropout=0.0),
+    "modules to save": LoraOptions(("q_proj",), modules_to_save=("lm_head", "embed_tokens")),
+}
 
+
+@sampled
+@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("fixture", ["chatglm-6b", "chatglm-6b-int4", "chatglm-6b-int8", "chatglm2-6b", "chatglm3-6b"])
+def test_published_models_learn_with_recomputation(fixture: str, method: str) -> None:
     found = []
     for recompute in (False, True):
         model = load_parts(shared_dir("fixtures", fixture), dtype="float32").model.train()
         torch.manual_seed(0)
-        new_adapter(model, LoraOptions(("q_proj", "v_proj")) if method == "lora" else PrefixOptions(4, dropout=0.0))
+        new_adapter(model, OPTIONS[method])
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
         apply(Objective(model, batch_loss()), ParallelPlan(recompute=recompute), Ranks())
         rows = numbered(3, blocks=model.config.mask == "prefix")
         found.append(gradients(model, [pack([[rows.sample(i)] for i in range(3)])]))
     assert_equal_gradients(found[0][1], found[1][1], 1e-6)
     assert_every_part_learns(found[1][1])
+    if method == "modules to save":
+        assert sum("lm_head" in name or "embed_tokens" in name for name in found[1][1]) == 2
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "projection"])
@@ -208,6 +219,16 @@ def test_what_is_trained_and_its_state_are_float32(base: dict[str, Any], method:
     assert {state.dtype for state in optimizers.state_tensors().values()} == {torch.float32}
     assert any(not torch.equal(before[name], p) for name, p in trained.items())
     assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_modules_to_save_are_float32_on_a_half_base(dtype: torch.dtype) -> None:
+    model = tuned("chatglm", "full", dtype=dtype)
+    new_adapter(model, OPTIONS["modules to save"])
+    _, found = gradients(model, alone(numbered(2)))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    assert all(bool(gradient.any()) for name, gradient in found.items() if "lora" not in name)
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix"])

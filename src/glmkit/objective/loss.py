@@ -15,6 +15,9 @@ from glmkit.model.integer_packing import IntegerMatrix
 
 # Logits of one chunk: 2^24 fp32 numbers are 64 MB.
 _CHUNK_NUMBERS = 1 << 24
+# With a frozen head, to whose gradient no chunk has to be added: less than the 32 MB from which on glibc asks the
+# system for every buffer anew, unless these are very few targets.
+_FROZEN_NUMBERS, _FEWEST = 7 << 20, 128
 # Chunks are padded to a multiple of this many targets: oneDNN compiles and keeps a kernel for every shape it meets, and
 # the number of targets differs from batch to batch (docs/log.md, 2026-11-22).
 _ROUND = 64
@@ -89,9 +92,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_size: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_columns = weight_VH.shape[0]
-        chunk = chunk_size or max(64, _CHUNK_NUMBERS // num_columns)
         dtype = _product_dtype(hidden_NH, weight_VH.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        chunk = chunk_size or (
+            max(64, _CHUNK_NUMBERS // num_columns) if need_weight else max(_FEWEST, _FROZEN_NUMBERS // num_columns)
+        )
         weight = weight_VH.detach().to(dtype)
         grad_hidden = torch.empty_like(hidden_NH) if need_hidden else None
         grad_weight = torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight.device) if need_weight else None

@@ -60,7 +60,9 @@ class TuningDataSection:
     source_length: int | None = option(None, "longest prompt in tokens; null = the family's published one", AT_LEAST_1)
     target_length: int | None = option(None, "longest answer in tokens; null = the family's published one", AT_LEAST_1)
     layout: Literal["padded", "packed"] = option("padded", "padded: an example a row; packed: several, isolated")
-    row_length: int | None = option(None, "packed: tokens of a row; null = the longest example", AT_LEAST_1)
+    row_length: int | None = option(
+        None, "packed: most tokens of a row; null = 1024, or micro_batch_size of the longest example", AT_LEAST_1
+    )
     weights: tuple[float, ...] = option((), "shares of the rows drawn from each train set; () = each row once")
     validation_share: float = option(0.0, "share of each train set set apart for evaluation, by prompt", BELOW_1)
     max_train_rows: int | None = option(None, "the first rows of each train set; null = all", AT_LEAST_1)
