@@ -15,6 +15,7 @@ from glmkit.progress import Progress
 from .transfer import RemoteFile, Site, download
 
 _PART = re.compile(r"[\w+][\w+. ()=-]*")  # of a path; a name is a stranger's text
+BUSY = "busy"  # code of the error while another process downloads the same
 _MARK = ".downloading"  # there until every file is
 
 
@@ -93,6 +94,6 @@ def _alone(directory: Path, name: str) -> Iterator[None]:
     mark = directory / _MARK
     with os.fdopen(open_lock(mark), "r+b") as file:
         if not try_lock(file.fileno(), directory):
-            raise HubError(f"another process is downloading {name}", step="wait until it is done")
+            raise HubError(f"another process is downloading {name}", step="wait until it is done", code=BUSY)
         yield
         remove_locked(mark, file.close)

@@ -213,6 +213,17 @@ def test_models_without_tools_refuse_them(tmp_path: Path) -> None:
         assert "not taught to use tools" in str(error)
 
 
+def test_tools_stand_in_one_place(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "", "tools": [TOOL]}, {"role": "user", "content": "q"}]
+    row = {"messages": [*said, {"role": "assistant", "content": "a"}], "tools": [TOOL]}
+    error = refusal(write(tmp_path / "x.jsonl", [row]))
+    assert "field 'tools' stands beside tools in a message" in str(error)
+    del row["tools"]
+    found = one_set(write(tmp_path / "x.jsonl", [row]))[0]
+    assert isinstance(found, Dialogue)
+    assert found.messages[0].tools == [TOOL]
+
+
 def test_chatglm3_tools_of_its_readme(tmp_path: Path) -> None:
     said = {"role": "tool", "name": "weather", "parameters": {"city": "京"}, "observation": {"天气": "晴"}}
     row = {"conversations": [{"role": "user", "content": "q"}, said, {"role": "assistant", "content": "晴。"}]}

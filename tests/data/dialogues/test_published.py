@@ -10,6 +10,7 @@ import pytest
 
 from glmkit.data.dialogues import published
 from glmkit.data.dialogues.published import PUBLISHED, locate
+from glmkit.locks import try_lock
 from glmkit.progress import Progress
 from support.fake_hub import FakeHub, fake_hub
 
@@ -140,6 +141,22 @@ def test_a_download_that_breaks_off_goes_on(hub: FakeHub, nowhere: Path) -> None
     assert f"put {NAME}.json from" in str(error)
     hub.special[path] = whole
     assert len(one_set(NAME)) == 8
+
+
+def test_ranks_wait_for_the_one_that_downloads(hub: FakeHub, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = nowhere / "cache" / "glmkit" / "data" / NAME / ".downloading"
+    mark.parent.mkdir(parents=True)
+    other = open(mark, "wb")  # noqa: SIM115 - closed by the pause
+    assert try_lock(other.fileno(), mark)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        other.close()
+
+    monkeypatch.setattr(published.time, "sleep", pause)
+    assert len(one_set(NAME)) == 8
+    assert len(pauses) == 1
 
 
 def test_a_silent_host(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,8 @@ def with_tools(conversation: Conversation, value: object, name: str, reader: Rea
     if not tools:
         return
     check_taught(reader, name)
+    if any(message.tools for message in conversation.messages):
+        raise DataError(f"field {name!r} stands beside tools in a message; keep one of them", param=name)
     shown = family_tools(tools, reader, name)
     before, messages = len(conversation.messages), conversation.messages
     if reader.chat is not None:

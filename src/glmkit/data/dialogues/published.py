@@ -1,6 +1,7 @@
 """Published data sets by name: their files, where these are looked for on this machine, where they come from."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from urllib.parse import urlsplit
 from glmkit.errors import DataError, HubError, did_you_mean
 from glmkit.hub.addresses import data_file, is_offline, sized
 from glmkit.hub.names import nearby
-from glmkit.hub.snapshot import Snapshot, is_unfinished
+from glmkit.hub.snapshot import BUSY, Snapshot, is_unfinished
 from glmkit.hub.transfer import RemoteFile, Site
 from glmkit.progress import Progress
 
 VARIABLE = "GLMKIT_DATA"
+_PAUSE = 1.0  # seconds between two looks at a download of another process
 _PACKED = (".tar.gz", ".tgz", ".tar")
 _PADDLE = "https://bj.bcebos.com/paddlenlp/datasets"
 
@@ -176,10 +178,21 @@ def _fetch(one: PublishedSet, folder: Path | None, progress: Progress) -> Path:
         assert site is not None, "a set has files"
         title = f"{urlsplit(site.address).hostname} ({one.rows} rows; licence: {one.licence})"
         with progress:
-            done = Snapshot(title, site, place, tuple(files)).fetch(one.folder, list, progress)
+            done = _brought(Snapshot(title, site, place, tuple(files)), one.folder, progress)
     except HubError as error:
         raise DataError(f"{one.folder} is not here and cannot be fetched: {error.what}", step=by_hand) from None
     return done / next(iter(one.files)) if len(one.files) == 1 else done
+
+
+def _brought(snapshot: Snapshot, name: str, progress: Progress) -> Path:
+    """The directory of a snapshot, which another rank of the same run may be downloading. Raises HubError."""
+    while True:
+        try:
+            return snapshot.fetch(name, list, progress)
+        except HubError as error:
+            if error.code != BUSY:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _remote(name: str, address: str, step: str) -> tuple[Site, RemoteFile]:

@@ -48,6 +48,7 @@ class RowFiles:
     is_hub: bool = False
     by_split: bool = False
     ignored: Counter[str] = field(default_factory=Counter)
+    _splits: dict[Path, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, options: ReadOptions) -> "RowFiles":
@@ -64,6 +65,11 @@ class RowFiles:
         """The split that a file or a member of an archive belongs to."""
         if not self.by_split:
             return "train"
+        if path not in self._splits:
+            self._splits[path] = self._split_of(path)
+        return self._splits[path]
+
+    def _split_of(self, path: Path) -> str:
         root = Path(self.name)
         try:
             parts = path.relative_to(root).parts
