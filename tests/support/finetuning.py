@@ -55,4 +55,6 @@ def tuning_recipe(method: str, base: Path, train: Sequence[Path], output: Path, 
     }
     if method == "ptuning":
         values["adapter.length"] = 4
+    if "training__num_epochs" in overrides:
+        del values["training.max_steps"]
     return FINETUNING.read(method, values | {name.replace("__", "."): value for name, value in overrides.items()})
