@@ -8,7 +8,15 @@ from glmkit.adapters.adapter import NewAdapter, all_kinds
 from glmkit.data.dialogues.row_forms import Columns
 from glmkit.errors import ConfigError, did_you_mean
 
-from .run_config import CheckpointSection, EvaluationSection, RunConfig, SectionReader, TrainingSection, plain_section
+from .run_config import (
+    CheckpointSection,
+    EvaluationSection,
+    RunConfig,
+    SectionReader,
+    TrainingSection,
+    plain_section,
+)
+from .schedule import Schedule, StepPlan
 from .schema import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, PROCESSES, build, option, readable
 
 FULL = "full"
@@ -136,6 +144,13 @@ class FinetuneConfig(RunConfig):
                 param="tuning.method",
             )
         return config
+
+    def learning_rate(self, plan: StepPlan) -> tuple[Schedule, Literal["steps", "samples"]]:
+        """The schedule and the unit of its positions; one that falls to 0 does so behind the last step, not at it."""
+        schedule, unit = super().learning_rate(plan)
+        if self.schedule.lr_decay_iters is None and unit == "steps" and schedule.decay_ratio == 0:
+            schedule = replace(schedule, decay=schedule.decay + 1)
+        return schedule, unit
 
     @classmethod
     def section_readers(cls) -> Mapping[str, SectionReader]:

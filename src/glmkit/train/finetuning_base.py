@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from glmkit.adapters.attach import find_attached, new_adapter, set_trainable
-from glmkit.adapters.directory import open_adapter
+from glmkit.adapters.attach import attached, find_attached, new_adapter, set_trainable
+from glmkit.adapters.directory import apply_adapter, open_adapter
 from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
@@ -109,7 +109,6 @@ def load_base(config: FinetuneConfig, base: TuningBase, device: torch.device) ->
         m.base,
         config=m.config,
         tokenizer=base.tokenizer,
-        adapter=m.adapter,
         device=str(device),
         dtype="float32" if method == FULL else _given_dtype(config),  # type: ignore[arg-type]
         quantize=None if m.quantization_bit is None else ("int4" if m.quantization_bit == 4 else "int8"),
@@ -120,6 +119,11 @@ def load_base(config: FinetuneConfig, base: TuningBase, device: torch.device) ->
         quantize_modules(parts.model, base.shape.quantization)
         parts = replace(parts, config=base.shape)
         parts.model.config = base.shape
+    if m.adapter is not None:
+        directory = model_directory(local_directory(m.adapter, param="model.adapter"))[0]
+        family, layout = base.checkpoint.family, base.checkpoint.layout
+        parts.notes.extend(apply_adapter(parts.model, directory, family=family, layout=layout).notes)
+        attached(parts.model).tokenizer = base.tokenizer
     put_adapter(parts.model, config, base)
     return parts
 
