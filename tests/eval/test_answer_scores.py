@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tracemalloc
 
 import pytest
 from rouge_chinese import Rouge
@@ -124,3 +125,17 @@ def test_the_interval_is_of_the_mean_over_rows() -> None:
     low, high = found.intervals["exact-match"]
     assert low < found.values["exact-match"] == 50 < high
     assert high - low == pytest.approx(2 * 1.96 * 50 / math.sqrt(40), rel=0.2)
+
+
+def test_a_row_costs_a_few_numbers_and_no_text() -> None:
+    scorer = Scorer(choose_metrics(["paddle", "plain"]), lambda text: text.split())
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(3):
+            for _ in range(100):
+                scorer.add("the same words again and again", "the same words again")
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert (sizes[2] - sizes[1]) / 100 < 200  # bytes a row

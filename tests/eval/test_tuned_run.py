@@ -43,7 +43,8 @@ def test_a_run_is_measured_and_reported(base: Path, tmp_path: Path, method: str)
     assert effect.adapter == {"full": "", "lora": "lora", "ptuning": "prefix"}[method]
     assert set(effect.changes) == {"held_out", "general"}
     assert effect.changes["held_out"].largest > 0
-    assert effect.notes == ("hardly any effect: the training was very short, or its learning rate very small",)
+    short = "hardly any effect: the training was very short, or its learning rate very small"
+    assert effect.notes == (() if method == "ptuning" else (short,))
     report = json.loads((output / "report.json").read_text())
     assert report["command"] == f"glm finetune {method}"
     assert [line["rows"] for line in report["scores"]] == [2] * len(report["scores"]) != []
@@ -71,6 +72,23 @@ def test_a_training_without_effect_is_an_error(base: Path, tmp_path: Path) -> No
     with pytest.raises(TrainingError, match=r"has no effect: no output of the model differs from the base's") as error:
         inspector.finish(outcome, Ranks())
     assert error.value.code == "no_effect"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("method", "bits"), [("lora", 4), ("ptuning", 8)])
+def test_an_adapter_on_integers_is_measured_on_the_same_integers(
+    base: Path, tmp_path: Path, method: str, bits: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    rows = toy_rows(tmp_path / "rows.jsonl")
+    config = tuning_recipe(
+        method, base, [rows], tmp_path / "run", model__quantization_bit=bits, optimizer__learning_rate=0.02
+    )
+    inspector = TuningInspector(config, ["glm"], QUIET)
+    effect = inspector.finish(finetune(config, prepare=inspector.prepare, quiet=True), Ranks())
+    assert effect is not None
+    assert set(effect.changes) == {"trained", "general"}
+    assert effect.notes == ()
+    assert [str(warning.message) for warning in recwarn.list if "quantization" in str(warning.message)] == []
 
 
 @pytest.mark.exhaustive

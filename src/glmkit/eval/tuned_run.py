@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from glmkit.adapters.attach import adapter_off, find_attached
+from glmkit.adapters.attach import adapter_off, detach_adapter, find_attached
+from glmkit.adapters.directory import apply_adapter
 from glmkit.data.dialogues.dialogue_set import DialogueSet
 from glmkit.generate.params import GenerationParams
 from glmkit.loading import Parts, load_parts
@@ -145,8 +146,10 @@ class TuningInspector:
         config, device = self._config, ranks.device
         if config.tuning.method == FULL:
             return load_parts(exported, device=str(device), dtype=dtype)  # type: ignore[arg-type]
-        tuned = replace(config, model=replace(config.model, adapter=str(exported)))
-        return load_base(tuned, open_base(tuned), device)
+        parts = load_base(config, open_base(config), device)  # with a new adapter on it
+        detach_adapter(parts.model)
+        apply_adapter(parts.model, exported, family=parts.family)
+        return parts
 
     def _maker(self, parts: Parts, data: TuningData) -> QuestionMaker:
         tuning = parts.family.tuning if parts.family else None
