@@ -61,6 +61,7 @@ def predictions(path: Path) -> list[dict[str, object]]:
 @pytest.mark.exhaustive
 def test_glm_full(glm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(PADDLENLP["full"])
+    run(PADDLENLP["full"].replace(" --do_eval", ""))  # goes on with the run that it finds, which is finished
     run_directory = folder / "checkpoints" / "glm-large-chinese"
     assert len(predictions(run_directory / "eval_predictions.jsonl")) == 2
     run(PADDLENLP["predict"])
@@ -83,6 +84,8 @@ def test_glm_lora(name: str, glm: Path, folder: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     run(PADDLENLP["infer"])
     assert capsys.readouterr().out.splitlines()[-4:] == adapted
+    run(PADDLENLP["export"].replace("infer/glm", "infer/again"))  # the run of an adapter knows its base
+    assert (folder / "checkpoints" / "infer" / "again" / "model.safetensors").is_file()
 
 
 @pytest.mark.exhaustive

@@ -1,7 +1,9 @@
 """Scripts that answer: built-in prompts, rows of files, and how the answers are decoded; writing a model for that."""
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+from glmkit.adapters.directory import read_origin
+from glmkit.checkpoint.run_directory import model_directory, named_checkpoint
 from glmkit.errors import RequestError
 
 from .command_line import Given
@@ -116,7 +118,16 @@ def export(given: Given, machine: Machine) -> Translation:
 
 
 def _written(model: str, adapter: str | None, target: str, dtype: str | None) -> Step:
+    """The command that writes one model directory. A run of an adapter knows its base."""
     more = [] if dtype is None else ["--dtype", dtype]
     if adapter is not None:
         return Step(("merge", model, adapter, "--output", target, *more))
+    if _is_adapter(Path(model)):
+        return Step(("merge", model, "--output", target, *more))
     return Step(("convert", model, target, "--to", "glmkit", *more))
+
+
+def _is_adapter(path: Path) -> bool:
+    """True for an adapter that names its base, and for a run of one."""
+    directory = named_checkpoint(path)
+    return directory.is_dir() and read_origin(model_directory(directory)[0]) is not None

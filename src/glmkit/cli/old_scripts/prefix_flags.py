@@ -4,7 +4,7 @@ from pathlib import Path
 
 from glmkit.adapters.adapter_files import AdapterFiles
 from glmkit.adapters.directory import open_adapter
-from glmkit.checkpoint.run_directory import model_directory
+from glmkit.checkpoint.run_directory import model_directory, named_checkpoint
 from glmkit.errors import CheckpointError, RequestError
 
 from .command_line import Given
@@ -18,10 +18,13 @@ def check_prefix_flags(given: Given, directory: str | None) -> None:
 
     What is no directory of an adapter here, such as a name on a hub, is left to loading.
     """
-    if directory is None or not {"pre_seq_len", "prefix_projection"} & given.named or not Path(directory).exists():
+    if directory is None or not {"pre_seq_len", "prefix_projection"} & given.named:
+        return
+    folder = named_checkpoint(Path(directory))
+    if not folder.is_dir():
         return
     try:
-        files = open_adapter(model_directory(Path(directory))[0])
+        files = open_adapter(model_directory(folder)[0])
     except CheckpointError:
         return
     rows = _rows(files)
