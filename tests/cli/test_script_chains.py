@@ -95,7 +95,6 @@ def test_glm_on_several_cards(name: str, glm: Path, folder: Path) -> None:
     assert (folder / "checkpoints" / "glm-large-chinese" / "model").is_dir()
 
 
-@pytest.mark.exhaustive
 def test_glm_from_shards(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_release(folder / "checkpoints" / "glm-large-chinese" / "checkpoint-100", "glm-large-chinese", ranks=2)
     run(PADDLENLP["predict-shards"])
