@@ -5,6 +5,7 @@ Legend: B rows, T tokens of a row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 
 import numpy as np
 import torch
@@ -128,9 +129,9 @@ def pack(
 def balanced(lengths: Sequence[int], num_rows: int) -> list[list[int]]:
     """Items over a fixed number of rows, about equally full: longest first, each into the emptiest row."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
-    used = [0] * num_rows
+    used = [(0, place) for place in range(num_rows)]  # a heap
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        place = used.index(min(used))
+        full, place = used[0]
         rows[place].append(item)
-        used[place] += lengths[item]
+        heapreplace(used, (full + lengths[item], place))
     return [sorted(row) for row in rows]

@@ -6,7 +6,7 @@ from pathlib import Path
 from glmkit.data.dialogues.dialogue_set import DialogueSet, DialogueSets, DialogueSpec, open_dialogues
 from glmkit.data.dialogues.texts import Reader
 from glmkit.data.packing import Batch
-from glmkit.data.tuning_batches import TuningBatches, TuningEvaluation, TuningLayout
+from glmkit.data.tuning_batches import ROW_LENGTH, TuningBatches, TuningEvaluation, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
 from glmkit.data.tuning_rows import RowSet, encode_rows
 from glmkit.errors import ConfigError, shorten
@@ -74,12 +74,13 @@ class TuningData:
     def evaluation(self, config: FinetuneConfig) -> dict[str, TuningEvaluation]:
         """The validation batches of every set."""
         e = config.evaluation
-        size = e.batch_size or config.training.micro_batch_size
+        size, d = e.batch_size or config.training.micro_batch_size, config.data
+        packed = (d.row_length or ROW_LENGTH) if d.layout == "packed" else None
         names = [Path(rows.name).name for rows in self.validation]
         short = len({*names}) == len(names)
         return {
             (Path(rows.name).name if short else rows.name): TuningEvaluation(
-                rows, batch_size=size, limit=e.rows_per_mode
+                rows, batch_size=size, row_length=packed, limit=e.rows_per_mode
             )
             for rows in self.validation
         }
