@@ -21,7 +21,7 @@ _NEAR_END = 16  # characters; an error this near the end of the buffer may only 
 
 
 class WrittenFloat(float):
-    """A number with a fraction or an exponent, with its text in the file."""
+    """A number with a fraction, an exponent or a sign before zero, with its text in the file."""
 
     def __new__(cls, text: str) -> "WrittenFloat":
         number = super().__new__(cls, text)
@@ -39,8 +39,14 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def _integer(text: str) -> int | WrittenFloat:
+    return WrittenFloat(text) if text == "-0" else int(text)
+
+
 PLAIN = json.JSONDecoder()
-WHOLE = json.JSONDecoder(parse_float=WrittenFloat, object_pairs_hook=_distinct)  # of rows that are used whole
+WHOLE = json.JSONDecoder(
+    parse_float=WrittenFloat, parse_int=_integer, object_pairs_hook=_distinct
+)  # of rows that are used whole
 
 
 def json_rows(

@@ -35,6 +35,8 @@ FORMATS = {
     ARCHIVE: "archive",
 }
 
+_ROW_KINDS = frozenset(("jsonl", "json", "csv", "tsv", "parquet", "arrow"))  # one file, whole rows
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -146,6 +148,9 @@ class Sources:
     def _records(self, stream: io.BufferedReader, path: Path) -> Iterator[Record]:
         kind = self._format_of(path)
         assert kind is not None, "only wanted files come"
+        if kind not in _ROW_KINDS:
+            what = f"{path}: a file of the kind {bare_suffix(path)} is not read from an archive"
+            raise DataError(what, step="unpack the archive")
         if kind == "csv" and self.options.delimiter is None and (found := sniff_delimiter(stream)) != ",":
             self.notes.append(f"{path}: its columns are separated by {found!r}")
         return stream_records(stream, path, kind, delimiter=self.options.delimiter, hint=encoding_hint, decoder=WHOLE)

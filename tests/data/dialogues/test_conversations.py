@@ -234,6 +234,14 @@ def test_chatglm3_tools_of_its_readme(tmp_path: Path) -> None:
     assert found.counted == (False, True, False, True)
 
 
+def test_rounds_as_pairs(tmp_path: Path) -> None:
+    row = {"conversation": [{"human": "甲", "assistant": "乙"}, {"human": "丙", "assistant": "丁"}]}
+    (found,) = one_set(write(tmp_path / "x.jsonl", [row]))
+    assert texts(found) == [("user", "甲"), ("assistant", "乙"), ("user", "丙"), ("assistant", "丁")]
+    assert isinstance(found, Dialogue)
+    assert found.counted == (False, True, False, True)
+
+
 def test_belle_rounds_in_a_text(tmp_path: Path) -> None:
     from glmkit.data.dialogues.row_reader import rounds_in
 

@@ -82,6 +82,13 @@ def test_an_archive_with_splits(tmp_path: Path) -> None:
     assert sets.train[0][1].where == f"{path}/AdvertiseGen/train.json: line 2"
 
 
+def test_pairs_of_lines_are_not_read_from_an_archive(tmp_path: Path) -> None:
+    path = packed(tmp_path / "x.tar.gz", {"x/train.source": "a\n", "x/train.target": "b\n"})
+    assert "train.source: a file of the kind .source is not read from an archive; unpack the archive" in str(
+        refusal(path)
+    )
+
+
 def test_files_of_different_kinds(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", LINE)
     write(tmp_path / "b.jsonl", [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}])

@@ -44,7 +44,7 @@ def test_zero_is_an_answer(tmp_path: Path, chatglm: Tuned) -> None:
 
 
 def test_numbers_are_as_they_were_written(tmp_path: Path) -> None:
-    written = ["0", "-3", "1.50", "1e3", "0.10", "12345678901234567890"]
+    written = ["0", "-0", "-3", "1.50", "1e3", "0.10", "12345678901234567890"]
     lines = "".join(f'{{"prompt":"q","response":{number}}}\n' for number in written)
     assert [texts(one)[1][1] for one in one_set(write(tmp_path / "x.jsonl", lines))] == written
     array = "[" + ",".join(lines.split("\n")[:-1]) + "]"
@@ -79,6 +79,11 @@ def test_a_reserved_word_in_an_answer_is_named(tmp_path: Path, chatglm: Tuned) -
     assert found.report.remarks["reserved"].first == f"{path}: line 2"
     (row, _) = encoded(path, chatglm, "chatglm")
     assert row.ids[:4] == [53, 199, 15475, 42]  # text, whatever it says
+
+
+def test_lost_characters_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": "好\ufffd坏"}])
+    assert one_set(path).report.remarks["lost_text"].count == 1
 
 
 def test_line_ends(tmp_path: Path, chatglm: Tuned) -> None:

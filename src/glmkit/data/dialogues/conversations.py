@@ -31,6 +31,13 @@ ROLES = {
 _SHOWN = ("system", "user", "human", "assistant", "gpt", "function_call", "observation", "tool")
 _ROLE_KEYS, _TEXT_KEYS = ("from", "role", "speaker"), ("value", "content", "text")
 _OF_CALLS = ("name", "metadata", "tools", "tool_calls", "tool_call_id", "function_call", "parameters", "observation")
+_PAIRS = (
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+)
 _FLAGS = ("loss", "train", "weight")
 _KNOWN_KEYS = frozenset((*_ROLE_KEYS, *_TEXT_KEYS, *_OF_CALLS, *_FLAGS, "id", "refusal"))
 
@@ -73,6 +80,11 @@ def read_conversation(value: object, name: str, reader: Reader) -> Conversation:
         if not isinstance(item, Mapping):
             raise DataError(f"field {place!r} is {describe(item)}, not a message", param=place, code="wrong_type")
         message = {str(key): inner for key, inner in item.items() if inner is not None}
+        if not message.keys() & {*_ROLE_KEYS} and any(pair <= message.keys() for pair in map(set, _PAIRS)):
+            outcomes.end(place)
+            for role, text in _of_mapping(item, place):
+                conversation.add(Message(role, text))
+            continue
         for key in message.keys() - _KNOWN_KEYS:
             conversation.unused[key] = conversation.unused.get(key, 0) + 1
         _read_message(message, item, place, reader, outcomes)
@@ -226,12 +238,7 @@ def read_history(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_mapping(item: Mapping[object, object], place: str) -> Iterator[tuple[str, str]]:
-    for question, answer in (
-        ("prompt", "response"),
-        ("query", "response"),
-        ("question", "answer"),
-        ("user", "assistant"),
-    ):
+    for question, answer in _PAIRS:
         if question in item and answer in item:
             yield "user", written(item[question], f"{place}.{question}")
             yield "assistant", written(item[answer], f"{place}.{answer}")

@@ -22,6 +22,7 @@ _WORDS = {
     "nothing_to_train": "rows without an answer that is trained, left out",
     "trailing": "conversations with messages behind the last answer, which are not read",
     "end_word": "answers with an end word of a model at their end, which is cut",
+    "lost_text": "answers with U+FFFD, which stands for characters that were lost before",
     "reserved": "answers with a reserved word of this model, which stays text",
     "rounds_in_text": "texts with rounds of Human: and Assistant:, read as earlier rounds",
     "last_only": "answers in histories, which are context and not trained (data.answers all trains them)",

@@ -160,6 +160,8 @@ class RowReader:
             self.report.remark("end_word", where)
         if "{{" in text and PLACEHOLDER.search(text):
             self.report.remark("placeholders", where)
+        if "\ufffd" in text:
+            self.report.remark("lost_text", where)
         if any(word in text for word in self.reader.reserved):
             self.report.remark("reserved", where)
         return message if text == message.content else Message("assistant", text)
