@@ -1,5 +1,7 @@
 """Several adapters on one model, chosen request by request: each as if it were the only one."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 import glmkit
+from glmkit.adapters.adapter_files import RECORD
 from glmkit.adapters.attach import detach_adapter, merge_adapter
 from glmkit.adapters.directory import apply_adapter
-from glmkit.errors import CheckpointError, RequestError
+from glmkit.errors import CheckpointError, RequestError, UnreadWarning
 from glmkit.generate.engine import EngineLimits, Ticket
-from glmkit.loading import write_merged
+from glmkit.merging import merge
 from glmkit.session import LM
 from support.saved_adapters import save_base, save_lora, save_prefix, save_with_norm
 from support.served_models import small_base, small_chat
@@ -67,10 +70,30 @@ def test_as_the_only_adapter_and_as_merged(lm: LM, saved: Saved, tmp_path: Path)
         alone = glmkit.load(saved.base, adapter=directory)
         assert seen[name] == pytest.approx(numbers(alone), abs=1e-5), name
         if name in ("ads", "qa", "whole"):
-            write_merged(saved.base, directory, tmp_path / name)
+            merge(saved.base, directory, tmp_path / name)
             assert seen[name] == pytest.approx(numbers(glmkit.load(tmp_path / name)), abs=1e-5), name
             merge_adapter(alone.model)
             assert seen[name] == pytest.approx(numbers(alone), abs=1e-5), name
+
+
+@pytest.mark.filterwarnings("error")
+def test_ends_of_answers_that_an_adapter_was_taught(saved: Saved, tmp_path: Path) -> None:
+    """They end answers by that adapter, and no others."""
+    lm = glmkit.load(saved.base, adapters={"ads": saved.adapters["ads"]})
+    ids = lm.answers([TEXT], adapter="ads", max_new_tokens=8)[0][0].ids
+    shutil.copytree(saved.adapters["ads"], tmp_path / "taught")
+    record = tmp_path / "taught" / RECORD
+    values = json.loads(record.read_text())
+    record.write_text(json.dumps({**values, "taught": {"stop_ids": [ids[3]]}}))
+    lm.add_adapter("taught", tmp_path / "taught")
+    cut = ids[: ids.index(ids[3])]
+    for name, right in (("taught", cut), ("ads", ids)):
+        assert lm.answers([TEXT], adapter=name, max_new_tokens=8)[0][0].ids == right
+    alone = glmkit.load(saved.base, adapter=tmp_path / "taught")
+    assert alone.answers([TEXT], max_new_tokens=8)[0][0].ids == cut
+    record.write_text(json.dumps({**values, "taught": {"stop_ids": [9999]}}))
+    with pytest.warns(UnreadWarning, match="rows do not have: .9999."):
+        lm.add_adapter("beyond", tmp_path / "taught")
 
 
 @pytest.mark.exhaustive

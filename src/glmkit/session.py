@@ -97,6 +97,10 @@ class LM:
         """Adapters that requests may choose (`adapter=NAME`), by name; without one a request gets the model alone."""
         return self._runtime.adapters
 
+    def tokenizer_for(self, adapter: str | None) -> Tokenizer:
+        """The tokenizer of an adapter, which may have tokens of its own; None: `tokenizer`. Raises as that does."""
+        return self._runtime.jobs(adapter).prompts.tokenizer
+
     def add_adapter(
         self, name: str, directory: str | os.PathLike[str], *, alpha: float | None = None, hub: str | None = None
     ) -> AdapterInfo:

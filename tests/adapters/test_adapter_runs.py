@@ -228,6 +228,11 @@ def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp
     assert (tmp_path / "again" / "added_tokens.json").is_file()
     given = glmkit.load(base, adapter=tmp_path / "a", tokenizer=tmp_path / "again")
     assert given.tokenizer.encode("<用户>") == [64799]
+    named = glmkit.load(base, adapters={"own": tmp_path / "a"})
+    assert named.tokenizer_for("own").encode("<客服>") == [64798] != named.tokenizer.encode("<客服>")
+    options = {"max_new_tokens": 4, "logprobs": 0}
+    for name, alone in (("own", lm), (None, glmkit.load(base))):
+        assert named.answers(["你<客服>"], adapter=name, **options) == alone.answers(["你<客服>"], **options)
     with pytest.raises(CheckpointError, match="'<客服>' as id 64798, and the tokenizer has no such token"):
         glmkit.load(base, adapter=tmp_path / "a", tokenizer=base)
     named = glmkit.load(base, adapters={"a": tmp_path / "a"}, dtype="float32")

@@ -75,8 +75,9 @@ class Prompts:
         special = config.special
         if special is None and self._parts.tokenizer is not None and self._fills_spans:
             special = self._parts.tokenizer.special
-        own = set() if special is None else {special.eop, special.eos}
+        own: set[int] = set() if special is None else {special.eop, special.eos}
         # A model of spans ends them as it was trained to; what its files name is for models that continue a row.
+        own |= {*self._parts.taught.stop_ids}
         return frozenset(own if self._fills_spans else own | {*generation.stop_ids})
 
     @property

@@ -13,6 +13,7 @@ from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.incremental import IncrementalDecoder, whole_text
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .error_responses import ApiError, refused
 from .logprobs import LogprobWriter
@@ -38,16 +39,18 @@ async def chat_completions(request: Request, body: ChatRequest) -> ChatCompletio
     """OpenAI's chat completions, with tools for the families that were taught to use them."""
     state: State = request.app.state.glm
     adapter = state.adapter_of(body.model)
-    template = chat_template(state.lm)
+    template, tokenizer = chat_template(state.lm), state.lm.tokenizer_for(adapter)
     jobs = Jobs(state, [_maker(state, template, body, adapter)], given=body.model_fields_set, param="messages")
     head = state.heading("chatcmpl", adapter)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)
         if body.stream:
             await jobs.begun()
-            return EventStream(_chunks(jobs, state.lm, template, body, head), stack.pop_all().aclose)
+            return EventStream(_chunks(jobs, tokenizer, template, body, head), stack.pop_all().aclose)
         (job,) = await jobs.finish()
-        choices = [_Choice(number, state.lm, template, body).whole(answer) for number, answer in enumerate(job.answers)]
+        choices = [
+            _Choice(number, tokenizer, template, body).whole(answer) for number, answer in enumerate(job.answers)
+        ]
         return ChatCompletion(**head, object="chat.completion", choices=choices, usage=_usage(jobs))
 
 
@@ -84,7 +87,7 @@ def _maker(state: State, template: ChatTemplate, body: ChatRequest, adapter: str
 
 
 async def _chunks(
-    jobs: Jobs[ReplyJob], lm: LM, template: ChatTemplate, body: ChatRequest, head: Heading
+    jobs: Jobs[ReplyJob], tokenizer: Tokenizer, template: ChatTemplate, body: ChatRequest, head: Heading
 ) -> AsyncIterator[Event]:
     extra: dict[str, None] = {"usage": None} if body.include_usage else {}
 
@@ -94,7 +97,7 @@ async def _chunks(
     def said(choice: _Choice, text: str) -> ChatChunk:
         return chunk(choice.chunk(Delta(content=text)))
 
-    choices = [_Choice(number, lm, template, body) for number in range(body.n or 1)]
+    choices = [_Choice(number, tokenizer, template, body) for number in range(body.n or 1)]
     texts = [text_frames(partial(said, choice)) for choice in choices]
     for choice in choices:
         yield chunk(choice.chunk(Delta(role="assistant", content="")))
@@ -117,14 +120,14 @@ async def _chunks(
 class _Choice:
     """One answer as it is sent, whole or in chunks."""
 
-    def __init__(self, number: int, lm: LM, template: ChatTemplate, body: ChatRequest) -> None:
+    def __init__(self, number: int, tokenizer: Tokenizer, template: ChatTemplate, body: ChatRequest) -> None:
         offered = [] if body.tool_choice == "none" else [tool.function.name for tool in body.tools or ()]
-        self._number, self._lm, self._template = number, lm, template
+        self._number, self._tokenizer, self._template = number, tokenizer, template
         self._calls = ReplyCalls(template, offered, several=body.parallel_tool_calls is not False)
         self._called = False
-        self._logprobs = LogprobWriter(lm.tokenizer) if body.logprobs else None
+        self._logprobs = LogprobWriter(tokenizer) if body.logprobs else None
         # The raw text, in which calls are: a second reading of the tokens, only where tools were offered.
-        self._decoder = IncrementalDecoder(lm.tokenizer, skip_specials=False) if offered else None
+        self._decoder = IncrementalDecoder(tokenizer, skip_specials=False) if offered else None
         self._raw = ""
         self.plain = self._logprobs is None and self._decoder is None  # nothing is sent but text
 
@@ -166,7 +169,7 @@ class _Choice:
         return [self.chunk(Delta(tool_calls=[delta])) for delta in deltas]
 
     def _raw_text(self, answer: Answer) -> str:
-        return whole_text(self._lm.tokenizer, answer.ids, skip_specials=False)
+        return whole_text(self._tokenizer, answer.ids, skip_specials=False)
 
 
 def _finish(answer: Answer, called: bool) -> Finish:

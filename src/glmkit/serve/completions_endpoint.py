@@ -12,7 +12,7 @@ from glmkit.generate.jobs.beam_search import BeamsJob
 from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Answer, Ended
 from glmkit.generate.params import GenerationParams
-from glmkit.session import LM
+from glmkit.tokenizer.protocol import Tokenizer
 
 from .error_responses import ApiError, refused
 from .logprobs import LogprobWriter
@@ -92,6 +92,7 @@ class _Asked:
     def __init__(self, state: State, body: CompletionRequest, adapter: str | None) -> None:
         """Raise ApiError for fields that do not go together, and for values that parameters refuse."""
         self._lm, self.body, self._adapter = state.lm, body, adapter
+        self._tokenizer = state.lm.tokenizer_for(adapter)
         self.prompts = body.prompts
         self.n = body.n or 1
         self.fills = bool(body.suffix)
@@ -135,11 +136,11 @@ class _Asked:
     def echoed(self, index: int) -> str:
         """The prompt of a choice as text."""
         prompt = self.prompts[index // self.n]
-        return prompt if isinstance(prompt, str) else self._lm.tokenizer.decode(prompt)
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
 
     def logprobs(self) -> LogprobWriter | None:
         """The writer for one answer; None where no log-probabilities were asked for."""
-        return None if self.body.logprobs is None else LogprobWriter(self._lm.tokenizer)
+        return None if self.body.logprobs is None else LogprobWriter(self._tokenizer)
 
     def usage(self, jobs: Jobs[AnyJob]) -> Usage:
         """Count the tokens: each prompt once, answers that were not given as well."""
@@ -152,7 +153,7 @@ class _Asked:
 
     def _filling(self, prompt: str | list[int], number: int) -> AnyJob:
         lm, suffix = self._lm, self.body.suffix or ""
-        before = _as_text(lm, prompt)
+        before = _as_text(self._tokenizer, prompt)
         names = [lm.tokenizer.id_to_token(index) for index in lm.special.mask_ids()]
         if (blank := next((name for name in names if name in before or name in suffix), None)) is not None:
             message = f"suffix: {blank} in the text would be a blank of its own; use /v1/infill"
@@ -183,13 +184,13 @@ class _Asked:
                 raise ApiError(400, f"{name}: {reason}", param=name)
 
 
-def _as_text(lm: LM, prompt: str | list[int]) -> str:
+def _as_text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
     """A prompt before a blank. Raises ApiError for token ids that would be others behind the way to text and back."""
     if isinstance(prompt, str):
         return prompt
     with refused((), "prompt"):
-        text = lm.tokenizer.decode(prompt)
-        same = lm.tokenizer.encode(text) == prompt
+        text = tokenizer.decode(prompt)
+        same = tokenizer.encode(text) == prompt
     if not same:
         raise ApiError(
             400, "prompt: with suffix, token ids must be those that the text itself gets; send the text", param="prompt"
