@@ -47,8 +47,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return Saved(save_base(lm, folder / "base"), adapters)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lm(saved: Saved) -> LM:
+    """For tests that leave it as it is."""
+    return glmkit.load(saved.base, adapters=saved.adapters)
+
+
+@pytest.fixture
+def own(saved: Saved) -> LM:
     return glmkit.load(saved.base, adapters=saved.adapters)
 
 
@@ -105,7 +111,7 @@ def test_load_order_changes_nothing(lm: LM, saved: Saved) -> None:
             assert numbers(other, name) == pytest.approx(seen[name], abs=1e-5), (names, name)
 
 
-@pytest.mark.parametrize("tokens", [None, 300], ids=["", "little room"])
+@pytest.mark.parametrize("tokens", [None, pytest.param(300, marks=pytest.mark.exhaustive)], ids=["", "little room"])
 def test_the_same_long_prompt_under_base_a_b_a_base(lm: LM, tokens: int | None) -> None:
     lm.start_engine(EngineLimits(tokens=tokens, block=4))
     text = TEXT * 3
@@ -164,40 +170,40 @@ def test_conversations(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def stream(lm: LM) -> Iterator[Ticket]:
+def stream(own: LM) -> Iterator[Ticket]:
     """A request by `ads` that waits for its reader."""
-    job = lm.continue_job(TEXT, {"max_new_tokens": 20, "min_new_tokens": 20}, adapter="ads")
-    ticket = lm.engine.submit(job, Ticket(events=True, max_unread=4))
+    job = own.continue_job(TEXT, {"max_new_tokens": 20, "min_new_tokens": 20}, adapter="ads")
+    ticket = own.engine.submit(job, Ticket(events=True, max_unread=4))
     wait_for(lambda: ticket.full)
     yield ticket
     ticket.cancel()
 
 
-def test_adapters_come_and_go_while_requests_run(lm: LM, saved: Saved, stream: Ticket) -> None:
-    right, tuned = numbers(lm), numbers(lm, "tuned")
-    whole = lm.answers([TEXT], adapter="ads", max_new_tokens=20, min_new_tokens=20)[0][0].text
-    lm.remove_adapter("tuned")
+def test_adapters_come_and_go_while_requests_run(own: LM, saved: Saved, stream: Ticket) -> None:
+    right, tuned = numbers(own), numbers(own, "tuned")
+    whole = own.answers([TEXT], adapter="ads", max_new_tokens=20, min_new_tokens=20)[0][0].text
+    own.remove_adapter("tuned")
     with pytest.raises(
         RequestError, match=r"^the model has no adapter 'tuned'; known are ads, qa, long, whole$"
     ) as caught:
-        lm.generate(TEXT, adapter="tuned")
+        own.generate(TEXT, adapter="tuned")
     assert (caught.value.param, caught.value.code) == ("adapter", "adapter_not_found")
     with pytest.raises(RequestError, match="1 requests run by the adapter ads; let them end, or cancel them"):
-        lm.remove_adapter("ads")
-    info = lm.add_adapter("again", saved.adapters["tuned"])
-    assert lm.adapters["again"] == info
-    assert numbers(lm, "again") == pytest.approx(tuned, abs=1e-5)
-    assert numbers(lm) == pytest.approx(right, abs=1e-5)
+        own.remove_adapter("ads")
+    info = own.add_adapter("again", saved.adapters["tuned"])
+    assert own.adapters["again"] == info
+    assert numbers(own, "again") == pytest.approx(tuned, abs=1e-5)
+    assert numbers(own) == pytest.approx(right, abs=1e-5)
     assert "".join(event.text for event in stream.stream() if hasattr(event, "text")) == whole
-    lm.remove_adapter("ads")
-    assert numbers(lm) == pytest.approx(right, abs=1e-5)
+    own.remove_adapter("ads")
+    assert numbers(own) == pytest.approx(right, abs=1e-5)
 
 
-def test_a_request_that_comes_too_late(lm: LM) -> None:
-    job = lm.continue_job(TEXT, {"max_new_tokens": 2}, adapter="ads")
-    lm.remove_adapter("ads")
+def test_a_request_that_comes_too_late(own: LM) -> None:
+    job = own.continue_job(TEXT, {"max_new_tokens": 2}, adapter="ads")
+    own.remove_adapter("ads")
     with pytest.raises(RequestError, match="has no adapter 'ads'; known are"):
-        lm.engine.submit(job)
+        own.engine.submit(job)
 
 
 def test_names_and_bases_that_do_not_do(lm: LM, saved: Saved, tmp_path: Path) -> None:
@@ -225,25 +231,25 @@ def test_names_and_bases_that_do_not_do(lm: LM, saved: Saved, tmp_path: Path) ->
     assert numbers(one, "qa") != pytest.approx(numbers(lm, "qa"), abs=1e-3), "on top of what was merged"
 
 
-def test_changed_and_replaced_tensors(lm: LM, saved: Saved) -> None:
-    before = numbers(lm, "qa")
+def test_changed_and_replaced_tensors(own: LM, saved: Saved) -> None:
+    before = numbers(own, "qa")
     with torch.no_grad():
-        for weight in lm.model.parameters():
+        for weight in own.model.parameters():
             weight *= 0.8
-    after = numbers(lm, "qa")
+    after = numbers(own, "qa")
     assert after != pytest.approx(before, abs=1e-3)
-    other = LM(lm.parts)
+    other = LM(own.parts)
     other.add_adapter("other", saved.adapters["qa"])
     assert after == pytest.approx(numbers(other, "other"), abs=1e-5)
-    lm.model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(1))
+    own.model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(RequestError, match="since its adapters were added; take it off, or remove"):
-        lm.generate(TEXT)
+        own.generate(TEXT)
 
 
-def test_an_adapter_beneath_the_others(lm: LM, saved: Saved) -> None:
-    before = numbers(lm, "qa")
-    apply_adapter(lm.model, saved.adapters["ads"])
+def test_an_adapter_beneath_the_others(own: LM, saved: Saved) -> None:
+    before = numbers(own, "qa")
+    apply_adapter(own.model, saved.adapters["ads"])
     with pytest.raises(RequestError, match="an adapter was put on the model, or .* since its adapters were added"):
-        lm.generate(TEXT, adapter="qa")
-    detach_adapter(lm.model)
-    assert numbers(lm, "qa") == pytest.approx(before, abs=1e-5)
+        own.generate(TEXT, adapter="qa")
+    detach_adapter(own.model)
+    assert numbers(own, "qa") == pytest.approx(before, abs=1e-5)

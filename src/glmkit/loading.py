@@ -171,13 +171,18 @@ def load_parts(
         parts = _with_taught(parts, read_taught(directory))
     else:
         parts = adapted(parts, found, tokenizer=None if tokenizer is None else loaded)
-    generation = parts.generation
-    ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
-    if beyond := [index for index in ids if not 0 <= index < settings.vocab_size]:
-        note = f"ids to stop at or to pad with that the model's {settings.vocab_size} rows do not have: {beyond}"
-        parts.notes.append(message_text(note))
-        warnings.warn(f"{directory}: {note}", UnreadWarning, stacklevel=2)
+    warn_of_ids(parts, str(directory))
     return parts
+
+
+def warn_of_ids(parts: Parts, source: str) -> None:
+    """Tell of ids that end answers or pad, and that the model does not have; also in the notes."""
+    generation, rows = parts.generation, parts.config.vocab_size
+    ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
+    if beyond := [index for index in ids if not 0 <= index < rows]:
+        note = f"ids to stop at or to pad with that the model's {rows} rows do not have: {beyond}"
+        parts.notes.append(message_text(note))
+        warnings.warn(f"{source}: {note}", UnreadWarning, stacklevel=3)
 
 
 def adapted(parts: Parts, adapter: Adapter, *, tokenizer: Tokenizer | None = None) -> Parts:

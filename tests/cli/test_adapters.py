@@ -16,6 +16,8 @@ from support.saved_adapters import save_base, save_lora, save_prefix
 from support.served_models import small_base
 from support.server import glm_serve
 
+pytestmark = pytest.mark.sampled(4)
+
 TEXT = "The quick"
 
 

@@ -1,10 +1,12 @@
 """The snippets of docs/serving.md, in order, against servers of small models."""
 
+import contextlib
 import json
 import random
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,9 @@ from torch import Tensor
 
 from glmkit.generate.engine.job import Branch
 from glmkit.generate.jobs.answers import AnswersJob
+from glmkit.session import LM
 from support.live import Live, serving
+from support.saved_adapters import save_lora
 from support.served_models import small_base, small_chat
 from support.shared import ROOT
 
@@ -40,14 +44,24 @@ def say(monkeypatch: pytest.MonkeyPatch, live: Live, *texts: str) -> None:
     monkeypatch.setattr(AnswersJob, "advance", scripted)
 
 
-def test_the_snippets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def chat_with_adapter(folder: Path) -> LM:
+    """ChatGLM3, and an adapter of it where the guide's are."""
+    lm = small_chat("chatglm3")
+    if not (folder / "my-lora").exists():
+        save_lora(lm.model, folder / "my-lora")
+    lm.add_adapter("ads", folder / "my-lora")
+    return lm
+
+
+def test_the_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"api_keys": (KEY,)}
     random.seed(1)  # requests without a seed draw theirs here; some would have a random model answer white space alone
     with (
-        serving(partial(small_chat, "chatglm3"), model_id="chatglm3-6b", **keys) as chat,
+        serving(partial(chat_with_adapter, tmp_path), model_id="chatglm3-6b", **keys) as chat,
         serving(small_base, model_id="glm-10b", **keys) as base,
+        contextlib.chdir(tmp_path),
     ):
-        names: dict[str, Any] = {}
+        names: dict[str, Any] = {"lm": chat.lm}
         printed = []
         for snippet in SNIPPETS:
             live = base if "infill" in snippet or "glm-10b" in snippet or '"POST", url' in snippet else chat

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Mapping
 
 from glmkit.adapters.adapter import AdapterInfo
-from glmkit.adapters.named import NamedAdapters
+from glmkit.adapters.named import NamedAdapters, unknown_adapter
 from glmkit.errors import RequestError
-from glmkit.loading import Parts, adapted
+from glmkit.loading import Parts, adapted, warn_of_ids
 from glmkit.model.parameters import Fingerprint
 
 from .engine import Engine, EngineLimits
@@ -25,11 +25,12 @@ class ModelEngine:
         layouts = () if family is None else family.layouts
         layout = next((layout for layout in layouts if layout.name == parts.layout), None)
         self._adapters = NamedAdapters(parts.model, family, layout)
-        self._adapted: dict[str, Parts] = {}  # as requests by an adapter need them
+        self._adapted: dict[str, Parts] = {}  # replaced, never changed: read without a lock
         self._engine: Engine | None = None
         self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
         self._process = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._changes = threading.Lock()  # of adapters, whose files may take long to read
 
     def current(self) -> Engine:
         """The engine. After a change of the weights it has forgotten what it read.
@@ -73,28 +74,33 @@ class ModelEngine:
 
     def jobs(self, adapter: str | None) -> JobMaker:
         """Maker of jobs for an adapter, None for the model alone. Raises RequestError for an unknown name."""
-        self._adapters.check(adapter)
-        return JobMaker(self._parts if adapter is None else self._adapted[adapter], adapter)
+        if adapter is None:
+            return JobMaker(self._parts)
+        parts = self._adapted.get(adapter)
+        if parts is None:
+            raise unknown_adapter(adapter, self._adapted)
+        return JobMaker(parts, adapter)
 
     def add(self, name: str, directory: str | os.PathLike[str], alpha: float | None) -> AdapterInfo:
         """Read one more adapter; see `LM.add_adapter`."""
         check_process(self._process)
-        with self._lock:
-            more = self._adapters.added(name, directory, alpha=alpha)
-            parts = adapted(self._parts, more.adapter(name))
-            self._exchange(more)
-            self._adapted[name] = parts
-            return self._adapters.infos[name]
+        with self._changes:
+            adapters = self._adapters.added(name, directory, alpha=alpha)
+            parts = adapted(self._parts, adapters.adapter(name))
+            warn_of_ids(parts, str(directory))
+            self._exchange(adapters, {**self._adapted, name: parts})
+            return adapters.infos[name]
 
     def remove(self, name: str) -> None:
         """Take an adapter away; see `LM.remove_adapter`."""
         check_process(self._process)
-        with self._lock:
-            self._exchange(self._adapters.removed(name))
-            del self._adapted[name]
+        with self._changes:
+            adapters = self._adapters.removed(name)
+            self._exchange(adapters, {other: parts for other, parts in self._adapted.items() if other != name})
 
-    def _exchange(self, adapters: NamedAdapters) -> None:
-        if self._engine is not None and not self._engine.ended:
-            self._engine.exchange(adapters.joined)
-            self._weights = Fingerprint.of(adapters.joined)
-        self._adapters = adapters
+    def _exchange(self, adapters: NamedAdapters, parts: dict[str, Parts]) -> None:
+        with self._lock:
+            if self._engine is not None and not self._engine.ended:
+                self._engine.exchange(adapters.joined)
+                self._weights = Fingerprint.of(adapters.joined)
+            self._adapters, self._adapted = adapters, parts

@@ -11,10 +11,12 @@ from generate.engine.jobs import Greedy, check_answers, check_blocks, check_empt
 from glmkit.adapters.attach import attached, new_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
+from glmkit.config import Quantization
 from glmkit.errors import RequestError
 from glmkit.generate.engine import EngineCore, EngineLimits, runner
 from glmkit.model import GLM
 from glmkit.model.routing import RoutedModule, route, share_modules
+from glmkit.quant import quantize_modules
 from support.kinds import KINDS, make, prompt_of
 from support.stepping import run, submit
 
@@ -95,6 +97,17 @@ def test_each_row_as_its_adapter_alone(kind: str, limits: EngineLimits) -> None:
     check_empty(core)
     answers = {str([one.answers for one in jobs if one.adapter == name]) for name in NAMES}
     assert len(answers) == len(NAMES), "the adapters differ"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_integers(bits: int) -> None:
+    base = make("causal")
+    quantize_modules(base, Quantization(bits, embeddings=True))
+    model = joined(base, "low", "high", "short")
+    core = EngineCore(model, EngineLimits(block=4))
+    jobs = [job(model, name, prompt_of("causal", 11, 1)) for name in (None, "low", "high", "short", None)]
+    run(core, *[submit(core, one) for one in jobs])
+    check(model, jobs)
 
 
 @pytest.mark.parametrize("kind", ["each", "causal"])

@@ -20,6 +20,8 @@ from support.live import Live, serving
 from support.saved_adapters import save_lora, save_prefix, save_with_norm
 from support.served_models import small_base, small_chat
 
+pytestmark = pytest.mark.sampled(4)
+
 QUESTION = "the fox"
 NAMES = ("ads", "tuned")
 
@@ -38,7 +40,7 @@ def with_adapters(folder: Path, build: Any) -> LM:
     return lm
 
 
-@pytest.fixture(scope="module", params=["chatglm", "glm-4"])
+@pytest.fixture(scope="module", params=["chatglm", pytest.param("glm-4", marks=pytest.mark.exhaustive)])
 def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp(request.param)
     with serving(partial(with_adapters, folder, partial(small_chat, request.param))) as served:
@@ -108,6 +110,7 @@ def test_texts_and_blanks(base: Live) -> None:
         )
 
 
+@pytest.mark.exhaustive
 def test_merged_is_what_the_request_gets(base: Live) -> None:
     """Log-probabilities of base:ads over HTTP, and those of a model into which the adapter was merged."""
     model = f"{base.model}:ads"
@@ -123,6 +126,7 @@ def test_merged_is_what_the_request_gets(base: Live) -> None:
     assert answer.choices[0].logprobs.token_logprobs == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_many_at_once(base: Live) -> None:
     names = [None, "ads", "tuned", "whole"] * 6
 
@@ -153,6 +157,7 @@ def test_unknown_names(base: Live, name: str) -> None:
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
+@pytest.mark.exhaustive
 def test_adapters_come_and_go_at_run_time(tmp_path: Path) -> None:
     with serving(partial(with_adapters, tmp_path, small_base)) as live:
         client, model = live.client, f"{live.model}:more"
