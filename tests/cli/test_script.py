@@ -231,6 +231,21 @@ def test_refusals(command: str, message: str) -> None:
         translated(command)
 
 
+def test_an_earlier_run_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("out", "out.old-1"):
+        (tmp_path / name / "checkpoints" / "step-00000002").mkdir(parents=True)
+    command = f"{PTUNING['train'].partition('--output_dir')[0]} --output_dir out --overwrite_output_dir --pre_seq_len 8"
+    words = shlex.split(command.partition("=0 ")[2].replace("THUDM/chatglm-6b", "./absent"))
+    assert main(["script", *words, "--dry-run"]) == 0
+    assert "out holds a run, which would be moved to out.old-2" in capsys.readouterr().err
+    assert main(["script", *words]) == 2  # there is no such model
+    assert "the earlier run in out was moved to out.old-2" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["out.old-1", "out.old-2"]
+
+
 def test_scripts_of_one_name() -> None:
     def title(command: str) -> str:
         return read_command(shlex.split(command)).script.title
