@@ -133,5 +133,9 @@ def test_answers_are_as_long_as_the_family_publishes_unless_a_length_is_given(mo
 
 def test_the_cost_is_told_before(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [flag for flag in FLAGS if flag != "--quiet"]
+    with open("dev.json", "a") as file:
+        file.write('{"content": "x", "summary": "zebra yacht vex"}\n')
     assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", *flags]) == 0
-    assert "glm generate: 5 rows with at most 30 tokens of answers, roughly" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "glm generate: 6 rows with at most 36 tokens of answers, roughly" in told
+    assert "references cut at 6 tokens, as answers are (--max_new_tokens): 1" in told

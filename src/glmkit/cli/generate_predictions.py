@@ -114,7 +114,12 @@ def _run(args: Namespace, options: Values) -> int:
         if ranks.world_size > 1:
             _join(target, ranks.world_size, plan, overwrite=args.overwrite)
         found = _finish(args, target, lm, time.perf_counter() - since)
-    for line in () if args.quiet else questions.report.lines():
+    notes = [*questions.report.lines()]
+    if questions.cut:
+        notes.append(
+            f"references cut at {params.max_new_tokens} tokens, as answers are (--max_new_tokens): {questions.cut:,}"
+        )
+    for line in () if args.quiet else notes:
         print(f"note: {line}", file=sys.stderr)
     if args.json:
         print_json(found)

@@ -51,6 +51,7 @@ class Questions:
         target = int(params.max_new_tokens)
         self.maker = QuestionMaker(tokenizer, family.tuning, Limits(args.src_length or own.source, target), quirks)
         self.report = SetReport()
+        self.cut = 0  # references that were longer than the limit
         template = args.data_template or lm.parts.taught.template
         name, self._split = _name_and_split(args.input)
         place = locate(name, args.data_dir)
@@ -94,6 +95,7 @@ class Questions:
                 raise DataError("the row has no question")
             question = self.maker.question(example)
             problem = question.problem
+            self.cut += question.cut > 0
         except GLMKitError as error:
             question, problem = Question(record.where, []), str(error)
         self.report.rows += 1

@@ -3,23 +3,27 @@
 import json
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmkit.errors import GLMKitError
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Example, Limits, Tokenized, TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
 
+_WIDE = 1 << 30  # tokens; no answer is cut
+
 
 @dataclass(frozen=True)
 class Question:
     """One row to answer. id: its place in the data. ids: the whole prompt, empty where there is none for it, which
-    `problem` explains. reference: what evaluation compares with, "" where the row has no answer.
+    `problem` explains. reference: what evaluation compares with, "" where the row has no answer; cut: tokens that it
+    lost to the limit of answers.
     """
 
     id: str
     ids: list[int]
     reference: str = ""
     problem: str = ""
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,11 @@ class QuestionMaker:
         try:
             ids = self.tuning.prompt(self.tokenizer, example, self.limits, self.quirks)
             answer = self.tuning.answer(self.tokenizer, example, self.limits, self.quirks)
+            whole = self.tuning.answer(self.tokenizer, example, replace(self.limits, target=_WIDE), self.quirks)
         except GLMKitError as error:
             return Question(example.where, [], problem=str(error))
-        return Question(example.where, ids, self.tokenizer.decode(answer).strip())
+        cut = max(len(whole) - len(answer), 0)
+        return Question(example.where, ids, self.tokenizer.decode(answer).strip(), cut=cut)
 
     def questions(self, examples: Iterable[Example]) -> Iterator[Question]:
         """Questions one by one, in their order."""
