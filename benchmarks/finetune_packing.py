@@ -1,10 +1,10 @@
 """Packed against padded training steps on real rows: useful tokens a second, beside the most that packing can give.
 
-The shape of ChatGLM-6B at a smaller scale, LoRA on its attention, at the limits of the published scripts: AdvertiseGen
-at 64 + 64 (train.sh) and a chat history at 256 + 256 (train_chat.sh). Three ways through the same rows: padded to the
-limits as those scripts pad, padded to the longest of a micro-batch, and packed. Rounds alternate; the ratio is the
-median of pairs. With one thread the clock is the processor's, so that other work on the machine counts less. Rows come
-from ../shared beside the checkout (--data). The last line is JSON.
+The shape of ChatGLM-6B at a smaller scale, its head with the same share of the arithmetic, LoRA on its attention, at
+the limits of the published scripts: AdvertiseGen at 64 + 64 (train.sh) and a chat history at 256 + 256 (train_chat.sh).
+Three ways through the same rows: padded to the limits as those scripts pad, padded to the longest of a micro-batch, and
+packed. Rounds alternate; the ratio is the median of pairs. With one thread the clock is the processor's, so that other
+work on the machine counts less. Rows come from ../shared beside the checkout (--data). The last line is JSON.
 
     python benchmarks/finetune_packing.py [--rows 192] [--rounds 3] [--layers 8] [--width 512] [--threads N]
 """
@@ -34,7 +34,9 @@ from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.train.batch_loss import batch_loss
 
-VOCABULARY, MICRO = 16384, 8
+MICRO = 8
+# Numbers of the head for each of the layers: 130528 x 4096 for 28 x 12 x 4096 x 4096.
+HEAD_SHARE = 130528 / (28 * 12 * 4096)
 SETS = {
     "advertisegen 64+64": ("advertisegen/train.json", Columns(prompt="content", response="summary"), Limits(64, 64)),
     "chat history 256+256": (
@@ -45,7 +47,7 @@ SETS = {
 }
 
 
-def read(data: Path, name: str, count: int) -> RowSet:
+def read(data: Path, name: str, count: int, vocabulary: int) -> RowSet:
     """The rows of a set by ChatGLM-6B's rules, ids folded into a smaller vocabulary."""
     path, columns, limits = SETS[name]
     family = family_named("chatglm")
@@ -54,7 +56,7 @@ def read(data: Path, name: str, count: int) -> RowSet:
     assert family.tuning is not None
     spec = DialogueSpec(train=[str(data / "data" / path)], columns=columns, max_rows=count, on_bad_row="skip")
     rows = encode_rows(open_dialogues(spec).train[0], family.tuning, tokenizer, limits, on_bad_row="skip")
-    return replace(rows, ids_N=(rows.ids_N % VOCABULARY).astype(np.int32))
+    return replace(rows, ids_N=(rows.ids_N % vocabulary).astype(np.int32))
 
 
 def contenders(rows: RowSet, limits: Limits) -> dict[str, list[Batch]]:
@@ -102,9 +104,10 @@ def main() -> None:
         print(f"{args.data} is not there: no rows to pack; give --data", file=sys.stderr)
         print(json.dumps({"skipped": "no data"}))
         return
+    vocabulary = round(HEAD_SHARE * args.layers * 12 * args.width / 64) * 64
     shape = replace(
         preset("chatglm-6b"),
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=args.width,
         num_layers=args.layers,
         num_heads=args.width // 64,
@@ -116,7 +119,7 @@ def main() -> None:
     new_adapter(model.train(), LoraOptions(("q_proj", "k_proj", "v_proj"), rank=8))
     report: dict[str, object] = {"threads": args.threads, "layers": args.layers, "width": args.width}
     for name, (_, _, limits) in SETS.items():
-        rows = read(args.data, name, args.rows)
+        rows = read(args.data, name, args.rows, vocabulary)
         made = contenders(rows, limits)
         useful = sum(batch.num_tokens for batch in made["packed"])
         for batches in made.values():
