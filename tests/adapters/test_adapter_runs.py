@@ -19,6 +19,7 @@ from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.run_directory import exported_step
 from glmkit.checkpoint.taught import Taught, write_taught
+from glmkit.cli.main import main
 from glmkit.diagnosis.examine import examine
 from glmkit.errors import CheckpointError, GuessWarning, RequestError, TokenizerError
 from glmkit.families.family import family_named, preset
@@ -183,7 +184,8 @@ def test_new_tokens_take_the_first_free_rows(name: str, tmp_path: Path) -> None:
     with_new_tokens(tokenizer, [f"<{i}>" for i in range(free)], config.vocab_size)
     with pytest.raises(TokenizerError, match=f"{free + 1} new tokens do not fit.*{config.vocab_size} rows, {free} of"):
         with_new_tokens(tokenizer, [f"<{i}>" for i in range(free + 1)], config.vocab_size)
-    for text, why in (("<客服>", f"is the token {first} already"), (" ", "is blank")):
+    assert with_new_tokens(extended, ["<客服>"], config.vocab_size).vocab_size == first + 1
+    for text, why in (("的", "is the token .* already"), (" ", "is blank")):
         with pytest.raises(TokenizerError, match=why):
             with_new_tokens(extended, [text], config.vocab_size)
     twice = with_new_tokens(extended, ["<b>"], config.vocab_size)
@@ -193,17 +195,24 @@ def test_new_tokens_take_the_first_free_rows(name: str, tmp_path: Path) -> None:
     assert again.encode("<客服><b>") == twice.encode("<客服><b>")
 
 
-def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp_path: Path) -> None:
-    config = replace(TINY["chatglm2"].config, family="chatglm3", vocab_size=65024, special=None, max_positions=64)
+def small_base(folder: Path) -> Path:
+    """A model directory of few numbers with the tokenizer of ChatGLM3-6B."""
+    config = replace(TINY["chatglm2"].config, family="chatglm3", vocab_size=65024, special=None, max_positions=512)
     tokenizer = family_named("chatglm3").tokenizer(shared_dir("tokenizers", "chatglm2-chatglm3"), config)
     assert tokenizer is not None
     model = GLM(config)
     init_weights(model, config, 0)
-    base = tmp_path / "base"
-    base.mkdir()
-    write_model(base, config, dict(model.named_parameters()))
-    tokenizer.save(base)
-    plain = load_parts(base)
+    folder.mkdir()
+    write_model(folder, config, dict(model.named_parameters()))
+    tokenizer.save(folder)
+    return folder
+
+
+def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "base")
+    plain, parts = load_parts(base), load_parts(base)
+    model, config, tokenizer = parts.model, parts.config, parts.tokenizer
+    assert tokenizer is not None
     extended = with_new_tokens(tokenizer, ["<客服>", "<用户>"], config.vocab_size)
     ids = torch.tensor([extended.encode("你好<客服>在吗<用户>")])
     options = LoraOptions(("q_proj",), rank=2, new_tokens=("<客服>", "<用户>"))
@@ -248,3 +257,33 @@ def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp
         (tmp_path / "a" / file).unlink()
         with pytest.raises(CheckpointError, match="has no such token|there is no tokenizer"):
             glmkit.load(tmp_path / "a")
+
+
+@pytest.mark.exhaustive
+def test_everything_that_an_adapter_can_train_goes_through_a_run(tmp_path: Path) -> None:
+    base, rows = small_base(tmp_path / "base"), tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(['{"instruction": "翻译", "input": "你好", "output": "Hi<客服>"}'] * 4))
+    words = ["--model", str(base), "--data", str(rows), "--output", str(tmp_path / "run"), "--max_steps", "2"]
+    options = {
+        "new_tokens": "[<客服>]",
+        "modules_to_save": "[model.norm]",
+        "bias": "all",
+        "targets": "[q_proj, v_proj]",
+        "layers_to_transform": "[0, 2]",
+        "root": "true",
+        "rank_pattern": "{layers.2.self_attn.v_proj: 3}",
+    }
+    words += [word for name, value in options.items() for word in (f"--adapter.{name}", value)]
+    assert main(["finetune", "lora", *words, "--training.precision", "fp32", "--optimizer.learning_rate", "0.01"]) == 0
+    lm, plain = glmkit.load(tmp_path / "run"), load_parts(base)
+    found = attached(lm.model)
+    assert (found.kind, found.info.modules, found.new_tokens) == ("lora", 4, {"<客服>": 64798})
+    assert set(lm.parts.taught.stop_ids) == {2, 64795, 64797}
+    ids = torch.tensor([lm.tokenizer.encode("你好<客服>")])
+    with torch.no_grad():
+        assert float((lm.model(ids) - plain.model(ids)).abs().max()) > 1e-3
+    assert not torch.equal(lm.model.model.norm.weight, plain.model.model.norm.weight)
+    assert main(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--layout", "hf"]) == 0
+    merged = load_parts(tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        torch.testing.assert_close(merged.model(ids), lm.model(ids), atol=1e-5, rtol=1e-5)

@@ -242,13 +242,15 @@ class ComposedTokenizer(InputTokenizer):
 def with_new_tokens(tokenizer: Tokenizer, texts: Sequence[str], rows: int) -> ComposedTokenizer:
     """A copy of a published tokenizer with more tokens, in the free rows behind all others.
 
-    rows: of the model's embedding. Raises TokenizerError for a text that is a token already or blank, for more tokens
-    than free rows, and for a tokenizer that has no place for tokens of others.
+    rows: of the model's embedding. Tokens that were added before stay where they are. Raises TokenizerError for a text
+    that is a token of the vocabulary or blank, for more tokens than free rows, and for a tokenizer that has no place
+    for tokens of others.
     """
     if not isinstance(tokenizer, ComposedTokenizer):
         what = f"new tokens: a {type(tokenizer).__name__} takes none"
         raise TokenizerError(what, step="train a tokenizer that has them", param="new_tokens")
-    first, names = tokenizer.vocab_size, dict.fromkeys(texts)
+    there = {token.text for token in tokenizer.added.tokens}
+    first, names = tokenizer.vocab_size, [text for text in dict.fromkeys(texts) if text not in there]
     for text in names:
         known = tokenizer.token_to_id(text)
         if known is not None or not text.strip():

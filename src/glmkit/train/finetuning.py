@@ -150,6 +150,7 @@ class Finetuning(Task[GLM, Batch]):
             base = Base(model, self.base.checkpoint.family)
             other = all_kinds()[files.kind].read(files, base, None)
             own = {id(parameter) for parameter in other.parameters()}
+            other.trained = True  # under the names that they have in training
             other.put_on(model)
             found = {name: p.detach().cpu() for name, p in model.named_parameters() if id(p) in own}
             other.take_off(model)

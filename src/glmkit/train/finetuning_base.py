@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glmkit.adapters.attach import attached, find_attached, new_adapter, set_trainable
 from glmkit.adapters.directory import apply_adapter, open_adapter
+from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
@@ -165,6 +166,8 @@ def empty_tuned(
     """The model of a run without memory, with what is trained on it; smaller with num_layers or vocab_size."""
     shape = base.shape if num_layers is None else replace(base.shape, num_layers=num_layers)
     model = empty_model(shape if vocab_size is None else replace(shape, vocab_size=vocab_size, special=None))
+    if num_layers is not None and isinstance(config.adapter, LoraOptions):
+        config = replace(config, adapter=config.adapter.everywhere())  # its layers may not be there
     with torch.device("meta"):
         put_adapter(model, config, base)
     return model

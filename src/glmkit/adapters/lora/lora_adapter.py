@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -95,6 +95,11 @@ class LoraOptions:
             adapter.new_tokens = dict(zip(self.new_tokens, _new_ids(base, self.new_tokens), strict=True))
         return adapter
 
+    def everywhere(self) -> "LoraOptions":
+        """The same in every layer, at the largest rank: what a layer may need."""
+        rank = max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
+        return replace(self, rank=rank, rank_pattern={}, alpha_pattern={}, layers_to_transform=None)
+
     def _replaced(self, base: Base, updates: Mapping[str, LowRank]) -> dict[str, Replaced]:
         """The parameters of the base that are trained in the adapter's own version."""
         model = base.model
@@ -114,7 +119,7 @@ class LoraOptions:
                 replaced.setdefault(name, Replaced(own_value(model.get_parameter(name))))
         for stem in token_tables(model) if self.new_tokens else ():
             if f"{stem}.weight" not in replaced:
-                rows = torch.tensor(_new_ids(base, self.new_tokens))
+                rows = tuple(_new_ids(base, self.new_tokens))
                 table = floats_of(model.get_submodule(stem), "weight", rows)
                 replaced[f"{stem}.weight"] = Replaced(own_value(table), rows)
         return replaced
@@ -355,7 +360,7 @@ def _replacements(
     wide = torch.promote_types(tensor.dtype, torch.float32)
     if rows is not None:
         value = nn.Parameter(tensor.to(olds[0].device, wide, copy=True))
-        return {f"{parts[0].stem}.{parameter}": Replaced(value, torch.tensor(rows))}
+        return {f"{parts[0].stem}.{parameter}": Replaced(value, tuple(rows))}
     return {
         f"{part.stem}.{parameter}": Replaced(
             nn.Parameter(tensor.index_select(0, part.rows).to(old.device, wide, copy=True))
@@ -370,7 +375,7 @@ def _require_rows(files: AdapterFiles, replaced: Mapping[str, Replaced], model: 
     for text, index in tokens.items() if isinstance(tokens, Mapping) else ():
         for stem in token_tables(model):
             own = replaced.get(f"{stem}.weight")
-            if own is None or (own.rows is not None and index not in own.rows.tolist()):
+            if own is None or (own.rows is not None and index not in own.rows):
                 raise CheckpointError(
                     f"{files.weights} lacks the row of {stem} for the new token {text!r} (id {index})",
                     step="copy the adapter again",

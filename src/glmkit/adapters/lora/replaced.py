@@ -3,7 +3,7 @@
 The version is float32 whatever the base holds; the model computes with it rounded to the base's dtype.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +16,18 @@ from glmkit.model.integer_packing import IntegerMatrix, float_module
 
 @dataclass(frozen=True)
 class Replaced:
-    """One parameter: all of it, or (N, ...) those of its rows whose numbers are `rows` (int64)."""
+    """One parameter: all of it, or (N, ...) those of its rows whose numbers are `rows`."""
 
     value: nn.Parameter
-    rows: Tensor | None = None
+    rows: tuple[int, ...] | None = None
 
-    def over(self, base: Tensor) -> Tensor:
-        """The parameter as the model computes with it, in the base's dtype; differentiable in `value`."""
-        value = self.value.to(base.dtype)
-        return value if self.rows is None else base.index_copy(0, self.rows.to(base.device), value)
+    def over(self, base: Tensor, value: Tensor | None = None) -> Tensor:
+        """The parameter as the model computes with it, in the base's dtype; differentiable in `value`.
+
+        value: the registered one, which functional calls exchange.
+        """
+        value = (self.value if value is None else value).to(base.dtype)
+        return value if self.rows is None else base.index_copy(0, torch.tensor(self.rows, device=base.device), value)
 
 
 class ReplacedParameters:
@@ -79,16 +82,16 @@ class _Own(nn.Module):
         self.trained = replaced.value
 
     def forward(self, base: Tensor) -> Tensor:
-        return self.replaced.over(base)
+        return self.replaced.over(base, self.trained)
 
 
-def floats_of(module: nn.Module, name: str, rows: Tensor | None = None) -> Tensor:
+def floats_of(module: nn.Module, name: str, rows: Sequence[int] | None = None) -> Tensor:
     """A parameter's values, or some rows of them; of integers the floats that they stand for."""
     value = getattr(module, name)
     assert isinstance(value, Tensor)
     if name == "weight" and isinstance(module, IntegerMatrix):
         value = module.floats()
-    return value if rows is None else value[rows]
+    return value if rows is None else value[list(rows)]
 
 
 def shape_of(module: nn.Module, name: str) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def collect(
     dropout = next(iter(layers.values())).drop.p
     tables = {stem: part.stem for stem, parts in naming.stems.items() for part in parts}
     token_rows = {
-        stem: found.rows.tolist()
+        stem: list(found.rows)
         for stem, ours in tables.items()
         if (found := replaced.get(f"{ours}.weight")) is not None and found.rows is not None
     }
