@@ -1,9 +1,11 @@
 """Kill -9 a training run at random moments, resume it each time, and compare with an uninterrupted run, bit for bit.
 
     python benchmarks/kill_resume.py --kills 20
+    python benchmarks/kill_resume.py --kills 20 --method lora
 
-Every run is a real `glm pretrain` process on a small store of made-up text, with dropout, evaluation, data workers and
-frequent checkpoints. After every kill each visible checkpoint is read in full. The last line of the output is JSON.
+Every run is a real `glm pretrain` process on a small store of made-up text, or with --method a `glm finetune` process
+on made-up rows, with dropout, evaluation, data workers and frequent checkpoints.
+After every kill each visible checkpoint is read in full. The last line of the output is JSON.
 """
 
 import argparse
@@ -15,18 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from glmkit.checkpoint.native import load_weights, read_config  # noqa: E402
+from glmkit.checkpoint.native import WEIGHTS_FILE, load_weights, read_config  # noqa: E402
 from glmkit.checkpoint.run_directory import inspect  # noqa: E402
 from glmkit.model import GLM  # noqa: E402
 from glmkit.train.checkpoints import CheckpointStore, read_optimizer  # noqa: E402
+from support.finetuning import toy_base, toy_rows  # noqa: E402
 from support.store import toy_store  # noqa: E402
 
 PATIENCE = 300.0  # seconds until a step must have come
@@ -68,8 +73,27 @@ def write_recipe(path: Path, steps: int, workers: int = 1) -> Path:
     return path
 
 
-def start(recipe: Path, store: Path, output: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "glmkit", "pretrain", str(recipe), "--data", str(store), "--output", str(output)]
+def write_tuning_recipe(folder: Path, method: str, steps: int, workers: int = 1) -> tuple[Path, Path]:
+    """The same of a fine-tuning, with its base; (recipe, rows)."""
+    rows = toy_rows(folder / "rows.jsonl", 37)
+    recipe: dict[str, object] = {
+        "model": {"base": str(toy_base(folder / "base"))},
+        "tuning": {"method": method},
+        "adapter": {"lora": {"dropout": 0.1}, "prefix": {"length": 4}}.get(method, {}),
+        "data": {"workers": workers, "validation": [str(rows)]},
+        "training": {"max_steps": steps, "micro_batch_size": 2, "batch_size": 4},
+        "optimizer": {"learning_rate": 2e-3},
+        "checkpoint": {"every": 7, "keep_last": 2, "keep_every": 50},
+        "evaluation": {"every": 10, "rows": 8},
+        "output": {"plot": False},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path, rows
+
+
+def start(recipe: Path, data: Path, output: Path, verb: str = "pretrain") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "glmkit", verb, str(recipe), "--data", str(data), "--output", str(output)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     return subprocess.Popen(
         [*command, "--resume", "auto", "--quiet"],
@@ -120,22 +144,39 @@ def read_all(output: Path) -> int:
         if damages := inspect(path).damages:
             raise SystemExit(f"{damages[0]}")
         read_optimizer(path)
-        load_weights(GLM(read_config(path)), path)
+        if (path / WEIGHTS_FILE).is_file():
+            load_weights(GLM(read_config(path)), path)
     return len(store.steps())
 
 
-def run(folder: Path, kills: int, steps: int, seed: int = 0, workers: int = 1) -> Outcome:
-    """One uninterrupted run, and one with `kills` kills."""
+def same_tensors(paths: Sequence[Path]) -> bool:
+    """True where the weights of two checkpoints are equal in every bit; a pickle's own bytes tell nothing."""
+    safe = [sorted(path.glob("*model.safetensors")) for path in paths]
+    if safe[0]:
+        return len({file.read_bytes() for (file,) in safe}) == 1
+    first, second = (torch.load(path / "pytorch_model.bin") for path in paths)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run(folder: Path, kills: int, steps: int, seed: int = 0, workers: int = 1, method: str | None = None) -> Outcome:
+    """One uninterrupted run, and one with `kills` kills; of a fine-tuning with `method`."""
     rng, outcome = random.Random(seed), Outcome()
-    store = toy_store(folder / "store")
-    recipe = write_recipe(folder / "recipe.yaml", steps, workers)
+    if method is None:
+        data, recipe, verb = (
+            toy_store(folder / "store"),
+            write_recipe(folder / "recipe.yaml", steps, workers),
+            "pretrain",
+        )
+    else:
+        recipe, data = write_tuning_recipe(folder, method, steps, workers)
+        verb = "finetune"
     whole, broken = folder / "whole", folder / "broken"
-    finish(start(recipe, store, whole))
+    finish(start(recipe, data, whole, verb))
     while outcome.kills < kills:
         done = max([0, *CheckpointStore(broken).steps()])
         share = max(1, 2 * (steps - 1 - done) // (kills - outcome.kills + 1))
         target = min(done + rng.randint(0, share), steps - 1)
-        process = start(recipe, store, broken)
+        process = start(recipe, data, broken, verb)
         # Every fourth kill comes while the process is still starting up or loading.
         early = rng.random() < 0.25
         killed = kill_at(process, broken, 0 if early else target, rng.uniform(0, 4) if early else rng.uniform(0, 0.05))
@@ -149,11 +190,11 @@ def run(folder: Path, kills: int, steps: int, seed: int = 0, workers: int = 1) -
         hidden = broken / "checkpoints"
         outcome.half_written += hidden.is_dir() and any(p.name.startswith(".step-") for p in hidden.iterdir())
         print(f"kill {outcome.kills}: at step {last_step(broken)}, resuming from {after}", flush=True)
-    finish(start(recipe, store, broken))
+    finish(start(recipe, data, broken, verb))
     read_all(broken)
     final = CheckpointStore(whole).path(steps), CheckpointStore(broken).path(steps)
     outcome.equal_metrics = (whole / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
-    outcome.equal_weights = len({(path / "model.safetensors").read_bytes() for path in final}) == 1
+    outcome.equal_weights = same_tensors(final)
     outcome.equal_optimizer = len({(path / "optimizer.safetensors").read_bytes() for path in final}) == 1
     return outcome
 
@@ -163,10 +204,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=None, help="default: 40 per kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--method", choices=("full", "lora", "prefix"), help="fine-tune instead of pretraining")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = run(Path(folder), args.kills, args.steps or 40 * args.kills, args.seed)
-    print(json.dumps({"benchmark": "kill_resume", "passed": outcome.passed, **asdict(outcome)}))
+        outcome = run(Path(folder), args.kills, args.steps or 40 * args.kills, args.seed, method=args.method)
+    print(json.dumps({"benchmark": "kill_resume", "method": args.method, "passed": outcome.passed, **asdict(outcome)}))
     return 0 if outcome.passed else 1
 
 

@@ -63,3 +63,32 @@ def test_a_method_is_needed_and_other_recipes_are_named(tmp_path: Path) -> None:
         FINETUNING.read("tiny")
     with pytest.raises(ConfigError, match=r"lora is neither .*; it is a recipe of finetune"):
         PRETRAINING.read("lora")
+
+
+@pytest.mark.parametrize("name", FINETUNING.files())
+def test_recipes_explain_themselves(name: str) -> None:
+    lines = FINETUNING.files()[name].read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[1].startswith("# glm finetune " + name)
+    assert sum("#" in line for line in lines) > 0.3 * len(lines)
+
+
+def test_recipes_of_the_original_commands() -> None:
+    def facts(name: str) -> tuple[object, ...]:
+        c = FINETUNING.read(name)
+        rows = c.training.micro_batch_size * (c.training.gradient_accumulation_steps or 1)
+        return rows, c.data.source_length, c.data.target_length, c.optimizer.learning_rate, c.schedule.lr_decay_ratio
+
+    assert facts("advertisegen-ptuning") == (16, 64, 64, 2e-2, 0.0)
+    assert facts("dureader-qg-full") == facts("dureader-qg-lora") == facts("belle") == (2, 608, 160, 3e-5, 0.1)
+    assert facts("alpaca-lora") == (6, 200, 200, 1e-4, 0.0)
+    assert FINETUNING.read("dureader-qg-lora").adapter == LoraAdapter.options(
+        targets=("query_key_value",), rank=4, alpha=8.0
+    )
+    assert FINETUNING.read("advertisegen-ptuning").model.quantization_bit == 4
+
+
+def test_a_rate_that_falls_to_zero_is_not_taken(tmp_path: Path) -> None:
+    config = FINETUNING.read("ptuning", {"training.max_steps": "1", "schedule.warmup_ratio": "0"})
+    schedule, _ = config.learning_rate(config.batch_plan())
+    assert schedule(1) == pytest.approx(config.optimizer.learning_rate / 2)

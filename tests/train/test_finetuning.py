@@ -24,7 +24,7 @@ from support.finetuning import toy_base, toy_rows, tuning_recipe
 from support.ranks import run_ranks
 from support.tuning_jobs import options_of, tuned_run, two_ranks
 
-METHODS = ("full", "lora", "ptuning")
+METHODS = ("lora", "full", "ptuning")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def run(method: str, base: Path, rows: Path, output: Path, **overrides: Any) -> 
 # --- what a run writes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(method: str, base: Path, rows: Path, tmp_path: Path) -> None:
     whole = run(
@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(method: str, base: Path, rows: Path, 
     ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_written_loads_and_is_what_was_trained(method: str, base: Path, rows: Path, tmp_path: Path) -> None:
     result = run(method, base, rows, tmp_path / "run", training__num_epochs=1, optimizer__learning_rate=1e-2)
@@ -109,7 +109,7 @@ def test_what_is_trained_is_told_and_nothing_else_changes(
     assert error.value.code == "drift"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("bits", "dtype"), [(4, "auto"), (8, "auto"), (None, "bfloat16"), (None, "float16")])
 def test_what_is_trained_is_float32_on_any_base(
     bits: int | None, dtype: str, base: Path, rows: Path, tmp_path: Path
@@ -127,14 +127,14 @@ def test_what_is_trained_is_float32_on_any_base(
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize(
     ("method", "overrides", "message"),
     [
         ("full", {"model__quantization_bit": 4}, "model.quantization_bit is 4, and full tuning cannot train integers"),
         ("ptuning", {"adapter__length": 160}, "a prefix of 160 positions leaves no room in a model of 160"),
         ("lora", {"adapter__targets": "q_prj"}, "targets: 'q_prj' names no module of this model"),
-        ("lora", {"data__quirks": "nonsense"}, "data.quirks names 'nonsense'"),
+        ("lora", {"data__quirks": "nonsense"}, "data.quirks: 'nonsense'"),
         ("lora", {"checkpoint__export": "best"}, "checkpoint.export best needs evaluations"),
         ("lora", {"checkpoint__export": "best", "evaluation__every": 1}, "there are no validation rows"),
         ("lora", {"output__report_to": "nowhere"}, "output.report_to names 'nowhere'"),
@@ -151,7 +151,7 @@ def test_mistakes_are_told_before_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_rows_without_a_label_are_refused_in_both_sets(where: str, base: Path, rows: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked.jsonl"
@@ -172,7 +172,7 @@ def test_a_long_prefix_is_a_note(base: Path, rows: Path, tmp_path: Path, capsys:
 # --- steps, best checkpoints, ends ------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize(("count", "acc", "epochs", "steps"), [(10, 4, 3, 9), (3, 4, 2, 2), (8, 4, 1, 2)])
 def test_epochs_are_whole(count: int, acc: int, epochs: int, steps: int, base: Path, tmp_path: Path) -> None:
     data = toy_rows(tmp_path / "rows.jsonl", count)
@@ -196,7 +196,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, name: str, values: list[float]) -
     monkeypatch.setattr(finetuning, "ValidationLoss", Scripted)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize(
     ("metric", "values", "best"),
     [("loss", [1.0, 3.0, 2.0], 1), ("rouge-l", [10.0, 30.0, 20.0], 2), ("loss", [math.nan, 3.0, 4.0], 2)],
@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Path, rows: Path, tmp_path
         assert not checkpoints.inspect(CheckpointStore(tmp_path / "run").path(step)).damages
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize("when", ["at the start", "later"])
 def test_a_full_disk_is_seen_before_anything_is_written(
     when: str, base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

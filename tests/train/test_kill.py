@@ -37,6 +37,13 @@ def test_three_kills(tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_two_kills_of_a_fine_tuning(tmp_path):
+    outcome = kill_resume.run(tmp_path, kills=2, steps=40, seed=4, method="lora")
+    assert outcome.passed, outcome
+    assert len(read_metrics(tmp_path / "broken")) == 40 + 4
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_is_in_the_exit_status(tmp_path, number, status):
     store = toy_store(tmp_path / "store")
