@@ -13,6 +13,7 @@ from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 from support.served_models import small_base
+from support.shared import ROOT
 
 ROWS: list[dict[str, Any]] = [
     {"content": "凯旋门是", "summary": "巴黎"},
@@ -100,6 +101,23 @@ def test_two_ranks_write_the_same_file(model: Path) -> None:
     one = predict(model)
     assert predict(model, "--nproc", "2", output="two.jsonl") == one
     assert sorted(path.name for path in Path().glob(".*rank*")) == []
+
+
+@pytest.mark.exhaustive
+def test_shards_of_two_ranks_answer_as_the_whole_model(model: Path) -> None:
+    assert main(["convert", str(model), "shards", "--to", "paddle", "--tensor-parallel", "2"]) == 0
+    assert len(list(Path("shards").glob("*.pdparams"))) == 2
+    assert predict(Path("shards"), "--tokenizer", str(model), output="shards.jsonl") == predict(model)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("name", "count"), [("dureader_qg:dev", 2), ("AdvertiseGen:dev", 2), ("alpaca_data.json", 8)])
+def test_rows_of_published_formats_are_asked_by_name(model: Path, name: str, count: int) -> None:
+    flags = ["--data_dir", str(ROOT / "tests/assets/finetune"), "--task", "predict", "--max_new_tokens", "4", "--quiet"]
+    assert main(["generate", str(model), "--input", name, "--output", "named.jsonl", *flags]) == 0
+    lines = [json.loads(line) for line in Path("named.jsonl").read_text().splitlines()]
+    assert len(lines) == count
+    assert all(line["labels"] and line["predict"] is not None for line in lines)
 
 
 def test_a_run_that_broke_off_goes_on(model: Path) -> None:
