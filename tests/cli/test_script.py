@@ -120,6 +120,23 @@ def test_under_a_real_launcher() -> None:
     assert (found.get("nproc"), found["training.gradient_accumulation_steps"]) == (None, "1")
 
 
+@pytest.mark.parametrize(("rank", "verbs"), [("0", ["finetune", "generate"]), ("1", ["finetune"])])
+def test_the_first_of_several_processes_answers_alone(
+    rank: str, verbs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen: list[tuple[str, bool]] = []
+
+    def native(words: list[str]) -> int:
+        seen.append((words[0], "RANK" in os.environ))
+        return 0
+
+    monkeypatch.setattr("glmkit.cli.script.main", native)
+    assert main(["script", *shlex.split(GENERATION)]) == 0
+    assert seen == [(verb, verb == "finetune") for verb in verbs]
+
+
 def test_ptuning() -> None:
     found = options(PTUNING["train"])
     want = {

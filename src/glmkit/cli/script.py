@@ -17,6 +17,7 @@ from glmkit.cli.old_scripts.translation import Machine, Step, Translation
 from glmkit.cli.printing import shown
 from glmkit.errors import RequestError
 
+_LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _USAGE = """usage: glm script [--dry-run] SCRIPT.py ARGS...
 
 Run a command of the original scripts: write `glm script` in place of `python`. The launchers torchrun, deepspeed and
@@ -49,8 +50,9 @@ def run(args: Namespace) -> int:
             print(f"note: {shown(note)}", file=sys.stderr)
         print("\n".join(step.shown for step in translation.steps))
         return 0
-    for note in translation.notes:
-        print(f"note: {shown(note)}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        for note in translation.notes:
+            print(f"note: {shown(note)}", file=sys.stderr)
     _move_aside(translation)
     return _run_steps(given, translation.steps)
 
@@ -95,11 +97,21 @@ def _free_name(directory: Path) -> Path:
 
 def _run_steps(given: Given, steps: Sequence[Step]) -> int:
     for step in steps:
+        if step.words[0] != "finetune" and not _alone():
+            return 0
         if step.action is not None:
             step.action()
         elif status := _run_native(given, step):
             return status
     return 0
+
+
+def _alone() -> bool:
+    """Leave the processes of a launcher: training alone is shared by them, the first one does the rest by itself."""
+    rank = os.environ.get("RANK", "0")
+    for name in _LAUNCHERS_VARIABLES:
+        os.environ.pop(name, None)
+    return rank == "0"
 
 
 def _run_native(given: Given, step: Step) -> int:
