@@ -2,9 +2,10 @@
 
 The shape of ChatGLM-6B at a smaller scale, its head with the same share of the arithmetic, LoRA on its attention, at
 the limits of the published scripts: AdvertiseGen at 64 + 64 (train.sh) and a chat history at 256 + 256 (train_chat.sh).
-Three ways through the same rows: padded to the limits as those scripts pad, padded to the longest of a micro-batch, and
-packed. Rounds alternate; the ratio is the median of pairs. With one thread the clock is the processor's, so that other
-work on the machine counts less. Rows come from ../shared beside the checkout (--data). The last line is JSON.
+Three ways through the same rows: padded to the limits as those scripts pad, where attention takes the padding along,
+padded to the longest of a micro-batch, where it does not, and packed. Rounds alternate; the ratio is the median of
+pairs. With one thread the clock is the processor's, so that other work on the machine counts less. Rows come from
+../shared beside the checkout (--data). The last line is JSON.
 
     python benchmarks/finetune_packing.py [--rows 192] [--rounds 3] [--layers 8] [--width 512] [--threads N]
 """
@@ -30,6 +31,7 @@ from glmkit.data.tuning_epochs import Epochs
 from glmkit.data.tuning_rows import RowSet, encode_rows
 from glmkit.families.family import family_named, preset
 from glmkit.model import GLM, init_weights
+from glmkit.objective.sample import Sample
 from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.train.batch_loss import batch_loss
@@ -59,13 +61,25 @@ def read(data: Path, name: str, count: int, vocabulary: int) -> RowSet:
     return replace(rows, ids_N=(rows.ids_N % vocabulary).astype(np.int32))
 
 
+def filled(sample: Sample, length: int) -> Sample:
+    """The sample with padding behind it that takes part in everything but the loss, as in the published scripts."""
+    more = (0, length - len(sample))
+    return replace(
+        sample,
+        input_ids=np.pad(sample.input_ids, more),
+        targets=np.pad(sample.targets, more),
+        loss_mask=np.pad(sample.loss_mask, more),
+        position_ids=np.pad(sample.position_ids, ((0, 0), more), mode="edge"),
+    )
+
+
 def contenders(rows: RowSet, limits: Limits) -> dict[str, list[Batch]]:
     """The same rows three ways, in micro-batches of at most MICRO rows of the limits."""
     length = limits.source + limits.target
     made: dict[str, list[Batch]] = {}
     samples = [rows.sample(number) for number in range(len(rows))]
     parts = [samples[first : first + MICRO] for first in range(0, len(samples), MICRO)]
-    made["limits"] = [pack([[sample] for sample in part], row_length=length) for part in parts]
+    made["limits"] = [pack([[filled(sample, length)] for sample in part]) for part in parts]
     for layout, size in (("padded", MICRO), ("packed", len(rows))):
         options = {"row_length": MICRO * length} if layout == "packed" else {}
         plan = TuningBatches(
