@@ -1,5 +1,6 @@
 """Runs of fine-tuning on a tiny base: what they write, resume, refuse and keep."""
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -10,16 +11,23 @@ import torch
 from torch import nn
 
 import glmkit
+from glmkit.adapters.attach import new_adapter
+from glmkit.adapters.prefix import PrefixAdapter
 from glmkit.checkpoint.taught import TAUGHT_FILE
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError, TrainingError
+from glmkit.families.family import preset
+from glmkit.loading import empty_model
 from glmkit.parallel.mesh import Ranks
+from glmkit.progress import Progress
 from glmkit.quant import QuantEmbedding
 from glmkit.train import checkpoints, finetuning
 from glmkit.train.checkpoints import CheckpointStore
 from glmkit.train.finetuning import finetune
-from glmkit.train.finetuning_base import load_base, open_base, trained
+from glmkit.train.finetuning_base import load_base, open_base, prefix_columns, trained
+from glmkit.train.finetuning_data import TuningData
 from glmkit.train.metrics import read_metrics
+from glmkit.train.validation import ValidationLoss
 from support.finetuning import toy_base, toy_rows, tuning_recipe
 from support.ranks import run_ranks
 from support.tuning_jobs import options_of, tuned_run, two_ranks
@@ -346,3 +354,46 @@ def test_two_ranks_are_one_process_with_the_same_rows(base: Path, tmp_path: Path
             for name, numbers in each[method]["weights"].items():
                 assert numbers == pytest.approx(one["weights"][name], abs=1e-5), (method, name)
         assert results[0][method]["weights"]
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "projection", "count"),
+    [
+        ("chatglm-6b", False, 29_360_128),
+        ("chatglm-6b", True, 957_059_072),
+        ("chatglm2-6b", False, 1_835_008),
+        ("chatglm3-6b", False, 1_835_008),
+        ("glm-4-9b", False, 2_621_440),
+    ],
+)
+def test_the_size_of_a_prefix(name: str, projection: bool, count: int) -> None:
+    model = empty_model(preset(name))
+    with torch.device("meta"):
+        new_adapter(model, PrefixAdapter.options(length=128, projection=projection))
+    assert sum(p.numel() for p in trained(model).values()) == count
+    assert prefix_columns(model) == 128
+
+
+@pytest.mark.exhaustive
+def test_an_evaluation_keeps_nothing_of_its_rows(base: Path, rows: Path, tmp_path: Path) -> None:
+    def alive(count: int) -> int:
+        data = toy_rows(tmp_path / f"{count}.jsonl", count)
+        config = tuning_recipe("lora", base, [rows], tmp_path / "run", data__validation=[str(data)])
+        opened = open_base(config)
+        found = TuningData.open(config, opened, Progress(silent=True)).evaluation(config)
+        model, most = load_base(config, opened, torch.device("cpu")).model, 0
+
+        def loss(model: nn.Module, batch: Any) -> Any:
+            nonlocal most
+            gc.collect()
+            most = max(most, sum(isinstance(item, torch.Tensor) for item in gc.get_objects()))
+            return finetuning.batch_loss()(model, batch)
+
+        with torch.no_grad():
+            ValidationLoss(found, loss, Ranks())(model)
+        return most
+
+    assert alive(40) == alive(8)
