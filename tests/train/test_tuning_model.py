@@ -31,7 +31,7 @@ from support.shared import shared_dir
 from support.tuned import METHODS, NETWORKS, Method, alone, assert_equal_gradients, gradients, tuned
 from support.tuning import numbered
 
-sampled = pytest.mark.sampled(5)
+sampled = pytest.mark.sampled(9)
 BASES: list[dict[str, Any]] = [{"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"bits": 4}, {"bits": 8}]
 PUBLISHED = {  # parts of a layer as published, and ours
     "mlp.dense_h_to_4h": "mlp.up_proj",

@@ -108,6 +108,7 @@ def test_two_ranks_with_an_odd_row_equal_one_process(runs: list[dict[str, Any]])
     assert first[0]["rows"] == [2, 2, 1, 2] or "recompute" in runs[0]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "other", [{"micro_batch_size": 2}, {"micro_batch_size": 4}, {"layout": "packed"}, {"batch_size": 2}], ids=str
 )
