@@ -55,10 +55,8 @@ def run(method: str, base: Path, rows: Path, output: Path, **overrides: Any) -> 
 @pytest.mark.sampled(50)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(method: str, base: Path, rows: Path, tmp_path: Path) -> None:
-    whole = run(
-        method, base, rows, tmp_path / "whole", training__max_steps=6, data__validation=[str(rows)], evaluation__every=2
-    )
     ends = {"schedule__lr_decay_iters": 6, "data__validation": [str(rows)], "evaluation__every": 2}
+    whole = run(method, base, rows, tmp_path / "whole", training__max_steps=6, **ends)
     run(method, base, rows, tmp_path / "cut", training__max_steps=3, **ends)
     cut = run(method, base, rows, tmp_path / "cut", resume="auto", training__max_steps=6, **ends)
     assert cut["weights"] == whole["weights"]
