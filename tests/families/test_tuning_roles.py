@@ -209,4 +209,7 @@ def test_a_long_turn_with_tools(third: Tuned, fourth: Tuned) -> None:
         for row in rows:
             assert "找出答案" in tuned.tokenizer.decode(row.ids)
         assert rows[-1].ids[-8:] == whole.ids[-8:]
+        observation = whole.ids[whole.ids.index(rows[0].ids[-1])]
+        assert tuned.tokenizer.id_to_token(observation) == "<|observation|>", "no turn ends behind a call"
+        assert {row.ids[-1] for row in rows[:-1]} == {observation}
         assert len(tuned.prompt(asked, Limits(80, 40))) <= 80

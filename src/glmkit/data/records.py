@@ -17,6 +17,12 @@ from .tables import csv_fields, whole_rows
 RECORD_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+# Packed files without the suffix of it, by their first bytes -> what to do.
+_PACKED = {
+    b"\x1f\x8b": "it is packed with gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "it is packed with zstd; add .zst to its name",
+    b"PK\x03\x04": "it is a zip archive; unpack it",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,9 @@ def stream_records(
     """
     if stream.peek(len(_POINTER)).startswith(_POINTER):
         raise DataError(f"{path}: a pointer of Git LFS, not the data", step="git lfs pull brings them")
+    for mark, advice in _PACKED.items():
+        if stream.peek(len(mark)).startswith(mark):
+            raise DataError(f"{path}: {advice}")
     if kind in ("json", "jsonl") and holds_lines(stream, kind == "jsonl"):
         yield from _line_records(stream, path, line_position, hint, decoder)
     elif kind in ("json", "jsonl"):

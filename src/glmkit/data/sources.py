@@ -211,7 +211,7 @@ class Sources:
                 entry.name, entry.is_hub = dataset, True
             else:
                 what = "a link that leads nowhere" if path.is_symlink() else "no such file or directory"
-                near = nearby(path)
+                near = None if path.is_symlink() else nearby(path)
                 owner = "" if "/" in name or path.suffix else f"; a dataset of the hub without an owner is {PREFIX}NAME"
                 raise DataError(f"{name}: {what}{f'; did you mean {near}?' if near else owner}") from None
             return entry

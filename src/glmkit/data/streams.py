@@ -54,7 +54,7 @@ def archive_members(
         try:
             with tarfile.open(fileobj=source, mode="r|") as archive:
                 for member in archive:
-                    place = path / member.name
+                    place = path / member.name.lstrip("/")
                     if member.isreg() and wanted(place) and (file := archive.extractfile(member)) is not None:
                         yield place, _unpacked(place, _MemberReader(path, file), encoding)
         except tarfile.TarError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glmkit.errors import DataError
+from glmkit.errors import DataError, names_text
 
 from .charset import encoding_hint
 from .rows import BadRow, ReadOptions, ReadReport, Row, check_text, text_of_row
@@ -163,6 +163,8 @@ def whole_rows(path: Path, stream: io.BufferedReader, *, arrow: bool) -> Iterato
         try:
             number = 0
             for batch in _arrow_batches(pyarrow, file) if arrow else _parquet_batches(pyarrow, file):
+                if len(set(batch.schema.names)) < batch.num_columns:
+                    raise DataError(f"{path}: two columns have the same name: {names_text(batch.schema.names, 12)}")
                 for row in _whole(batch):
                     number += 1
                     yield f"{path}: row {number}", row

@@ -205,6 +205,33 @@ def test_nulls_of_tables_are_no_part_of_tools(tmp_path: Path, glm4: Tuned) -> No
     assert "None" not in glm4.tokenizer.decode(found[0][0][0])
 
 
+def test_a_call_ends_with_the_tag_of_its_outcome(tmp_path: Path, chatglm3: Tuned, glm4: Tuned) -> None:
+    """An outcome behind the last call stays, because the call's end foretells it; a question behind it does not."""
+    call = ("function_call", '{"name": "weather", "arguments": {"n": 1}}')
+    row = share(("human", "甲"), call, ("observation", "晴"), ("human", "丙"))
+    path = write(tmp_path / "x.jsonl", [row])
+    for tuned, name, tag in ((chatglm3, "chatglm3", 64797), (glm4, "glm-4", 151338)):
+        ((ids, labels),) = ids_and_labels(path, tuned, name)
+        assert [index for index in labels if index != -100][-1] == tag
+        assert "晴" in tuned.tokenizer.decode(ids)
+        assert "丙" not in tuned.tokenizer.decode(ids)
+
+
+def test_numbers_in_tools_are_those_of_their_text(tmp_path: Path, glm4: Tuned) -> None:
+    text = '[{"name": "f", "parameters": {"least": 1.50, "most": -0, "step": 1e2}}]'
+    rows = [share(("human", "甲"), ("gpt", "乙"), tools=text), share(("human", "甲"), ("gpt", "乙"), tools="@")]
+    path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)).replace('"@"', text))
+    first, second = ids_and_labels(path, glm4, "glm-4")
+    assert first == second
+
+
+def test_a_function_beside_tools_of_null(tmp_path: Path) -> None:
+    row = share(("human", "甲"), ("gpt", "乙"), tools=None, functions=[TOOL])
+    (found,) = one_set(write(tmp_path / "x.jsonl", [row]))
+    assert isinstance(found, Dialogue)
+    assert found.messages[0].tools == [TOOL]
+
+
 def test_models_without_tools_refuse_them(tmp_path: Path) -> None:
     for model in ("chatglm", "chatglm2", "glm"):
         path = write(tmp_path / "x.jsonl", [share(("human", "q"), ("gpt", "a"), tools=[TOOL])])

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from glmkit.tokenizer.dialogue import Tokenized
@@ -97,6 +99,48 @@ def test_files_of_different_kinds(tmp_path: Path) -> None:
     assert [list(kinds) for kinds in found.report.kinds.values()] == [["instruction"], ["conversations"]]
 
 
+def test_a_table_of_rows_of_different_kinds(tmp_path: Path) -> None:
+    """A table fills the fields of all other kinds, of rows and of messages, with null."""
+    rows = [
+        ROW,
+        {"prompt": "p", "response": "r"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "b"}]},
+        {"input_ids": [5, 6, 7], "seq_len": 2},
+        {"prompt": "p", "response": "s", "messages": []},
+    ]
+    names = {name for row in rows for name in row} | {"chosen", "rejected", "tools", "functions"}
+    keys = ("role", "content", "from", "value")
+    full = [
+        {
+            name: [{key: message.get(key) for key in keys} for message in value]
+            if name == "messages" and value
+            else value
+            for name in sorted(names)
+            for value in [row.get(name)]
+        }
+        for row in rows
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full), tmp_path / "x.parquet")
+    found = one_set(tmp_path / "x.parquet")
+    assert [example for example in found if isinstance(example, Tokenized)] == [found[4]]
+    assert [texts(one)[-1][1] for one in found if one != found[4]] == ["答", "r", "a", "b", "s"]
+    assert not found.report.unused
+    assert not found.report.remarks
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "a.jsonl", LINE)
+    write(tmp_path / "d" / "b.jsonl", "\n")
+    found = one_set(tmp_path / "d")
+    assert found.report.notes == [f"{tmp_path}/d/b.jsonl: no rows"]
+
+
+def test_members_of_archives_stay_inside(tmp_path: Path) -> None:
+    found = one_set(packed(tmp_path / "x.tar.gz", {"/rows.jsonl": LINE, "../x.jsonl": LINE}))
+    assert [example.where for example in found] == [f"{tmp_path}/x.tar.gz/rows.jsonl: line 1"]
+
+
 def test_rows_that_are_ids(tmp_path: Path) -> None:
     rows = [{"input_ids": [5, 6, 130001, 130004, 7, 130005], "seq_len": 4}]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "data"))
@@ -184,6 +228,35 @@ BROKEN = {
         conversation(ASK, {"from": "function_call", "value": '{"arguments":{}}'}, SAY),
         "line 1: field 'conversations[1].value.name' is null",
     ),
+    "roles.jsonl": (conversation(ASK | {"role": "gpt"}, SAY), "line 1: field 'conversations[0]' has two roles"),
+    "texts.jsonl": (conversation(ASK | {"content": "z"}, SAY), "line 1: field 'conversations[0]' has two texts"),
+    "twice_called.jsonl": (
+        conversation(ASK, {"from": "function_call", "value": '{"name":"a","name":"b"}'}, SAY),
+        "line 1: field 'conversations[1].value': unusable JSON: the field 'name' stands twice",
+    ),
+    "deep_call.jsonl": (
+        conversation(
+            ASK, {"from": "function_call", "value": '{"name":"a","arguments":' + '{"a":' * 150 + "1" + "}" * 151}
+        ),
+        "line 1: field 'conversations[1].value': unusable JSON: it is nested too deeply",
+    ),
+    "nan_call.jsonl": (
+        conversation(ASK, {"from": "function_call", "value": '{"name":"a","arguments":{"x":NaN}}'}),
+        "line 1: field 'conversations[1].value.arguments' holds nan",
+    ),
+    "half_tool.jsonl": (
+        conversation(ASK, SAY, tools='[{"name":"a","description":"\\ud800"}]'),
+        "line 1: field 'tools': lone surrogate U+D800",
+    ),
+    "lines_call.jsonl": (
+        conversation(ASK, {"from": "function_call", "value": '{"name":"a\\nb"}'}),
+        "line 1: field 'conversations[1].value.name' has a line end",
+    ),
+    "unnamed_tool.jsonl": (conversation(ASK, SAY, tools=[{"name": " "}]), "line 1: field 'tools[0].name' is blank"),
+    "half_history.jsonl": (
+        json.dumps(ROW | {"history": '[["\\ud800", "b"]]'}),
+        "line 1: field 'history[0][0]': lone surrogate",
+    ),
     "tools.jsonl": (conversation(ASK, SAY, tools="[{bad"), "line 1: field 'tools' holds broken JSON"),
     "tools_number.jsonl": (conversation(ASK, SAY, tools=3), "line 1: field 'tools' is a number (3)"),
     "weight.jsonl": (conversation(ASK, SAY | {"weight": 0.5}), "line 1: field 'conversations[1].weight' is a number"),
@@ -206,10 +279,22 @@ BROKEN = {
     "page.json": ("<!DOCTYPE html>\n<html>\n", "line 1: broken JSON"),
     "comma.jsonl": (LINE.strip() + ",\n", "line 1: broken JSON"),
     "empty.parquet": (b"", "not a readable parquet file"),
+    "packed.jsonl": (gzip.compress(LINE.encode()), "it is packed with gzip; add .gz to its name"),
+    "zip.csv": (b"PK\x03\x04" + bytes(40), "it is a zip archive"),
+    "case.jsonl": ('{"Instruction":"a","Output":"b"}', "line 1: the row has the fields Instruction, Output: no form"),
+    "blanks.csv": ("instruction, output\na,b\n", "line 2: no field 'output'"),
     "words.txt": ("hello\n", "unknown format '.txt'"),
     "alone.source": ("a\n", "there is no alone.target beside it"),
     "alone.target": ("a\n", "there is no alone.source beside it"),
 }
+
+
+def test_names_of_fields_that_are_nearly_known(tmp_path: Path) -> None:
+    for name, content, advice in (
+        ("x.jsonl", '{"Conversations":[]}', "rename 'Conversations' to 'conversations'"),
+        ("x.csv", "instruction, output\na,b\n", "rename ' output' to 'output'"),
+    ):
+        assert advice in (refusal(write(tmp_path / name, content)).step or "")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -238,6 +323,13 @@ def only_dev(folder: Path) -> Path:
     return folder / "d"
 
 
+def same_columns(folder: Path) -> Path:
+    columns = [pyarrow.array([text]) for text in "abc"]
+    path = folder / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["prompt", "response", "response"]), path)
+    return path
+
+
 def cut_arrow(folder: Path) -> Path:
     datasets.Dataset.from_list([ROW] * 50).save_to_disk(str(folder / "d"))
     path = folder / "d" / "data-00000-of-00001.arrow"
@@ -252,6 +344,8 @@ def cut_arrow(folder: Path) -> Path:
         (described, "no file with rows"),
         (only_dev, "no rows; its files are of other splits"),
         (cut_arrow, "not a readable arrow file"),
+        (same_columns, "two columns have the same name: prompt, response, response"),
+        (lambda folder: Path(" "), "data.train has an empty name"),
     ],
 )
 def test_broken_folders(made: Callable[[Path], Path], message: str, tmp_path: Path) -> None:

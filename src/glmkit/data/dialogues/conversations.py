@@ -12,8 +12,8 @@ from glmkit.errors import DataError, did_you_mean
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.tools import offer_tools
 
-from .functions import call, calls_of_text, check_taught, family_tools, is_written_call, read_tools, without_nulls
-from .texts import Reader, written
+from .functions import call, calls_of_text, check_taught, family_tools, is_written_call, read_tools
+from .texts import Reader, parse_json, plain_json, written
 
 CONVERSATIONS = ("conversations", "messages", "conversation", "dialog", "dialogue", "items")
 # Roles as people write them, in lower case -> those of the families; "call": the assistant's call of a tool.
@@ -61,10 +61,12 @@ def conversation_field(row: Mapping[str, object]) -> str | None:
     """The field of a row that holds a conversation: a list of objects with a role, or one as JSON text."""
     for name in CONVERSATIONS:
         value = row.get(name)
-        listed = isinstance(value, list) and (not value or any(isinstance(item, Mapping) for item in value))
+        listed = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
         if listed or (isinstance(value, str) and value.lstrip().startswith("[{")):
             return name
-    return next((name for name in CONVERSATIONS[:2] if name in row), None)
+    return next(
+        (name for name in CONVERSATIONS if row.get(name) == [] or (name in CONVERSATIONS[:2] and name in row)), None
+    )
 
 
 def read_conversation(value: object, name: str, reader: Reader) -> Conversation:
@@ -96,7 +98,7 @@ def _read_message(
     message: Mapping[str, object], item: Mapping[object, object], place: str, reader: Reader, outcomes: "_Outcomes"
 ) -> None:
     role_key, role = _role(message, place)
-    text_key = next((key for key in _TEXT_KEYS if key in item), None)
+    text_key = _text_key(item, place)
     counted, found = _counted(message, place), outcomes.conversation
     if role in ("user", "system"):
         for flag in (key for key in _FLAGS if message.get(key)):
@@ -244,7 +246,7 @@ def _of_mapping(item: Mapping[object, object], place: str) -> Iterator[tuple[str
             yield "assistant", written(item[answer], f"{place}.{answer}")
             return
     _, role = _role({str(key): value for key, value in item.items()}, place)
-    key = next((key for key in _TEXT_KEYS if key in item), None)
+    key = _text_key(item, place)
     if role not in ("user", "assistant", "system") or key is None:
         raise DataError(f"field {place!r} is no round: no text, or the role {role!r}", param=place, code="wrong_type")
     yield role, content_text(item[key], f"{place}.{key}")
@@ -262,7 +264,7 @@ def content_text(value: object, name: str) -> str:
         elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
             texts.append(written(part["text"], place))
         else:
-            kind = part.get("type") if isinstance(part, Mapping) else describe(part)
+            kind = part.get("type", "an object") if isinstance(part, Mapping) else describe(part)
             raise DataError(f"field {place!r} is {kind!r}, not a part with text", param=place, code="wrong_type")
     return "".join(texts)
 
@@ -270,29 +272,46 @@ def content_text(value: object, name: str) -> str:
 def json_of(text: str, name: str) -> object:
     """The value of a field that is JSON as text. Raises DataError."""
     try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError):
-        what = f"field {name!r} is text that is no JSON list"
-        raise DataError(what, param=name, code="broken_json") from None
-    return value
+        return parse_json(text, name)
+    except DataError as error:
+        if error.code != "broken_json":
+            raise
+    raise DataError(f"field {name!r} is text that is no JSON list", param=name, code="broken_json")
+
+
+def _text_key(item: Mapping[object, object], place: str) -> str | None:
+    """The key of a message's text; one of null only where there is no other. Raises DataError for two texts."""
+    found = [key for key in _TEXT_KEYS if item.get(key) is not None]
+    if any(item[key] != item[found[0]] for key in found[1:]):
+        raise DataError(
+            f"field {place!r} has two texts, {' and '.join(map(repr, found))}", param=place, code="two_texts"
+        )
+    return found[0] if found else next((key for key in _TEXT_KEYS if key in item), None)
 
 
 def _role(message: Mapping[str, object], place: str) -> tuple[str, str]:
-    """The key of a message's role, and the role as the families call it."""
-    key = next((key for key in _ROLE_KEYS if key in message), None)
-    if key is None:
+    """The key of a message's role, and the role as the families call it. A speaker beside a role is a name."""
+    keys = [key for key in _ROLE_KEYS if message.get(key) is not None]
+    if not keys:
         raise DataError(f"field {place!r} has no role: no {' and no '.join(map(repr, _ROLE_KEYS[:2]))}", param=place)
-    name = message[key]
+    key, role = keys[0], _known_role(message[keys[0]], f"{place}.{keys[0]}")
+    if keys[1:2] == ["role"] and _known_role(message["role"], f"{place}.role") != role:
+        raise DataError(f"field {place!r} has two roles, 'from' and 'role'", param=place, code="two_roles")
+    return key, role
+
+
+def _known_role(name: object, place: str) -> str:
+    """The role as the families call it. Raises DataError with the closest."""
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         shown = name if isinstance(name, str) else describe(name)
         raise DataError(
-            f"field '{place}.{key}' is {shown!r}, which is no role that is known",
+            f"field {place!r} is {shown!r}, which is no role that is known",
             step=did_you_mean(shown.lower(), ROLES, otherwise=f"known are {', '.join(_SHOWN)}"),
-            param=f"{place}.{key}",
+            param=place,
             code="unknown_role",
         )
-    return key, role
+    return role
 
 
 def _counted(message: Mapping[str, object], place: str) -> bool:
@@ -312,5 +331,5 @@ def _counted(message: Mapping[str, object], place: str) -> bool:
 
 def _outcome(value: object, name: str) -> str:
     if isinstance(value, Mapping | list):
-        return json.dumps(without_nulls(value), ensure_ascii=False)
+        return json.dumps(plain_json(value, name), ensure_ascii=False)
     return written(value, name)

@@ -162,11 +162,13 @@ class _Opener:
         readers = {split: self._row_reader(report, name, place.template) for split, report in reports.items()}
         examples: dict[str, list[Example]] = {split: [] for split in wanted}
         others: Counter[str] = Counter()
+        silent = {file.path for file in files.files if file.format != "archive"}  # files without a row
         if self._progress is not None:
             self._progress.start(f"reading {name}", None)
         for number, (path, record) in enumerate(files.records()):
             if self._progress is not None and number % _SHOWN_ROWS == 0:
                 self._progress.update(number)
+            silent.discard(path)
             split = files.split(path)
             if split not in reports:
                 others[str(path)] += 1
@@ -174,6 +176,7 @@ class _Opener:
             report = reports[split]
             if limit is not None and split == wanted[0] and report.rows == limit:
                 if not files.by_split:
+                    silent.clear()
                     break
                 continue
             report.rows += 1
@@ -185,6 +188,8 @@ class _Opener:
         if limit is not None and reports[wanted[0]].rows == limit:
             reports[wanted[0]].notes.append(f"rows behind the first {limit:,} are not read")
         notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]
+        if len(silent) < len(files.files):
+            notes += [f"{path}: no rows" for path in sorted(silent)]
         notes += files.sources.notes
         if files.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(files.ignored.items()))
@@ -216,8 +221,14 @@ class _Opener:
 
 def check_spec(spec: DialogueSpec) -> None:
     """Raise DataError for options that cannot be."""
+    for part, names in (("train", spec.train), ("validation", spec.validation)):
+        if not all(name.strip() for name in names):
+            raise DataError(f"data.{part} has an empty name", step="is a variable not set?", param=f"data.{part}")
     if not spec.train and not spec.validation:
         raise DataError("no data is named", step="give files, folders or names of data sets", param="data.train")
+    for part, limit in (("train", spec.max_rows), ("validation", spec.max_validation_rows)):
+        if limit is not None and limit < 1:
+            raise DataError(f"data.max_{part}_rows is {limit}", step="give 1 or more", param=f"data.max_{part}_rows")
     if spec.weights is not None and len(spec.weights) != len(spec.train):
         what = f"data.weights has {len(spec.weights)} numbers for {len(spec.train)} sets"
         raise DataError(what, step="give one for each", param="data.weights")

@@ -9,16 +9,9 @@ from glmkit.families.family import require_tools
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.tools import shown_functions
 
-from .texts import Reader
+from .texts import Reader, parse_json, plain_json, written
 
 _ORDER = ("name", "description", "parameters")  # of a function, as the server shows it to a model
-
-
-def without_nulls(value: object) -> object:
-    """The value without the keys of null in objects, at every depth: columns of tables fill rows with them."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def read_tools(value: object, field: str) -> list[Mapping[str, object]]:
@@ -27,8 +20,8 @@ def read_tools(value: object, field: str) -> list[Mapping[str, object]]:
     Keys of null are gone at every depth. Raises DataError naming the field.
     """
     if isinstance(value, str):
-        value = _of_text(value, field) if value.strip() else None
-    value = without_nulls(value)
+        value = parse_json(value, field) if value.strip() else None
+    value = plain_json(value, field)
     if isinstance(value, Mapping):
         named = value and all(isinstance(inner, Mapping) for inner in value.values()) and "function" not in value
         value = [_named(name, inner) for name, inner in value.items()] if named else [value] if value else []
@@ -37,7 +30,7 @@ def read_tools(value: object, field: str) -> list[Mapping[str, object]]:
     tools = []
     for number, tool in enumerate(value or ()):
         if isinstance(tool, str):
-            tool = without_nulls(_of_text(tool, f"{field}[{number}]"))
+            tool = plain_json(parse_json(tool, f"{field}[{number}]"), f"{field}[{number}]")
         if not isinstance(tool, Mapping):
             raise _wrong(f"{field}[{number}]", tool, "an object that describes a tool")
         tools.append(tool)
@@ -56,6 +49,7 @@ def family_tools(tools: Sequence[Mapping[str, object]], reader: Reader, field: s
             raise DataError(
                 f"field '{field}[{number}]' describes no function with a name", param=field, code="wrong_type"
             )
+        _name_of_tool(function["name"], f"{field}[{number}].name")
         rest = {key: value for key, value in function.items() if key not in _ORDER}
         functions.append({key: function[key] for key in _ORDER if key in function} | rest)
     return list(functions) if reader.chat is None else shown_functions(reader.chat, functions)
@@ -79,11 +73,10 @@ def call(reader: Reader, name: object, arguments: object, field: str) -> Message
     arguments: an object, or one as JSON text.
     Raises DataError naming the field.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise _wrong(f"{field}.name", name, "the name of a tool")
+    name = _name_of_tool(name, f"{field}.name")
     if isinstance(arguments, str):
-        arguments = _of_text(arguments, f"{field}.arguments") if arguments.strip() else {}
-    arguments = without_nulls({} if arguments is None else arguments)
+        arguments = parse_json(arguments, f"{field}.arguments") if arguments.strip() else {}
+    arguments = plain_json({} if arguments is None else arguments, f"{field}.arguments")
     if not isinstance(arguments, Mapping):
         raise _wrong(f"{field}.arguments", arguments, "an object of arguments")
     check_taught(reader, field)
@@ -93,7 +86,7 @@ def call(reader: Reader, name: object, arguments: object, field: str) -> Message
 def calls_of_text(value: object, reader: Reader, field: str) -> list[Message]:
     """The calls in a `function_call` of ShareGPT: {"name", "arguments"} or a list of these, mostly as JSON text."""
     if isinstance(value, str):
-        value = _of_text(value, field)
+        value = parse_json(value, field)
     calls = value if isinstance(value, list) else [value]
     messages = []
     for number, one in enumerate(calls):
@@ -120,15 +113,15 @@ def is_written_call(text: str) -> bool:
     return isinstance(value, dict) and "name" in value and set(value) <= {"name", "arguments", "parameters"}
 
 
-def _of_text(text: str, field: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        what = f"field {field!r} holds broken JSON at character {error.pos}: {error.msg}"
-        raise DataError(what, param=field, code="broken_json") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"field {field!r} holds JSON that cannot be used", param=field, code="broken_json") from None
-    return value
+def _name_of_tool(name: object, field: str) -> str:
+    """A name that is a text of one line, with which calls begin. Raises DataError."""
+    if not isinstance(name, str):
+        raise _wrong(field, name, "the name of a tool")
+    if not name.strip():
+        raise DataError(f"field {field!r} is blank, not the name of a tool", param=field, code="wrong_value")
+    if len(name.splitlines()) > 1:
+        raise DataError(f"field {field!r} has a line end; a call begins with the name and a line end", param=field)
+    return written(name, field)
 
 
 def _named(name: str, definition: object) -> dict[str, object]:

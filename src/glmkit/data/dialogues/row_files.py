@@ -154,7 +154,8 @@ def _pairs(path: Path, options: ReadOptions) -> Iterator[Record]:
             where = f"{path}: line {number}"
             bad = next((line for line in (source, target) if isinstance(line, BadRow)), None)
             if isinstance(bad, BadRow):
-                yield Record(where, b"{", None, f"{bad.where.rpartition('/')[2]}: {bad.message}")
+                beside = "" if bad.where == where else f"{other.name}: "
+                yield Record(where, b"{", None, f"{beside}{bad.message}")
             else:
                 yield Record(where, b"{", {"source": source, "target": target})
 

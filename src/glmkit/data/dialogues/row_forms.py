@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from glmkit.data.rows import describe
 from glmkit.errors import DataError, names_text
 
+from .conversations import CONVERSATIONS
+
 # Fields of rows that say nothing about the text: they are not reported as unused.
 _LABELS = frozenset(("id", "idx", "index", "guid", "uid", "__index_level_0__"))
 
@@ -128,22 +130,39 @@ def recognised(row: Mapping[str, object], columns: Columns, fields: AbstractSet[
     own = {str(name): str(name) for name in row}
     if "prompt" in given or "response" in given:
         return _by_columns(own, columns)
-    for form in FORMS:
-        if all(_first(row, form.fields.get(name, (name,))) for name in form.required):
-            names = {part: found for part, known in form.fields.items() if (found := _first(row, known))}
-            history, system = _first(row, form.history), _first(row, form.system)
+    for present in (_filled(row), row):  # tables fill rows of other forms with null
+        if (form := _form_of(present)) is not None:
+            names = {part: found for part, known in form.fields.items() if (found := _first(present, known))}
+            history, system = _first(present, form.history), _first(present, form.system)
             return Single(form.kind, form.template, own | names, columns.history or history, columns.system or system)
     if fields and fields <= own.keys():
         return Single("of the template", "", own, columns.history, columns.system)
     nearest = max(FORMS, key=lambda form: sum(name in row for name in form.required))
     lacking = [name for name in nearest.required if name not in row]
+    near = _near(row)
     if len(lacking) == 1 and len(nearest.required) > 1:
-        raise missing(row, lacking[0], f"no field {lacking[0]!r}, which rows of the form {nearest.kind} have")
+        raise missing(row, lacking[0], f"no field {lacking[0]!r}, which rows of the form {nearest.kind} have", near)
     raise DataError(
         f"the row has the fields {names_text(map(str, row), 12)}: no form that is known",
-        step="name the columns with --prompt_column and --response_column",
+        step=near or "name the columns with --prompt_column and --response_column",
         code="unknown_form",
     )
+
+
+def is_single(row: Mapping[str, object]) -> bool:
+    """True for a row that has the fields of a form with one question, none of them null."""
+    return _form_of(_filled(row)) is not None
+
+
+def _filled(row: Mapping[str, object]) -> Mapping[str, object]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _form_of(row: Mapping[str, object]) -> Form | None:
+    for form in FORMS:
+        if all(_first(row, form.fields.get(name, (name,))) for name in form.required):
+            return form
+    return None
 
 
 def _by_columns(own: Mapping[str, str], columns: Columns) -> Single:
@@ -158,16 +177,23 @@ def _by_columns(own: Mapping[str, str], columns: Columns) -> Single:
     return Single(f"{prompt}/{response}", template, rest | names | query, columns.history, columns.system)
 
 
-def missing(row: Mapping[str, object], name: str, what: str) -> DataError:
+def missing(row: Mapping[str, object], name: str, what: str, step: str | None = None) -> DataError:
     """The error for a field that a row lacks."""
-    return DataError(
-        f"{what}; the row has {names_text(map(str, row), 12) or 'no fields'}", param=name, code="missing_field"
-    )
+    found = names_text(map(str, row), 12) or "no fields"
+    return DataError(f"{what}; the row has {found}", step=step, param=name, code="missing_field")
+
+
+def _near(row: Mapping[str, object]) -> str | None:
+    """Advice on a field that would be known in lower case, without the blanks around it."""
+    known = {other for form in FORMS for names in (form.required, *form.fields.values()) for other in names}
+    known.update(CONVERSATIONS)
+    near = {str(name): str(name).strip().lower() for name in row}
+    return next((f"rename {name!r} to {plain!r}" for name, plain in near.items() if plain in known - {name}), None)
 
 
 def check_preference(row: Mapping[str, object]) -> None:
     """Raise DataError for a row of better and worse answers, which must not be learned from as it is."""
-    if "chosen" in row and "rejected" in row:
+    if row.get("chosen") is not None and row.get("rejected") is not None:
         what, field = "chosen and rejected answers", "rejected"
     elif isinstance(row.get("label"), bool) and any(name in row for name in ("messages", "completion")):
         what, field = f"an answer with the judgement label {describe(row['label'])}", "label"

@@ -13,7 +13,7 @@ from glmkit.tokenizer.inputs import Side
 
 from .conversations import Conversation, conversation_field, read_conversation, read_history, with_tools
 from .report import SetReport
-from .row_forms import Columns, Single, check_preference, missing, recognised, unused
+from .row_forms import Columns, Single, check_preference, is_single, missing, recognised, unused
 from .templates import TEMPLATES, TextTemplate, check_fields, choose
 from .texts import PLACEHOLDER, Reader, filled, without_end_words, written
 
@@ -45,12 +45,14 @@ class RowReader:
 
         Raises DataError, without the place, for a row that cannot be used.
         """
-        if "input_ids" in row:
+        if row.get("input_ids") is not None:
             return self._tokenized(row, where, file)
         if not any(value not in (None, "") for value in row.values()):
             raise DataError("the row has no field with a value", code="empty_row")
         check_preference(row)
         name = self.columns.messages or conversation_field(row)
+        if name is not None and self.columns.messages is None and not row[name] and is_single(row):
+            name = None  # a table's field of other rows
         if name is not None and self.columns.prompt is None:
             return self._conversation(row, name, where, file)
         names = frozenset(name for template in self.templates for name in template.fields)
@@ -58,12 +60,13 @@ class RowReader:
         return self._single(row, single, where, file, index)
 
     def _conversation(self, row: Mapping[str, object], name: str, where: str, file: str) -> Example | None:
-        if name not in row:
-            raise missing(row, name, f"the column of messages is {name!r}")
+        for part, column in self.columns.given().items():
+            if column not in row and part in ("messages", "system", "tools"):
+                raise missing(row, column, f"the {part} column is {column!r}")
         conversation = read_conversation(row[name], name, self.reader)
         kind = "conversations" if name == "conversations" else f"conversations ({name})"
         system = self.columns.system or next((key for key in ("system", "system_prompt") if row.get(key)), None)
-        tools = self.columns.tools or ("tools" if "tools" in row else "functions")
+        tools = self.columns.tools or ("tools" if row.get("tools") is not None else "functions")
         if system is not None and (text := written(row[system], system)):
             if conversation.messages and conversation.messages[0].role == "system":
                 raise DataError(f"field {system!r} stands beside a system message; keep one of them", param=system)
@@ -126,10 +129,13 @@ class RowReader:
             if asked:
                 return Dialogue(tuple(asked), (False,) * len(asked), where, cut, self.source)
         last = max((place for place, message in enumerate(messages) if message.role == "assistant"), default=-1)
-        if last + 1 < len(messages):
+        end = last + 1
+        if last >= 0 and messages[last].metadata:  # what follows a call is its outcome, which the call's end foretells
+            end = next((i for i in range(end, len(messages)) if messages[i].role != "observation"), len(messages))
+        if end < len(messages):
             if last >= 0:
                 self.report.remark("trailing", where)
-            messages, counted = messages[: last + 1], counted[: last + 1]
+            messages, counted = messages[:end], counted[:end]
         self.report.turns += sum(message.role == "assistant" for message in messages)
         checked, flags = [], []
         for place, (message, flag) in enumerate(zip(messages, counted, strict=True)):

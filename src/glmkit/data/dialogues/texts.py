@@ -1,14 +1,17 @@
 """Texts of rows: a value of a field as text, blank ones, placeholders, and end words of other models behind answers."""
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from glmkit.data.json_files import WrittenFloat
-from glmkit.data.rows import BadRow, check_text, describe
+from glmkit.data.json_files import WHOLE, WrittenFloat
+from glmkit.data.rows import BadRow, check_text, describe, unusable_json
 from glmkit.errors import DataError
 from glmkit.families.family import Family
+from glmkit.small_files import bound_depth
 from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.dialogue import is_blank
 from glmkit.tokenizer.inputs import InputTokenizer
@@ -71,6 +74,35 @@ def written(value: object, field: str) -> str:
     if isinstance(checked, BadRow):
         raise DataError(checked.message, param=field, code=checked.reason)
     return checked
+
+
+def parse_json(text: str, field: str) -> object:
+    """The value of a field that is JSON as text, read as the file's own JSON. Raises DataError naming the field."""
+    try:
+        value: object = WHOLE.decode(text)
+        bound_depth(value)
+    except json.JSONDecodeError as error:
+        what = f"field {field!r} holds broken JSON at character {error.pos}: {error.msg}"
+        raise DataError(what, param=field, code="broken_json") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"field {field!r}: {unusable_json(error)}", param=field, code="unusable_json") from None
+    return value
+
+
+def plain_json(value: object, field: str) -> object:
+    """A value of tools and calls without the keys of null in objects, at every depth: tables fill rows with them.
+
+    Raises DataError for what JSON or Unicode has no form for: NaN, infinite numbers, bytes, half of a surrogate pair.
+    """
+    if isinstance(value, Mapping):
+        return {written(str(key), field): plain_json(item, field) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [plain_json(item, field) for item in value]
+    if isinstance(value, WrittenFloat) and value.text == "-0":
+        return 0
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"field {field!r} holds {value!r}, which is no number of JSON", param=field, code="wrong_value")
+    return value if value is None or isinstance(value, bool | int | float) else written(value, field)
 
 
 def without_end_words(answer: str) -> tuple[str, bool]:

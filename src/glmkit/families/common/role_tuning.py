@@ -33,7 +33,8 @@ class RoleTuning(TuningFormat):
     So the tag that opens an answer does not count, and what follows the answer does: the next role or the row's end.
     A conversation that does not fit `source + target + 1` tokens, the published length of a row, becomes several rows:
     each answer counts in one, behind as many of the rounds before it as fit `source`.
-    end: the token behind the last message, None for the end of text. last_tag: the token of the quirk "combined".
+    end: the token behind the last message, None for the end of text; a row that ends inside a turn has the tag of the
+    message behind it there. last_tag: the token of the quirk "combined".
     """
 
     template: RoleTemplate
@@ -56,7 +57,7 @@ class RoleTuning(TuningFormat):
         messages = self._messages(dialogue)
         parts = self._parts(own(tokenizer), messages)
         most = limits.source + limits.target + 1
-        whole = self._row(own(tokenizer), parts, counts, quirks, Lost())
+        whole = self._row(own(tokenizer), parts, counts, quirks, Lost(), self.end)
         if RIGHT in quirks:
             return [_cut_row(whole, most)]
         if len(whole.ids) <= most:
@@ -128,6 +129,7 @@ class RoleTuning(TuningFormat):
         counts: Sequence[bool],
         quirks: AbstractSet[str],
         lost: Lost,
+        end: str | None,
     ) -> EncodedRow:
         ids = tokenizer.build_inputs([])
         counted, before, answers = [False] * len(ids), False, 0
@@ -139,7 +141,7 @@ class RoleTuning(TuningFormat):
             counted += [own_flag] * (len(part) - 1)
             before = own_flag and not (part.shortened and OPEN in quirks)
             answers += own_flag
-        ids.append(tokenizer.special.eos if self.end is None else token_id(tokenizer, self.end))
+        ids.append(tokenizer.special.eos if end is None else token_id(tokenizer, end))
         counted.append(before)
         if COMBINED in quirks and self.last_tag is not None:
             last = len(ids) - 1 - ids[::-1].index(token_id(tokenizer, self.last_tag))
@@ -168,7 +170,10 @@ class RoleTuning(TuningFormat):
             gone = [(len(a) - len(b), b.shortened) for a, b in zip(whole, kept, strict=True)]
             answer = sum(count for count, of_answer in gone if of_answer)
             lost = Lost(sum(count for count, _ in gone) - answer, answer, window.dropped)
-            rows.append(self._row(tokenizer, kept, new, quirks, lost))
+            following = messages[window.new.stop].role if window.new.stop < len(messages) else ""
+            # No turn ends behind a call of a tool, nor where the assistant says more.
+            end = f"<|{following}|>" if following in ("observation", "assistant") else self.end
+            rows.append(self._row(tokenizer, kept, new, quirks, lost, end))
         return rows if len(rows) == 1 else [replace(row, notes=(_SEVERAL,)) for row in rows]
 
 
