@@ -30,6 +30,7 @@ from glmkit.train.metrics import read_metrics
 from glmkit.train.validation import ValidationLoss
 from support.finetuning import toy_base, toy_rows, tuning_recipe
 from support.ranks import run_ranks
+from support.shared import shared_dir
 from support.tuning_jobs import options_of, tuned_run, two_ranks
 
 METHODS = ("lora", "full", "ptuning")
@@ -154,6 +155,13 @@ def test_mistakes_are_told_before_training(
     with pytest.raises(GLMKitError) as error:
         finetune(tuning_recipe(method, base, [rows], tmp_path / "run", **overrides), quiet=True)
     assert message in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_tokenizer_of_another_model_is_told_before_training(rows: Path, tmp_path: Path) -> None:
+    base, vocabulary = shared_dir("fixtures", "chatglm2-6b"), shared_dir("tokenizers", "chatglm2-chatglm3")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: the id \d+ of a row is beyond the 256 rows of the embedding"):
+        finetune(tuning_recipe("lora", base, [rows], tmp_path / "run", model__tokenizer=str(vocabulary)), quiet=True)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -110,6 +110,8 @@ def _dry_run(config: FinetuneConfig, nproc: int, *, as_json: bool) -> int:
     data = TuningData.open(config, base, Progress(quiet=True))
     plan = plan_tuning(config, base, data, device, nproc)
     first = first_batch_lines(plan.batches.batch(0), base.tokenizer)
+    if problem := data.beyond(base.shape.vocab_size):
+        print(f"warning: {problem}; such a run does not start", file=sys.stderr)
     if as_json:
         reports = [*data.sets.lines(), *data.lines()]
         print(json.dumps({**plan.summary(), "data": reports, "first_batch": first}, indent=2, ensure_ascii=False))

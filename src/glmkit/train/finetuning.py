@@ -18,7 +18,7 @@ from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.data.tuning_batches import TuningBatches
 from glmkit.devices import available_memory, is_cpu
-from glmkit.errors import CheckpointError, TrainingError
+from glmkit.errors import CheckpointError, ConfigError, TrainingError
 from glmkit.loading import Parts, empty_model
 from glmkit.model import GLM
 from glmkit.objective.loss import LossSums
@@ -183,6 +183,8 @@ def finetune(
     progress = run_progress(ranks, quiet=quiet)
     base = open_base(config)
     data = TuningData.open(config, base, progress)
+    if problem := data.beyond(base.shape.vocab_size):
+        raise ConfigError(problem, step="give its own with --model.tokenizer DIR", param="model.tokenizer")
     plan = plan_tuning(config, base, data, ranks.device, ranks.world_size)
     for line in (*data.lines(), *plan.text(ranks.device)):
         progress.say(line)

@@ -90,6 +90,16 @@ class TuningData:
         """Tokens of the longest row."""
         return max(int(rows.lengths.max()) for rows in (*self.train, *self.validation))
 
+    def beyond(self, vocab_size: int) -> str | None:
+        """A sentence on the largest id of the rows, where an embedding of so many rows lacks it."""
+        for rows in (*self.train, *self.validation):
+            if (largest := int(rows.ids_N.max())) >= vocab_size:
+                return (
+                    f"{rows.name}: the id {largest} of a row is beyond the {vocab_size} rows of the embedding: tokenizer "
+                    "and weights are not of the same model"
+                )
+        return None
+
     def lines(self) -> list[str]:
         """The report of every set, one line each."""
         kinds = [("training", rows) for rows in self.train] + [("validation", rows) for rows in self.validation]
