@@ -12,7 +12,7 @@ from glmkit.data.dialogues.published import locate
 from glmkit.data.dialogues.report import SetReport
 from glmkit.data.dialogues.row_files import SPLITS, RowFiles
 from glmkit.data.dialogues.row_forms import Columns
-from glmkit.data.dialogues.row_reader import RowReader
+from glmkit.data.dialogues.row_reader import RowReader, check_seen
 from glmkit.data.dialogues.templates import find_templates
 from glmkit.data.dialogues.texts import Reader
 from glmkit.data.records import Record, dump
@@ -78,7 +78,9 @@ class Questions:
                 return
             yield self._asked(record, str(path), number)
             number += 1
-        if not number:
+        if number:
+            check_seen([self._reader])
+        else:
             raise DataError(f"{self._files.name}: no rows{f' of the split {self._split}' if self._split else ''}")
 
     def count(self) -> int:

@@ -95,8 +95,8 @@ class TuningData:
         for rows in (*self.train, *self.validation):
             if (largest := int(rows.ids_N.max())) >= vocab_size:
                 return (
-                    f"{rows.name}: the id {largest} of a row is beyond the {vocab_size} rows of the embedding: tokenizer "
-                    "and weights are not of the same model"
+                    f"{rows.name}: the id {largest} of a row is beyond the {vocab_size} rows of the embedding: "
+                    "tokenizer and weights are not of the same model"
                 )
         return None
 

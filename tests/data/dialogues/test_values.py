@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from families.tuned import Tuned
+from glmkit.data.dialogues.row_forms import Columns
 
 from .opened import encoded, ids_and_labels, one_set, opened, refusal, texts, write
 
@@ -58,6 +59,7 @@ def test_cells_are_text(tmp_path: Path, chatglm: Tuned) -> None:
     kept = {
         "好<|endoftext|>": "好",
         "好 <|endoftext|>\n": "好",
+        "好<|endofpiece|>": "好",
         "好</s>": "好",
         "好<|im_end|></s>": "好",
         "好[EOS]": "好",
@@ -68,7 +70,7 @@ def test_cells_are_text(tmp_path: Path, chatglm: Tuned) -> None:
     path = write(tmp_path / "x.jsonl", [{"prompt": "q", "response": text} for text in kept])
     found = one_set(path)
     assert [texts(one)[1][1] for one in found] == list(kept.values())
-    assert found.report.remarks["end_word"].count == 5
+    assert found.report.remarks["end_word"].count == 6
 
 
 def test_a_reserved_word_in_an_answer_is_named(tmp_path: Path, chatglm: Tuned) -> None:
@@ -120,6 +122,7 @@ def test_every_field_is_in_the_question_or_named(template: str, tmp_path: Path) 
     assert list(found.report.unused) == ["source"]
     quirk = one_set(write(tmp_path / "x.jsonl", [row]), template=["belle_reference"])
     assert texts(quirk[0])[0] == ("user", "翻译")
+    assert list(quirk.report.unused) == ["input", "source"]
 
 
 def test_a_field_may_be_null_for_long(tmp_path: Path) -> None:
@@ -162,6 +165,36 @@ def test_own_templates(tmp_path: Path) -> None:
     assert found == [texts(one) for one in one_set(path, template=[str(made)], seed=1)]
     assert found != [texts(one) for one in one_set(path, template=[str(made)], seed=2)]
     assert json.dumps(found[:5]) == json.dumps(found)[: len(json.dumps(found[:5])) - 1] + "]", "by seed and index"
+
+
+def test_a_given_column_may_be_absent_in_some_rows_and_not_in_all(tmp_path: Path) -> None:
+    rows = [{"q": "a", "a": "b", "h": [["x", "y"]], "in": "i"}, {"q": "a", "a": "b"}]
+    path = write(tmp_path / "x.jsonl", rows)
+    columns = {"prompt": "q", "response": "a"}
+    first, second = one_set(path, columns=Columns(**columns, history="h", query="in"))
+    assert [text for _, text in texts(first)] == ["x", "y", "a\ni", "b"]
+    assert texts(second) == [("user", "a"), ("assistant", "b")]
+    assert str(refusal(path, columns=Columns(**columns, history="hist"))) == (
+        f"{path}: no row has a field 'hist', the history column"
+    )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "y.jsonl", [{"talk": talk, "sys": "S"}, {"talk": talk}])
+    found = one_set(path, columns=Columns(messages="talk", system="sys"))
+    assert [len(texts(one)) for one in found] == [3, 2]
+    assert "no row has a field 'tool', the tools column" in str(
+        refusal(path, columns=Columns(messages="talk", tools="tool"))
+    )
+
+
+def test_a_form_is_kept_where_one_of_its_fields_is_null(tmp_path: Path) -> None:
+    rows = [
+        {"context": "c", "answer": "a", "question": "q"},
+        {"context": None, "answer": "a", "question": "q"},
+        {"context": "c", "answer": "a", "question": None},
+    ]
+    found = one_set(write(tmp_path / "x.jsonl", rows))
+    assert [texts(one)[0][1] for one in found] == ["答案：a，上下文：c", "答案：a，上下文："]
+    assert found.report.remarks["empty_answer"].count == 1
 
 
 def test_bad_columns_do_not_hide_behind_skip(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .published import locate
 from .report import SetReport
 from .row_files import RowFiles
 from .row_forms import Columns
-from .row_reader import Answers, RowReader
+from .row_reader import Answers, RowReader, check_seen
 from .templates import find_templates
 from .texts import Reader
 
@@ -185,6 +185,8 @@ class _Opener:
                 examples[split].append(example)
         if self._progress is not None:
             self._progress.stop()
+        if any(examples.values()):
+            check_seen(list(readers.values()))
         if limit is not None and reports[wanted[0]].rows == limit:
             reports[wanted[0]].notes.append(f"rows behind the first {limit:,} are not read")
         notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]

@@ -120,21 +120,18 @@ class Single:
 def recognised(row: Mapping[str, object], columns: Columns, fields: AbstractSet[str] = frozenset()) -> Single:
     """The form of a row, by the columns that are given, else by the fields that it has.
 
-    fields: of the user's own template, which a row of no known form may have. Raises DataError for a row that lacks a
-    given column, and for what is not known.
+    fields: of the user's own template, which a row of no known form may have. Raises DataError for a row that lacks the
+    given column of the question or the answer, and for what is not known.
     """
     given = columns.given()
-    for part, name in given.items():
-        if name not in row:
-            raise missing(row, name, f"the {part} column is {name!r}")
+    check_columns(row, columns, ("prompt", "response"))
     own = {str(name): str(name) for name in row}
     if "prompt" in given or "response" in given:
         return _by_columns(own, columns)
-    for present in (_filled(row), row):  # tables fill rows of other forms with null
-        if (form := _form_of(present)) is not None:
-            names = {part: found for part, known in form.fields.items() if (found := _first(present, known))}
-            history, system = _first(present, form.history), _first(present, form.system)
-            return Single(form.kind, form.template, own | names, columns.history or history, columns.system or system)
+    if (form := _form_of(row)) is not None:
+        names = {part: found for part, known in form.fields.items() if (found := _first(row, known))}
+        history, system = _first(row, form.history), _first(row, form.system)
+        return Single(form.kind, form.template, own | names, columns.history or history, columns.system or system)
     if fields and fields <= own.keys():
         return Single("of the template", "", own, columns.history, columns.system)
     nearest = max(FORMS, key=lambda form: sum(name in row for name in form.required))
@@ -150,19 +147,32 @@ def recognised(row: Mapping[str, object], columns: Columns, fields: AbstractSet[
 
 
 def is_single(row: Mapping[str, object]) -> bool:
-    """True for a row that has the fields of a form with one question, none of them null."""
-    return _form_of(_filled(row)) is not None
-
-
-def _filled(row: Mapping[str, object]) -> Mapping[str, object]:
-    return {name: value for name, value in row.items() if value is not None}
+    """True for a row that has the fields of a form with one question, and texts in them."""
+    return any(_is_of(row, form) and _says(row, form) for form in FORMS)
 
 
 def _form_of(row: Mapping[str, object]) -> Form | None:
-    for form in FORMS:
-        if all(_first(row, form.fields.get(name, (name,))) for name in form.required):
-            return form
-    return None
+    """The form of a row: the first one that has texts in it; tables fill the fields of other forms with null."""
+    known = [form for form in FORMS if _is_of(row, form)]
+    return next((form for form in known if _says(row, form)), known[0] if known else None)
+
+
+def _is_of(row: Mapping[str, object], form: Form) -> bool:
+    return all(_first(row, form.fields.get(name, (name,))) for name in form.required)
+
+
+def _says(row: Mapping[str, object], form: Form) -> bool:
+    """True where the answer is not null, nor all that is asked."""
+    answer = form.required[-1]
+    others = {name for names in form.fields.values() for name in names} - {answer}
+    return row.get(answer) is not None and any(row.get(name) is not None for name in others)
+
+
+def check_columns(row: Mapping[str, object], columns: Columns, needed: Sequence[str]) -> None:
+    """Raise DataError for a row that lacks a needed column of those that are given."""
+    for part, name in columns.given().items():
+        if part in needed and name not in row:
+            raise missing(row, name, f"the {part} column is {name!r}")
 
 
 def _by_columns(own: Mapping[str, str], columns: Columns) -> Single:
@@ -217,4 +227,6 @@ def unused(row: Mapping[str, object], used: Sequence[str] | AbstractSet[str]) ->
 
 
 def _first(row: Mapping[str, object], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+    """The first name with a value that is not null, else the first that is there."""
+    there = [name for name in names if name in row]
+    return next((name for name in there if row[name] is not None), there[0] if there else None)

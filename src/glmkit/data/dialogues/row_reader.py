@@ -13,7 +13,7 @@ from glmkit.tokenizer.inputs import Side
 
 from .conversations import Conversation, conversation_field, read_conversation, read_history, with_tools
 from .report import SetReport
-from .row_forms import Columns, Single, check_preference, is_single, missing, recognised, unused
+from .row_forms import Columns, Single, check_columns, check_preference, is_single, missing, recognised, unused
 from .templates import TEMPLATES, TextTemplate, check_fields, choose
 from .texts import PLACEHOLDER, Reader, filled, without_end_words, written
 
@@ -39,12 +39,17 @@ class RowReader:
     seed: int = 0
     source: str = ""
     unanswered: bool = False
+    unseen: set[str] = field(init=False)  # given columns that no row had so far
+
+    def __post_init__(self) -> None:
+        self.unseen = set(self.columns.given().values())
 
     def read(self, row: Mapping[str, object], where: str, file: str, index: int) -> Example | None:
         """The dialogue of a row; None for one without anything to train. index: of the row in its set.
 
         Raises DataError, without the place, for a row that cannot be used.
         """
+        self.unseen.difference_update(row)
         if row.get("input_ids") is not None:
             return self._tokenized(row, where, file)
         if not any(value not in (None, "") for value in row.values()):
@@ -60,14 +65,12 @@ class RowReader:
         return self._single(row, single, where, file, index)
 
     def _conversation(self, row: Mapping[str, object], name: str, where: str, file: str) -> Example | None:
-        for part, column in self.columns.given().items():
-            if column not in row and part in ("messages", "system", "tools"):
-                raise missing(row, column, f"the {part} column is {column!r}")
+        check_columns(row, self.columns, ("messages",))
         conversation = read_conversation(row[name], name, self.reader)
         kind = "conversations" if name == "conversations" else f"conversations ({name})"
         system = self.columns.system or next((key for key in ("system", "system_prompt") if row.get(key)), None)
         tools = self.columns.tools or ("tools" if row.get("tools") is not None else "functions")
-        if system is not None and (text := written(row[system], system)):
+        if system is not None and (text := written(row.get(system), system)):
             if conversation.messages and conversation.messages[0].role == "system":
                 raise DataError(f"field {system!r} stands beside a system message; keep one of them", param=system)
             conversation.messages.insert(0, Message("system", text))
@@ -87,9 +90,13 @@ class RowReader:
         template = choose(self.templates, self.seed, index) if self.templates else TEMPLATES[single.template]
         check_fields(template, single.names)
         texts = {part: single.names[part] for part in template.fields if part in single.names}
-        prompt, answer, system = template.render({part: written(row[name], name) for part, name in texts.items()})
+        values = {part: written(row.get(name), name) for part, name in texts.items()}
+        prompt, answer, system = template.render(values)
+        for part, value in values.items():
+            if not any(value in text for text in (prompt, answer, system)):
+                self.report.not_used(texts[part], where)
         conversation = Conversation()
-        if single.system is not None and (text := written(row[single.system], single.system)):
+        if single.system is not None and (text := written(row.get(single.system), single.system)):
             conversation.add(Message("system", text))
         if system:
             conversation.add(Message("system", system))
@@ -111,7 +118,7 @@ class RowReader:
         conversation.add(Message("assistant", answer))
         tools = self.columns.tools or ("tools" if "tools" in row and "tools" not in template.fields else None)
         if tools is not None:
-            with_tools(conversation, row[tools], tools, self.reader)
+            with_tools(conversation, row.get(tools), tools, self.reader)
         before = sum(conversation.counted) - 1
         if before and self.answers is None:
             for _ in range(before):
@@ -190,6 +197,14 @@ class RowReader:
         self.report.turns += 1
         self.report.counted += 1
         return Tokenized(tuple(ids), size, where, self.source)
+
+
+def check_seen(readers: Sequence[RowReader]) -> None:
+    """Raise DataError for a given column that no row of a set had; one that only some rows lack is empty in those."""
+    for part, name in readers[0].columns.given().items():
+        if all(name in one.unseen for one in readers):
+            what = f"{readers[0].source}: no row has a field {name!r}, the {part} column"
+            raise DataError(what, param=name, code="missing_field")
 
 
 def rounds_in(text: str) -> list[tuple[str, str]]:

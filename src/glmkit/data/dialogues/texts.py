@@ -19,7 +19,7 @@ from glmkit.tokenizer.protocol import Tokenizer
 
 # Words that end a text in the training data of other models and of this one; at the end of an answer they are no text.
 _END = (
-    r"(?:<\|(?:endoftext|im_end|end_of_text|end_of_turn|eot_id|end|eos|EOT|return)\|>|</s>|<end_of_turn>|<eop>|<eos>|"
+    r"(?:<\|(?:endoftext|im_end|end_of_text|end_of_turn|eot_id|end|eos|EOT|return|endofpiece)\|>|</s>|<end_of_turn>|<eop>|<eos>|"
     "\\[EOS\\]|<\uff5cend\u2581of\u2581sentence\uff5c>)"
 )
 _ENDS = re.compile(rf"\s*(?:{_END}\s*)+\Z")
