@@ -41,6 +41,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain with TensorBoard": (
         "pretrain", *RECIPE, "--data", "data", "--output", "run2", "--output.tensorboard", "true",
     ),
+    "finetune": (
+        "finetune", "lora", "--model", "base", "--data", "pairs.jsonl", "--output", "tuned", "--max_steps", "1",
+        "--src_length", "16", "--tgt_length", "16",
+    ),
+    "merge": ("merge", "tuned", "--output", "merged"),
+    "script": ("script", "cover_alpaca2jsonl.py", "--data_path", "alpaca.json", "--save_path", "alpaca.jsonl"),
     "doctor": ("doctor", "base"),
     "info": ("info", "base"),
     "convert": ("convert", "base", "converted", "--to", "megatron"),
@@ -63,6 +69,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (ROOT / "docs").glob("*.md"):
         shutil.copy(path, folder / "texts")
     (folder / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    (folder / "pairs.jsonl").write_text('{"prompt": "a b", "response": "c d"}\n' * 4)
+    (folder / "alpaca.json").write_text('[{"instruction": "a", "input": "", "output": "b"}]\n')
     return folder
 
 

@@ -20,7 +20,7 @@ from glmkit.errors import RequestError
 _LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _USAGE = """usage: glm script [--dry-run] SCRIPT.py ARGS...
 
-Run a command of the original scripts: write `glm script` in place of `python`. The launchers torchrun, deepspeed and
+run a command of the original scripts: write `glm script` in place of `python`. The launchers torchrun, deepspeed and
 paddle.distributed.launch may stand before the script, and VARIABLE=VALUE. It prints the native command that it became.
 
   --dry-run              print the native commands and stop; may also stand last
