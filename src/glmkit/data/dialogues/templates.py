@@ -133,7 +133,7 @@ def _read(path: Path) -> list[TextTemplate]:
         raise ConfigError(f"data.template {path}: no such file", param="data.template") from None
     items = value.get("templates", [value]) if isinstance(value, dict) else value
     if not isinstance(items, list) or not items:
-        raise ConfigError(f"{path}: holds no list of templates", step="see docs/finetuning-data.md")
+        raise ConfigError(f"{path}: holds no list of templates", step="see docs/finetuning_data.md")
     return [_of_item(item, f"{path}: template {number}", path.stem) for number, item in enumerate(items, start=1)]
 
 
