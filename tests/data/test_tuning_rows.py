@@ -85,6 +85,9 @@ def test_rows_that_are_ids_already_stay_as_they_are() -> None:
     assert sample.input_ids.tolist() == [20, 6, 7, 30]
     assert sample.targets[sample.loss_mask == 1].tolist() == [7, 30, 8]
     assert rows.report.messages == rows.report.answers == 2
+    assert not rows.report.remarks()
+    other = rows_of([], more=[Tokenized((20, 30, 40), 2, "ids.jsonl: line 1")]).report.remarks()
+    assert other[0].startswith("prompts of ids without a start of an answer"), "made with another tokenizer"
     beyond = Tokenized((20, 96), 1, "ids.jsonl: line 2")
     with pytest.raises(DataError, match=r"^ids.jsonl: line 2: the id 96 is beyond"):
         rows_of([], more=[beyond])

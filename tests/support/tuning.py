@@ -66,6 +66,7 @@ class NoTokenizer:
     """What a format that needs none is given: ids and their places alone."""
 
     vocab_size = 96
+    special = SPECIAL
 
     def row_layout(self, row: Sequence[int]) -> RowLayout:
         return RowLayout(range(len(row)), [0] * len(row), 0)

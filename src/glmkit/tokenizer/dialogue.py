@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError, DataError, did_you_mean
 
 from .chat_template import Message
@@ -81,6 +82,9 @@ class RowTokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def special(self) -> SpecialIds: ...
+
     def row_layout(self, row: Sequence[int]) -> RowLayout: ...
 
 
@@ -105,7 +109,9 @@ class Tokenized:
                 param="input_ids",
             )
         counted = [place >= self.num_prompt - 1 for place in range(len(self.ids))]
-        return EncodedRow(list(self.ids), counted, tokenizer.row_layout(self.ids))
+        started = tokenizer.special.sop in self.ids[: self.num_prompt]
+        notes = () if started else ("prompts of ids without a start of an answer: were they made with this tokenizer?",)
+        return EncodedRow(list(self.ids), counted, tokenizer.row_layout(self.ids), notes=notes)
 
 
 Example = Dialogue | Tokenized

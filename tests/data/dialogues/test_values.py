@@ -167,6 +167,15 @@ def test_own_templates(tmp_path: Path) -> None:
     assert json.dumps(found[:5]) == json.dumps(found)[: len(json.dumps(found[:5])) - 1] + "]", "by seed and index"
 
 
+def test_a_field_of_a_template_may_be_absent_in_some_rows_and_not_in_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"q": "a", "a": "b"}, {"q": "a", "hint": "h", "a": "b"}])
+    wording = '- {prompt: ["{q}", "（{hint}）"], answer: "{a}"}\n'
+    found = one_set(path, template=[str(write(tmp_path / "t.yaml", wording))])
+    assert [texts(one)[0][1] for one in found] == ["a", "a（h）"]
+    made = write(tmp_path / "u.yaml", wording.replace("hint", "hnt"))
+    assert str(refusal(path, template=[str(made)])) == (f"{path}: no row has a field 'hnt', which template 'u 1' names")
+
+
 def test_a_given_column_may_be_absent_in_some_rows_and_not_in_all(tmp_path: Path) -> None:
     rows = [{"q": "a", "a": "b", "h": [["x", "y"]], "in": "i"}, {"q": "a", "a": "b"}]
     path = write(tmp_path / "x.jsonl", rows)

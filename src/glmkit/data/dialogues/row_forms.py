@@ -132,7 +132,7 @@ def recognised(row: Mapping[str, object], columns: Columns, fields: AbstractSet[
         names = {part: found for part, known in form.fields.items() if (found := _first(row, known))}
         history, system = _first(row, form.history), _first(row, form.system)
         return Single(form.kind, form.template, own | names, columns.history or history, columns.system or system)
-    if fields and fields <= own.keys():
+    if fields & own.keys():
         return Single("of the template", "", own, columns.history, columns.system)
     nearest = max(FORMS, key=lambda form: sum(name in row for name in form.required))
     lacking = [name for name in nearest.required if name not in row]

@@ -40,6 +40,7 @@ class RowReader:
     source: str = ""
     unanswered: bool = False
     unseen: set[str] = field(init=False)  # given columns that no row had so far
+    seen: set[str] = field(default_factory=set)  # names of fields that templates may use
 
     def __post_init__(self) -> None:
         self.unseen = set(self.columns.given().values())
@@ -89,6 +90,7 @@ class RowReader:
     def _single(self, row: Mapping[str, object], single: Single, where: str, file: str, index: int) -> Example | None:
         template = choose(self.templates, self.seed, index) if self.templates else TEMPLATES[single.template]
         check_fields(template, single.names)
+        self.seen.update(single.names)
         texts = {part: single.names[part] for part in template.fields if part in single.names}
         values = {part: written(row.get(name), name) for part, name in texts.items()}
         prompt, answer, system = template.render(values)
@@ -200,11 +202,19 @@ class RowReader:
 
 
 def check_seen(readers: Sequence[RowReader]) -> None:
-    """Raise DataError for a given column that no row of a set had; one that only some rows lack is empty in those."""
+    """Raise DataError for a given column, and a field of a template of the user's, that no row of a set had.
+
+    One that only some rows lack is empty in those.
+    """
     for part, name in readers[0].columns.given().items():
         if all(name in one.unseen for one in readers):
             what = f"{readers[0].source}: no row has a field {name!r}, the {part} column"
             raise DataError(what, param=name, code="missing_field")
+    seen = frozenset[str]().union(*(one.seen for one in readers))
+    for template in readers[0].templates if seen else ():
+        for name in sorted(template.fields - seen) if template.name not in TEMPLATES else ():
+            what = f"{readers[0].source}: no row has a field {name!r}, which template {template.name!r} names"
+            raise DataError(what, param="data.template", code="missing_field")
 
 
 def rounds_in(text: str) -> list[tuple[str, str]]:
