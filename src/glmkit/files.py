@@ -178,7 +178,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     target = Path(path)
     refuse_link(target)
     if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not empty; choose another name or allow replacing it")
+        raise FileExistsError(f"{target} exists and is not empty; choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     temporary = _temporary_name(target)

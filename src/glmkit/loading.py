@@ -104,7 +104,7 @@ def load_parts(
             base_name = origin.base_name or "an unnamed base"
             step = "give its base as the model, and one adapter"
             raise RequestError(f"{directory} is an adapter itself, of {base_name}", step=step, param="adapter")
-        adapter_directory, directory = directory, _base_directory(origin, directory, hub)
+        adapter_directory, directory = directory, base_directory(origin, directory, hub)
         remarks.append(f"{adapter_directory} is an adapter of {directory}, which is read first")
     elif adapter is not None:
         adapter_directory, _ = model_directory(local_directory(adapter, hub=hub, param="adapter"))
@@ -204,7 +204,7 @@ def _with_taught(parts: Parts, taught: Taught) -> Parts:
     return replace(parts, generation=replace(parts.generation, stop_ids=tuple(stops)), taught=taught)
 
 
-def _base_directory(origin: Origin, adapter: Path, hub: str | None) -> Path:
+def base_directory(origin: Origin, adapter: Path, hub: str | None = None) -> Path:
     """The base of an adapter: the directory that its record names, else the name, as any model's.
 
     Raises CheckpointError when it is not there, or is an adapter itself.

@@ -1,5 +1,6 @@
 """Runs and checkpoints taken for models and adapters, and tokens of an adapter's own."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -139,13 +140,17 @@ def test_two_checkpoints_one_after_another_on_one_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_doctor_knows_runs_of_adapters(kind: str, tmp_path: Path) -> None:
+def test_doctor_and_info_know_runs_of_adapters(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = made_run(tmp_path / "run", KINDS[kind])
     for place in (run, run / "checkpoints" / "step-00000100", run / "model"):
         report = examine(place)
         assert [finding for finding in report.findings if finding.level == "error"] == []
         assert report.facts["adapter"] == f"{kind} (torch)"
         assert report.facts["base"] == str(base_directory())
+    assert main(["info", str(run), "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["layers"] == 3
+    assert f"is an adapter; the sizes are those of its base {base_directory()}" in said
 
 
 def test_a_tuned_model_keeps_what_it_was_taught(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_fill_takes_the_options_of_one_answer(run: Run, lm: LM) -> None:
         (["--stop_ids", "x"], "argument --stop_ids: invalid int value: 'x'"),
         (["--top_p", "7"], "top_p is 7.0; give more than 0, at most 1"),
         (["--min_q", "7"], "unrecognized arguments: --min_q 7; did you mean --min_p?"),
+        (["--min_q", "7", "--sed", "1"], "unrecognized arguments: --min_q, --sed; did you mean --min_p, --seed?"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, arguments: list[str], reason: str) -> None:

@@ -1,12 +1,14 @@
 """`glm generate --task predict`: a line a row in the order of the input, whatever the batch and the ranks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glmkit.checkpoint.native import write_model
+from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.cli.main import main
 from glmkit.families.family import family_named
 from glmkit.session import LM
@@ -141,12 +143,23 @@ def test_rows_may_be_capped_and_bad_ones_may_stop_it(model: Path, capsys: pytest
     assert "--max_rows goes with --task predict" in capsys.readouterr().err
 
 
-def test_answers_are_as_long_as_the_family_publishes_unless_a_length_is_given(model: Path) -> None:
-    flags = ["--input", "dev.json", "--task", "predict", "--quiet", "--max_rows", "1"]
-    for name, more, longest in (("a.jsonl", [], 160), ("b.jsonl", ["--max_new_tokens", "128"], 128)):
+def test_answers_are_as_long_as_in_training_or_as_the_family_publishes_unless_a_length_is_given(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--input", "dev.json", "--task", "predict", "--max_rows", "1"]
+    taught = Path(shutil.copytree(model, "taught"))
+    write_taught(taught, Taught(source_length=9, target_length=7))
+    cases: list[tuple[Path, str, list[str], int, str]] = [
+        (model, "a.jsonl", [], 160, "at most 608 tokens of a prompt and 160 of an answer\n"),
+        (model, "b.jsonl", ["--max_new_tokens", "128"], 128, "128 of an answer\n"),
+        (taught, "c.jsonl", [], 7, "at most 9 tokens of a prompt and 7 of an answer, as in training\n"),
+        (taught, "d.jsonl", ["--src_length", "5"], 7, "at most 5 tokens of a prompt and 7 of an answer; the training"),
+    ]
+    for model, name, more, longest, said in cases:
         assert main(["generate", str(model), "--output", name, *flags, *more]) == 0
         plan = json.loads(Path(f"{name}.run.json").read_text())["plan"]
         assert plan["options"]["max_new_tokens"] == longest
+        assert said in capsys.readouterr().err
 
 
 def test_the_cost_is_told_before(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,9 +145,11 @@ def test_ptuning() -> None:
         "optimizer.learning_rate": "0.02", "optimizer.weight_decay": "0.0", "schedule.lr_decay_ratio": "0",
         "schedule.warmup_ratio": "0.0", "training.recompute": "true", "checkpoint.every": "1000",
         "data.columns.prompt": "content", "data.columns.response": "summary", "data.train": "AdvertiseGen/train.json",
+        "data.source_length": "64", "data.target_length": "64",
     }  # fmt: skip
     assert want.items() <= found.items()
     assert "training.num_epochs" not in found
+    assert options(PTUNING["train_chat"])["data.target_length"] == "256"
     assert options(PTUNING["train_chat"])["data.columns.history"] == "history"
     full = options(PTUNING["ds_train_finetune"])
     assert (full["tuning.method"], full["training.gradient_accumulation_steps"]) == ("full", "4")

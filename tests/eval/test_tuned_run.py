@@ -51,6 +51,10 @@ def test_a_run_is_measured_and_reported(base: Path, tmp_path: Path, method: str)
     assert len(report["answers"]) == 3
     assert report["effect"]["changes"]["general"]["kl"] == effect.changes["general"].kl
     assert len((output / "validation_predictions.jsonl").read_text().splitlines()) == 2
+    (output / "report.json").unlink()  # killed between the export and the report
+    again = finetune(config, scorer=inspector.scorer, prepare=inspector.prepare, resume="auto", quiet=True)
+    inspector.finish(again, Ranks())
+    assert json.loads((output / "report.json").read_text())["effect"] == report["effect"]
 
 
 @pytest.mark.exhaustive

@@ -23,6 +23,7 @@ def test_names_point_at_keys() -> None:
     keys = {leaf.name for leaf in FINETUNING.leaves()}
     assert set(FINETUNING.aliases.values()) <= keys
     assert {dotted for dotted, _ in FINETUNING.switches.values()} <= keys
+    assert {FINETUNING.aliases[name] for name in ("target_length", "tgt_length")} == {"data.target_length"}
     assert not set(FINETUNING.foreign) & (set(FINETUNING.aliases) | set(FINETUNING.switches) | keys)
 
 

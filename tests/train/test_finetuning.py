@@ -89,7 +89,9 @@ def test_what_is_written_loads_and_is_what_was_trained(method: str, base: Path, 
     stored = {name: p.detach().flatten().tolist() for name, p in lm.model.named_parameters()}
     assert {name: stored[name] for name in result["weights"]} == result["weights"]
     taught = json.loads((model / (TAUGHT_FILE if method == "full" else "glmkit_adapter.json")).read_text())
-    assert (taught if method == "full" else taught["taught"])["stop_ids"]
+    taught = taught if method == "full" else taught["taught"]
+    assert taught["stop_ids"]
+    assert (taught["source_length"], taught["target_length"]) == (608, 160)
 
 
 @pytest.mark.exhaustive
@@ -147,14 +149,20 @@ def test_what_is_trained_is_float32_on_any_base(
         ("lora", {"output__report_to": "nowhere"}, "output.report_to names 'nowhere'"),
         ("lora", {"output__report_to": "wandb"}, "output.report_to wandb needs the package wandb"),
         ("lora", {"training__precision": "fp16"}, "precision fp16 needs CUDA"),
+        ("lora", {"output__directory": "{base}"}, "holds {base}, which the run starts from"),
+        ("lora", {"output__directory": "{base}/.."}, "holds {base}, which the run starts from"),
+        ("lora", {"output__directory": "{base}/tokenizer.json"}, "tokenizer.json is a file; name a directory"),
     ],
 )
 def test_mistakes_are_told_before_training(
     method: str, overrides: dict[str, Any], message: str, base: Path, rows: Path, tmp_path: Path
 ) -> None:
+    given = {key: value.format(base=base) if isinstance(value, str) else value for key, value in overrides.items()}
+    before = sorted(base.parent.rglob("*"))
     with pytest.raises(GLMKitError) as error:
-        finetune(tuning_recipe(method, base, [rows], tmp_path / "run", **overrides), quiet=True)
-    assert message in str(error.value)
+        finetune(tuning_recipe(method, base, [rows], tmp_path / "run", **given), quiet=True)
+    assert message.format(base=base) in str(error.value)
+    assert sorted(base.parent.rglob("*")) == before
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -178,8 +186,10 @@ def test_rows_without_a_label_are_refused_in_both_sets(where: str, base: Path, r
 
 @pytest.mark.exhaustive
 def test_a_long_prefix_is_a_note(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(tuning_recipe("ptuning", base, [rows], tmp_path / "run", adapter__length=150, training__max_steps=1))
+    more = {"training__max_steps": 1, "evaluation__every": 1}
+    finetune(tuning_recipe("ptuning", base, [rows], tmp_path / "run", adapter__length=150, **more))
     told = capsys.readouterr().err
+    assert "evaluation.every is 1 and there are no validation rows: nothing is evaluated" in told
     assert "150 positions of the prefix and 34 tokens of the longest row are more than the 160" in told
 
 
@@ -261,6 +271,10 @@ def test_a_finished_run_is_left_alone_and_a_raised_limit_goes_on(base: Path, row
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
     more = run("lora", base, rows, tmp_path / "run", training__max_steps=4, resume="auto")
     assert (more["step"], len(more["losses"])) == (4, 1)
+    with pytest.raises(ConfigError, match=r"is an adapter of .*: --model .* --model.adapter .*glm merge") as error:
+        run("full", tmp_path / "run", rows, tmp_path / "other")
+    assert error.value.param == "model.base"
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.exhaustive
@@ -270,10 +284,10 @@ def test_other_data_is_refused_unless_asked_for(base: Path, rows: Path, tmp_path
     changed.write_text(rows.read_text().replace("The small robot", "The smell robot", 1))  # one character, same size
     assert changed.stat().st_size == rows.stat().st_size
     config = tuning_recipe("lora", base, [changed], tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"was trained on other data .* --model "):
+    with pytest.raises(CheckpointError, match=r"other data .* --other-data .* --model.adapter "):
         finetune(config, resume="auto", quiet=True)
     assert finetune(config, resume="auto", other_data=True, quiet=True).result.step == 5
-    with pytest.raises(CheckpointError, match=r"is of another model: adapter was"):
+    with pytest.raises(CheckpointError, match=r"another model: adapter.rank was 8, the recipe says 4"):
         run("lora", base, changed, tmp_path / "run", resume="auto", adapter__rank=4, training__max_steps=9)
 
 

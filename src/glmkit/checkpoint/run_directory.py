@@ -32,6 +32,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 ADAPTER_RECORD = "glmkit_adapter.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+REPORT_FILE = "report.json"  # of what a fine-tuning run exported, the last file that it writes
 EXPORTED_FILE = "exported.json"  # of a run whose model/ is of an earlier checkpoint than its newest
 FORMAT = 1
 _MOST_BYTES = 256 << 20  # of a trainer.json, which has the random states of every rank

@@ -1,7 +1,7 @@
 """Facts that fine-tuning teaches beside the weights: the form of its prompts, and the ids that end an answer."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,16 +17,20 @@ class Taught:
     """The prompts and ends of answers that a training used.
 
     template: the text around the fields of a row, by name, None for the family's own form. quirks: names of what the
-    reference does otherwise and was switched on. stop_ids: ids that ended the answers.
+    reference does otherwise and was switched on. stop_ids: ids that ended the answers. source_length, target_length:
+    the longest prompt and answer in tokens, None where nothing says.
     """
 
     template: str | None = None
     quirks: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    source_length: int | None = None
+    target_length: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, as `from_dict` reads them."""
-        return {"template": self.template, "quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
+        lists = {"quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
+        return {"template": self.template, **lists, **self._lengths()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], source: str) -> Self:
@@ -38,13 +42,20 @@ class Taught:
             raise CheckpointError(f"{source}: quirks is {quirks!r}; it must be a list of names", param="quirks")
         if not isinstance(stops, list) or not all(type(index) is int for index in stops):
             raise CheckpointError(f"{source}: stop_ids is {stops!r}; it must be a list of ids", param="stop_ids")
-        return cls(template, tuple(quirks), tuple(stops))
+        lengths = [values.get(name) for name in ("source_length", "target_length")]
+        if not all(length is None or (type(length) is int and length > 0) for length in lengths):
+            raise CheckpointError(f"{source}: the lengths are {lengths!r}; they must be positive numbers of tokens")
+        return cls(template, tuple(quirks), tuple(stops), *lengths)  # type: ignore[arg-type]
+
+    def _lengths(self) -> dict[str, int]:
+        lengths = {"source_length": self.source_length, "target_length": self.target_length}
+        return {name: length for name, length in lengths.items() if length is not None}
 
 
 def write_taught(directory: Path, taught: Taught) -> None:
     """Write it beside the weights of a model; nothing where nothing was taught."""
     if taught != Taught():
-        write_json(directory / TAUGHT_FILE, asdict(taught))
+        write_json(directory / TAUGHT_FILE, taught.to_dict())
 
 
 def read_taught(directory: Path) -> Taught:

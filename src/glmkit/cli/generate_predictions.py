@@ -50,7 +50,8 @@ def add_prediction_arguments(parser: ArgumentParser) -> None:
         help="NAME_results.json beside --output has the scores as NAME_... (default: %(default)s)")
     add("--max_rows", metavar="N", type=int, help="answer the first N rows only")
     add("--data_dir", metavar="DIR", help="directory with published sets, for names in --input")
-    add("--data_template", metavar="NAME", help="wording of rows with one question, as data.template of glm finetune")
+    add("--data_template", metavar="NAME", help="wording of rows with one question, as data.template of glm finetune "
+        '(default: that of the training; "" = that of the rows)')
     add("--prompt_column", metavar="NAME", help="column of the question")
     add("--response_column", metavar="NAME", help="column of the reference")
     add("--history_column", metavar="NAME", help="column of the earlier rounds")
@@ -114,7 +115,13 @@ def _run(args: Namespace, options: Values) -> int:
         if ranks.world_size > 1:
             _join(target, ranks.world_size, plan, overwrite=args.overwrite)
         found = _finish(args, target, lm, time.perf_counter() - since)
-    notes = [*questions.report.lines()]
+    limits, taught = questions.limits, lm.parts.taught
+    notes = [f"at most {limits.source:,} tokens of a prompt and {limits.target:,} of an answer"]
+    if taught.source_length is not None:
+        same = (limits.source, limits.target) == (taught.source_length, taught.target_length)
+        lengths = f"{taught.source_length:,} and {taught.target_length:,}"
+        notes[0] += ", as in training" if same else f"; the training had {lengths}"
+    notes += questions.report.lines()
     if questions.cut:
         notes.append(
             f"references cut at {params.max_new_tokens} tokens, as answers are (--max_new_tokens): {questions.cut:,}"

@@ -47,20 +47,21 @@ class Questions:
             raise RequestError(f"{lm.family} has no form of fine-tuning rows", param="task")
         quirks = frozenset(lm.parts.taught.quirks if args.quirks is None else args.quirks)
         family.tuning.check_quirks(quirks)
-        own = family.tuning.limits
-        target = int(params.max_new_tokens)
-        self.maker = QuestionMaker(tokenizer, family.tuning, Limits(args.src_length or own.source, target), quirks)
+        taught, target = lm.parts.taught, int(params.max_new_tokens)
+        self.limits = Limits(args.src_length or taught.source_length or family.tuning.limits.source, target)
+        self.maker = QuestionMaker(tokenizer, family.tuning, self.limits, quirks)
         self.report = SetReport()
         self.cut = 0  # references that were longer than the limit
-        template = args.data_template or lm.parts.taught.template
         name, self._split = _name_and_split(args.input)
         place = locate(name, args.data_dir)
+        given = taught.template if args.data_template is None else args.data_template
+        templates = [name for name in (given or place.template).split(",") if name]
         self._files = RowFiles.of(place.path, ReadOptions())
         self._reader = RowReader(
             Reader.of(family, tokenizer) if isinstance(tokenizer, InputTokenizer) else Reader(title=family.title),
             self.report,
             Columns(prompt=args.prompt_column, response=args.response_column, history=args.history_column),
-            find_templates([name for name in (template or place.template,) if name]),
+            find_templates(templates),
             source=name,
             unanswered=True,
         )
@@ -132,11 +133,11 @@ class PredictionMaker:
 
 
 def prediction_params(args: Namespace, options: Values, lm: LM) -> GenerationParams:
-    """Options of decoding; without a length the family's published longest answer."""
+    """Options of decoding; without a length the longest answer of the training, else the family's published one."""
     values = dict(options)
     family = lm.parts.family
     if "max_new_tokens" not in values and family is not None and family.tuning:
-        values["max_new_tokens"] = family.tuning.limits.target
+        values["max_new_tokens"] = lm.parts.taught.target_length or family.tuning.limits.target
     return GenerationParams(**values)
 
 

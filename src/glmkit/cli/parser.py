@@ -75,11 +75,16 @@ class OneLineParser(argparse.ArgumentParser):
         words = self._options_first([self._spelling(word) for word in args or []])
         values, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-            if advice := self.foreign.get(option.removeprefix("--").replace("-", "_")):
-                raise RequestError(f"{option} is no option of {self.prog}", step=advice)
-            close = closest(option, self._known()) if option else None
-            self._refuse(f"unrecognized arguments: {' '.join(unknown)}", f"did you mean {close}?" if close else None)
+            options = list(dict.fromkeys(word.partition("=")[0] for word in unknown if word.startswith("--")))
+            advice = {name: self.foreign.get(name.removeprefix("--").replace("-", "_")) for name in options}
+            if len(options) == 1 and advice[options[0]]:
+                raise RequestError(f"{options[0]} is no option of {self.prog}", step=advice[options[0]])
+            hints = [f"{name}: {words}" for name, words in advice.items() if words]
+            near = [closest(name, self._known()) for name in options if not advice[name]]
+            if meant := [name for name in near if name]:
+                hints.append(f"did you mean {', '.join(meant)}?")
+            shown = " ".join(unknown) if len(options) < 2 else ", ".join(options)
+            self._refuse(f"unrecognized arguments: {shown}", "; ".join(hints) or None)
         return values
 
     def error(self, message: str) -> NoReturn:

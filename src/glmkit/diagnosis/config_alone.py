@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from glmkit.adapters.directory import read_origin
 from glmkit.checkpoint.configure import ConfigLike
 from glmkit.checkpoint.native import read_config, read_json
 from glmkit.checkpoint.open import open_checkpoint
@@ -15,6 +16,7 @@ from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
 from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, family_named, first_config
 from glmkit.families.judge import Judgement, judge
+from glmkit.loading import base_directory
 
 MOST_LAYERS = 1000
 
@@ -22,13 +24,16 @@ MOST_LAYERS = 1000
 def config_of_directory(directory: Path, config: ConfigLike | None = None, family: str | None = None) -> GLMConfig:
     """The config by the weights and the config file together; without weights, by the file alone.
 
-    config: a preset's name or a file, for a directory that has none. family: where several share a layout; a guess
+    Of an adapter that names its base it is the base's, with a GuessWarning. config: a preset's name or a file, for a directory that has none. family: where several share a layout; a guess
     about it is a GuessWarning. Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config
     file does not help either.
     """
     given, (directory, remarks) = directory, model_directory(directory)
     if directory != given:
         warnings.warn(remarks[0], GuessWarning, stacklevel=2)
+    if (origin := read_origin(directory)) is not None:
+        adapter, directory = directory, base_directory(origin, directory)
+        warnings.warn(f"{adapter} is an adapter; the sizes are those of its base {directory}", GuessWarning, stacklevel=2)
     refuse_impossible(config_beside(directory)[1], str(directory))
     try:
         return open_checkpoint(directory, config=config, family=family).config

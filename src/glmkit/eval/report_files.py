@@ -10,17 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glmkit.checkpoint.run_directory import REPORT_FILE
 from glmkit.data.encoding import usable_cores
 from glmkit.files import atomic_write
 
 
 def write_report(directory: str | os.PathLike[str], values: Mapping[str, Any], page: str) -> tuple[Path, Path]:
     """Write report.json and report.html into a directory that exists; their paths. values: finite, see `finite`."""
-    data, html = Path(directory) / "report.json", Path(directory) / "report.html"
-    with atomic_write(data) as file:
-        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n")
+    data, html = Path(directory) / REPORT_FILE, Path(directory) / "report.html"
     with atomic_write(html) as file:
         file.write(page.encode())
+    with atomic_write(data) as file:  # last: a run that has it has both
+        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n")
     return data, html
 
 

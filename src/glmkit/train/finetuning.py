@@ -13,6 +13,7 @@ from glmkit.adapters.attach import adapter_off, attached
 from glmkit.adapters.base_facts import compare_bases
 from glmkit.adapters.directory import open_adapter, write_adapter
 from glmkit.checkpoint.native import load_weights, write_model
+from glmkit.checkpoint.run_directory import REPORT_FILE
 from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
@@ -51,7 +52,6 @@ class Finetuning(Task[GLM, Batch]):
     prepare: looks at the loaded base.
     """
 
-    restart = "--model"
     config: FinetuneConfig
     base: TuningBase
     data: TuningData
@@ -63,12 +63,20 @@ class Finetuning(Task[GLM, Batch]):
         config = self.config
         self._loss = batch_loss(config.training.z_loss, config.tuning.label_smoothing)
         self._plain_loss = batch_loss()
-        template = ",".join(config.data.template) or None
-        self._taught = Taught(template, tuple(config.data.quirks), self.base.form.stop_ids(self.base.tokenizer))
+        limits, stop_ids = self.data.limits, self.base.form.stop_ids(self.base.tokenizer)
+        template = ",".join(self.data.sets.templates) or None
+        self._taught = Taught(template, tuple(config.data.quirks), stop_ids, limits.source, limits.target)
+
+    @property
+    def restart(self) -> str:
+        return "--model" if self.config.tuning.method == FULL else "--model.adapter"
 
     def plan(self, ranks: Ranks) -> TuningBatches:
         self._batches = self.data.batches(self.config, ranks.world_size)
         return self._batches
+
+    def is_complete(self, directory: Path) -> bool:
+        return self.prepare is None or (directory / REPORT_FILE).is_file()  # who prepares it reports on it
 
     def model(self, ranks: Ranks, *, fresh: bool) -> GLM:
         self.parts = load_base(self.config, self.base, ranks.device)

@@ -3,14 +3,15 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from glmkit.adapters.attach import attached, find_attached, new_adapter, set_trainable
-from glmkit.adapters.directory import apply_adapter, open_adapter
+from glmkit.adapters.directory import apply_adapter, open_adapter, read_origin
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
@@ -46,7 +47,20 @@ def open_base(config: FinetuneConfig) -> TuningBase:
     source, method, bits = config.model.base, config.tuning.method, config.model.quantization_bit
     if source is None:
         raise ConfigError("model.base (--model DIR) is not set", param="model.base")
-    directory, _ = model_directory(local_directory(source))
+    given_directory = local_directory(source)
+    directory, _ = model_directory(given_directory)
+    if (origin := read_origin(directory)) is not None:
+        base = origin.base_path or origin.base_name or "BASE"
+        raise ConfigError(
+            f"{source} is an adapter of {base}, and what is tuned is a model",
+            step=f"to go on with the adapter: --model {base} --model.adapter {source}; to tune on top of it: "
+            f"glm merge {source} --output DIR, then --model DIR",
+            param="model.base",
+        )
+    sources = [given_directory, directory]
+    if config.model.adapter is not None:
+        sources.append(model_directory(local_directory(config.model.adapter, param="model.adapter"))[0])
+    _check_output(config, sources)
     checkpoint = open_checkpoint(directory, config=config.model.config, family=config.model.family)
     shape = checkpoint.config
     stored = shape.quantization
@@ -66,8 +80,7 @@ def open_base(config: FinetuneConfig) -> TuningBase:
     given = config.model.tokenizer
     folder = None if given is None else local_directory(given, need="tokenizer", param="model.tokenizer")
     if folder is None and config.model.adapter is not None:
-        adapter = model_directory(local_directory(config.model.adapter, param="model.adapter"))[0]
-        folder = adapter if open_adapter(adapter).record.get("new_tokens") else None
+        folder = sources[-1] if open_adapter(sources[-1]).record.get("new_tokens") else None
     tokenizer = read_tokenizer(checkpoint, directory, folder)
     if not isinstance(tokenizer, Tokenizer):
         raise TokenizerError(
@@ -81,6 +94,22 @@ def open_base(config: FinetuneConfig) -> TuningBase:
     if bits:
         shape = replace(shape, quantization=Quantization(bits, embeddings=True))
     return TuningBase(checkpoint, tokenizer, form, shape)
+
+
+def _check_output(config: FinetuneConfig, sources: Sequence[Path]) -> None:
+    """Raise ConfigError for an output that is a file, or that holds what the run starts from: it would be replaced."""
+    if config.output.directory is None:
+        return
+    output = Path(config.output.directory)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file", step="name a directory", param="output.directory")
+    for source in sources:
+        if source.resolve().is_relative_to(output.resolve()):
+            raise ConfigError(
+                f"--output {output} holds {source}, which the run starts from",
+                step="give another --output; a run goes on with its first --model and --resume auto",
+                param="output.directory",
+            )
 
 
 def frozen_dtype(config: FinetuneConfig, base: TuningBase, device: torch.device) -> torch.dtype:
@@ -135,8 +164,10 @@ def put_adapter(model: GLM, config: FinetuneConfig, base: TuningBase) -> None:
     found = find_attached(model)
     if method == FULL:
         if found is not None:
+            given = config.model.adapter
+            carrier = f"{config.model.base} carries an adapter" if given is None else f"model.adapter is {given}"
             raise ConfigError(
-                f"{config.model.base} carries an adapter, and full tuning trains the weights themselves",
+                f"{carrier}, and full tuning trains the weights themselves",
                 step="merge it first (glm merge), or go on with it: --tuning.method " + found.kind,
                 param="tuning.method",
             )

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.data.tuning_batches import TuningBatches
 from glmkit.errors import ConfigError, size_text
 from glmkit.model import GLM
@@ -106,6 +107,18 @@ def check_lengths(config: FinetuneConfig, base: TuningBase, longest: int) -> lis
     return []
 
 
+def _idle_options(config: FinetuneConfig, base: TuningBase, data: TuningData) -> list[str]:
+    """Remarks on options that do nothing, or less than they say."""
+    found, every, width = [], config.evaluation.every, base.shape.hidden_size
+    if every and not data.validation:
+        found.append(f"evaluation.every is {every:,} and there are no validation rows: nothing is evaluated")
+    if data.validation and not every:
+        found.append("evaluation.every is 0: the validation rows are looked at before and after the training alone")
+    if isinstance(config.adapter, LoraOptions) and config.adapter.rank > width:
+        found.append(f"adapter.rank is {config.adapter.rank:,}; above the {width:,} inputs of a layer it adds nothing")
+    return found
+
+
 def plan_tuning(
     config: FinetuneConfig, base: TuningBase, data: TuningData, device: torch.device, world_size: int = 1
 ) -> TuningPlan:
@@ -113,7 +126,7 @@ def plan_tuning(
 
     Raises ConfigError for options that do not fit the model, RequestError where memory cannot hold the weights alone.
     """
-    notes = check_lengths(config, base, data.longest)
+    notes = [*check_lengths(config, base, data.longest), *_idle_options(config, base, data)]
     batches = data.batches(config, world_size)
     config = counted(config, batches)
     model = empty_tuned(config, base)

@@ -42,6 +42,8 @@ _ALIASES = {
     "template": "data.template",
     "encoding": "data.encoding",
     "on_bad_row": "data.on_bad_row",
+    "source_length": "data.source_length",
+    "target_length": "data.target_length",
     "max_source_length": "data.source_length",
     "src_length": "data.source_length",
     "max_target_length": "data.target_length",

@@ -88,6 +88,10 @@ class Task(ABC, Generic[M, B]):
     def write(self, model: M, directory: Path) -> None:
         """Write a directory from which the model can be loaded for use."""
 
+    def is_complete(self, directory: Path) -> bool:
+        """True when a finished run lacks nothing that comes behind its model, such as a report."""
+        return True
+
     def finish(self, model: M, exported: Path, *, last: bool) -> None:
         """Check what a finished run exported; last: it is the model as it is. Raises TrainingError."""
 
@@ -116,7 +120,7 @@ def run_task(
     ranks: Ranks,
     progress: Progress,
     resume: str = "never",
-    other_data: bool = False,
+    other_data: bool | None = None,
     on_step: Callable[[StepRecord, Trainer[B]], None] | None = None,
     learning_rate: Callable[[TrainState, int], float] | None = None,
 ) -> RunResult:
@@ -124,7 +128,7 @@ def run_task(
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
     there is one; a path continues that checkpoint; a run that has all its steps already is left as it is. other_data:
-    resume although the data has changed. `on_step(record, trainer)` runs on rank 0 after every step and may
+    resume although the data has changed; None where the command has no such option. `on_step(record, trainer)` runs on rank 0 after every step and may
     call `trainer.stop.ask`. `learning_rate(state, rows)` takes the place of the recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
@@ -179,11 +183,12 @@ def _is_finished(task: Task[M, B], checkpoint: Path, directory: Path, ranks: Ran
     whole = file.is_file() and not metrics_damage(directory, step, written)
     if written is not None:
         whole = whole and file.stat().st_size == written["bytes"]
-    return whole and step >= task.config.total_steps(task.plan(ranks)) and (directory / MODEL).is_dir()
+    whole = whole and (directory / MODEL).is_dir() and task.is_complete(directory)
+    return whole and step >= task.config.total_steps(task.plan(ranks))
 
 
 def _as_it_is(
-    task: Task[M, B], checkpoint: Path, directory: Path, progress: Progress, *, other_data: bool
+    task: Task[M, B], checkpoint: Path, directory: Path, progress: Progress, *, other_data: bool | None
 ) -> RunResult:
     """The result of a run that is finished: nothing is written. Raises CheckpointError as resuming it would."""
     stored = read_state(checkpoint)
@@ -282,7 +287,7 @@ def _trainer(task: Task[M, B], ranks: Ranks, progress: Progress, store: Checkpoi
     )
 
 
-def _resume(trainer: Trainer[B], checkpoint: Path, task: Task[M, B], *, other_data: bool) -> None:
+def _resume(trainer: Trainer[B], checkpoint: Path, task: Task[M, B], *, other_data: bool | None) -> None:
     stored = read_state(checkpoint)
     for change in compare_records(
         stored["record"], trainer.record, checkpoint, restart=task.restart, other_data=other_data

@@ -105,30 +105,32 @@ def compare_records(
     checkpoint: Path,
     *,
     restart: str = "--init-from",
-    other_data: bool = False,
+    other_data: bool | None = None,
 ) -> list[str]:
     """Differences that change the curve, in words. Raises CheckpointError when the model or the data are others.
 
-    restart: the option that starts from a checkpoint's weights. other_data: changed data is a difference, too.
+    restart: the option that starts from a checkpoint's weights. other_data: changed data is a difference, too;
+    None: there is no option for that.
     """
     differences = []
     if other_data and before["data"] != now["data"]:
         differences.append(f"data {now['data'][:12]} instead of {before['data'][:12]}")
     elif before["data"] != now["data"]:
+        option = "" if other_data is None else "--other-data to go on with the new one, "
         raise CheckpointError(
             f"{checkpoint} was trained on other data (fingerprint {before['data'][:12]}, now {now['data'][:12]})",
-            step=f"give its --data, or go on with its weights alone: {restart} {checkpoint} and another --output, "
+            step=f"give its --data, {option}or go on with its weights alone: {restart} {checkpoint} and another --output, "
             "without --resume",
             param="data.path",
         )
     newer = {f.name: f.default for f in fields(GLMConfig) if f.name in now["model"]}  # than the run: their defaults
     model = newer | before["model"]
     if model != now["model"]:
-        names = [key for key in now["model"] if model.get(key) != now["model"][key]]
-        key = names[0] if names else "its fields"
+        was, says = _flat(model), _flat(now["model"])
+        key = next((key for key in [*says, *was] if was.get(key) != says.get(key)), "its fields")
         raise CheckpointError(
-            f"{checkpoint} is of another model: {key} was {model.get(key)!r}, the recipe says "
-            f"{now['model'].get(key)!r}; use its recipe or another --output"
+            f"{checkpoint} is of another model: {key} was {was.get(key)!r}, the recipe says {says.get(key)!r}; "
+            "use its recipe or another --output"
         )
     old, new = _flat(before["config"]), _flat(now["config"])
     optimizer = "optimizer.name"

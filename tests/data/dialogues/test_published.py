@@ -4,11 +4,13 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
 from glmkit.data.dialogues import published
+from glmkit.data.dialogues.dialogue_set import DialogueSpec, open_dialogues
 from glmkit.data.dialogues.published import PUBLISHED, locate
 from glmkit.locks import try_lock
 from glmkit.progress import Progress
@@ -62,6 +64,16 @@ def test_names_in_the_data_directory(name: str, rows: int, nowhere: Path, monkey
     found = one_set(name)
     assert len(found) == rows
     assert "question_generation" not in found.report.remarks, "the name says what is trained"
+
+
+def test_the_wording_of_the_sets_is_known_afterwards(nowhere: Path) -> None:
+    def wording(*names: str, **more: Any) -> list[str]:
+        return list(open_dialogues(DialogueSpec(train=names, data_dir=str(ASSETS), **more)).templates)
+
+    assert wording("dureader_qg") == ["dureader_qg"]
+    assert wording("dureader_qg", "bellegroup") == wording("AdvertiseGen/dev.json") == []
+    (nowhere / "own.yaml").write_text('prompt: "{content}?"\nanswer: "{summary}"\n')
+    assert wording("AdvertiseGen/dev.json", template=("own.yaml",)) == [str(nowhere / "own.yaml")]
 
 
 def folder(root: Path) -> None:

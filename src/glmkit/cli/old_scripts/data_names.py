@@ -15,6 +15,7 @@ def data_options(given: Given, options: Options, translation: Translation) -> No
     evaluates = options.values["evaluation.every"] != "0"
     if "train_file" in given.values:
         options.set("data.train", given.text("train_file"))
+        options.set("data.target_length", given.values["max_target_length"])
         if evaluates:
             options.set("data.validation", given.text("validation_file"))
             options.set("evaluation.rows", given.values["max_eval_samples"])

@@ -19,7 +19,7 @@ from .report import SetReport
 from .row_files import RowFiles
 from .row_forms import Columns
 from .row_reader import Answers, RowReader, check_seen
-from .templates import find_templates
+from .templates import TEMPLATES, find_templates
 from .texts import Reader
 
 OnBadRow = Literal["refuse", "skip"]
@@ -84,11 +84,16 @@ class DialogueSet(Sequence[Example]):
 
 @dataclass(frozen=True)
 class DialogueSets:
-    """Sets of a fine-tuning. notes: sentences on the way they were found."""
+    """Sets of a fine-tuning. notes: sentences on the way they were found.
+
+    templates: wordings by name, or of YAML files by absolute path, that all training sets have in common; () where the
+    rows' own form decides.
+    """
 
     train: Sequence[DialogueSet]
     validation: Sequence[DialogueSet]
     notes: Sequence[str] = ()
+    templates: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -102,6 +107,11 @@ class DialogueSets:
         for what, sets in (("training", self.train), ("validation", self.validation)):
             for one in sets:
                 yield from (f"{what}, {one.name}: {line}" for line in one.report.lines())
+
+
+def _lasting(template: str) -> str:
+    """A template's name, or the absolute path of its file."""
+    return template if template in TEMPLATES else os.path.abspath(template)
 
 
 def open_dialogues(spec: DialogueSpec, reader: Reader | None = None, progress: Progress | None = None) -> DialogueSets:
@@ -119,6 +129,7 @@ class _Opener:
     def __init__(self, spec: DialogueSpec, reader: Reader, progress: Progress | None) -> None:
         self._spec, self._reader, self._progress = spec, reader, progress
         self._templates = find_templates(spec.template)
+        self._own_templates: dict[str, str] = {}  # of the sets that were read, by name
         self._options = ReadOptions(encoding=spec.encoding)
         check_spec(spec)
 
@@ -145,7 +156,9 @@ class _Opener:
         if spec.validation and spec.validation_share:
             notes.append("validation_share has no effect: validation data are named")
         notes += common_questions(train, validation)
-        return DialogueSets(train, validation, notes)
+        own = {self._own_templates[name] for name in spec.train}
+        templates = spec.template or (tuple(own - {""}) if len(own) == 1 else ())
+        return DialogueSets(train, validation, notes, [*map(_lasting, templates)])
 
     def _validation(self, name: str) -> DialogueSet:
         found = self._read(name, ("validation", "train"), self._spec.max_validation_rows)
@@ -157,6 +170,7 @@ class _Opener:
     def _read(self, name: str, wanted: Sequence[str], limit: int | None) -> dict[str, DialogueSet]:
         """The sets of one name by split; the limit is of the first one of `wanted`."""
         place = locate(name, self._spec.data_dir, self._progress)
+        self._own_templates[name] = place.template
         files = RowFiles.of(place.path, self._options)
         reports = {split: SetReport() for split in wanted}
         readers = {split: self._row_reader(report, name, place.template) for split, report in reports.items()}
