@@ -24,16 +24,18 @@ MOST_LAYERS = 1000
 def config_of_directory(directory: Path, config: ConfigLike | None = None, family: str | None = None) -> GLMConfig:
     """The config by the weights and the config file together; without weights, by the file alone.
 
-    Of an adapter that names its base it is the base's, with a GuessWarning. config: a preset's name or a file, for a directory that has none. family: where several share a layout; a guess
-    about it is a GuessWarning. Raises CheckpointError or ConfigError: why the weights cannot be opened, when the config
-    file does not help either.
+    Of an adapter that names its base it is the base's, with a GuessWarning. config: a preset's name or a file, for a
+    directory that has none. family: where several share a layout; a guess about it is a GuessWarning. Raises
+    CheckpointError or ConfigError: why the weights cannot be opened, when the config file does not help either.
     """
     given, (directory, remarks) = directory, model_directory(directory)
     if directory != given:
         warnings.warn(remarks[0], GuessWarning, stacklevel=2)
     if (origin := read_origin(directory)) is not None:
         adapter, directory = directory, base_directory(origin, directory)
-        warnings.warn(f"{adapter} is an adapter; the sizes are those of its base {directory}", GuessWarning, stacklevel=2)
+        warnings.warn(
+            f"{adapter} is an adapter; the sizes are those of its base {directory}", GuessWarning, stacklevel=2
+        )
     refuse_impossible(config_beside(directory)[1], str(directory))
     try:
         return open_checkpoint(directory, config=config, family=family).config

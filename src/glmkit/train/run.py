@@ -128,8 +128,9 @@ def run_task(
 
     resume: "never" starts a new run and refuses a directory that holds one; "auto" continues the newest checkpoint if
     there is one; a path continues that checkpoint; a run that has all its steps already is left as it is. other_data:
-    resume although the data has changed; None where the command has no such option. `on_step(record, trainer)` runs on rank 0 after every step and may
-    call `trainer.stop.ask`. `learning_rate(state, rows)` takes the place of the recipe's schedule.
+    resume although the data has changed; None where the command has no such option. `on_step(record, trainer)` runs on
+    rank 0 after every step and may call `trainer.stop.ask`. `learning_rate(state, rows)` takes the place of the
+    recipe's schedule.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
     config = task.config

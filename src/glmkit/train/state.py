@@ -119,8 +119,8 @@ def compare_records(
         option = "" if other_data is None else "--other-data to go on with the new one, "
         raise CheckpointError(
             f"{checkpoint} was trained on other data (fingerprint {before['data'][:12]}, now {now['data'][:12]})",
-            step=f"give its --data, {option}or go on with its weights alone: {restart} {checkpoint} and another --output, "
-            "without --resume",
+            step=f"give its --data, {option}or go on with its weights alone: {restart} {checkpoint} and another "
+            "--output, without --resume",
             param="data.path",
         )
     newer = {f.name: f.default for f in fields(GLMConfig) if f.name in now["model"]}  # than the run: their defaults
