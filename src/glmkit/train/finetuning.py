@@ -63,13 +63,10 @@ class Finetuning(Task[GLM, Batch]):
         config = self.config
         self._loss = batch_loss(config.training.z_loss, config.tuning.label_smoothing)
         self._plain_loss = batch_loss()
+        self.restart = "--model" if config.tuning.method == FULL else "--model.adapter"
         limits, stop_ids = self.data.limits, self.base.form.stop_ids(self.base.tokenizer)
         template = ",".join(self.data.sets.templates) or None
         self._taught = Taught(template, tuple(config.data.quirks), stop_ids, limits.source, limits.target)
-
-    @property
-    def restart(self) -> str:
-        return "--model" if self.config.tuning.method == FULL else "--model.adapter"
 
     def plan(self, ranks: Ranks) -> TuningBatches:
         self._batches = self.data.batches(self.config, ranks.world_size)

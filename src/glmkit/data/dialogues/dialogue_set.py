@@ -156,8 +156,8 @@ class _Opener:
         if spec.validation and spec.validation_share:
             notes.append("validation_share has no effect: validation data are named")
         notes += common_questions(train, validation)
-        own = {self._own_templates[name] for name in spec.train}
-        templates = spec.template or (tuple(own - {""}) if len(own) == 1 else ())
+        wordings = {self._own_templates[name] for name in spec.train}
+        templates = spec.template or (tuple(wordings - {""}) if len(wordings) == 1 else ())
         return DialogueSets(train, validation, notes, [*map(_lasting, templates)])
 
     def _validation(self, name: str) -> DialogueSet:
