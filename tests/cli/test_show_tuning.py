@@ -120,3 +120,12 @@ def test_mistakes(base: Path, rows: Path, words: list[str], message: str, capsys
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_rows_that_are_left_out_are_not_shown(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"input_ids": [5, 10**6], "seq_len": 1}, {"prompt": "a question", "response": "an answer"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = json.loads(show(capsys, base, "--data", path, "--on-bad-row", "skip", "--json"))
+    assert [view["where"] for view in shown["samples"]] == [f"{path}: line 2"]
+    assert f"1 examples skipped ({path}: line 1: " in " ".join(shown["report"])

@@ -13,7 +13,7 @@ from glmkit.cli.printing import print_json
 from glmkit.cli.show_print import VISIBLE, Columns, print_columns, shown_columns
 from glmkit.data.dialogues.dialogue_set import DialogueSet
 from glmkit.data.tuning_rows import example_rows
-from glmkit.errors import ConfigError, terminal_text
+from glmkit.errors import ConfigError, DataError, terminal_text
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import EncodedRow
 from glmkit.tokenizer.protocol import Tokenizer
@@ -87,7 +87,10 @@ def _views(
     """Rows of a set from its example `first` on."""
     for number in range(first, len(examples)):
         example, quirks = examples[number], frozenset(config.data.quirks)
-        rows = example_rows(example, base.form, base.tokenizer, data.limits, quirks)
+        try:
+            rows = example_rows(example, base.form, base.tokenizer, data.limits, quirks)
+        except DataError:
+            continue  # left out by data.on_bad_row, else reading had refused it; the report names it
         yield from (_view(row, examples.name, number, n, example.where, base.tokenizer) for n, row in enumerate(rows))
 
 

@@ -76,6 +76,8 @@ def guess_encoding(data: bytes) -> str | None:
 
 def encoding_hint(data: bytes) -> str:
     """Advice on bytes that are not UTF-8, as the end of a sentence."""
+    if data.isascii() and b"\0" not in data:
+        return ""
     if b"\0" in data and (wide := wide_hint(data)):
         return wide
     name = guess_encoding(data)

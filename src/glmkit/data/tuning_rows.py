@@ -81,7 +81,7 @@ class RowReport:
             "rows without their oldest rounds": self.cut_rounds,
             f"examples without an answer left out ({_places(self.empty)})": len(self.empty),
             "rows without a label left out": len(self.masked),
-            "examples skipped": len(self.skipped),
+            f"examples skipped ({''.join(self.skipped[:1])})": len(self.skipped),
         }
         return ", ".join([text, *(f"{number:,} {name}" for name, number in lost.items() if number)])
 

@@ -280,6 +280,7 @@ BROKEN = {
     "comma.jsonl": (LINE.strip() + ",\n", "line 1: broken JSON"),
     "empty.parquet": (b"", "not a readable parquet file"),
     "wide.jsonl": (LINE.encode("utf-16-le"), "line 1: invalid UTF-8 at byte 34 (0xee); if the file is UTF-16-LE"),
+    "lines.csv": ('"pro\nmpt",response\na,b\n', "line 1: the header is not text; is this a table?"),
     "packed.jsonl": (gzip.compress(LINE.encode()), "it is packed with gzip; add .gz to its name"),
     "zip.csv": (b"PK\x03\x04" + bytes(40), "it is a zip archive"),
     "case.jsonl": ('{"Instruction":"a","Output":"b"}', "line 1: the row has the fields Instruction, Output: no form"),

@@ -167,6 +167,13 @@ def test_own_templates(tmp_path: Path) -> None:
     assert json.dumps(found[:5]) == json.dumps(found)[: len(json.dumps(found[:5])) - 1] + "]", "by seed and index"
 
 
+def test_a_blank_system_text_is_none(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"system": " \u3000", "messages": talk}, {"system": "\t", "prompt": "q", "response": "a"}]
+    found = one_set(write(tmp_path / "x.jsonl", rows))
+    assert [texts(one) for one in found] == [[("user", "q"), ("assistant", "a")]] * 2
+
+
 def test_a_field_of_a_template_may_be_absent_in_some_rows_and_not_in_all(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"q": "a", "a": "b"}, {"q": "a", "hint": "h", "a": "b"}])
     wording = '- {prompt: ["{q}", "（{hint}）"], answer: "{a}"}\n'

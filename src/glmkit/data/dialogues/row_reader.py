@@ -71,7 +71,7 @@ class RowReader:
         kind = "conversations" if name == "conversations" else f"conversations ({name})"
         system = self.columns.system or next((key for key in ("system", "system_prompt") if row.get(key)), None)
         tools = self.columns.tools or ("tools" if row.get("tools") is not None else "functions")
-        if system is not None and (text := written(row.get(system), system)):
+        if system is not None and (text := self._system(row, system)):
             if conversation.messages and conversation.messages[0].role == "system":
                 raise DataError(f"field {system!r} stands beside a system message; keep one of them", param=system)
             conversation.messages.insert(0, Message("system", text))
@@ -98,7 +98,7 @@ class RowReader:
             if not any(value in text for text in (prompt, answer, system)):
                 self.report.not_used(texts[part], where)
         conversation = Conversation()
-        if single.system is not None and (text := written(row.get(single.system), single.system)):
+        if single.system is not None and (text := self._system(row, single.system)):
             conversation.add(Message("system", text))
         if system:
             conversation.add(Message("system", system))
@@ -127,6 +127,11 @@ class RowReader:
                 self.report.remark("last_only", where)
         cut: Side = "left" if rounds else template.cut
         return self._dialogue(conversation, where, self.answers or "last", cut)
+
+    def _system(self, row: Mapping[str, object], name: str) -> str:
+        """The text of a field that says how to answer; "" for a blank one."""
+        text = written(row.get(name), name)
+        return "" if self.reader.blank(text) else text
 
     def _dialogue(self, conversation: Conversation, where: str, answers: Answers, cut: Side) -> Example | None:
         """The dialogue of checked messages; None if no answer is left that is trained."""
