@@ -144,7 +144,12 @@ def test_find(tmp_path):
         store.find(str(store.path(2)))
     with pytest.raises(CheckpointError, match=r"no trainer\.json"):
         store.find(str(tmp_path / "nowhere"))
-    assert CheckpointStore(tmp_path / "branch").find(str(store.path(2))) == (store.path(2), [])
+    branch = CheckpointStore(tmp_path / "branch")
+    assert branch.find(str(store.path(2))) == (store.path(2), [])
+    shutil.copytree(store.path(2), branch.path(1))
+    for place in (store.path(2), store.run):
+        with pytest.raises(CheckpointError, match=r"branch already holds a run \(last checkpoint step-00000001\)"):
+            branch.find(str(place))
 
 
 def test_no_pickles(tmp_path):

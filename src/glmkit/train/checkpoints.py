@@ -164,21 +164,17 @@ class CheckpointStore:
         """(checkpoint that `resume` (auto, never or a path) means or None = start from nothing, later damaged ones).
 
         `auto` and the path of a run mean the newest checkpoint without damage. Raises CheckpointError for a path
-        without a checkpoint or with a damaged one, for `never` in a directory that holds a run, and where every
-        checkpoint of a run is damaged.
+        without a checkpoint or with a damaged one, for `never` or another run's path in a directory that holds a run,
+        and where every checkpoint of a run is damaged.
         """
         if resume == "auto":
             return _newest_good(self.run)
         if resume == "never":
-            latest = self.latest()
-            if latest is not None:
-                raise CheckpointError(
-                    f"{self.run} already holds a run (last checkpoint {latest.name}); "
-                    "continue it with --resume auto or give another --output"
-                )
+            self._refuse_beside(None)
             return None, []
         path = named_checkpoint(Path(resume))
         if steps_of(path):
+            self._refuse_beside(path)
             return _newest_good(path)
         step = step_of(path)
         if not (path / STATE_FILE).is_file():
@@ -192,10 +188,20 @@ class CheckpointStore:
                 f"{path} is not this run's newest checkpoint (step {self.steps()[-1]}); "
                 "branch off with another --output, or remove the later ones"
             )
+        self._refuse_beside(path.resolve().parent.parent)
         damages = inspect(path).damages
         if damages:
             raise refusal(path, damages[0])
         return path, []
+
+    def _refuse_beside(self, run: Path | None) -> None:
+        """Raise CheckpointError where this directory holds a run that is not `run`."""
+        latest = self.latest()
+        if latest is not None and (run is None or run.resolve() != self.run.resolve()):
+            raise CheckpointError(
+                f"{self.run} already holds a run (last checkpoint {latest.name}); "
+                "continue it with --resume auto or give another --output"
+            )
 
     def set_aside(self, path: Path) -> Path:
         """Give a damaged checkpoint a name under which nobody looks for one; the new path."""
