@@ -9,7 +9,7 @@ from glmkit.cli.parser import OneLineParser
 from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
 from glmkit.cli.run_end import tell_end
 from glmkit.devices import choose_device
-from glmkit.errors import ConfigError, GLMKitError
+from glmkit.errors import ConfigError
 from glmkit.eval.tuned_run import TuningInspector
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import Ranks, joined
@@ -72,17 +72,8 @@ def run(args: Namespace) -> int:
         raise ConfigError("fine-tuning needs --output RUN", param="output.directory")
     if args.nproc != 1 and "RANK" not in os.environ:
         open_base(config)  # mistakes are told once, here
-        return launch(_run_rank, (config, args), args.nproc)
+        return launch(_train, (config, args), args.nproc, called="glm finetune")
     return _train(config, args)
-
-
-def _run_rank(config: FinetuneConfig, args: Namespace) -> int:
-    """One process of several: errors become one line here, as there is no caller to do it."""
-    try:
-        return _train(config, args)
-    except (GLMKitError, OSError) as error:
-        print(f"glm finetune: rank {os.environ['RANK']}: {error}", file=sys.stderr)
-        return 2
 
 
 def _train(config: FinetuneConfig, args: Namespace) -> int:

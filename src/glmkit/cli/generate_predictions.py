@@ -18,7 +18,7 @@ from glmkit.cli.generate_questions import Asked, PredictionMaker, Questions, est
 from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import open_model
 from glmkit.data.records import Record
-from glmkit.errors import DataError, GLMKitError, RequestError
+from glmkit.errors import DataError, RequestError
 from glmkit.eval.answer_scores import Scorer, Scores, choose_metrics, language_metrics
 from glmkit.eval.questions import published_line
 from glmkit.files import atomic_write, is_plain_name
@@ -77,17 +77,8 @@ def run_predictions(args: Namespace, options: Values) -> int:
     """Answer the rows, in this process, as one rank of several, or in the processes of --nproc."""
     _check(args)
     if args.nproc > 1 and "RANK" not in os.environ:
-        return launch(_run_rank, (args, options), args.nproc)
+        return launch(_run, (args, options), args.nproc, called="glm generate")
     return _run(args, options)
-
-
-def _run_rank(args: Namespace, options: Values) -> int:
-    """One process of several: errors become one line here, as there is no caller to do it."""
-    try:
-        return _run(args, options)
-    except (GLMKitError, OSError) as error:
-        print(f"glm generate: rank {os.environ['RANK']}: {error}", file=sys.stderr)
-        return 2
 
 
 def _run(args: Namespace, options: Values) -> int:

@@ -14,7 +14,7 @@ from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
 from glmkit.cli.run_end import tell_end
 from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
-from glmkit.errors import ConfigError, GLMKitError, RequestError, size_text
+from glmkit.errors import ConfigError, RequestError, size_text
 from glmkit.model import GLM
 from glmkit.parallel.launch import launch
 from glmkit.parallel.mesh import joined
@@ -74,17 +74,8 @@ def run(args: Namespace) -> int:
     if args.nproc != 1 and "RANK" not in os.environ:
         data = PretrainingData.open(config.data.path)
         plan_run(config.counted(data.num_tokens), data.tokenizer, args.nproc)  # mistakes are told once, here
-        return launch(_run_rank, (config, args), args.nproc)
+        return launch(_train, (config, args), args.nproc, called="glm pretrain")
     return _train(config, args)
-
-
-def _run_rank(config: TrainConfig, args: Namespace) -> int:
-    """One process of several: errors become one line here, as there is no caller to do it."""
-    try:
-        return _train(config, args)
-    except (GLMKitError, OSError) as error:
-        print(f"glm pretrain: rank {os.environ['RANK']}: {error}", file=sys.stderr)
-        return 2
 
 
 def _train(config: TrainConfig, args: Namespace) -> int:

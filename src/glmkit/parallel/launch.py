@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -11,15 +12,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from glmkit.errors import TrainingError
+from glmkit.errors import GLMKitError, TrainingError
 
 
-def launch(function: Callable[..., int], arguments: tuple[object, ...], nproc: int, *, method: str = "spawn") -> int:
+def launch(
+    function: Callable[..., int],
+    arguments: tuple[object, ...],
+    nproc: int,
+    *,
+    called: str = "glm",
+    method: str = "spawn",
+) -> int:
     """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
 
-    `function` must be importable (it crosses a process boundary) and return an exit status. SIGTERM and SIGINT are
-    passed on, so that the ranks can agree to stop; when one rank fails, the others are ended. `method` is how
-    multiprocessing starts them. The ranks meet through a file, so no port is needed.
+    `function` must be importable (it crosses a process boundary) and return an exit status; an error for users becomes
+    one line behind `called`, and status 2. SIGTERM and SIGINT are passed on, so that the ranks can agree to stop; when
+    one rank fails, the others are ended. `method` is how multiprocessing starts them. The ranks meet through a file, so
+    no port is needed.
     """
     if nproc < 1:
         raise TrainingError(f"--nproc is {nproc}; it must be at least 1")
@@ -27,7 +36,9 @@ def launch(function: Callable[..., int], arguments: tuple[object, ...], nproc: i
     with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
         rendezvous = (Path(folder) / "store").as_uri()
         ranks: list[BaseProcess] = [
-            context.Process(target=_enter, args=(function, arguments, rank, nproc, rendezvous), name=f"rank{rank}")
+            context.Process(
+                target=_enter, args=(function, arguments, rank, nproc, rendezvous, called), name=f"rank{rank}"
+            )
             for rank in range(nproc)
         ]
         for process in ranks:
@@ -69,7 +80,9 @@ def _pass_on(ranks: list[BaseProcess], received: list[int]) -> Callable[[int, Fr
     return handler
 
 
-def _enter(function: Callable[..., int], arguments: tuple[object, ...], rank: int, world: int, rendezvous: str) -> None:
+def _enter(
+    function: Callable[..., int], arguments: tuple[object, ...], called: str, world: int, rendezvous: str, rank: int
+) -> None:
     # Ctrl-C reaches the whole process group; the parent passes it on once as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {
@@ -82,4 +95,9 @@ def _enter(function: Callable[..., int], arguments: tuple[object, ...], rank: in
         import torch
 
         torch.set_num_threads(max(1, torch.get_num_threads() // world))
-    raise SystemExit(function(*arguments))
+    try:
+        status = function(*arguments)
+    except (GLMKitError, OSError) as error:
+        print(f"{called}: rank {rank}: {error}", file=sys.stderr)
+        status = 2
+    raise SystemExit(status)
