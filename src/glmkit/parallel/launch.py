@@ -35,11 +35,9 @@ def launch(
     context: Any = multiprocessing.get_context(method)
     with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
         rendezvous = (Path(folder) / "store").as_uri()
+        fixed = (function, arguments, called, nproc, rendezvous)
         ranks: list[BaseProcess] = [
-            context.Process(
-                target=_enter, args=(function, arguments, rank, nproc, rendezvous, called), name=f"rank{rank}"
-            )
-            for rank in range(nproc)
+            context.Process(target=_enter, args=(*fixed, rank), name=f"rank{rank}") for rank in range(nproc)
         ]
         for process in ranks:
             process.start()
