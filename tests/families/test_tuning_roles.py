@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from families.tuned import IGNORED, WIDE, Tuned, dialogue, labels, of_family
+from families.tuned import IGNORED, WEATHER_CALL, WIDE, Tuned, dialogue, labels, of_family
 from glmkit.errors import RequestError
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import Message
@@ -88,27 +88,8 @@ def test_calls_of_tools(third: Tuned, fourth: Tuned, arguments: str) -> None:
     call = Message("assistant", arguments, "weather")
     asked = dialogue("u 天气", call, "o 晴", "a 好")
     row, first = third.row(asked), 2 + 3 + len(third.tokenizer.encode("天气"))
-    written = [
-        64796,
-        5100,
-        13,
-        16014,
-        23720,
-        13,
-        22268,
-        30962,
-        10372,
-        30946,
-        17654,
-        6521,
-        31719,
-        3387,
-        13,
-        10846,
-        31040,
-    ]
-    assert row.ids[first : first + 18] == [*written, 64797]
-    assert labels(row)[first : first + 18] == [IGNORED, *written[1:], 64797]
+    assert row.ids[first : first + 18] == [*WEATHER_CALL, 64797]
+    assert labels(row)[first : first + 18] == [IGNORED, *WEATHER_CALL[1:], 64797]
     assert labels(row)[first + 18 : first + 18 + 4] == ignored(4)
     row = fourth.row(asked)
     first = row.ids.index(151337)

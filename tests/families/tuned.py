@@ -11,6 +11,10 @@ from glmkit.tokenizer.inputs import InputTokenizer, Side
 from support.shared import shared_dir
 
 IGNORED = -100
+# ChatGLM3's call of weather(city='北京') with the tag in front, without the tag of the observation behind it.
+WEATHER_CALL = [
+    64796, 5100, 13, 16014, 23720, 13, 22268, 30962, 10372, 30946, 17654, 6521, 31719, 3387, 13, 10846, 31040,
+]  # fmt: skip
 WIDE = Limits(1024, 1024)
 _FOLDERS = {"chatglm": "chatglm-6b", "chatglm2": "chatglm2-chatglm3", "chatglm3": "chatglm2-chatglm3"}
 _FOLDERS |= {"glm-4": "glm4", "glm-4-0414": "glm4", "glm": "glm-chinese", "glm-130b": "chatglm-6b"}

@@ -303,7 +303,7 @@ class Sources:
 
 
 def _uncounted(_size: int) -> None:
-    """Bytes that nobody counts."""
+    """Ignore the number of bytes read."""
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from families.tuned import Tuned
+from families.tuned import WEATHER_CALL, Tuned
 from glmkit.tokenizer.dialogue import Dialogue
 
 from .opened import encoded, ids_and_labels, one_set, refusal, texts, write
@@ -88,26 +88,7 @@ def test_calls_are_the_familys(tmp_path: Path, chatglm3: Tuned, glm4: Tuned) -> 
     turns = (("human", "天气"), ("function_call", called), ("observation", "晴"), ("gpt", "好"))
     path = write(tmp_path / "x.jsonl", [share(*turns, tools=json.dumps([TOOL]))])
     (row,) = encoded(path, chatglm3, "chatglm3")
-    call = [
-        64796,
-        5100,
-        13,
-        16014,
-        23720,
-        13,
-        22268,
-        30962,
-        10372,
-        30946,
-        17654,
-        6521,
-        31719,
-        3387,
-        13,
-        10846,
-        31040,
-        64797,
-    ]
+    call = [*WEATHER_CALL, 64797]
     start = row.ids.index(64796)
     assert row.ids[start : start + len(call)] == call
     assert row.counted[start : start + len(call)] == [False] + [True] * (len(call) - 1)

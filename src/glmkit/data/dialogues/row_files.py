@@ -176,4 +176,4 @@ def _other(path: Path, suffix: str, wanted: str) -> Path:
 
 
 def _uncounted(_size: int) -> None:
-    """Bytes that nobody counts."""
+    """Ignore the number of bytes read."""
