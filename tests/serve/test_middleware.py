@@ -13,6 +13,7 @@ from glmkit.serve.body import read_object
 from glmkit.serve.error_responses import ApiError
 from support.fake_engine import PATIENCE, FakeEngine, fake_app
 from support.server import ThreadServer, thread_server
+from support.watching import wait_for
 
 pytestmark = pytest.mark.sampled(4)
 
@@ -299,14 +300,20 @@ def test_answers_do_not_say_what_runs_here(server: ThreadServer) -> None:
 
 
 def test_the_log_has_a_line_a_request_and_no_text(server: ThreadServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A line is written behind its answer, so those of the tests before may come in between: ids tell which is which."""
+
+    def own() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if line.endswith((" log-1", " log-2"))]
+
     with caplog.at_level(logging.INFO, "glmkit.serve"):
-        post(server, {"tokens": 1, "pad": "SECRET"}, path="/v1/count?q=SECRET", headers={"x-request-id": "r1"})
-        ask(server, "GET", "/%0aFAKE%20line")
-        ask(server, "GET", "/health")  # by now the lines of those before are there
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith("127.0.0.1 POST /v1/count 200 ")
-    assert lines[0].endswith(" r1")
-    assert "GET /%0aFAKE%20line 404" in lines[1]
+        post(server, {"tokens": 1, "pad": "SECRET"}, path="/v1/count?q=SECRET", headers={"x-request-id": "log-1"})
+        ask(server, "GET", "/%0aFAKE%20line", headers={"x-request-id": "log-2"})
+        wait_for(lambda: len(own()) >= 2)
+        ask(server, "GET", "/health")  # by now a second line of one request would be there
+    first, second = sorted(own(), key=lambda line: line[-5:])
+    assert first.startswith("127.0.0.1 POST /v1/count 200 ")
+    assert "GET /%0aFAKE%20line 404" in second
     assert "SECRET" not in caplog.text
 
 
