@@ -300,7 +300,7 @@ def test_answers_do_not_say_what_runs_here(server: ThreadServer) -> None:
 
 
 def test_the_log_has_a_line_a_request_and_no_text(server: ThreadServer, caplog: pytest.LogCaptureFixture) -> None:
-    """A line is written behind its answer, so those of the tests before may come in between: ids tell which is which."""
+    """A line follows its answer, so those of the tests before may come in between: ids tell which is which."""
 
     def own() -> list[str]:
         lines = [record.getMessage() for record in caplog.records]
