@@ -25,6 +25,7 @@ from glmkit.model import GLM
 from glmkit.model.integer_packing import dequantize, quantize_rows
 from support.checkpoints import random_weights, small_config
 from support.directories import huggingface_directory, layout_named, rank_directory
+from support.saved_adapters import draw
 from support.tiny import tiny_model
 from tokenizer.tiny_ranks import tiny_tokenizer
 
@@ -195,9 +196,7 @@ def test_the_scale_of_a_lora_may_be_given(tmp_path: Path) -> None:
     write_model(tmp_path / "base", model.config, model.state_dict())
     plain = model(row)
     new_adapter(model, LoraOptions(("query_key_value",), rank=2, alpha=6))
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora_B"):
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    draw(model, 1, 1.0)
     save_adapter(model, tmp_path / "lora")
     (tmp_path / "lora" / "adapter_config.json").unlink()
     options: dict[str, Any] = {"adapter": tmp_path / "lora", "device": "cpu"}

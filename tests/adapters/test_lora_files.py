@@ -26,6 +26,7 @@ from glmkit.families.family import all_families
 from glmkit.model import GLM
 from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant.apply import quantize_modules
+from support.saved_adapters import draw
 
 pytestmark = pytest.mark.sampled(4)
 
@@ -196,9 +197,7 @@ def test_paddle_lora_is_written_as_it_is_read(tmp_path: Path) -> None:
     model = tiny_model("chatglm")
     torch.manual_seed(0)
     new_adapter(model, LoraOptions(("query_key_value", "down_proj"), rank=2, alpha=6))
-    with torch.no_grad():
-        for parameter in attached(model).parameters():
-            parameter.normal_(std=0.3)
+    draw(model, 1, 0.3)
     layout = next(layout for layout in all_families()["chatglm"].layouts if layout.container == "paddle")
     expected = model(ids(model.config))
     assert save_adapter(model, tmp_path / "a", layout=layout) == []
@@ -279,9 +278,7 @@ def test_untied_updates_are_stacked_on_export_and_said_so(tmp_path: Path) -> Non
     model = tiny_model("chatglm2")
     torch.manual_seed(0)
     new_adapter(model, LoraOptions(("q_proj", "v_proj", "up_proj"), rank=2, alpha=4))
-    with torch.no_grad():
-        for parameter in attached(model).parameters():
-            parameter.normal_()
+    draw(model, 1, 1.0)
     tokens = ids(model.config)
     expected = model(tokens)
     layout = all_families()["chatglm2"].layouts[0]

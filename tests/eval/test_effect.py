@@ -13,14 +13,14 @@ from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.checkpoint.native import write_model
 from glmkit.errors import CheckpointError, DataError, TrainingError
-from glmkit.eval.effect import compare, prove_effect, share_left
-from glmkit.eval.probes import Measured, Probes, measure
-from glmkit.eval.tuning_checks import BEFORE_FILE, check_effect, measure_before
+from glmkit.eval.effect import compare, prove_effect
+from glmkit.eval.probes import BEFORE_FILE, Measured, Probes, measure, measure_before
 from glmkit.model import GLM
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import EncodedRow
 from glmkit.tokenizer.inputs import RowLayout
 from support.kinds import make
+from support.saved_adapters import draw
 from support.tiny import random_ids
 
 
@@ -39,15 +39,14 @@ def exported(folder: Path, model: GLM) -> Path:
     return folder
 
 
-def load(directory: Path, adapter: Path | None = None, dtype: str = "float32") -> LM:
-    return glmkit.load(directory, adapter=adapter, device="cpu", dtype=dtype)
+def load(directory: Path, adapter: Path | None = None) -> LM:
+    return glmkit.load(directory, adapter=adapter, device="cpu", dtype="float32")
 
 
 def with_lora(model: GLM, folder: Path, *, scale: float) -> Path:
     new_adapter(model, LoraOptions(["query_key_value"], rank=2, alpha=4))
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora_B"):
-            torch.nn.init.normal_(parameter, std=scale, generator=torch.Generator().manual_seed(1))
+    if scale:
+        draw(model, 1, scale)
     save_adapter(model, folder)
     return folder
 
@@ -77,16 +76,15 @@ def test_the_change_of_each_group_in_numbers() -> None:
     assert change.kl == pytest.approx(float(functional.kl_div(new_PV, old_PV, log_target=True, reduction="batchmean")))
     assert change.loss_after == pytest.approx(-float(after.log_p_N[6:].mean()))
     assert change.other_top == float((old_PV.argmax(-1) != new_PV.argmax(-1)).float().mean())
-    assert share_left(before, after, after, PROBES) == 1
-    assert share_left(before, after, before, PROBES) == 0
 
 
 def test_an_exported_adapter_is_measured_against_its_base(tmp_path: Path) -> None:
     model = make("causal")
     base = exported(tmp_path / "base", model)
-    measure_before(tmp_path / "run", model, PROBES)
-    adapter = with_lora(model, tmp_path / "run" / "model", scale=0.5)
-    lm, effect = check_effect(tmp_path / "run", PROBES, lambda dtype: load(base, adapter, dtype))
+    before = measure(model, PROBES)
+    adapter = with_lora(model, tmp_path / "model", scale=0.5)
+    lm = load(base, adapter)
+    effect = prove_effect(lm.model, PROBES, before)
     assert (effect.adapter, effect.tensors, effect.changed) == ("lora", 8, 8)
     assert effect.changes["held_out"].largest > 0.01
     assert effect.forgetting is not None
@@ -108,31 +106,27 @@ def test_an_adapter_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
 
 def test_an_adapter_on_another_base_than_the_one_it_was_trained_on_is_an_error(tmp_path: Path) -> None:
     model = make("causal", 1)
-    measure_before(tmp_path, model, PROBES)
+    before = measure(model, PROBES)
     adapter = with_lora(model, tmp_path / "lora", scale=0.5)
     (adapter / RECORD).unlink()  # which would refuse it, too
     sister = exported(tmp_path / "sister", make("causal", 2))
     with pytest.raises(TrainingError, match="a log-probability differs by") as error:
-        check_effect(tmp_path, PROBES, lambda dtype: load(sister, adapter, dtype))
+        prove_effect(load(sister, adapter).model, PROBES, before)
     assert error.value.code == "other_base"
 
 
 def test_full_tuning_is_compared_with_what_the_base_said_before(tmp_path: Path) -> None:
     model = make("each")
-    run = tmp_path / "run"
-    measure_before(run, model, PROBES)
+    before = measure(model, PROBES)
     same = exported(tmp_path / "same", model)
     with pytest.raises(TrainingError, match="no output of the model differs from the base's"):
-        check_effect(run, PROBES, lambda dtype: load(same, dtype=dtype))
+        prove_effect(load(same).model, PROBES, before)
     with torch.no_grad():
         model.model.norm_weight.add_(0.1)
     other = exported(tmp_path / "other", model)
-    _, effect = check_effect(run, PROBES, lambda dtype: load(other, dtype=dtype))
+    effect = prove_effect(load(other).model, PROBES, before)
     assert effect.adapter == ""
     assert effect.changes["held_out"].kl > 0
-    (run / BEFORE_FILE).unlink()
-    _, again = check_effect(run, PROBES, lambda _: load(other), open_base=lambda _: load(same))
-    assert again.changes == effect.changes
 
 
 def test_the_measurement_from_before_survives_a_resume_and_is_of_its_rows_alone(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from glmkit.errors import ConfigError, DataError
 from glmkit.eval.generation_scores import GenerationScores
 from glmkit.eval.questions import QuestionMaker
 from glmkit.families.family import family_named
-from glmkit.generate.params import GenerationParams
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message
@@ -41,7 +40,7 @@ def evaluator(lm: LM, dialogues: list[Dialogue], **options: object) -> Generatio
     tuning = family_named("chatglm").tuning
     assert tuning is not None
     maker = QuestionMaker(lm.tokenizer, tuning, Limits(16, 6))
-    return GenerationScores(dialogues, maker, ["chatglm", "em"], family=family_named("chatglm"), **options)  # type: ignore[arg-type]
+    return GenerationScores(dialogues, maker, ["chatglm", "em"], lm.parts, **options)  # type: ignore[arg-type]
 
 
 def test_it_answers_the_prompts_of_training_and_writes_them_before_it_scores(lm: LM, tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_a_model_that_learned_its_answers_scores_them(lm: LM, monkeypatch: pytes
 
 
 def test_the_cost_is_bounded_and_told(lm: LM) -> None:
-    scores = evaluator(lm, ROWS, rows=3, params=GenerationParams(max_new_tokens=5))
+    scores = evaluator(lm, ROWS, rows=3, max_tokens=5)
     assert (len(scores.questions), scores.most_tokens) == (3, 15)
     assert scores.plan(lm.model).startswith("each scored evaluation answers 3 rows with at most 15 tokens, in ")
     assert scores.estimate(lm.model) < 60
@@ -104,4 +103,4 @@ def test_what_cannot_be_scored_is_refused_before_training(lm: LM) -> None:
     with pytest.raises(DataError, match="no validation row has a question and an answer to score"):
         evaluator(lm, [ROWS[1]])
     with pytest.raises(ConfigError, match="no score is called"):
-        GenerationScores(ROWS, evaluator(lm, ROWS)._maker, ["nonsense"])
+        GenerationScores(ROWS, evaluator(lm, ROWS)._maker, ["nonsense"], lm.parts)

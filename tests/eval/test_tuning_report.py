@@ -5,16 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from glmkit.adapters.attach import new_adapter
+from glmkit.adapters.attach import adapter_off, new_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
-from glmkit.errors import TrainingError
-from glmkit.eval.effect import GENERAL, Effect
-from glmkit.eval.probes import Probes
+from glmkit.eval.effect import Effect, prove_effect
+from glmkit.eval.generation_scores import answer_texts
+from glmkit.eval.probes import GENERAL, Probes, tuning_probes
 from glmkit.eval.questions import Question, QuestionMaker
-from glmkit.eval.tuning_checks import Side, examine, tuning_probes
-from glmkit.eval.tuning_report import TuningReport, read_lines
+from glmkit.eval.tuning_report import Side, TuningReport, read_lines
 from glmkit.families.family import family_named
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
@@ -22,6 +20,7 @@ from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 from support.browser import DESK, PHONE, chromium
 from support.chat import real_chat_model
+from support.saved_adapters import draw
 
 LINES = [
     *({"kind": "train", "step": step, "loss": 5 / step} for step in range(1, 41)),
@@ -43,18 +42,18 @@ def tuned() -> tuple[LM, Probes, list[Question]]:
     rows = [dialogue("类型#裤", "宽松的<裤子>"), dialogue("你好", "在")]
     probes = tuning_probes(lm.tokenizer, tuning, {"held_out": rows}, Limits(24, 12))
     new_adapter(lm.model, LoraOptions(["query_key_value"], rank=2, alpha=8))
-    for name, parameter in lm.model.named_parameters():
-        if name.endswith("lora_B"):
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-    return lm, probes, [*QuestionMaker(lm.tokenizer, tuning, Limits(24, 12)).questions(rows)]
+    draw(lm.model, 1, 1.0)
+    return lm, probes, [*map(QuestionMaker(lm.tokenizer, tuning, Limits(24, 12)).question, rows)]
 
 
 @pytest.fixture(scope="module")
-def examined(
-    tuned: tuple[LM, Probes, list[Question]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Effect, list[Side]]:
+def examined(tuned: tuple[LM, Probes, list[Question]]) -> tuple[Effect, list[Side]]:
     lm, probes, questions = tuned
-    return examine(tmp_path_factory.mktemp("run"), probes, questions, PARAMS, lambda _: lm)
+    with adapter_off(lm.model):
+        base = answer_texts(lm, questions, PARAMS)
+    answers = zip(questions, base, answer_texts(lm, questions, PARAMS), strict=True)
+    sides = [Side(q.id, lm.tokenizer.decode(q.ids), q.reference, one, two) for q, one, two in answers]
+    return prove_effect(lm.model, probes), sides
 
 
 def report(effect: Effect, sides: list[Side], **changes: object) -> TuningReport:
@@ -85,32 +84,6 @@ def test_base_and_tuned_answer_side_by_side(
     assert any(side.base != side.tuned for side in sides)
     expected = lm.answers([questions[0].ids], max_new_tokens=4)[0][0].text
     assert sides[0].tuned == (expected or "").strip()
-
-
-def test_a_whole_model_is_compared_with_its_base_one_at_a_time(
-    tuned: tuple[LM, Probes, list[Question]], tmp_path: Path
-) -> None:
-    _, probes, questions = tuned
-    probes = Probes({"held_out": probes.rows["held_out"]})
-    opened: list[str] = []
-
-    def open_one(name: str, seed: int, dtype: str) -> LM:
-        opened.append(f"{name} {dtype}")
-        return real_chat_model("chatglm2", init_std=0.3 + seed / 10)
-
-    effect, sides = examine(
-        tmp_path,
-        probes,
-        questions[:1],
-        PARAMS,
-        lambda dtype: open_one("tuned", 1, dtype),
-        lambda d: open_one("base", 0, d),
-    )
-    assert opened == ["base float32", "tuned float32"]
-    assert effect.adapter == ""
-    assert len(sides) == 1
-    with pytest.raises(TrainingError, match="no output of the model differs"):
-        examine(tmp_path, probes, [], PARAMS, lambda d: open_one("tuned", 0, d), lambda d: open_one("base", 0, d))
 
 
 def test_both_files_hold_the_whole_story(examined: tuple[Effect, list[Side]], tmp_path: Path) -> None:

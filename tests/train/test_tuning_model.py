@@ -11,12 +11,10 @@ from torch import Tensor
 from glmkit.adapters.adapter import NewAdapter
 from glmkit.adapters.attach import new_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
-from glmkit.adapters.prefix.encoder import PrefixEncoder
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.data.packing import pack
 from glmkit.data.tuning_batches import TuningBatches, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
-from glmkit.families.family import preset
 from glmkit.loading import load_parts
 from glmkit.model import GLM
 from glmkit.objective.sample import Sample
@@ -285,19 +283,3 @@ def test_gradients_are_the_references() -> None:
         assert fused == pytest.approx(norm, rel=1e-4)
     table = torch.from_numpy(recorded["grad.transformer.word_embeddings.weight"])
     assert (found["model.embed_tokens.weight"] - table).norm() <= 1e-4 * table.norm()
-
-
-@pytest.mark.parametrize(
-    ("name", "projection", "numbers"),
-    [
-        ("chatglm-6b", False, 29_360_128),
-        ("chatglm-6b", True, 957_059_072),
-        ("chatglm2-6b", False, 1_835_008),
-        ("chatglm3-6b", False, 1_835_008),
-        ("glm-4-9b", False, 2_621_440),
-    ],
-)
-def test_numbers_of_a_prefix_of_128(name: str, projection: bool, numbers: int) -> None:
-    with torch.device("meta"):
-        encoder = PrefixEncoder(preset(name), 128, projection=projection)
-    assert sum(p.numel() for p in encoder.parameters()) == numbers

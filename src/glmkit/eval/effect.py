@@ -14,12 +14,12 @@ from glmkit.adapters.attach import adapter_off, find_attached
 from glmkit.errors import TrainingError
 from glmkit.model import GLM
 
-from .probes import Measured, Probes, measure
+from .probes import GENERAL, Measured, Probes, measure
 
-GENERAL = "general"
 # The largest change of a log-probability that is rounding: sums in another order, not other weights.
 NOISE = 1e-5
 _LITTLE = 1e-4  # nats a token, of the KL from the base
+_SAME_BASE = 1e-3  # the largest change of a log-probability of one base, opened twice
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,6 @@ def prove_effect(model: GLM, probes: Probes, before: Measured | None = None, *, 
     return effect
 
 
-def share_left(before: Measured, tuned: Measured, stored: Measured, probes: Probes) -> float:
-    """The share of a tuning that a conversion left, 0 for none: KL of the stored model from the base over KL of the
-    tuned one, over all groups; for weights that were rounded after merging.
-    """
-    full, left = (
-        sum(change.kl * change.places for change in compare(before, other, probes).values())
-        for other in (tuned, stored)
-    )
-    return left / full if full > 0 else 0.0
-
-
 def _check_base(before: Measured, base: Measured, probes: Probes, where: str) -> tuple[str, ...]:
     """Notes on a base that differs by rounding from the one measured before. Raises TrainingError for another one."""
     if notes := _other_dtype(before, base):
@@ -155,9 +144,6 @@ def _check_base(before: Measured, base: Measured, probes: Probes, where: str) ->
         step="see which base its record names",
         code="other_base",
     )
-
-
-_SAME_BASE = 1e-3
 
 
 def _other_dtype(before: Measured, after: Measured) -> tuple[str, ...]:

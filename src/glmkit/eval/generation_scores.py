@@ -12,9 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from glmkit.config import GenerationSettings
 from glmkit.errors import DataError
-from glmkit.families.family import Family
 from glmkit.files import atomic_write
 from glmkit.generate.engine import EngineLimits
 from glmkit.generate.params import GenerationParams
@@ -24,10 +22,11 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Example
 
-from .answer_scores import Scorer, Scores, choose_metrics
+from .answer_scores import Scorer, Scores, choose_metrics, definitions
 from .probes import evaluating
 from .questions import Question, QuestionMaker, prediction_line
 
+_AT_ONCE = 16  # questions that are answered together
 _TRIED_TOKENS = 4  # of each answer, to see how long they take
 
 
@@ -43,28 +42,25 @@ class GenerationScores:
         examples: Sequence[Example],
         maker: QuestionMaker,
         metrics: Sequence[str],
+        parts: Parts,
         *,
-        family: Family | None = None,
-        generation: GenerationSettings | None = None,
-        params: GenerationParams | None = None,
+        max_tokens: int | None = None,
         rows: int = 50,
-        batch_size: int = 16,
         ranks: Ranks | None = None,
         file: Path | None = None,
     ) -> None:
-        """metrics: names for `choose_metrics`. params: of the answers; None: greedy, as long as the limit.
+        """metrics: names for `choose_metrics`. parts: the model, but for its weights. max_tokens: of an answer; None:
+        as long as the limit.
 
         Raises ConfigError for metrics that are not known or whose library is missing, DataError when no row has both a
         prompt and a reference.
         """
-        self.ranks, self.file, self.batch_size = ranks or Ranks(), file, batch_size
-        self._metrics, self._maker = choose_metrics(metrics), maker
-        self.questions = [question for question in maker.questions(examples[:rows]) if question.ids]
+        self.ranks, self.file = ranks or Ranks(), file
+        self._metrics, self._maker, self._parts = choose_metrics(metrics), maker, parts
+        self.questions = [question for question in map(maker.question, examples[:rows]) if question.ids]
         if not any(question.reference for question in self.questions):
             raise DataError("no validation row has a question and an answer to score", param="evaluation.metrics")
-        own = params or GenerationParams(max_new_tokens=maker.limits.target)
-        self.params = replace(own, stop_ids=(*own.stop_ids, *maker.stop_ids))
-        self._family, self._generation = family, generation or GenerationSettings()
+        self.params = GenerationParams(max_new_tokens=max_tokens or maker.limits.target, stop_ids=maker.stop_ids)
         self._scorer()
         self.last: Scores | None = None
 
@@ -75,12 +71,12 @@ class GenerationScores:
 
     def definitions(self) -> dict[str, str]:
         """The definition of each number by its name."""
-        return {name: metric.definition for name, metric in self._metrics.items()}
+        return definitions(self._metrics)
 
     def estimate(self, model: GLM) -> float:
         """Seconds that one evaluation takes at most, from a few tokens of one batch on this machine."""
         own = self.questions[self.ranks.rank :: self.ranks.world_size]
-        batch = own[: self.batch_size]
+        batch = own[:_AT_ONCE]
         if not batch:
             return 0.0
         since = time.perf_counter()
@@ -89,7 +85,7 @@ class GenerationScores:
         self._answers(model, batch, replace(self.params, max_new_tokens=1 + _TRIED_TOKENS, min_new_tokens=0))
         reading = first - since
         token = max(time.perf_counter() - first - reading, 0.0) / _TRIED_TOKENS
-        return math.ceil(len(own) / self.batch_size) * (reading + token * int(self.params.max_new_tokens))
+        return math.ceil(len(own) / _AT_ONCE) * (reading + token * int(self.params.max_new_tokens))
 
     def plan(self, model: GLM) -> str:
         """One sentence on what an evaluation costs, for the log before a run."""
@@ -118,23 +114,21 @@ class GenerationScores:
         return {**scores.values, "rows": scores.num_rows, "empty_predictions": scores.empty_predictions}
 
     def _answers(self, model: GLM, questions: Sequence[Question], params: GenerationParams) -> list[str]:
-        tokenizer = self._maker.tokenizer
-        lm = LM(Parts(Path(), model.config, model, tokenizer, self._generation, self._family))
-        return answer_texts(lm, questions, params, batch_size=self.batch_size)
+        return answer_texts(LM(replace(self._parts, model=model)), questions, params)
 
     def _scorer(self) -> Scorer:
         return Scorer(self._metrics, self._maker.tokenizer.encode)
 
 
-def answer_texts(lm: LM, questions: Sequence[Question], params: GenerationParams, *, batch_size: int = 16) -> list[str]:
+def answer_texts(lm: LM, questions: Sequence[Question], params: GenerationParams) -> list[str]:
     """Texts that a model answers, in evaluation mode. The engine's cache is there only as long as they are made."""
     if not questions:
         return []
     with evaluating(lm.model):
-        engine = lm.start_engine(EngineLimits(rows=batch_size))
+        engine = lm.start_engine(EngineLimits(rows=_AT_ONCE))
         try:
             jobs = [lm.continue_job(question.ids, params) for question in questions]
-            engine.run_all(jobs, rows=batch_size)
+            engine.run_all(jobs, rows=_AT_ONCE)
             return [(job.answers[0].text or "").strip() for job in jobs]
         finally:
             engine.close()

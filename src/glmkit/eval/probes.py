@@ -6,7 +6,8 @@ Legend: N counted tokens, P places with a whole distribution, V vocabulary rows,
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from glmkit.errors import CheckpointError, DataError
+from glmkit.adapters.attach import adapter_off, find_attached
+from glmkit.data.tuning_rows import example_rows
+from glmkit.errors import CheckpointError, DataError, GLMKitError
 from glmkit.files import atomic_write
 from glmkit.model import GLM
 from glmkit.model.masks import Segments
-from glmkit.tokenizer.dialogue import EncodedRow
+from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, TuningFormat
+from glmkit.tokenizer.protocol import Tokenizer
 
+from .general_texts import general_dialogues
+
+BEFORE_FILE = "before_tuning.safetensors"  # in a run's directory, so that a resumed run has it
+GENERAL = "general"
+MOST_ROWS = 16  # of one group that are measured
+_GENERAL_LIMITS = Limits(source=256, target=256)
 PLACES = 32  # of each group, with a whole distribution: 32 x 130,528 x 4 B = 16 MiB
 _AT_ONCE = 16  # places whose logits are held together
 
@@ -150,3 +160,58 @@ def _hidden(model: GLM, row: EncodedRow) -> Tensor:
         segments=Segments(((0, 0, layout.prefix, len(row.ids)),)),
     )
     return hidden_1TH[0]
+
+
+def tuning_probes(
+    tokenizer: Tokenizer,
+    tuning: TuningFormat,
+    groups: Mapping[str, Sequence[Example]],
+    limits: Limits,
+    quirks: AbstractSet[str] = NO_QUIRKS,
+) -> Probes:
+    """Rows at which a run is measured: some of every group of examples, and the general texts.
+
+    groups: "held_out" are validation rows, "replay" those of the set that is mixed in against forgetting, "trained"
+    training rows, which show the effect, but not what was learned. Rows that the family cannot express are left out.
+    Raises DataError when nothing is left.
+    """
+
+    def rows(examples: Sequence[Example], limits: Limits, quirks: AbstractSet[str]) -> list[EncodedRow]:
+        found: list[EncodedRow] = []
+        for example in examples:
+            try:
+                found += example_rows(example, tuning, tokenizer, limits, quirks)
+            except GLMKitError:  # told where the data was read
+                continue
+        return found
+
+    encoded = {name: rows(spread(examples, MOST_ROWS), limits, quirks) for name, examples in groups.items()}
+    encoded[GENERAL] = rows(general_dialogues(), _GENERAL_LIMITS, NO_QUIRKS)
+    return Probes({name: some for name, some in encoded.items() if some})
+
+
+def measure_before(run: Path, model: GLM, probes: Probes) -> Measured:
+    """The untuned model at the probes, written into the run's directory; what lies there of the same probes is kept.
+
+    An adapter on the model is taken off for it. Call it on the first rank alone, before the first step.
+    """
+    path = run / BEFORE_FILE
+    found = Measured.read(path, probes)
+    if found is not None:
+        return found
+    with untuned(model):
+        found = measure(model, probes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return found
+
+
+def untuned(model: GLM) -> AbstractContextManager[None]:
+    """A block in which the model is without its adapter, where it has one."""
+    return nullcontext() if find_attached(model) is None else adapter_off(model)
+
+
+def spread(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most so many of them, evenly spread: a file may be sorted."""
+    wanted = min(most, len(examples))
+    return [examples[number * len(examples) // wanted] for number in range(wanted)]

@@ -1,7 +1,6 @@
 """Questions to a tuned model: the prompts that its training had, and the answers that references hold."""
 
 import json
-from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
@@ -49,19 +48,15 @@ class QuestionMaker:
         cut = max(len(whole) - len(answer), 0)
         return Question(example.where, ids, self.tokenizer.decode(answer).strip(), cut=cut)
 
-    def questions(self, examples: Iterable[Example]) -> Iterator[Question]:
-        """Questions one by one, in their order."""
-        return map(self.question, examples)
-
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that training taught to end an answer."""
         return self.tuning.stop_ids(self.tokenizer)
 
 
-def prediction_line(question: Question, predict: str | None, **more: object) -> bytes:
+def prediction_line(question: Question, predict: str) -> bytes:
     """A line of `generated_predictions.jsonl`."""
-    values = {"id": question.id, "labels": question.reference, "predict": predict, **more}
+    values = {"id": question.id, "labels": question.reference, "predict": predict}
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 

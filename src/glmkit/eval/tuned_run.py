@@ -1,13 +1,11 @@
 """The checks and the report of one fine-tuning run, joined to it: before its first step, during it, after its end."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmkit.adapters.attach import adapter_off, detach_adapter, find_attached
+from glmkit.adapters.attach import detach_adapter
 from glmkit.adapters.directory import apply_adapter
-from glmkit.data.dialogues.dialogue_set import DialogueSet
 from glmkit.generate.params import GenerationParams
 from glmkit.loading import Parts, load_parts
 from glmkit.parallel.mesh import Ranks
@@ -16,16 +14,15 @@ from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Example
 from glmkit.train import random_state
 from glmkit.train.finetune_config import FULL, FinetuneConfig
-from glmkit.train.finetuning_base import load_base, open_base
+from glmkit.train.finetuning_base import load_base, open_base, trained
 from glmkit.train.finetuning_data import TuningData
 from glmkit.train.run import RunResult
 
-from .effect import Effect
+from .effect import Effect, prove_effect
 from .generation_scores import GenerationScores, answer_texts
-from .probes import Probes
+from .probes import BEFORE_FILE, Measured, Probes, measure_before, spread, tuning_probes, untuned
 from .questions import Question, QuestionMaker
-from .tuning_checks import examine, measure_before, spread, tuning_probes
-from .tuning_report import TuningReport, read_lines
+from .tuning_report import Side, TuningReport, read_lines
 
 _SIDE_TOKENS = 64  # the most of an answer that is shown beside another
 
@@ -68,11 +65,11 @@ class TuningInspector:
         probes = tuning_probes(maker.tokenizer, maker.tuning, groups, maker.limits, maker.quirks)
         shown = groups.get("held_out") or groups.get("trained") or []
         chosen = spread(shown, self._config.evaluation.report_rows)
-        questions = [question for question in maker.questions(chosen) if question.ids]
+        questions = [question for question in map(maker.question, chosen) if question.ids]
         params = GenerationParams(max_new_tokens=min(maker.limits.target, _SIDE_TOKENS), stop_ids=maker.stop_ids)
         with random_state.untouched(ranks.device):
             measure_before(Path(directory), model, probes)
-            with nullcontext() if find_attached(model) is None else adapter_off(model):
+            with untuned(model):
                 answers = answer_texts(LM(parts), questions, params)
         self._before = _Before(
             probes,
@@ -81,7 +78,7 @@ class TuningInspector:
             answers,
             [*data.sets.lines(), *data.lines()],
             _replay(data, self._config),
-            sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            sum(parameter.numel() for parameter in trained(model).values()),
             sum(parameter.numel() for parameter in model.parameters()),
         )
 
@@ -93,9 +90,8 @@ class TuningInspector:
             [example for one in data.sets.validation for example in one.examples],
             maker,
             e.metrics,
-            family=parts.family,
-            generation=parts.generation,
-            params=GenerationParams(max_new_tokens=e.generate_tokens or maker.limits.target),
+            parts,
+            max_tokens=e.generate_tokens,
             rows=e.generate_rows,
             ranks=ranks,
             file=None if directory is None else Path(directory) / "validation_predictions.jsonl",
@@ -116,15 +112,14 @@ class TuningInspector:
         before, exported = self._before, outcome.model
         if before is None or exported is None:
             return None
-        effect, sides = examine(
-            outcome.directory,
-            before.probes,
-            before.questions,
-            before.params,
-            lambda dtype: LM(self._open(exported, dtype, ranks)),
-            of_base=before.answers,
-            where=str(exported),
-        )
+        measured = Measured.read(outcome.directory / BEFORE_FILE, before.probes)
+        lm = LM(self._open(exported, "auto" if measured is None else measured.dtype, ranks))
+        effect = prove_effect(lm.model, before.probes, measured, where=str(exported))
+        answers = answer_texts(lm, before.questions, before.params)
+        sides = [
+            Side(question.id, lm.tokenizer.decode(question.ids), question.reference, first, second)
+            for question, first, second in zip(before.questions, before.answers, answers, strict=True)
+        ]
         report = TuningReport(
             title=outcome.directory.name,
             command=self._command,
@@ -183,12 +178,8 @@ def _groups(data: TuningData, config: FinetuneConfig) -> dict[str, list[Example]
     for one in data.sets.validation:
         groups["replay" if one.name in replayed else "held_out"] += one.examples
     if not groups["held_out"]:
-        groups = {"trained": _first(data.sets.train), "replay": groups["replay"]}
+        groups = {"trained": [*data.sets.train[0].examples], "replay": groups["replay"]}
     return groups
-
-
-def _first(sets: Sequence[DialogueSet]) -> list[Example]:
-    return list(sets[0].examples) if sets else []
 
 
 def _replay(data: TuningData, config: FinetuneConfig) -> dict[str, float]:

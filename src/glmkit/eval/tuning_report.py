@@ -14,10 +14,10 @@ from typing import Any
 from glmkit.train.metrics import read_metrics
 from glmkit.train.plot import loss_curve
 
-from .effect import GENERAL, Change, Effect
+from .effect import Change, Effect
 from .page_parts import count, facts_of, page_of, percent, tiles_of, visible
+from .probes import GENERAL
 from .report_files import finite, machine_facts, write_report
-from .tuning_checks import Side
 
 _NOT_SCORES = {"kind", "step", "rows", "empty_predictions"}
 _GROUPS = {
@@ -31,6 +31,17 @@ _EXPLAINED = (
     "tuned model from the base in nats a token: on held-out rows it is what was learned, on general texts, which no "
     "training had, what may be forgotten. Losses are mean cross-entropy in nats a token of the answers.</p>"
 )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One validation row with two answers. question: the prompt as text, special tokens left out."""
+
+    id: str
+    question: str
+    reference: str
+    base: str
+    tuned: str
 
 
 @dataclass(frozen=True, kw_only=True)
