@@ -10,7 +10,7 @@ from glmkit.devices import available_memory
 from glmkit.errors import TrainingError, size_text
 from glmkit.model import GLM, init_weights
 from glmkit.model.masks import from_prefix
-from glmkit.train.forecast import Forecast, check_memory, forecast, kept_bytes
+from glmkit.train.forecast import Forecast, forecast, kept_bytes, memory_warning
 from glmkit.train.optim import build_optimizers
 from glmkit.train.recipe_config import TrainConfig
 from support.training import CONFIG
@@ -90,12 +90,12 @@ def test_optimizer_states_are_counted_exactly(name):
 
 def test_too_large_a_run_is_refused_and_may_be_forced():
     needed = Forecast(5 << 30, 0, 0, 0, 0)
-    assert check_memory(needed, 100 << 30) is None
-    assert "about 5.0 GiB and 5.2 GiB are free" in check_memory(needed, int(5.2 * (1 << 30)))
+    assert memory_warning(needed, 100 << 30) is None
+    assert "about 5.0 GiB and 5.2 GiB are free" in memory_warning(needed, int(5.2 * (1 << 30)))
     with pytest.raises(TrainingError, match=r"about 10.0 GiB and 8.0 GiB are free; lower training.micro_batch_size"):
-        check_memory(needed, 8 << 30, ranks_here=2)
-    assert check_memory(needed, 1 << 30, ignore=True).startswith("the run needs about 5.0 GiB")
-    assert "unknown" in check_memory(needed, None)
+        memory_warning(needed, 8 << 30, ranks_here=2)
+    assert memory_warning(needed, 1 << 30, ignore=True).startswith("the run needs about 5.0 GiB")
+    assert "unknown" in memory_warning(needed, None)
 
 
 def test_available_memory_is_plausible():

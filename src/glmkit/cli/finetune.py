@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 
 from glmkit.cli.parser import OneLineParser
-from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
+from glmkit.cli.recipe_options import add_run_options, read_run
 from glmkit.cli.run_end import tell_end
 from glmkit.devices import choose_device
 from glmkit.errors import ConfigError
@@ -22,7 +22,6 @@ from glmkit.train.finetuning_plan import plan_tuning
 from glmkit.train.finetuning_recipes import FINETUNING
 from glmkit.train.run import run_progress
 
-_MOST_PROCESSES = 1024
 # Options of the verb itself that set keys of the recipe.
 _OWN = {
     "model_directory": "model.base",
@@ -45,25 +44,13 @@ def add_arguments(parser: OneLineParser) -> None:
     data_help = "files, directories or names of published sets to train on (data.train)"
     add("--data", nargs="+", action="extend", metavar="FILE_OR_NAME", help=data_help)
     add("--validation", nargs="+", action="extend", metavar="FILE_OR_NAME", help="the same to evaluate on")
-    add("--output", dest="output_directory", metavar="RUN", help="run directory (output.directory)")
-    add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
     add("--other-data", action="store_true", help="resume although the data has changed")
-    add("--dry-run", action="store_true", help="read the data, show sizes and the first batch; trains nothing")
-    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
-    add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
-    add("--quiet", action="store_true", help="no progress on stderr")
-    add("--json", action="store_true", help="print the result or the dry run as JSON")
-    add_recipe_options(parser, FINETUNING)
+    add_run_options(parser, FINETUNING, dry_run="read the data, show sizes and the first batch; trains nothing")
 
 
 def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
-    if not 1 <= args.nproc <= _MOST_PROCESSES:
-        raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}", param="nproc")
-    overrides = recipe_overrides(vars(args), FINETUNING, _OWN)
-    config = FINETUNING.read(args.recipe, overrides)
-    for sentence in FINETUNING.replaced(overrides):
-        print(f"note: {sentence}", file=sys.stderr)
+    config = read_run(args, FINETUNING, _OWN)
     if not config.data.train:
         raise ConfigError("fine-tuning needs --data FILE_OR_NAME", param="data.train")
     if args.dry_run:

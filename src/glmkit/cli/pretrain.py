@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from glmkit.cli.parser import OneLineParser
-from glmkit.cli.recipe_options import add_recipe_options, recipe_overrides
+from glmkit.cli.recipe_options import add_run_options, read_run
 from glmkit.cli.run_end import tell_end
 from glmkit.config import GenerationSettings
 from glmkit.devices import choose_device
@@ -27,7 +26,6 @@ from glmkit.train.pretraining_recipes import PRETRAINING
 from glmkit.train.recipe_config import TrainConfig
 
 _PREVIEW_TOKENS = 32
-_MOST_PROCESSES = 1024
 # Options of the verb itself that set keys of the recipe.
 _OWN = {"data_directory": "data.path", "output_directory": "output.directory", "init_from": "model.init_from"}
 
@@ -42,30 +40,18 @@ def add_arguments(parser: OneLineParser) -> None:
     add("recipe", metavar="RECIPE", help=f"YAML file, or one of {', '.join(PRETRAINING.files())}")
     data_help = "directory written by `glm prepare` (data.path); repeated, or as DIR=WEIGHT, a mixture of several"
     add("--data", dest="data_directory", metavar="DIR", action="append", help=data_help)
-    add("--output", dest="output_directory", metavar="DIR", help="run directory (output.directory)")
     init_help = (
         "start from the weights of a model directory of any layout (model.init_from); optimizer and step are new"
     )
     add("--init-from", metavar="DIR", help=init_help)
-    add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
-    add("--dry-run", action="store_true", help="check the recipe and show sizes; trains nothing")
-    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     check_help = "compare every byte of the data with its hashes first (default: up to 128 MiB of each file)"
     add("--check", action="store_true", help=check_help)
-    add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
-    add("--quiet", action="store_true", help="no progress on stderr")
-    add("--json", action="store_true", help="print the result or the dry run as JSON")
-    add_recipe_options(parser, PRETRAINING)
+    add_run_options(parser, PRETRAINING, dry_run="check the recipe and show sizes; trains nothing")
 
 
 def run(args: Namespace) -> int:
     """Train; the result (or the dry run) goes to stdout."""
-    if not 1 <= args.nproc <= _MOST_PROCESSES:
-        raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}")
-    overrides = recipe_overrides(vars(args), PRETRAINING, _OWN)
-    config = PRETRAINING.read(args.recipe, overrides)
-    for sentence in PRETRAINING.replaced(overrides):
-        print(f"note: {sentence}", file=sys.stderr)
+    config = read_run(args, PRETRAINING, _OWN)
     if args.dry_run:
         return _dry_run(config, args.nproc, as_json=args.json)
     if config.data.path is None or config.output.directory is None:

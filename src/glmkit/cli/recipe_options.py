@@ -1,15 +1,43 @@
 """The options of verbs that train: every key of a recipe, and the names by which people know some of them."""
 
-from argparse import SUPPRESS
+import sys
+from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping
 from dataclasses import MISSING
+from typing import TypeVar
 
 from glmkit.cli.parser import OneLineParser
 from glmkit.errors import ConfigError
 from glmkit.train.recipe import Recipes
 from glmkit.train.run_config import RunConfig
 
+C = TypeVar("C", bound=RunConfig)
+_MOST_PROCESSES = 1024
 _TRUE = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def add_run_options(parser: OneLineParser, recipes: Recipes[RunConfig], *, dry_run: str) -> None:
+    """Add the options of every verb that trains. dry_run: help of that option."""
+    add = parser.add_argument
+    add("--output", dest="output_directory", metavar="RUN", help="run directory (output.directory)")
+    add("--resume", default="never", metavar="auto|never|PATH", help="continue a run (default: never)")
+    add("--dry-run", action="store_true", help=dry_run)
+    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    add("--ignore-memory-forecast", action="store_true", help="start although memory looks too small")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--json", action="store_true", help="print the result or the dry run as JSON")
+    add_recipe_options(parser, recipes)
+
+
+def read_run(args: Namespace, recipes: Recipes[C], own: Mapping[str, str]) -> C:
+    """The recipe that a command line of a verb that trains comes to. own: see `recipe_overrides`."""
+    if not 1 <= args.nproc <= _MOST_PROCESSES:
+        raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}", param="nproc")
+    overrides = recipe_overrides(vars(args), recipes, own)
+    config = recipes.read(args.recipe, overrides)
+    for sentence in recipes.replaced(overrides):
+        print(f"note: {sentence}", file=sys.stderr)
+    return config
 
 
 def add_recipe_options(parser: OneLineParser, recipes: Recipes[RunConfig], sections: tuple[str, ...] = ("",)) -> None:

@@ -18,7 +18,7 @@ from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.data.tuning_batches import TuningBatches
-from glmkit.devices import available_memory, is_cpu
+from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError, ConfigError, TrainingError
 from glmkit.loading import Parts, empty_model
 from glmkit.model import GLM
@@ -28,7 +28,7 @@ from glmkit.progress import Progress
 
 from .batch_loss import batch_loss
 from .finetune_config import FULL, FinetuneConfig
-from .finetuning_base import TuningBase, frozen_digest, load_base, open_base
+from .finetuning_base import TuningBase, frozen_digest, load_base, open_base, trained
 from .finetuning_data import TuningData, first_batch_lines
 from .finetuning_plan import plan_tuning
 from .forecast import check_memory
@@ -105,7 +105,7 @@ class Finetuning(Task[GLM, Batch]):
         return self._loss(model, batch)
 
     def read(self, model: GLM, directory: Path) -> None:
-        own = self._trained(model)
+        own = trained(model)
         for name, tensor in self._stored(model, directory).items():
             with torch.no_grad():
                 own[name].copy_(tensor)
@@ -132,14 +132,10 @@ class Finetuning(Task[GLM, Batch]):
         """
         if frozen_digest(model) != self._frozen:
             raise TrainingError("weights that were to stay as they are have changed during training", code="drift")
-        own = self._trained(model)
+        own = trained(model)
         for name, tensor in self._stored(model, exported).items():
             if last and not torch.equal(tensor, own[name].detach().cpu()):
                 raise TrainingError(f"{exported} holds other values of {name} than were trained", code="export")
-
-    @staticmethod
-    def _trained(model: GLM) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def _stored(self, model: GLM, directory: Path) -> dict[str, Tensor]:
         """The trained tensors that a directory holds, by their names in the model. Raises CheckpointError."""
@@ -147,7 +143,7 @@ class Finetuning(Task[GLM, Batch]):
             stored: GLM = empty_model(self.base.shape)
             load_weights(stored, directory)
             return {name: parameter.detach() for name, parameter in stored.named_parameters()}
-        files, names = open_adapter(directory), set(self._trained(model))
+        files, names = open_adapter(directory), set(trained(model))
         if isinstance(recorded := files.record.get("base"), Mapping):
             for warning in compare_bases(recorded, attached(model).base, str(directory)).warnings:
                 self.progress.warn(warning)
@@ -193,15 +189,8 @@ def finetune(
     plan = plan_tuning(config, base, data, ranks.device, ranks.world_size)
     for line in (*data.lines(), *plan.text(ranks.device)):
         progress.say(line)
-    batch = plan.batches.batch(0)
-    for line in first_batch_lines(batch, base.tokenizer):
+    for line in first_batch_lines(plan.batches.batch(0), base.tokenizer):
         progress.say(line)
-    if warning := check_memory(
-        plan.memory,
-        available_memory(ranks.device),
-        ranks_here=ranks.world_size if is_cpu(ranks.device) else 1,
-        ignore=ignore_memory_forecast,
-    ):
-        progress.warn(f"memory: {warning}")
+    check_memory(plan.memory, ranks, progress, ignore=ignore_memory_forecast)
     task = Finetuning(plan.config, base, data, scorer, prepare, progress)
     return run_task(task, ranks=ranks, progress=progress, resume=resume, other_data=other_data, on_step=on_step)

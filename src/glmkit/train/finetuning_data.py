@@ -64,7 +64,7 @@ class TuningData:
         t, d = config.training, config.data
         layout = TuningLayout(
             micro_batch_size=t.micro_batch_size,
-            batch_size=t.batch_size or t.micro_batch_size * world_size * (t.gradient_accumulation_steps or 1),
+            batch_size=t.rows_per_step(world_size),
             layout=d.layout,
             row_length=d.row_length,
             world_size=world_size,

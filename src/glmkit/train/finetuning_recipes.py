@@ -52,7 +52,6 @@ _ALIASES = {
     "max_eval_samples": "data.max_validation_rows",
     "val_size": "data.validation_share",
     "preprocessing_num_workers": "data.workers",
-    "recompute": "training.recompute",
     "fp16_opt_level": "training.opt_level",
     "per_device_eval_batch_size": "evaluation.batch_size",
     "metric_for_best_model": "checkpoint.best",
@@ -73,11 +72,7 @@ _SWITCHES = {
 }
 _FOREIGN = {
     **FOREIGN,
-    "do_train": "leave it out: glm finetune trains",
-    "do_eval": "leave it out: --evaluation.every N sets the rhythm",
     "do_predict": "glm generate --input FILE --adapter RUN answers rows with what was trained",
-    "eval_strategy": "--evaluation.every N sets the rhythm, 0 = never",
-    "evaluation_strategy": "--evaluation.every N sets the rhythm, 0 = never",
     "test_file": "glm generate --input FILE --adapter RUN answers rows with what was trained",
     "predict_with_generate": "--evaluation.metrics rouge-l,bleu-4 scores generated answers",
     "logging_dir": "metrics.jsonl and the events of --output.report_to tensorboard lie in the run directory",

@@ -11,11 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmkit.config import GLMConfig
 from glmkit.data.mixture import named_stores
-from glmkit.devices import CPU
+from glmkit.devices import CPU, available_memory, is_cpu
 from glmkit.errors import ConfigError, TrainingError, size_text
 from glmkit.loading import empty_model
 from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
+from glmkit.parallel.mesh import Ranks
+from glmkit.progress import Progress
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .continued import check_tokenizer
@@ -110,7 +112,14 @@ def kept_bytes(build: Callable[[], GLM], rows: int, length: int, precision: str,
     return sum(kept.values())
 
 
-def check_memory(needed: Forecast, available: int | None, *, ranks_here: int = 1, ignore: bool = False) -> str | None:
+def check_memory(needed: Forecast, ranks: Ranks, progress: Progress, *, ignore: bool) -> None:
+    """Warn of a run that is close to the limit of this machine. Raises TrainingError as `memory_warning` does."""
+    ranks_here = ranks.world_size if is_cpu(ranks.device) else 1
+    if warning := memory_warning(needed, available_memory(ranks.device), ranks_here=ranks_here, ignore=ignore):
+        progress.warn(f"memory: {warning}")
+
+
+def memory_warning(needed: Forecast, available: int | None, *, ranks_here: int = 1, ignore: bool = False) -> str | None:
     """A warning for a run that is close to the limit, None for one that fits.
 
     Raises TrainingError for one that does not, unless `ignore`.

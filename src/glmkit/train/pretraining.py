@@ -12,7 +12,7 @@ from glmkit.data.loader import BatchLoader
 from glmkit.data.mixture import named_stores
 from glmkit.data.packing import Batch
 from glmkit.data.store_check import require_whole
-from glmkit.devices import available_memory, is_cpu
+from glmkit.devices import is_cpu
 from glmkit.errors import ConfigError
 from glmkit.files import SAMPLE
 from glmkit.loading import empty_model
@@ -138,12 +138,6 @@ def pretrain(
     data = PretrainingData.open(config.data.path)
     config = config.counted(data.num_tokens)
     plan = plan_run(config, data.tokenizer, ranks.world_size, ranks.device)
-    if warning := check_memory(
-        plan.memory,
-        available_memory(ranks.device),
-        ranks_here=ranks.world_size if is_cpu(ranks.device) else 1,
-        ignore=ignore_memory_forecast,
-    ):
-        progress.warn(f"memory: {warning}")
+    check_memory(plan.memory, ranks, progress, ignore=ignore_memory_forecast)
     task = Pretraining(config, data, plan.model_config, previews, progress)
     return run_task(task, ranks=ranks, progress=progress, resume=resume, on_step=on_step, learning_rate=learning_rate)

@@ -14,7 +14,6 @@ from .schema import Leaf, leaves, readable
 _ALIASES = {
     **ALIASES,
     "train_iters": "training.max_steps",
-    "recompute": "training.recompute",
     "seq_length": "data.sequence_length",
     "max_seq_length": "data.sequence_length",
     "block_size": "data.sequence_length",
@@ -38,10 +37,6 @@ _FOREIGN = {
     "logging_dir": "metrics.jsonl and TensorBoard's events (--output.tensorboard true) lie in the run directory",
     "tensorboard_dir": "metrics.jsonl and TensorBoard's events (--output.tensorboard true) lie in the run directory",
     "report_to": "metrics.jsonl is always written, TensorBoard's events with --output.tensorboard true",
-    "do_train": "leave it out: glm pretrain trains",
-    "do_eval": "leave it out: --evaluation.every N sets the rhythm",
-    "eval_strategy": "--evaluation.every N sets the rhythm, 0 = never",
-    "evaluation_strategy": "--evaluation.every N sets the rhythm, 0 = never",
     "eval_iters": "--evaluation.rows N sets the rows of an evaluation",
     "per_device_eval_batch_size": "leave it out: rows of an evaluation depend on --evaluation.rows alone",
     "load": "--resume auto or DIR continues a run, --init-from DIR starts from weights",

@@ -49,6 +49,7 @@ ALIASES = {
     "eval_steps": "evaluation.every",
     "eval_interval": "evaluation.every",
     "dataloader_num_workers": "data.workers",
+    "recompute": "training.recompute",
     "output_dir": "output.directory",
 }
 SWITCHES = {
@@ -58,6 +59,10 @@ SWITCHES = {
 }
 # Options of other trainers that have no key here -> what takes their place.
 FOREIGN = {
+    "do_train": "leave it out: this verb trains",
+    "do_eval": "leave it out: --evaluation.every N sets the rhythm",
+    "eval_strategy": "--evaluation.every N sets the rhythm, 0 = never",
+    "evaluation_strategy": "--evaluation.every N sets the rhythm, 0 = never",
     "save_strategy": "--checkpoint.every N sets the rhythm",
     "overwrite_output_dir": "a run is never overwritten: --resume auto continues it, another --output starts anew",
     "resume_from_checkpoint": "--resume auto, or --resume DIR",

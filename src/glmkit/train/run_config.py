@@ -40,6 +40,10 @@ class TrainingSection:
     seed: int = option(1234, "of initial weights, batches and dropout")
     device: str = option("auto", "auto, cpu, cuda or another accelerator of PyTorch (untested)")
 
+    def rows_per_step(self, world_size: int) -> int:
+        """Rows of a full step, all ranks together."""
+        return self.batch_size or self.micro_batch_size * world_size * (self.gradient_accumulation_steps or 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSection:
@@ -193,8 +197,7 @@ class RunConfig:
 
     def batch_plan(self, world_size: int = 1) -> BatchPlan:
         """Rows and micro-batches of every step for `world_size` ranks."""
-        t = self.training
-        rows = t.batch_size or t.micro_batch_size * world_size * (t.gradient_accumulation_steps or 1)
+        t, rows = self.training, self.training.rows_per_step(world_size)
         return BatchPlan(micro_batch_size=t.micro_batch_size, batch_size=rows, ramp=t.batch_ramp, world_size=world_size)
 
     def total_steps(self, plan: StepPlan) -> int:
