@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.paddle_files import write_paddle
 from adapters.published import TINY, adapter_delta, ids, matrix_shapes, tiny_model, with_deltas
-from glmkit.adapters.adapter import Origin
+from glmkit.adapters.adapter import AdapterInfo, Origin
 from glmkit.adapters.attach import attached, detach_adapter, merge_adapter, new_adapter
 from glmkit.adapters.directory import apply_adapter, save_adapter
 from glmkit.adapters.lora.layer import LoraLinear, LowRank, grouped_to_dense, join_rows, split_rows
@@ -74,6 +74,17 @@ def plain(family: str, tmp_path: Path, **settings: Any) -> Path:
     return write(tmp_path / "plain", stored(pairs), {**PEFT, **settings})
 
 
+def check(
+    family: str, folder: Path, deltas: dict[str, Tensor], *, alpha: float | None = None, atol: float = 1e-4
+) -> AdapterInfo:
+    """Load an adapter and compare with a model whose matrices are changed by hand."""
+    model = tiny_model(family)
+    expected = with_deltas(family, model, deltas)(ids(model.config))
+    info = apply_adapter(model, folder, alpha=alpha)
+    torch.testing.assert_close(model(ids(model.config)), expected, atol=atol, rtol=1e-4)
+    return info
+
+
 # --- other spellings and other tools ----------------------------------------------------------------------------------
 
 
@@ -84,20 +95,14 @@ def plain(family: str, tmp_path: Path, **settings: Any) -> Path:
 def test_spellings_of_names(start: str, mid: str, tmp_path: Path) -> None:
     pairs = matrices("chatglm", ("attention.query_key_value", "mlp.dense_4h_to_h"))
     folder = write(tmp_path / "a", stored(pairs, start, mid), PEFT, "bin")
-    model = tiny_model("chatglm")
-    expected = with_deltas("chatglm", model, {stem: 2 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    assert apply_adapter(model, folder).modules == 3 * 4
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
+    assert check("chatglm", folder, {stem: 2 * b @ a for stem, (a, b) in pairs.items()}).modules == 3 * 4
 
 
 @pytest.mark.parametrize("prefix", ["", "glm."])
 def test_names_of_the_base_class_and_of_a_head_class(prefix: str, tmp_path: Path) -> None:
     pairs = matrices("glm", ("attention.query_key_value",))
     folder = write(tmp_path / "a", stored(pairs, f"base_model.model.{prefix}"), PEFT)
-    model = tiny_model("glm")
-    expected = with_deltas("glm", model, {stem: 2 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    apply_adapter(model, folder)
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
+    check("glm", folder, {stem: 2 * b @ a for stem, (a, b) in pairs.items()})
 
 
 def test_transformers_names_with_a_fused_gate(tmp_path: Path) -> None:
@@ -122,13 +127,10 @@ def test_transformers_names_with_a_fused_gate(tmp_path: Path) -> None:
 def test_a_directory_without_settings_needs_alpha(tmp_path: Path) -> None:
     pairs = matrices("chatglm", ("attention.query_key_value",), rank=8)
     folder = write(tmp_path / "a", stored(pairs), None, "bin")
-    model = tiny_model("chatglm")
     with pytest.raises(CheckpointError, match="is missing.*give alpha=32 for mymusise/ChatGLM-Tuning, or write"):
-        apply_adapter(model, folder)
-    expected = with_deltas("chatglm", model, {stem: 4 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    info = apply_adapter(model, folder, alpha=32)
+        apply_adapter(tiny_model("chatglm"), folder)
+    info = check("chatglm", folder, {stem: 4 * b @ a for stem, (a, b) in pairs.items()}, alpha=32)
     assert "adapter_config.json is missing" in info.notes[0]
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_alpha_beside_settings_is_refused(tmp_path: Path) -> None:
@@ -156,10 +158,7 @@ def test_grouped_convolution_of_old_peft(family: str, enabled: list[bool], tmp_p
         deltas[stem] = 6 / rank * full.view(96, 32)
     settings = {**PEFT, "r": rank, "enable_lora": enabled, "fan_in_fan_out": True, "merge_weights": False}
     folder = write(tmp_path / "a", tensors, settings, "bin")
-    model = tiny_model(family)
-    expected = with_deltas(family, model, deltas)(ids(model.config))
-    apply_adapter(model, folder)
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
+    check(family, folder, deltas)
 
 
 def test_grouped_matrices_without_the_parts_are_refused(tmp_path: Path) -> None:
@@ -185,11 +184,7 @@ def test_paddle_lora(family: str, tmp_path: Path) -> None:
         "lora_dropout": 0.0,
     }
     folder = write_paddle(tmp_path / "p", "lora", tensors, settings)
-    model = tiny_model(family)
-    expected = with_deltas(family, model, {stem: 8 / 3 * b @ a for stem, (a, b) in pairs.items()})(ids(model.config))
-    info = apply_adapter(model, folder)
-    assert info.naming == "paddle"
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-4, rtol=1e-4)
+    assert check(family, folder, {stem: 8 / 3 * b @ a for stem, (a, b) in pairs.items()}).naming == "paddle"
 
 
 def test_paddle_lora_is_written_as_it_is_read(tmp_path: Path) -> None:
@@ -245,10 +240,7 @@ def test_paddle_merged_groups(head_dim: int | None, tmp_path: Path) -> None:
         "enable_lora_list": [[True, False, True]],
         "head_dim": head_dim,
     }
-    model = tiny_model("glm")
-    expected = with_deltas("glm", model, deltas)(ids(model.config))
-    apply_adapter(model, write_paddle(tmp_path / "p", "lora", tensors, settings))
-    torch.testing.assert_close(model(ids(model.config)), expected, atol=1e-3, rtol=1e-4)
+    check("glm", write_paddle(tmp_path / "p", "lora", tensors, settings), deltas, atol=1e-3)
 
 
 # --- fusing and exporting ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The files of an adapter as they lie on disk, opened by the restricted readers only."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -145,6 +145,14 @@ def unified(directory: Path) -> tuple[Path, str] | None:
         raise CheckpointError(f"{directory} has {len(alone)} files peft_model-* and no {index}", step="copy it here")
     kind = "ptuning" if (directory / "prefix_config.json").is_file() else "lora"
     return (alone[0], kind) if alone else None
+
+
+def is_paddle(directory: Path, names: Iterable[str], kind: str) -> bool:
+    """True for PaddleNLP's files of a kind: one of these names, or a unified checkpoint of the type `kind`."""
+    if any((directory / name).exists() for name in names):
+        return True
+    found = unified(directory)
+    return found is not None and found[1] == kind
 
 
 def only_adapter(path: Path, inside: list[str], names: list[str], what: str, *, beside_weights: bool) -> list[str]:

@@ -3,7 +3,7 @@
 A stem is a tensor's name without its last part; a published stem may be several of our modules fused by rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,16 @@ def bare_name(name: str) -> str:
 def leaf(stem: str) -> str:
     """The last part of a stem."""
     return stem.rpartition(".")[2]
+
+
+def ending(name: str, stems: Iterable[str]) -> list[str]:
+    """The stems that a name means: all of one, or its end."""
+    return [stem for stem in stems if stem == name or stem.endswith(f".{name}")]
+
+
+def layer_of(stem: str) -> int:
+    """The layer in which one of our modules lies."""
+    return int(stem.removeprefix(LAYERS).partition(".")[0])
 
 
 def namings(base: Base) -> list[Naming]:

@@ -29,8 +29,9 @@ class Taught:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, as `from_dict` reads them."""
-        lists = {"quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
-        return {"template": self.template, **lists, **self._lengths()}
+        values = {"template": self.template, "quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
+        lengths = {"source_length": self.source_length, "target_length": self.target_length}
+        return values | {name: length for name, length in lengths.items() if length is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], source: str) -> Self:
@@ -46,10 +47,6 @@ class Taught:
         if not all(length is None or (type(length) is int and length > 0) for length in lengths):
             raise CheckpointError(f"{source}: the lengths are {lengths!r}; they must be positive numbers of tokens")
         return cls(template, tuple(quirks), tuple(stops), *lengths)  # type: ignore[arg-type]
-
-    def _lengths(self) -> dict[str, int]:
-        lengths = {"source_length": self.source_length, "target_length": self.target_length}
-        return {name: length for name, length in lengths.items() if length is not None}
 
 
 def write_taught(directory: Path, taught: Taught) -> None:

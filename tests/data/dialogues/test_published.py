@@ -181,6 +181,6 @@ def test_a_silent_host(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_published_set_may_be_one_of_several(nowhere: Path) -> None:
     sets = opened("AdvertiseGen", "alpaca", data_dir=str(ASSETS), weights=[3.0, 1.0])
-    assert [(one.name, len(one), one.weight) for one in sets.train] == [("AdvertiseGen", 8, 3.0), ("alpaca", 8, 1.0)]
+    assert [(one.name, len(one)) for one in sets.train] == [("AdvertiseGen", 8), ("alpaca", 8)]
     assert [len(one) for one in sets.validation] == [2]
     assert published.published("nothing") is None

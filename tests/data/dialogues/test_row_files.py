@@ -49,7 +49,6 @@ def test_every_container_gives_the_same_dialogues(tmp_path: Path) -> None:
     ]
     found = [one_set(path) for path in paths]
     assert [texts(one[0]) for one in found] == [ASKED] * len(paths)
-    assert len({one.fingerprint for one in found}) == 1, "whatever file they come from"
 
 
 def test_a_saved_folder_with_splits(tmp_path: Path) -> None:

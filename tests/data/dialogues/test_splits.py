@@ -1,4 +1,4 @@
-"""Splits by question, fingerprints, mixtures: functions of the data and the seed alone."""
+"""Splits by question and mixtures: functions of the data and the seed alone."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ def test_no_question_is_in_both_parts() -> None:
     assert len(train) + len(kept) == 2000
     assert 400 <= len(kept) <= 405
     assert not questions(train) & questions(kept)
-    assert split_by_prompt(whole, 0.2, 3)[1].fingerprint == kept.fingerprint
-    assert split_by_prompt(whole, 0.2, 4)[1].fingerprint != kept.fingerprint
+    assert split_by_prompt(whole, 0.2, 3)[1].examples == kept.examples
+    assert split_by_prompt(whole, 0.2, 4)[1].examples != kept.examples
 
 
 def test_the_order_of_rows_and_files_changes_no_part(tmp_path: Path) -> None:
@@ -55,20 +55,6 @@ def test_what_cannot_be_split(tmp_path: Path) -> None:
         write(path, [{"prompt": "q", "response": "a"}, {"prompt": "r", "response": "b"}]), validation_share=0.9
     )
     assert (len(two.train[0]), len(two.validation[0])) == (1, 1)
-
-
-def test_the_fingerprint_is_of_the_content_and_the_wording(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", [{"instruction": "甲", "input": "", "output": "乙"}])
-    before = one_set(path).fingerprint
-    assert before == one_set(write(tmp_path / "y.jsonl", path.read_text())).fingerprint
-    write(path, [{"instruction": "甲", "input": "", "output": "丙"}])
-    changed = one_set(path).fingerprint
-    assert len({before, changed, one_set(path, template=["chatglm_tuning"]).fingerprint}) == 3
-    other = write(tmp_path / "z.jsonl", [{"prompt": "q", "response": "a"}])
-    assert opened(path, other).fingerprint == opened(other, path).fingerprint
-    mixed = opened(path, other, weights=[0.5, 0.5])
-    assert [one.weight for one in mixed.train] == [0.5, 0.5]
-    assert mixed.fingerprint != opened(path, other).fingerprint
 
 
 @pytest.mark.parametrize(("weights", "message"), [([1.0], "1 numbers for 2 sets"), ([1.0, 0.0], "has 0.0")])

@@ -19,6 +19,7 @@ from glmkit.adapters.adapter_files import (
     RECORD,
     AdapterFiles,
     existing,
+    is_paddle,
     model_names,
     only_adapter,
     peft_type,
@@ -41,6 +42,7 @@ from .settings import PADDLE_CONFIG, PADDLE_WEIGHTS
 from .targets import Exceptions, linears, target_groups, whole_modules
 from .writing import collect, paddle_files, peft_files
 
+_PADDLE_FILES = (PADDLE_CONFIG, PADDLE_WEIGHTS)
 _MARK = ".lora_"  # in the name of every matrix, wherever it is stored
 
 
@@ -155,7 +157,7 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def claims(cls, directory: Path) -> int:
-        if _is_paddle(directory):
+        if is_paddle(directory, _PADDLE_FILES, "lora"):
             return 3
         if peft_type(directory) is not None:  # other kinds of PEFT's have files of the same names, and claim 3
             return 2
@@ -165,7 +167,7 @@ class LoraAdapter(Adapter):
     def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
         if (found := unified(directory)) is not None:
             return read_files(cls.kind, found[0], PADDLE_CONFIG, origin=PADDLE)
-        if _is_paddle(directory):
+        if is_paddle(directory, _PADDLE_FILES, "lora"):
             return read_files(cls.kind, existing(directory, PADDLE_WEIGHTS), PADDLE_CONFIG, origin=PADDLE)
         found_weights = next((name for name in PEFT_WEIGHTS if (directory / name).exists()), None)
         if found_weights is not None or not any(_MARK in name for name in model_names(directory)):
@@ -256,13 +258,6 @@ def _new_ids(base: Base, texts: Sequence[str]) -> list[int]:
         what = f"new token {texts[ids.index(None)]!r} has no id"
         raise ConfigError(what, step="add it to the tokenizer first", param="new_tokens")
     return found
-
-
-def _is_paddle(directory: Path) -> bool:
-    found = unified(directory)
-    if any((directory / name).exists() for name in (PADDLE_CONFIG, PADDLE_WEIGHTS)):
-        return True
-    return found is not None and found[1] == "lora"
 
 
 def _lora_names(path: Path, beside_weights: bool, names: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ Sources: `huggingface/peft:src/peft/tuners/tuners_utils.py` (`check_target_modul
 
 from collections.abc import Collection, Iterable, Mapping
 
-from glmkit.adapters.naming import LAYERS, Naming, Part, leaf
+from glmkit.adapters.naming import Naming, Part, ending, layer_of, leaf
 from glmkit.errors import CheckpointError, names_text
 
 from .patterns import parse_pattern
@@ -26,7 +26,7 @@ def require_promised(found: LoraContents, naming: Naming, linears: Mapping[str, 
     promised = _promised(found.settings, found.updates, linears)
     missing = [stem for stem in promised if not {part.stem for part in linears[stem]} <= have]
     if missing:
-        stem, layer = missing[0], _layer(linears[missing[0]])
+        stem, layer = missing[0], layer_of(linears[missing[0]][0].stem)
         raise CheckpointError(
             f"{found.path} has no update for {stem} (layer {layer}); {len(promised) - len(missing)} of {len(promised)} "
             f"modules that it promises are there, {names_text(sorted({leaf(name) for name in missing}))} missing",
@@ -36,7 +36,7 @@ def require_promised(found: LoraContents, naming: Naming, linears: Mapping[str, 
         )
     whole = {part.stem for stem, _ in found.whole for part in naming.find(stem) or ()}
     for name in found.settings.saved:
-        for stem in _ending(name, naming.stems):
+        for stem in ending(name, naming.stems):
             if not {part.stem for part in naming.stems[stem]} <= whole:
                 raise CheckpointError(
                     f"{found.path} has no {stem}, which modules_to_save promises",
@@ -54,16 +54,16 @@ def _promised(settings: LoraSettings, updates: Collection[str], linears: Mapping
     elif settings.patterns:
         chosen = _matching(settings.patterns, linears, updates)
     elif settings.targets:
-        chosen = [stem for name in settings.targets for stem in _ending(name, linears)]
+        chosen = [stem for name in settings.targets for stem in ending(name, linears)]
     else:
         kinds = {leaf(stem) for stem in updates}
         chosen = [stem for stem in linears if leaf(stem) in kinds]
-    left_out = {stem for name in settings.excluded for stem in _ending(name, linears)}
+    left_out = {stem for name in settings.excluded for stem in ending(name, linears)}
     layers = settings.layers
     return [
         stem
         for stem in dict.fromkeys(chosen)
-        if stem not in left_out and (layers is None or _layer(linears[stem]) in layers)
+        if stem not in left_out and (layers is None or layer_of(linears[stem][0].stem) in layers)
     ]
 
 
@@ -76,11 +76,3 @@ def _matching(patterns: Collection[str], linears: Collection[str], updates: Coll
     if not all(any(pattern.matches(stem) for pattern in parsed) for stem in updates):
         return []
     return [stem for stem in linears if any(pattern.matches(stem) for pattern in parsed)]
-
-
-def _ending(name: str, stems: Collection[str]) -> list[str]:
-    return [stem for stem in stems if stem == name or stem.endswith(f".{name}")]
-
-
-def _layer(parts: tuple[Part, ...]) -> int:
-    return int(parts[0].stem.removeprefix(LAYERS).partition(".")[0])

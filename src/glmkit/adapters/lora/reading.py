@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from glmkit.adapters.adapter_files import PADDLE, PEFT_CONFIG, PEFT_WEIGHTS, AdapterFiles, check_numbers
-from glmkit.adapters.naming import bare_name
+from glmkit.adapters.naming import bare_name, ending
 from glmkit.errors import CheckpointError, ConfigError
 
 from .layer import LowRank, grouped_to_dense
@@ -71,10 +71,10 @@ def read_lora(files: AdapterFiles, alpha: float | None = None) -> LoraContents:
     updates = {stem: _update(stem, pair, settings, files) for stem, pair in matrices.items()}
     notes = list(settings.notes)
     for target in settings.targets:
-        if not any(stem == target or stem.endswith(f".{target}") for stem in updates):
+        if not ending(target, updates):
             notes.append(f"target_modules names {target}, for which the file has nothing")
     for target in settings.saved:
-        if not any(stem == target or stem.endswith(f".{target}") for stem, _ in whole):
+        if not ending(target, (stem for stem, _ in whole)):
             notes.append(f"modules_to_save names {target}, for which the file has nothing; the base's own is used")
     idle = [stem for stem, update in updates.items() if not update.b_OR.any()]
     if len(idle) == len(updates):

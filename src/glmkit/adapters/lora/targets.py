@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from glmkit.adapters.adapter import Base
-from glmkit.adapters.naming import LAYERS, Naming, Part, leaf, namings
+from glmkit.adapters.naming import LAYERS, Naming, Part, ending, layer_of, leaf, namings
 from glmkit.errors import CheckpointError, ConfigError, did_you_mean
 from glmkit.families.common.native_layout import OWN
 from glmkit.model import GLM
@@ -39,7 +39,7 @@ def target_groups(
     every = {ALL: published[0] if published else own}
     for groups in _found(targets, known, "targets", every):
         for stem, group in groups.items():
-            left = tuple(part for part in group if part.stem not in without and _layer(part.stem) in kept)
+            left = tuple(part for part in group if part.stem not in without and layer_of(part.stem) in kept)
             if twice := next((part.stem for part in left if part.stem in seen), None):
                 raise ConfigError(f"targets name {twice} twice", step="leave one of them out", param="targets")
             seen.update(part.stem for part in left)
@@ -133,7 +133,10 @@ def _found(
 ) -> list[Mapping[str, Group]]:
     """Find for each name the modules of the first naming that has it. Raises ConfigError naming the unknown ones."""
     special = special or {}
-    ends = [{name: _ending(name, stems) for name in names if name not in special} for stems in known]
+    ends = [
+        {name: {stem: stems[stem] for stem in ending(name, stems)} for name in names if name not in special}
+        for stems in known
+    ]
     found = [special[name] if name in special else next((end[name] for end in ends if end[name]), {}) for name in names]
     if unknown := [name for name, groups in zip(names, found, strict=True) if not groups]:
         leaves = sorted({leaf(stem) for stems in known for stem in stems})
@@ -147,14 +150,10 @@ def _found(
     return found
 
 
-def _ending(name: str, stems: Mapping[str, Group]) -> dict[str, Group]:
-    return {stem: group for stem, group in stems.items() if stem == name or stem.endswith(f".{name}")}
-
-
 def _refuse_tied_head(names: Sequence[str], candidates: Sequence[Naming], known: Sequence[Mapping[str, Group]]) -> None:
     heads = {leaf(alias.theirs) for naming in candidates for alias in naming.layout.aliases}
     for name in names:
-        if leaf(name) in heads and not any(_ending(name, stems) for stems in known):
+        if leaf(name) in heads and not any(ending(name, stems) for stems in known):
             raise ConfigError(
                 f"modules_to_save names {name}: the head of this model is its word table (tied)",
                 step=f"name {leaf(_TABLE)}: one trained copy then serves both",
@@ -163,10 +162,6 @@ def _refuse_tied_head(names: Sequence[str], candidates: Sequence[Naming], known:
 
 
 _TABLE = next(rule.ours[0] for rule in OWN.rules if rule.kind == "table")
-
-
-def _layer(stem: str) -> int:
-    return int(stem.removeprefix(LAYERS).partition(".")[0])
 
 
 def _layer_numbers(base: Base, layers: Sequence[int] | None) -> set[int]:

@@ -16,6 +16,7 @@ from glmkit.adapters.adapter_files import (
     PEFT_WEIGHTS,
     AdapterFiles,
     existing,
+    is_paddle,
     is_prompt,
     model_names,
     only_adapter,
@@ -84,7 +85,7 @@ class PrefixAdapter(Adapter):
 
     @classmethod
     def claims(cls, directory: Path) -> int:
-        if _is_paddle(directory) or peft_type(directory) == PEFT_TYPE:
+        if is_paddle(directory, (_PADDLE_CONFIG, _PADDLE_WEIGHTS), "ptuning") or peft_type(directory) == PEFT_TYPE:
             return 3
         names = () if (found := _published_weights(directory)) is not None else model_names(directory)
         return int(found is not None or any(MARK in name or is_prompt(name) for name in names))
@@ -93,7 +94,7 @@ class PrefixAdapter(Adapter):
     def open(cls, directory: Path, *, beside_weights: bool) -> AdapterFiles:
         if (found := unified(directory)) is not None:
             return read_files(cls.kind, found[0], _PADDLE_CONFIG, origin=PADDLE)
-        if _is_paddle(directory):
+        if is_paddle(directory, (_PADDLE_CONFIG, _PADDLE_WEIGHTS), "ptuning"):
             return read_files(cls.kind, existing(directory, _PADDLE_WEIGHTS), _PADDLE_CONFIG, origin=PADDLE)
         weights = _published_weights(directory)
         peft = next((directory / name for name in PEFT_WEIGHTS if (directory / name).is_file()), None)
@@ -154,13 +155,6 @@ class PrefixAdapter(Adapter):
         raise RequestError(
             "a prefix adds keys and values, no weights, so it cannot be merged", step="keep it as an adapter"
         )
-
-
-def _is_paddle(directory: Path) -> bool:
-    if any((directory / name).exists() for name in (_PADDLE_CONFIG, _PADDLE_WEIGHTS)):
-        return True
-    found = unified(directory)
-    return found is not None and found[1] == "ptuning"
 
 
 def _published_weights(directory: Path) -> Path | None:

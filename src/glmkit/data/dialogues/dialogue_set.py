@@ -1,4 +1,4 @@
-"""Sets of dialogues from names: read once, checked, split by prompt, with a report and a content fingerprint."""
+"""Sets of dialogues from names: read once, checked, split by prompt, with a report."""
 
 import hashlib
 import json
@@ -56,20 +56,11 @@ class DialogueSpec:
 
 @dataclass(frozen=True)
 class DialogueSet(Sequence[Example]):
-    """Examples in the order of their rows. weight: its share of a mixture, None without weights.
-
-    fingerprint: hex SHA-256 over all that the examples say, whatever file they come from.
-    """
+    """Examples in the order of their rows."""
 
     name: str
     examples: Sequence[Example] = field(repr=False)
     report: SetReport
-    weight: float | None = None
-    fingerprint: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.fingerprint:
-            object.__setattr__(self, "fingerprint", _fingerprint(self.examples))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -94,12 +85,6 @@ class DialogueSets:
     validation: Sequence[DialogueSet]
     notes: Sequence[str] = ()
     templates: Sequence[str] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 over the sets of training, in any order, and their weights."""
-        parts = sorted(f"{one.fingerprint} {one.weight}" for one in self.train)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def lines(self) -> Iterator[str]:
         """The reports of all sets, as sentences."""
@@ -138,10 +123,9 @@ class _Opener:
         notes: list[str] = []
         train: list[DialogueSet] = []
         validation: list[DialogueSet] = []
-        weights: Sequence[float | None] = spec.weights or [None] * len(spec.train)
-        for name, weight in zip(spec.train, weights, strict=True):
+        for name in spec.train:
             found = self._read(name, ("train",) if spec.validation else ("train", "validation"), spec.max_rows)
-            one, own = _weighted(found["train"], weight), found.get("validation")
+            one, own = found["train"], found.get("validation")
             if not len(one):
                 raise empty(name, one.report, [] if own is None else list(own.report.kinds))
             if own is not None and len(own):
@@ -242,18 +226,12 @@ def check_spec(spec: DialogueSpec) -> None:
             raise DataError(f"data.{part} has an empty name", step="is a variable not set?", param=f"data.{part}")
     if not spec.train and not spec.validation:
         raise DataError("no data is named", step="give files, folders or names of data sets", param="data.train")
-    for part, limit in (("train", spec.max_rows), ("validation", spec.max_validation_rows)):
-        if limit is not None and limit < 1:
-            raise DataError(f"data.max_{part}_rows is {limit}", step="give 1 or more", param=f"data.max_{part}_rows")
     if spec.weights is not None and len(spec.weights) != len(spec.train):
         what = f"data.weights has {len(spec.weights)} numbers for {len(spec.train)} sets"
         raise DataError(what, step="give one for each", param="data.weights")
     for weight in spec.weights or ():
         if not 0 < weight < float("inf"):
             raise DataError(f"data.weights has {weight!r}", step="give positive numbers", param="data.weights")
-    if not 0 <= spec.validation_share < 1:
-        what = f"data.validation_share is {spec.validation_share!r}"
-        raise DataError(what, step="give a number from 0 to below 1", param="data.validation_share")
 
 
 def split_by_prompt(one: DialogueSet, share: float, seed: int) -> tuple[DialogueSet, DialogueSet]:
@@ -283,7 +261,7 @@ def split_by_prompt(one: DialogueSet, share: float, seed: int) -> tuple[Dialogue
     one.report.notes.append(note)
     kept = SetReport(rows=len(parts[1]), dialogues=len(parts[1]), notes=[f"rows of {one.name}, split by question"])
     kept.counted = kept.turns = sum(sum(x.counted) if isinstance(x, Dialogue) else 1 for x in parts[1])
-    return DialogueSet(one.name, parts[0], one.report, one.weight), DialogueSet(one.name, parts[1], kept)
+    return DialogueSet(one.name, parts[0], one.report), DialogueSet(one.name, parts[1], kept)
 
 
 def common_questions(train: Sequence[DialogueSet], validation: Sequence[DialogueSet]) -> list[str]:
@@ -306,21 +284,6 @@ def _prompt_key(example: Example, seed: int) -> str:
     else:
         said = example.ids[: example.num_prompt]
     return hashlib.sha256(json.dumps([seed, said]).encode()).hexdigest()
-
-
-def _fingerprint(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        if isinstance(example, Dialogue):
-            said: object = [[message.to_dict() for message in example.messages], example.counted, example.cut]
-        else:
-            said = [example.ids, example.num_prompt]
-        digest.update(json.dumps(said, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
-
-
-def _weighted(one: DialogueSet, weight: float | None) -> DialogueSet:
-    return DialogueSet(one.name, one.examples, one.report, weight, one.fingerprint)
 
 
 def _placed(error: DataError, where: str) -> DataError:
