@@ -128,7 +128,10 @@ class TuningFormat(ABC):
     """
 
     limits: Limits
-    quirks: Mapping[str, str] = {}
+
+    @property
+    def quirks(self) -> Mapping[str, str]:
+        return {}
 
     @abstractmethod
     def rows(

@@ -6,7 +6,7 @@ Sources: `THUDM/ChatGLM3:finetune_demo/finetune_hf.py`, `THUDM/GLM-4:finetune/fi
 import json
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from glmkit.tokenizer.chat_template import Message, token_id
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
@@ -41,10 +41,10 @@ class RoleTuning(TuningFormat):
     limits: Limits
     end: str | None = None
     last_tag: str | None = None
-    quirks: dict[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "quirks", {**_QUIRKS, **(_COMBINED if self.last_tag else {})})
+    @property
+    def quirks(self) -> dict[str, str]:
+        return _QUIRKS | _COMBINED if self.last_tag else _QUIRKS
 
     def rows(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS

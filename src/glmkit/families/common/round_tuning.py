@@ -5,10 +5,10 @@ Sources: `THUDM/ChatGLM-6B:ptuning/main.py`, `THUDM/ChatGLM2-6B:ptuning/main.py`
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from glmkit.position_rows import PositionRows, Span
-from glmkit.tokenizer.chat_template import Message, turns_of, without_turns
+from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
 from glmkit.tokenizer.inputs import InputTokenizer, RowLayout
 from glmkit.tokenizer.protocol import Tokenizer
@@ -24,12 +24,10 @@ from .tuning import (
     asked,
     check_rooms,
     cut,
-    cut_inside,
+    fit_turns,
     joined_answers,
-    most_turns,
     own,
     without_pads,
-    without_question,
 )
 
 RIGHT, TAGGED, MARKED = "right_cut", "tagged_training", "marked_answers"
@@ -58,10 +56,10 @@ class RoundTuning(TuningFormat):
     limits: Limits
     in_source: int
     in_target: int
-    quirks: dict[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "quirks", {**_QUIRKS, **({} if self.template.opened else _BARE_QUIRKS)})
+    @property
+    def quirks(self) -> dict[str, str]:
+        return _QUIRKS if self.template.opened else _QUIRKS | _BARE_QUIRKS
 
     def rows(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
@@ -69,8 +67,8 @@ class RoundTuning(TuningFormat):
         rows = []
         for answer in joined_answers(tokenizer, dialogue):
             before = asked(dialogue.messages[: answer.start])
-            text, rounds, lost = self._prompt(own(tokenizer), before, dialogue, limits, quirks, training=True)
-            rows.append(self._row(own(tokenizer), text, answer, limits, quirks, Lost(lost, 0, rounds)))
+            text, lost = self._prompt(own(tokenizer), before, dialogue, limits, quirks, training=True)
+            rows.append(self._row(own(tokenizer), text, answer, limits, quirks, lost))
         return rows
 
     def prompt(
@@ -78,7 +76,7 @@ class RoundTuning(TuningFormat):
     ) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
-        ids, _, _ = self._prompt(own(tokenizer), messages, dialogue, limits, quirks)
+        ids, _ = self._prompt(own(tokenizer), messages, dialogue, limits, quirks)
         return own(tokenizer).build_inputs(ids)
 
     def answer(
@@ -102,8 +100,8 @@ class RoundTuning(TuningFormat):
         quirks: AbstractSet[str],
         *,
         training: bool = False,
-    ) -> tuple[list[int], int, int]:
-        """The text's ids of a prompt without the special tokens around it; rounds and tokens that are lost."""
+    ) -> tuple[list[int], Lost]:
+        """The text's ids of a prompt without the special tokens around it; what is lost."""
         check_rooms(limits.source, limits.target, (self.in_source + 1, self.in_target + 1))
         room = limits.source - self.in_source
 
@@ -114,17 +112,8 @@ class RoundTuning(TuningFormat):
         if RIGHT in quirks:
             ids = encode(messages)
             room -= 0 if training else tokenizer.num_added() - self.in_source
-            return ids[:room], 0, max(len(ids) - room, 0)
-        turns = turns_of(messages)
-
-        def newest(count: int) -> list[Message]:
-            return without_turns(messages, turns[: len(turns) - count])
-
-        count, ids = most_turns(len(turns), lambda count: encode(newest(count)), room)
-        if len(ids) <= room:
-            return ids, len(turns) - count, 0
-        short = cut_inside(ids, encode(without_question(newest(1))), room, dialogue.cut)
-        return short, len(turns) - 1, len(ids) - len(short)
+            return ids[:room], Lost(max(len(ids) - room, 0))
+        return fit_turns(messages, encode, room, dialogue.cut)
 
     def _row(
         self,
@@ -139,9 +128,8 @@ class RoundTuning(TuningFormat):
         written = tokenizer.encode(answer.text, specials=WORDS in quirks)
         kept = cut(written, room, "right")
         ids = tokenizer.build_inputs(prompt, kept)
-        first = (
-            len(ids) - len(kept) - 1
-        )  # of the answer; the id in front of it opens it where it stands behind a prompt
+        # The id in front of the answer opens it where it stands behind a prompt.
+        first = len(ids) - len(kept) - 1
         start = first if self.template.opened else first - 1
         counted = [False] * start + [True] * (len(ids) - start)
         if OPEN in quirks and len(kept) < len(written):

@@ -7,11 +7,11 @@ nothing was published; its rows are its prompts.
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from glmkit.errors import RequestError
 from glmkit.position_rows import PositionRows, Span
-from glmkit.tokenizer.chat_template import Message, turns_of, without_turns
+from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
 from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side
 from glmkit.tokenizer.protocol import Tokenizer
@@ -26,12 +26,10 @@ from .tuning import (
     asked,
     check_rooms,
     cut,
-    cut_inside,
+    fit_turns,
     joined_answers,
     mask_ids,
-    most_turns,
     without_pads,
-    without_question,
 )
 
 LEFT, CONTENT = "left_cut", "content_prompt"
@@ -57,10 +55,10 @@ class SpanTuning(TuningFormat):
 
     limits: Limits
     closed: bool = True
-    quirks: dict[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "quirks", {**_QUIRKS, **(_CONTENT if self.closed else {})})
+    @property
+    def quirks(self) -> dict[str, str]:
+        return _QUIRKS | _CONTENT if self.closed else _QUIRKS
 
     def rows(
         self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
@@ -68,8 +66,8 @@ class SpanTuning(TuningFormat):
         rows = []
         for answer in joined_answers(tokenizer, dialogue):
             before = asked(dialogue.messages[: answer.start])
-            source, mask, rounds, lost = self._source(tokenizer, before, dialogue, limits, quirks)
-            rows.append(self._row(tokenizer, source, mask, answer, limits, quirks, Lost(lost, 0, rounds)))
+            source, mask, lost = self._source(tokenizer, before, dialogue, limits, quirks)
+            rows.append(self._row(tokenizer, source, mask, answer, limits, quirks, lost))
         return rows
 
     def prompt(
@@ -77,7 +75,7 @@ class SpanTuning(TuningFormat):
     ) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
-        source, _, _, _ = self._source(tokenizer, messages, dialogue, limits, quirks)
+        source, _, _ = self._source(tokenizer, messages, dialogue, limits, quirks)
         return [*source, tokenizer.special.sop]
 
     def answer(
@@ -97,8 +95,8 @@ class SpanTuning(TuningFormat):
         dialogue: Dialogue,
         limits: Limits,
         quirks: AbstractSet[str],
-    ) -> tuple[list[int], int, int, int]:
-        """Part A, the place of its mask, rounds and tokens that are lost."""
+    ) -> tuple[list[int], int, Lost]:
+        """Part A, the place of its mask, what is lost."""
         special = tokenizer.special
         front, behind = self._around(tokenizer)
         if CONTENT in quirks:
@@ -106,27 +104,19 @@ class SpanTuning(TuningFormat):
             front, behind = [*front, smask, *tokenizer.encode(" Content:")], []
         room = limits.source - len(front) - len(behind)
         check_rooms(limits.source, limits.target, (limits.source - room + 1, 3))
-        turns = turns_of(messages)
 
         def encode(messages: Sequence[Message]) -> list[int]:
             text = plain_text(messages)
             return tokenizer.encode(" " + text if CONTENT in quirks else text, specials=WORDS in quirks)
 
-        def newest(count: int) -> list[Message]:
-            return without_turns(messages, turns[: len(turns) - count])
-
         if LEFT in quirks or CONTENT in quirks:
             whole = encode(messages)
-            text, rounds = cut(whole, room, "left" if LEFT in quirks else "right"), 0
-            lost = len(whole) - len(text)
+            text = cut(whole, room, _side(quirks))
+            lost = Lost(len(whole) - len(text))
         else:
-            count, ids = most_turns(len(turns), lambda count: encode(newest(count)), room)
-            text, rounds = ids, len(turns) - count
-            if len(ids) > room:
-                text = cut_inside(ids, encode(without_question(newest(1))), room, dialogue.cut)
-            lost = len(ids) - len(text)
+            text, lost = fit_turns(messages, encode, room, dialogue.cut)
         mask = len(front) - 1 - len(tokenizer.encode(" Content:")) if CONTENT in quirks else len(front) + len(text)
-        return [*front, *text, *behind], mask, rounds, lost
+        return [*front, *text, *behind], mask, lost
 
     def _around(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """The ids in front of a text, and those behind it, the mask first."""

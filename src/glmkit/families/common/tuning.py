@@ -6,8 +6,8 @@ from itertools import groupby
 
 from glmkit.config import SpecialIds
 from glmkit.errors import ConfigError, RequestError
-from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import Dialogue, is_blank
+from glmkit.tokenizer.chat_template import Message, turns_of, without_turns
+from glmkit.tokenizer.dialogue import Dialogue, Lost, is_blank
 from glmkit.tokenizer.inputs import InputTokenizer, Side
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -78,7 +78,7 @@ def cut(ids: list[int], room: int, side: Side) -> list[int]:
     return ids[len(ids) - room :] if side == "left" else ids[:room]
 
 
-def cut_inside(whole: list[int], frame: list[int], room: int, side: Side) -> list[int]:
+def _cut_inside(whole: list[int], frame: list[int], room: int, side: Side) -> list[int]:
     """A prompt without a part of its question, to `room` ids. frame: the same prompt with an empty question.
 
     What both have in front and behind stays. Raises RequestError where it leaves no room for the question.
@@ -93,7 +93,21 @@ def cut_inside(whole: list[int], frame: list[int], room: int, side: Side) -> lis
     return whole[:head] + cut(whole[head:end], room - head - tail, side) + whole[end:]
 
 
-def most_turns(turns: int, encode: Callable[[int], list[int]], room: int) -> tuple[int, list[int]]:
+def fit_turns(
+    messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]], room: int, side: Side
+) -> tuple[list[int], Lost]:
+    """The ids of the newest turns that fit, or of the newest one without a part of its question; what is lost."""
+    turns = turns_of(messages)
+
+    def newest(count: int) -> list[Message]:
+        return without_turns(messages, turns[: len(turns) - count])
+
+    count, ids = _most_turns(len(turns), lambda count: encode(newest(count)), room)
+    kept = ids if len(ids) <= room else _cut_inside(ids, encode(_without_question(newest(1))), room, side)
+    return kept, Lost(len(ids) - len(kept), 0, len(turns) - count)
+
+
+def _most_turns(turns: int, encode: Callable[[int], list[int]], room: int) -> tuple[int, list[int]]:
     """The largest number of newest turns whose ids fit, and these ids; 1 and its ids where even that is too much.
 
     A long conversation is not read as a whole: no more than twice of what fits.
@@ -142,7 +156,7 @@ def asked(messages: Sequence[Message]) -> list[Message]:
     return [*messages] if messages else [Message("user", "")]
 
 
-def without_question(messages: Sequence[Message]) -> list[Message]:
+def _without_question(messages: Sequence[Message]) -> list[Message]:
     """The messages with an empty text in place of the last of the user's."""
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     return [Message("user", "") if i == last else message for i, message in enumerate(messages)]
