@@ -8,8 +8,11 @@ import difflib
 import itertools
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 MOST_WORDS = 2000  # characters of a message, and of its step
 _LONGEST_NAME = 160
@@ -128,6 +131,35 @@ class DamageWarning(UserWarning):
 
 class UntestedDeviceWarning(UserWarning):
     """A device that PyTorch offers and on which glmkit has never been run."""
+
+
+@contextmanager
+def warnings_as_lines(called: str) -> Iterator[None]:
+    """Show warnings of glmkit's own inside the block as one line each behind `called`, as errors are, and all of them.
+
+    Of the processes of one run the first alone shows them: the others do the same with the same files.
+    """
+    silent = os.environ.get("RANK", "0") != "0"
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category.__module__.partition(".")[0] != "glmkit":
+                others(message, category, filename, lineno, file, line)
+            elif not silent:
+                print(printable(f"{called}: warning: {message}"), file=sys.stderr, flush=True)
+
+        warnings.showwarning = show
+        for kind in (DamageWarning, GuessWarning, MismatchWarning, UnreadWarning):
+            warnings.simplefilter("always", kind)
+        yield
 
 
 @contextmanager

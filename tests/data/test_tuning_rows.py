@@ -89,9 +89,61 @@ def test_rows_that_are_ids_already_stay_as_they_are() -> None:
     other = rows_of([], more=[Tokenized((20, 30, 40), 2, "ids.jsonl: line 1")]).report.remarks()
     assert other[0].startswith("prompts of ids without a start of an answer"), "made with another tokenizer"
     beyond = Tokenized((20, 96), 1, "ids.jsonl: line 2")
-    with pytest.raises(DataError, match=r"^ids.jsonl: line 2: the id 96 is beyond"):
+    with pytest.raises(DataError, match=r"^ids.jsonl: line 2: the id 96 is not among the 96 of the vocabulary"):
         rows_of([], more=[beyond])
+    with pytest.raises(DataError, match=r"^ids.jsonl: line 3: the id -1 is not among"):
+        rows_of([], more=[Tokenized((20, -1), 1, "ids.jsonl: line 3")])
     assert len(rows_of([("a", "b")], more=[beyond], on_bad_row="skip").report.skipped) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "kept_prompt", "kept_answer", "closed"),
+    [(6, 2, 6, 2, True), (30, 4, 8, 4, True), (4, 30, 4, 8, True), (30, 30, 8, 4, True), (30, 30, 8, 4, False)],
+)
+def test_rows_of_ids_beyond_the_limits_keep_their_answer(
+    prompt: int, answer: int, kept_prompt: int, kept_answer: int, closed: bool
+) -> None:
+    """8 + 4 tokens: the prompt gives its beginning up, an answer alone beyond its limit its end, not what closes it."""
+    text, said = [20 + number for number in range(prompt - 1)], [60 + number for number in range(answer)]
+    said[-1] = SPECIAL.eop if closed else said[-1]
+    row = Tokenized((*text, SPECIAL.sop, *said), prompt, "ids.jsonl: line 1")
+    rows = rows_of([], more=[row], limits=Limits(8, 4))
+    ids = rows.ids_N.tolist()
+    assert ids[:kept_prompt] == [*text, SPECIAL.sop][prompt - kept_prompt :]
+    assert ids[kept_prompt:-1] == said[: kept_answer - 1]
+    assert ids[-1] == (said[-1] if closed else said[kept_answer - 1])
+    assert rows.counted_N.tolist() == [False] * (kept_prompt - 1) + [True] * (kept_answer + 1)
+    assert (rows.report.cut_prompts, rows.report.cut_answers) == (int(prompt > kept_prompt), int(answer > kept_answer))
+    assert rows.report.longest <= 12
+
+
+def test_a_cut_row_of_ids_keeps_the_special_tokens_in_front() -> None:
+    row = Tokenized((SPECIAL.gmask, SPECIAL.sop, *range(20, 40), 50, SPECIAL.eop), 22, "ids.jsonl: line 1")
+    assert rows_of([], more=[row], limits=Limits(8, 4)).ids_N.tolist()[:4] == [SPECIAL.gmask, SPECIAL.sop, 32, 33]
+    row = Tokenized((SPECIAL.gmask,) * 30 + (20, 21), 30, "ids.jsonl: line 1")
+    with pytest.raises(DataError, match=r"line 1: the 30 special tokens in front of its prompt .* within 12"):
+        rows_of([], more=[row], limits=Limits(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("family", "vocabulary", "remark"),
+    [
+        (
+            "glm",
+            "glm-chinese",
+            "the tokenizer does not know everything in the texts: 2 ids are <unk>, in place of 4 characters ('😀' 3, "
+            "'𠮷' 1), in 1 rows, first rows.jsonl: line 2; the model cannot tell them apart",
+        ),
+        ("chatglm2", "chatglm2-chatglm3", None),  # it has the bytes
+    ],
+)
+def test_characters_without_an_id_are_counted_and_shown(family: str, vocabulary: str, remark: str | None) -> None:
+    own = family_named(family)
+    tokenizer = own.tokenizer(shared_dir("tokenizers", vocabulary), None)
+    assert isinstance(tokenizer, InputTokenizer)
+    assert own.tuning is not None
+    rows = encode_rows([pair("你好", "在"), pair("好😀😀坏", "好𠮷😀", line=2)], own.tuning, tokenizer, Limits(64, 64))
+    assert rows.report.remarks() == ([] if remark is None else [remark])
 
 
 def test_limits_that_hold_nothing_are_no_fault_of_a_row() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from argparse import Namespace
 
 from glmkit.cli.parser import OneLineParser
@@ -58,7 +59,8 @@ def run(args: Namespace) -> int:
     if config.output.directory is None:
         raise ConfigError("fine-tuning needs --output RUN", param="output.directory")
     if args.nproc != 1 and "RANK" not in os.environ:
-        open_base(config)  # mistakes are told once, here
+        with warnings.catch_warnings(action="ignore"):  # the first rank tells them
+            open_base(config)  # mistakes are told once, here
         return launch(_train, (config, args), args.nproc, called="glm finetune")
     return _train(config, args)
 

@@ -5,24 +5,15 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
-from glmkit.errors import (
-    DamageWarning,
-    GLMKitError,
-    GuessWarning,
-    MismatchWarning,
-    UnreadWarning,
-    did_you_mean,
-    printable,
-)
+from glmkit.errors import GLMKitError, did_you_mean, printable, warnings_as_lines
 
 
 class Verb(NamedTuple):
@@ -80,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"glm: unknown verb {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
-        with _sigterm_raises(), _warnings_as_lines(name):
+        with _sigterm_raises(), warnings_as_lines(f"glm {name}"):
             return _run(name, rest)
     except GLMKitError as error:
         print(f"glm {name}: {error}", file=sys.stderr)
@@ -95,31 +86,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"glm {name}: interrupted", file=sys.stderr)
         return 130
-
-
-@contextmanager
-def _warnings_as_lines(verb: str) -> Iterator[None]:
-    """Warnings of glmkit's own are one line each, as errors are, and all of them are shown."""
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if category.__module__.partition(".")[0] == "glmkit":
-                print(printable(f"glm {verb}: warning: {message}"), file=sys.stderr, flush=True)
-            else:
-                others(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show
-        for kind in (DamageWarning, GuessWarning, MismatchWarning, UnreadWarning):
-            warnings.simplefilter("always", kind)
-        yield
 
 
 class _Terminated(KeyboardInterrupt):

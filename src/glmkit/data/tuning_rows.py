@@ -5,6 +5,7 @@ Legend: N ids of all rows, R rows.
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glmkit.errors import DataError, RequestError, TokenizerError
+from glmkit.errors import DataError, RequestError, TokenizerError, printable
 from glmkit.objective.sample import Sample
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, RowTokenizer, Tokenized, TuningFormat
@@ -23,6 +24,9 @@ from glmkit.tokenizer.protocol import Tokenizer
 OnBadRow = Literal["refuse", "skip"]
 MODE = "tuning"
 _NAMED = 3  # places that a message names
+_SHOWN = 5  # unknown characters that a message shows
+_UNSEEN = "\U0010fffd"  # a character of nobody's: what it becomes is what every unknown one does
+_UNKNOWN = frozenset(("<unk>", "[UNK]", "<|unk|>"))
 
 
 @dataclass
@@ -33,6 +37,8 @@ class RowReport:
     cut_prompts, cut_answers: rows that lost a part of it. cut_rounds: rows that lost whole rounds. empty: places of
     examples without an answer to learn. masked: places of rows in which nothing counts. skipped: remarks on examples
     that the family has no form for. notes: what was found in texts -> rows it was found in, and the place of the first.
+    unknown: characters that the tokenizer has no ids for -> how often they are there; unknown_ids, unknown_rows: what
+    they became; unknown_first: the place of the first.
     """
 
     dialogues: int = 0
@@ -49,6 +55,10 @@ class RowReport:
     masked: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
+    unknown_ids: int = 0
+    unknown_rows: int = 0
+    unknown_first: str = ""
 
     def count(self, row: EncodedRow, labels: int, where: str) -> None:
         """Add a row that training sees."""
@@ -87,7 +97,17 @@ class RowReport:
 
     def remarks(self) -> list[str]:
         """The notes, a line each."""
-        return [f"{note} ({number:,} rows, first {first})" for note, (number, first) in self.notes.items()]
+        lines = [f"{note} ({number:,} rows, first {first})" for note, (number, first) in self.notes.items()]
+        if self.unknown_ids:
+            shown = ", ".join(f"{printable(sign)!r} {number:,}" for sign, number in self.unknown.most_common(_SHOWN))
+            more = f" and {len(self.unknown) - _SHOWN:,} others" if len(self.unknown) > _SHOWN else ""
+            signs = f" of {self.unknown.total():,} characters ({shown}{more})" if self.unknown else ""
+            lines.append(
+                f"the tokenizer does not know everything in the texts: {self.unknown_ids:,} ids are <unk>, in place"
+                f"{signs or ' of what was there'}, in {self.unknown_rows:,} rows, first {self.unknown_first}; "
+                "the model cannot tell them apart"
+            )
+        return lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +172,7 @@ def encode_rows(
     on_bad_row: OnBadRow = "refuse",
     progress: Progress | None = None,
 ) -> RowSet:
-    """Encode a set, in order; rows that are ids already stay as they are.
+    """Encode a set, in order; rows that are ids already stay as they are where they fit.
 
     on_bad_row: rows in which no label counts, and examples without a form in this family, end the run with a DataError
     that names them, or are left out and counted. Raises DataError as well when no row is left.
@@ -161,6 +181,7 @@ def encode_rows(
     positions, blocks, prefixes, sources = array("i"), array("i"), array("i"), array("i")
     starts = array("q", [0])
     report = RowReport(dialogues=len(examples))
+    unknown = _Unknown(tokenizer, report)
     if progress is not None:
         progress.start(f"encoding {name}", len(examples))
     for number, example in enumerate(examples):
@@ -180,6 +201,7 @@ def encode_rows(
                 report.masked.append(example.where)
                 continue
             report.count(row, labels, example.where)
+            unknown.look(row.ids, example)
             ids.extend(row.ids)
             counted.extend(row.counted)
             positions.extend(row.layout.positions)
@@ -221,11 +243,38 @@ def example_rows(
                 f"{example.where}: the row is ids already, and this model's tokenizer cannot lay them out",
                 step="give the rows before they were tokenized",
             )
-        return [example.row(tokenizer)]
+        ends = () if "open_cut" in quirks else form.stop_ids(tokenizer)
+        return [example.row(tokenizer, limits, ends)]
     try:
         return form.rows(tokenizer, example, limits, quirks)
     except (RequestError, TokenizerError) as error:
         raise error.behind(f"{example.where}: ", DataError) from error
+
+
+class _Unknown:
+    """Counts what a tokenizer has no ids for, in the report of a set."""
+
+    def __init__(self, tokenizer: Tokenizer, report: RowReport) -> None:
+        self._tokenizer, self._report = tokenizer, report
+        unseen = tokenizer.encode(_UNSEEN) if isinstance(tokenizer, Tokenizer) else []
+        self._ids = frozenset(index for index in unseen if tokenizer.id_to_token(index) in _UNKNOWN)
+        self._known: dict[str, bool] = {}
+
+    def look(self, ids: Sequence[int], example: Example) -> None:
+        """Count the unknown ids of a row, and the characters of its example behind them."""
+        found = sum(index in self._ids for index in ids) if self._ids else 0
+        if not found:
+            return
+        report = self._report
+        report.unknown_ids += found
+        report.unknown_rows += 1
+        report.unknown_first = report.unknown_first or example.where
+        for message in () if isinstance(example, Tokenized) else example.messages:
+            for sign, number in Counter(message.content).items():
+                if sign not in self._known:
+                    self._known[sign] = self._ids.isdisjoint(self._tokenizer.encode(sign))
+                if not self._known[sign]:
+                    report.unknown[sign] += number
 
 
 def masked_error(name: str, report: RowReport, limits: Limits) -> DataError:

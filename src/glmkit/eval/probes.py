@@ -168,12 +168,15 @@ def tuning_probes(
     groups: Mapping[str, Sequence[Example]],
     limits: Limits,
     quirks: AbstractSet[str] = NO_QUIRKS,
+    *,
+    num_ids: int | None = None,
 ) -> Probes:
     """Rows at which a run is measured: some of every group of examples, and the general texts.
 
     groups: "held_out" are validation rows, "replay" those of the set that is mixed in against forgetting, "trained"
     training rows, which show the effect, but not what was learned. Rows that the family cannot express are left out.
-    Raises DataError when nothing is left.
+    num_ids: rows of the model's embedding, where the tokenizer may have more ids: rows with these are left out, too;
+    those of the data were refused before. Raises DataError when nothing is left.
     """
 
     def rows(examples: Sequence[Example], limits: Limits, quirks: AbstractSet[str]) -> list[EncodedRow]:
@@ -187,6 +190,8 @@ def tuning_probes(
 
     encoded = {name: rows(spread(examples, MOST_ROWS), limits, quirks) for name, examples in groups.items()}
     encoded[GENERAL] = rows(general_dialogues(), _GENERAL_LIMITS, NO_QUIRKS)
+    if num_ids is not None:
+        encoded = {name: [row for row in some if max(row.ids) < num_ids] for name, some in encoded.items()}
     return Probes({name: some for name, some in encoded.items() if some})
 
 

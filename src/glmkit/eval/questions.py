@@ -4,8 +4,8 @@ import json
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from glmkit.errors import GLMKitError
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Example, Limits, Tokenized, TuningFormat
+from glmkit.errors import DataError, GLMKitError
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Example, Limits, RowTokenizer, Tokenized, TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
 
 _WIDE = 1 << 30  # tokens; no answer is cut
@@ -36,10 +36,9 @@ class QuestionMaker:
 
     def question(self, example: Example) -> Question:
         """The question before the last answer that training counts. What the family has no form for has a problem."""
-        if isinstance(example, Tokenized):
-            ids, answer = list(example.ids[: example.num_prompt]), list(example.ids[example.num_prompt :])
-            return Question(example.where, ids, self.tokenizer.decode(answer).strip())
         try:
+            if isinstance(example, Tokenized):
+                return self._of_ids(example)
             ids = self.tuning.prompt(self.tokenizer, example, self.limits, self.quirks)
             answer = self.tuning.answer(self.tokenizer, example, self.limits, self.quirks)
             whole = self.tuning.answer(self.tokenizer, example, replace(self.limits, target=_WIDE), self.quirks)
@@ -47,6 +46,14 @@ class QuestionMaker:
             return Question(example.where, [], problem=str(error))
         cut = max(len(whole) - len(answer), 0)
         return Question(example.where, ids, self.tokenizer.decode(answer).strip(), cut=cut)
+
+    def _of_ids(self, example: Tokenized) -> Question:
+        if not isinstance(self.tokenizer, RowTokenizer):
+            raise DataError("the row is ids already, and this model's tokenizer cannot lay them out")
+        row = example.row(self.tokenizer, self.limits, self.stop_ids)
+        start = row.counted.index(True) + 1
+        reference = self.tokenizer.decode(row.ids[start:]).strip()
+        return Question(example.where, row.ids[:start], reference, cut=row.lost.answer)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -62,7 +62,8 @@ class TuningInspector:
             return
         maker, model = self._maker(parts, data), parts.model
         groups = _groups(data, self._config)
-        probes = tuning_probes(maker.tokenizer, maker.tuning, groups, maker.limits, maker.quirks)
+        num_ids = model.config.vocab_size
+        probes = tuning_probes(maker.tokenizer, maker.tuning, groups, maker.limits, maker.quirks, num_ids=num_ids)
         shown = groups.get("held_out") or groups.get("trained") or []
         chosen = spread(shown, self._config.evaluation.report_rows)
         questions = [question for question in map(maker.question, chosen) if question.ids]

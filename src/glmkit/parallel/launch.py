@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from glmkit.errors import GLMKitError, TrainingError
+from glmkit.errors import GLMKitError, TrainingError, warnings_as_lines
 
 
 def launch(
@@ -26,7 +26,7 @@ def launch(
     """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
 
     `function` must be importable (it crosses a process boundary) and return an exit status; an error for users becomes
-    one line behind `called`, and status 2. SIGTERM and SIGINT are passed on, so that the ranks can agree to stop; when
+    one line behind `called`, and status 2; so become warnings, told by the first rank. SIGTERM and SIGINT are passed on, so that the ranks can agree to stop; when
     one rank fails, the others are ended. `method` is how multiprocessing starts them. The ranks meet through a file, so
     no port is needed.
     """
@@ -94,7 +94,8 @@ def _enter(
 
         torch.set_num_threads(max(1, torch.get_num_threads() // world))
     try:
-        status = function(*arguments)
+        with warnings_as_lines(called):
+            status = function(*arguments)
     except (GLMKitError, OSError) as error:
         print(f"{called}: rank {rank}: {error}", file=sys.stderr)
         status = 2

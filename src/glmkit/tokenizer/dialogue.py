@@ -5,7 +5,7 @@ Rows are read into `Dialogue`s by `data/dialogues/`; a `TuningFormat` of the fam
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -92,7 +92,7 @@ class RowTokenizer(Protocol):
 class Tokenized:
     """An example that another program has turned into ids: the first num_prompt of them are the prompt.
 
-    The prompt's last token of the prompt, a start of the answer, is a label, too. where, source: as in `Dialogue`.
+    The prompt's last token, a start of the answer, is a label, too. where, source: as in `Dialogue`.
     """
 
     ids: tuple[int, ...]
@@ -100,18 +100,38 @@ class Tokenized:
     where: str
     source: str = ""
 
-    def row(self, tokenizer: RowTokenizer) -> EncodedRow:
-        """The row as it is, with the layout of its family. Raises DataError for an id that the tokenizer lacks."""
-        if max(self.ids) >= tokenizer.vocab_size:
+    def row(self, tokenizer: RowTokenizer, limits: Limits, ends: Collection[int] = ()) -> EncodedRow:
+        """The row with the layout of its family, as it is where it fits the limits of prompt and answer together.
+
+        A longer one keeps its answer: the prompt loses its beginning, but not the special tokens in front; only an
+        answer beyond its own limit loses its end, and is closed by the last id where that is one of `ends`. Raises
+        DataError for an id that the tokenizer lacks, and for special tokens that take the whole limit.
+        """
+        if (odd := max(self.ids)) >= tokenizer.vocab_size or (odd := min(self.ids)) < 0:
             raise DataError(
-                f"{self.where}: the id {max(self.ids)} is beyond the vocabulary of {tokenizer.vocab_size}",
+                f"{self.where}: the id {odd} is not among the {tokenizer.vocab_size} of the vocabulary",
                 step="the rows were made with another tokenizer; give the rows before they were tokenized",
                 param="input_ids",
+                code="id_beyond",
             )
-        counted = [place >= self.num_prompt - 1 for place in range(len(self.ids))]
-        started = tokenizer.special.sop in self.ids[: self.num_prompt]
+        prompt, answer = list(self.ids[: self.num_prompt]), list(self.ids[self.num_prompt :])
+        started = tokenizer.special.sop in prompt
         notes = () if started else ("prompts of ids without a start of an answer: were they made with this tokenizer?",)
-        return EncodedRow(list(self.ids), counted, tokenizer.row_layout(self.ids), notes=notes)
+        most, lost = limits.source + limits.target, Lost()
+        if len(self.ids) > most:
+            kept = min(len(answer), max(limits.target, most - len(prompt)))
+            special = frozenset(index for index in vars(tokenizer.special).values() if index is not None)
+            front = next((place for place, index in enumerate(prompt) if index not in special), len(prompt))
+            lost = Lost(max(len(prompt) - most + kept, 0), len(answer) - kept)
+            if front + lost.prompt >= len(prompt):
+                what = f"the {front} special tokens in front of its prompt leave nothing of it within {most}"
+                raise DataError(f"{self.where}: {what}", step="raise data.source_length", param="data.source_length")
+            if lost.answer:
+                answer = answer[: kept - 1] + (answer[-1:] if answer[-1] in ends else answer[kept - 1 : kept])
+            prompt = prompt[:front] + prompt[front + lost.prompt :]
+        ids = prompt + answer
+        counted = [place >= len(prompt) - 1 for place in range(len(ids))]
+        return EncodedRow(ids, counted, tokenizer.row_layout(ids), lost, notes=notes)
 
 
 Example = Dialogue | Tokenized

@@ -91,13 +91,17 @@ class TuningData:
         return max(int(rows.lengths.max()) for rows in (*self.train, *self.validation))
 
     def beyond(self, vocab_size: int) -> str | None:
-        """A sentence on the largest id of the rows, where an embedding of so many rows lacks it."""
-        for rows in (*self.train, *self.validation):
-            if (largest := int(rows.ids_N.max())) >= vocab_size:
-                return (
-                    f"{rows.name}: the id {largest} of a row is beyond the {vocab_size} rows of the embedding: "
-                    "tokenizer and weights are not of the same model"
-                )
+        """A sentence on the first row with an id that an embedding of so many rows lacks."""
+        sets = (*self.sets.train, *self.sets.validation)
+        for one, rows in zip(sets, (*self.train, *self.validation), strict=True):
+            if not (above := rows.ids_N >= vocab_size).any():
+                continue
+            place = int(above.argmax())
+            row = int(rows.starts.searchsorted(place, side="right")) - 1
+            return (
+                f"{one.examples[int(rows.dialogues_R[row])].where}: the id {int(rows.ids_N[place])} of the row is beyond "
+                f"the {vocab_size} rows of the embedding: tokenizer and weights are not of the same model"
+            )
         return None
 
     def lines(self) -> list[str]:

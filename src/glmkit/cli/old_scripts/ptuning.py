@@ -54,8 +54,8 @@ _DATA: tuple[Flag, ...] = (
     flag("max_eval_samples", "int", None, "finetune evaluation.rows; generate max_rows", rule=True),
     flag("max_predict_samples", "int", None, "generate max_rows", rule=True),
     flag("num_beams", "int", None, "generate num_beams", "1 without it", rule=True),
-    flag("ignore_pad_token_for_loss", "bool", True, "", "False is refused: padding never counts",
-         values={"true": "true"}),
+    flag("ignore_pad_token_for_loss", "bool", True, "finetune data.quirks", "False: the quirk counted_padding, rows "
+         "padded to both limits with padding that counts", rule=True),
     flag("source_prefix", "text", "", "", "refused: write it into a template, --data.template FILE.yaml",
          values={"": ""}),
     flag("forced_bos_token", "text", None, "", "the original does not use it either"),

@@ -49,6 +49,8 @@ def _finetune(given: Given, machine: Machine, translation: Translation) -> Step:
     _rhythm(given, options, translation)
     _reporting(given, options, translation)
     data_options(given, options, translation)
+    if given.values.get("ignore_pad_token_for_loss") is False:
+        options.set("data.quirks", "counted_padding")
     _resumption(given, options, translation)
     options.by_section()
     words = ["finetune", recipe, *options.words(), *(["--nproc", str(nproc)] if nproc > 1 else []), *given.native]
