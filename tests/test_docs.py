@@ -32,7 +32,7 @@ from glmkit.train.recipe_config import TrainConfig
 from support.shared import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-COMMENT = re.compile(r"<!-- (with [a-z]+|not run): (.+) -->")
+COMMENT = re.compile(r"<!-- (with [a-z]+|ends with|not run): (.+) -->")
 LANGUAGES = {"sh", "python", "yaml", "text"}
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -45,7 +45,7 @@ class Snippet:
     line: int
     language: str
     body: str
-    orders: dict[str, str]  # "with VERB" -> options, "not run" -> reason
+    orders: dict[str, str]  # "with VERB" -> options, "not run" -> reason, "ends with" -> status
 
     def commands(self) -> list[str]:
         """The shell commands: continued lines joined, comments and blank lines dropped."""
@@ -138,7 +138,7 @@ def run_shell(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
         words = shlex.split(command)
         if words[0] == "glm" and "not run" not in snippet.orders:
             status = glm_status([*words[1:], *shlex.split(snippet.orders.get(f"with {words[1]}", ""))])
-            assert status == 0, f"{command} ended with status {status}"
+            assert status == int(snippet.orders.get("ends with", "0")), f"{command} ended with status {status}"
 
 
 def run_snippet(snippet: Snippet, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,8 +294,13 @@ def test_bad_rows_can_be_recorded(base: Path, folder: Path, capsys: pytest.Captu
     with open("in.jsonl", "a") as file:
         file.write('{"text": "fox", \n')
     assert run(base, *SHORT) == 2
-    assert run(base, *SHORT, "--on_error", "record") == 0, "goes on where the run before stopped"
-    assert f"note: {len(BAD) + 1} rows could not be answered" in capsys.readouterr().out
+    capsys.readouterr()
+    assert run(base, *SHORT, "--on_error", "record") == 1, "goes on where the run before stopped"
+    said, failed = capsys.readouterr(), f"{len(BAD) + 1} of {len(BAD) + 3} rows have an error instead of an answer\n"
+    assert f"note: {len(BAD) + 1} rows could not be answered" in said.out
+    assert said.err.endswith(f"glm generate: {failed}")
+    assert run(base, *SHORT, "--on_error", "record") == 1, "also where all is done"
+    assert capsys.readouterr().err == f"glm generate: {failed}"
     rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(BAD) + 3
     for row, (bad, message) in zip(rows[1:], BAD, strict=False):

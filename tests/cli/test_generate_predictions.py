@@ -10,6 +10,7 @@ import pytest
 from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.cli.main import main
+from glmkit.errors import CheckpointError
 from glmkit.families.family import family_named
 from glmkit.session import LM
 from glmkit.tokenizer.chat_template import Message
@@ -57,8 +58,10 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def predict(model: Path, *more: str, output: str = "generated_predictions.jsonl") -> list[dict[str, Any]]:
-    assert main(["generate", str(model), "--input", "dev.json", "--output", output, *FLAGS, *more]) == 0
-    return [json.loads(line) for line in Path(output).read_text().splitlines()]
+    status = main(["generate", str(model), "--input", "dev.json", "--output", output, *FLAGS, *more])
+    lines: list[dict[str, Any]] = [json.loads(line) for line in Path(output).read_text().splitlines()]
+    assert status == int(any(line["predict"] is None for line in lines))
+    return lines
 
 
 def test_a_line_a_row_with_prompts_as_in_training(model: Path, lm: LM, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +77,9 @@ def test_a_line_a_row_with_prompts_as_in_training(model: Path, lm: LM, capsys: p
     assert lines[0]["predict"] == (lm.answers([ids], max_new_tokens=6)[0][0].text or "").strip()
     published = [json.loads(line) for line in Path("generated_predictions.txt").read_text().splitlines()]
     assert published == [{"labels": line["labels"], "predict": line["predict"] or ""} for line in lines]
-    assert "1 rows could not be asked" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 rows could not be asked" in said.out
+    assert said.err == "glm generate: 1 of 5 rows have an error instead of an answer\n"
 
 
 def test_the_results_have_the_published_names_and_say_what_they_are(
@@ -143,6 +148,36 @@ def test_rows_may_be_capped_and_bad_ones_may_stop_it(model: Path, capsys: pytest
     assert "--max_rows goes with --task predict" in capsys.readouterr().err
 
 
+def test_columns_are_those_of_the_training_where_the_rows_have_them(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = Path(shutil.copytree(model, "taught"))
+    columns = {"prompt": "text", "response": "target", "history": "rounds"}
+    write_taught(taught, Taught(columns=columns))
+    names = {"content": "text", "summary": "target"}
+    renamed = [{names[key]: value for key, value in row.items()} for row in ROWS if isinstance(row["content"], str)]
+    Path("own.json").write_text("".join(json.dumps({**row, "id": 1}) + "\n" for row in renamed))
+    flags = ["--task", "predict", "--max_new_tokens", "6"]
+
+    def asked(file: str, *more: str) -> list[dict[str, Any]]:
+        assert (
+            main(["generate", str(taught), "--input", file, "--output", "o.jsonl", "--overwrite", *flags, *more]) == 0
+        )
+        return [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+
+    want = [line["predict"] for line in predict(model) if line["predict"] is not None]
+    capsys.readouterr()
+    assert [line["predict"] for line in asked("own.json")] == want
+    said = capsys.readouterr().err
+    assert "note: columns as in training: prompt text, response target, history rounds (--prompt_column" in said
+    assert "note: own.json: no row has a field 'rounds', the history column" in said
+    assert len(asked("dev.json", "--max_rows", "2")) == 2
+    said = capsys.readouterr().err
+    assert "and dev.json has no 'text': its rows are read by their own fields" in said
+    with pytest.raises(CheckpointError, match="columns is"):
+        Taught.from_dict({"columns": ["text"]}, "record")
+
+
 def test_answers_are_as_long_as_in_training_or_as_the_family_publishes_unless_a_length_is_given(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +201,7 @@ def test_the_cost_is_told_before(model: Path, capsys: pytest.CaptureFixture[str]
     flags = [flag for flag in FLAGS if flag != "--quiet"]
     with open("dev.json", "a") as file:
         file.write('{"content": "x", "summary": "zebra yacht vex"}\n')
-    assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", *flags]) == 0
+    assert main(["generate", str(model), "--input", "dev.json", "--output", "o.jsonl", *flags]) == 1
     told = capsys.readouterr().err
     assert "glm generate: 6 rows with at most 36 tokens of answers, roughly" in told
     assert "references cut at 6 tokens, as answers are (--max_new_tokens): 1" in told

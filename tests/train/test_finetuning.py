@@ -14,6 +14,7 @@ import glmkit
 from glmkit.adapters.attach import new_adapter
 from glmkit.adapters.prefix import PrefixAdapter
 from glmkit.checkpoint.taught import TAUGHT_FILE
+from glmkit.cli.main import main
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError, TrainingError
 from glmkit.families.family import preset
@@ -168,9 +169,34 @@ def test_mistakes_are_told_before_training(
 
 def test_the_tokenizer_of_another_model_is_told_before_training(rows: Path, tmp_path: Path) -> None:
     base, vocabulary = shared_dir("fixtures", "chatglm2-6b"), shared_dir("tokenizers", "chatglm2-chatglm3")
-    with pytest.raises(ConfigError, match=r"rows\.jsonl: the id \d+ of a row is beyond the 256 rows of the embedding"):
-        finetune(tuning_recipe("lora", base, [rows], tmp_path / "run", model__tokenizer=str(vocabulary)), quiet=True)
+    ids = tmp_path / "ids.jsonl"
+    lines = [{"input_ids": [5, 6, 7, last], "seq_len": 2} for last in (8, 256)]
+    ids.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for data, place in ((rows, r"rows\.jsonl: line 1: the id \d+"), (ids, r"ids\.jsonl: line 2: the id 256")):
+        config = tuning_recipe("lora", base, [data], tmp_path / "run", model__tokenizer=str(vocabulary))
+        with pytest.raises(ConfigError, match=rf"{place} of the row is beyond the 256 rows of the embedding") as error:
+            finetune(config, quiet=True)
+        assert error.value.param == "model.tokenizer"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"), [([], []), (["--eval_steps", "7"], ["evaluation.every is 7 and there are no validation rows"])]
+)
+def test_a_rhythm_that_was_asked_for_is_told_to_be_idle(
+    words: list[str], notes: list[str], base: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Our recipes have a rhythm for those who give validation rows."""
+    command = ["finetune", "lora", "--model", str(base), "--data", str(rows), "--training.device", "cpu"]
+    assert main([*command, *words, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [f"{note}: nothing is evaluated" for note in notes]
+
+
+def test_a_list_with_spaces_is_told_to_have_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "lora", "--lora_target", "q_proj", "v_proj", "--model", "m"]) == 2
+    told = capsys.readouterr().err
+    assert "unrecognized arguments: v_proj; several values of --lora_target are one word with commas" in told
+    assert told.endswith(": --lora_target q_proj,v_proj\n")
 
 
 @pytest.mark.sampled(50)
@@ -186,10 +212,8 @@ def test_rows_without_a_label_are_refused_in_both_sets(where: str, base: Path, r
 
 @pytest.mark.exhaustive
 def test_a_long_prefix_is_a_note(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = {"training__max_steps": 1, "evaluation__every": 1}
-    finetune(tuning_recipe("ptuning", base, [rows], tmp_path / "run", adapter__length=150, **more))
+    finetune(tuning_recipe("ptuning", base, [rows], tmp_path / "run", adapter__length=150, training__max_steps=1))
     told = capsys.readouterr().err
-    assert "evaluation.every is 1 and there are no validation rows: nothing is evaluated" in told
     assert "150 positions of the prefix and 34 tokens of the longest row are more than the 160" in told
 
 

@@ -1,7 +1,7 @@
 """Facts that fine-tuning teaches beside the weights: the form of its prompts, and the ids that end an answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,8 @@ class Taught:
 
     template: the text around the fields of a row, by name, None for the family's own form. quirks: names of what the
     reference does otherwise and was switched on. stop_ids: ids that ended the answers. source_length, target_length:
-    the longest prompt and answer in tokens, None where nothing says.
+    the longest prompt and answer in tokens, None where nothing says. columns: names of the columns that the rows were
+    read from, by their part (prompt, response, history, ...), where the user gave them.
     """
 
     template: str | None = None
@@ -26,12 +27,18 @@ class Taught:
     stop_ids: tuple[int, ...] = ()
     source_length: int | None = None
     target_length: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, as `from_dict` reads them."""
-        values = {"template": self.template, "quirks": list(self.quirks), "stop_ids": list(self.stop_ids)}
+        values: dict[str, object] = {
+            "template": self.template,
+            "quirks": list(self.quirks),
+            "stop_ids": list(self.stop_ids),
+        }
         lengths = {"source_length": self.source_length, "target_length": self.target_length}
-        return values | {name: length for name, length in lengths.items() if length is not None}
+        values |= {name: length for name, length in lengths.items() if length is not None}
+        return values | ({"columns": dict(self.columns)} if self.columns else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], source: str) -> Self:
@@ -43,10 +50,16 @@ class Taught:
             raise CheckpointError(f"{source}: quirks is {quirks!r}; it must be a list of names", param="quirks")
         if not isinstance(stops, list) or not all(type(index) is int for index in stops):
             raise CheckpointError(f"{source}: stop_ids is {stops!r}; it must be a list of ids", param="stop_ids")
-        lengths = [values.get(name) for name in ("source_length", "target_length")]
-        if not all(length is None or (type(length) is int and length > 0) for length in lengths):
-            raise CheckpointError(f"{source}: the lengths are {lengths!r}; they must be positive numbers of tokens")
-        return cls(template, tuple(quirks), tuple(stops), *lengths)  # type: ignore[arg-type]
+        longest, answer = values.get("source_length"), values.get("target_length")
+        for length in (longest, answer):
+            if length is not None and not (type(length) is int and length > 0):
+                raise CheckpointError(f"{source}: a length is {length!r}; it must be a positive number of tokens")
+        assert isinstance(longest, int | None)
+        assert isinstance(answer, int | None)
+        columns = values.get("columns", {})
+        if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+            raise CheckpointError(f"{source}: columns is {columns!r}; it must be names by part", param="columns")
+        return cls(template, tuple(quirks), tuple(stops), longest, answer, columns)
 
 
 def write_taught(directory: Path, taught: Taught) -> None:

@@ -54,8 +54,9 @@ def run(args: Namespace) -> int:
     config = read_run(args, FINETUNING, _OWN)
     if not config.data.train:
         raise ConfigError("fine-tuning needs --data FILE_OR_NAME", param="data.train")
+    args.rhythm_given = "evaluation.every" in args.given or args.recipe not in FINETUNING.files()
     if args.dry_run:
-        return _dry_run(config, args.nproc, as_json=args.json)
+        return _dry_run(config, args)
     if config.output.directory is None:
         raise ConfigError("fine-tuning needs --output RUN", param="output.directory")
     if args.nproc != 1 and "RANK" not in os.environ:
@@ -77,6 +78,7 @@ def _train(config: FinetuneConfig, args: Namespace) -> int:
             other_data=args.other_data,
             ignore_memory_forecast=args.ignore_memory_forecast,
             quiet=args.quiet,
+            rhythm_given=args.rhythm_given,
         )
         if not ranks.is_main:  # the first rank alone tells how it ended: a launcher ends the others at a bad status
             return 0
@@ -84,15 +86,15 @@ def _train(config: FinetuneConfig, args: Namespace) -> int:
     return tell_end(outcome, as_json=args.json)
 
 
-def _dry_run(config: FinetuneConfig, nproc: int, *, as_json: bool) -> int:
+def _dry_run(config: FinetuneConfig, args: Namespace) -> int:
     device = choose_device(config.training.device, param="training.device", error=ConfigError)
     base = open_base(config)
     data = TuningData.open(config, base, Progress(quiet=True))
-    plan = plan_tuning(config, base, data, device, nproc)
+    plan = plan_tuning(config, base, data, device, args.nproc, rhythm_given=args.rhythm_given)
     first = first_batch_lines(plan.batches.batch(0), base.tokenizer)
     if problem := data.beyond(base.shape.vocab_size):
         print(f"warning: {problem}; such a run does not start", file=sys.stderr)
-    if as_json:
+    if args.json:
         reports = [*data.sets.lines(), *data.lines()]
         print(json.dumps({**plan.summary(), "data": reports, "first_batch": first}, indent=2, ensure_ascii=False))
     else:

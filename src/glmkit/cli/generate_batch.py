@@ -1,5 +1,6 @@
 """`glm generate MODEL --input FILE --output FILE`: an answer for every row of a file."""
 
+import json
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -16,6 +17,7 @@ from glmkit.batch.requests import PROMPT_FIELDS, RequestMaker
 from glmkit.batch.window import Window
 from glmkit.checkpoint.hub import Need, local_directory
 from glmkit.checkpoint.run_directory import model_directory
+from glmkit.cli.main import INCOMPLETE
 from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import one_adapter, open_model
 from glmkit.data.records import Record, read_records, record_format
@@ -273,7 +275,7 @@ class _Report:
 
 
 def _say(args: Namespace, report: _Report, speed: str = "") -> int:
-    """Print the report on stdout, as JSON with --json."""
+    """Print the report on stdout, as JSON with --json; the exit status."""
     lines, new = report.lines, report.new_lines
     before = f", {lines - new:,} of them by an earlier run" if new < lines else ""
     if args.json:
@@ -286,7 +288,17 @@ def _say(args: Namespace, report: _Report, speed: str = "") -> int:
         for name, what in _NOTES.items():
             if count := getattr(report, name):
                 print(f"  note: {count:,} {what}")
-    return 0
+    if args.on_error != "record":
+        return 0
+    with open(args.output, "rb") as file:
+        return failed_status(lines, sum(f"{args.added_prefix}error" in json.loads(line) for line in file))
+
+
+def failed_status(rows: int, failed: int) -> int:
+    """The exit status of an output of so many rows; those that are errors are told on stderr."""
+    if failed:
+        print(f"glm generate: {failed:,} of {rows:,} rows have an error instead of an answer", file=sys.stderr)
+    return INCOMPLETE if failed else 0
 
 
 _NOTES = {

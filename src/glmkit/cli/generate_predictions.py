@@ -13,7 +13,7 @@ from pathlib import Path
 
 from glmkit.batch.output import Output
 from glmkit.batch.window import Window
-from glmkit.cli.generate_batch import ROWS, batch_plan, check_output, with_original_names
+from glmkit.cli.generate_batch import ROWS, batch_plan, check_output, failed_status, with_original_names
 from glmkit.cli.generate_questions import Asked, PredictionMaker, Questions, estimate, prediction_params
 from glmkit.cli.printing import print_json
 from glmkit.cli.text_input import open_model
@@ -52,9 +52,9 @@ def add_prediction_arguments(parser: ArgumentParser) -> None:
     add("--data_dir", metavar="DIR", help="directory with published sets, for names in --input")
     add("--data_template", metavar="NAME", help="wording of rows with one question, as data.template of glm finetune "
         '(default: that of the training; "" = that of the rows)')
-    add("--prompt_column", metavar="NAME", help="column of the question")
-    add("--response_column", metavar="NAME", help="column of the reference")
-    add("--history_column", metavar="NAME", help="column of the earlier rounds")
+    add("--prompt_column", metavar="NAME", help="column of the question (default: that of the training)")
+    add("--response_column", metavar="NAME", help="column of the reference (default: that of the training)")
+    add("--history_column", metavar="NAME", help="column of the earlier rounds (default: that of the training)")
     add("--quirks", nargs="+", metavar="NAME", default=None,
         help="as data.quirks of glm finetune (default: those that the model was trained with)")
     add("--nproc", type=int, default=1, metavar="N", help="processes that share the rows (default: 1)")
@@ -112,7 +112,7 @@ def _run(args: Namespace, options: Values) -> int:
         same = (limits.source, limits.target) == (taught.source_length, taught.target_length)
         lengths = f"{taught.source_length:,} and {taught.target_length:,}"
         notes[0] += ", as in training" if same else f"; the training had {lengths}"
-    notes += questions.report.lines()
+    notes += [*questions.notes, *questions.report.lines()]
     if questions.cut:
         notes.append(
             f"references cut at {params.max_new_tokens} tokens, as answers are (--max_new_tokens): {questions.cut:,}"
@@ -121,7 +121,7 @@ def _run(args: Namespace, options: Values) -> int:
         print(f"note: {line}", file=sys.stderr)
     if args.json:
         print_json(found)
-    return 0
+    return failed_status(int(str(found["rows"])), int(str(found["skipped"])))
 
 
 def _answer(

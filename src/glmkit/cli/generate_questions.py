@@ -2,8 +2,8 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Limits
 from glmkit.tokenizer.inputs import InputTokenizer
 
+_NEEDED = ("prompt", "query", "response", "messages")  # parts whose columns every row must have
 _PREFERRED = ("validation", "test", "train")
 _SPLIT_WORDS = {"dev": "validation", "valid": "validation", "eval": "validation"} | {name: name for name in SPLITS}
 
@@ -52,41 +53,74 @@ class Questions:
         self.maker = QuestionMaker(tokenizer, family.tuning, self.limits, quirks)
         self.report = SetReport()
         self.cut = 0  # references that were longer than the limit
+        self.notes: list[str] = []
+        self._most, self._taught = args.max_rows, frozenset[str]()
         name, self._split = _name_and_split(args.input)
         place = locate(name, args.data_dir)
         given = taught.template if args.data_template is None else args.data_template
         templates = [name for name in (given or place.template).split(",") if name]
         self._files = RowFiles.of(place.path, ReadOptions())
+        if self._split is None and self._files.by_split:
+            found = {self._files.split(path) for path, _ in self._files.records()}
+            self._split = next((split for split in _PREFERRED if split in found), None)
         self._reader = RowReader(
             Reader.of(family, tokenizer) if isinstance(tokenizer, InputTokenizer) else Reader(title=family.title),
             self.report,
-            Columns(prompt=args.prompt_column, response=args.response_column, history=args.history_column),
+            self._columns(args, taught.columns),
             find_templates(templates),
             source=name,
             unanswered=True,
         )
-        self._most = args.max_rows
-        if self._split is None and self._files.by_split:
-            found = {self._files.split(path) for path, _ in self._files.records()}
-            self._split = next((split for split in _PREFERRED if split in found), None)
 
     def __iter__(self) -> Iterator[Record]:
         number = 0
         for path, record in self._files.records():
-            if self._split is not None and self._files.split(path) != self._split:
+            if not self._is_asked(path):
                 continue
             if self._most is not None and number >= self._most:
                 return
             yield self._asked(record, str(path), number)
             number += 1
         if number:
-            check_seen([self._reader])
+            self._check_seen()
         else:
             raise DataError(f"{self._files.name}: no rows{f' of the split {self._split}' if self._split else ''}")
 
+    def _columns(self, args: Namespace, taught: Mapping[str, str]) -> Columns:
+        """The columns that are given, and for the others those of the training, if the first row has these."""
+        options = {part: getattr(args, f"{part}_column") for part in ("prompt", "response", "history")}
+        given = {part: name for part, name in options.items() if name is not None}
+        known = {one.name for one in fields(Columns)}
+        more = {part: name for part, name in taught.items() if part in known - given.keys()}
+        first = next((one.fields for path, one in self._files.records() if self._is_asked(path)), None) or {}
+        lacking = [name for part, name in more.items() if part in _NEEDED and name not in first]
+        words = ", ".join(f"{part} {name}" for part, name in more.items())
+        if lacking:
+            self.notes.append(
+                f"the training had its rows from columns ({words}), and {self._files.name} has no {lacking[0]!r}: its "
+                "rows are read by their own fields"
+            )
+            more = {}
+        elif more:
+            self.notes.append(f"columns as in training: {words} (--prompt_column and the like name others)")
+        self._taught = frozenset(more.values())
+        return Columns(**{part: name or None for part, name in (more | given).items()})
+
+    def _check_seen(self) -> None:
+        """Raise DataError for a column that was given and is in no row; one of the training's is noted."""
+        try:
+            check_seen([self._reader])
+        except DataError as error:
+            if error.param not in self._taught:
+                raise
+            self.notes.append(error.what)
+
+    def _is_asked(self, path: Path) -> bool:
+        return self._split is None or self._files.split(path) == self._split
+
     def count(self) -> int:
         """The number of rows that are asked, read once more for it."""
-        rows = sum(self._split is None or self._files.split(path) == self._split for path, _ in self._files.records())
+        rows = sum(self._is_asked(path) for path, _ in self._files.records())
         return rows if self._most is None else min(rows, self._most)
 
     def _asked(self, record: Record, file: str, number: int) -> Record:

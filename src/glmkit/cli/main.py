@@ -15,6 +15,8 @@ from glmkit import __version__
 from glmkit.cli.printing import escape_what_does_not_fit
 from glmkit.errors import GLMKitError, did_you_mean, printable, warnings_as_lines
 
+INCOMPLETE = 1  # exit status where the output is whole and some of its rows are errors
+
 
 class Verb(NamedTuple):
     """A verb's module, with `add_arguments(parser)` and `run(args) -> exit status`. computes: takes `--threads`.
@@ -56,7 +58,9 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0 success, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM."""
+    """Run one verb. Returns the exit status: 0 success, 1 some rows of a whole output are errors, 2 the user's mistake,
+    130 Ctrl-C, 143 SIGTERM.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     escape_what_does_not_fit()
     if not arguments or arguments[0] in ("-h", "--help", "help"):

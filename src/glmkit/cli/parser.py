@@ -58,10 +58,12 @@ def add_hub_argument(
 class OneLineParser(argparse.ArgumentParser):
     """Parse --a-b and --a_b alike; raises RequestError, one line, where argparse would print its usage and exit.
 
-    foreign: names of options that other programs have -> what takes their place.
+    foreign: names of options that other programs have -> what takes their place. lists: options whose one value is a
+    list with commas.
     """
 
     foreign: Mapping[str, str] = MappingProxyType({})
+    lists: frozenset[str] = frozenset()
 
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
@@ -80,12 +82,26 @@ class OneLineParser(argparse.ArgumentParser):
             if len(options) == 1 and advice[options[0]]:
                 raise RequestError(f"{options[0]} is no option of {self.prog}", step=advice[options[0]])
             hints = [f"{name}: {words}" for name, words in advice.items() if words]
+            if apart := self._apart([self._spelling(word) for word in args or []], unknown):
+                hints.append(apart)
             near = [closest(name, self._known()) for name in options if not advice[name]]
             if meant := [name for name in near if name]:
                 hints.append(f"did you mean {', '.join(meant)}?")
             shown = " ".join(unknown) if len(options) < 2 else ", ".join(options)
             self._refuse(f"unrecognized arguments: {shown}", "; ".join(hints) or None)
         return values
+
+    def _apart(self, words: Sequence[str], unknown: Sequence[str]) -> str | None:
+        """Advice on a list that was written with spaces, where one of the unknown words stands behind its first."""
+        option, values = "", list[str]()
+        for word in (*words, "--"):
+            if not word.startswith("-"):
+                values.append(word)
+                continue
+            if option in self.lists and len(values) > 1 and not set(unknown).isdisjoint(values[1:]):
+                return f"several values of {option} are one word with commas: {option} {','.join(values)}"
+            option, values = word, []
+        return None
 
     def error(self, message: str) -> NoReturn:
         """Turn a complaint of argparse into one line."""

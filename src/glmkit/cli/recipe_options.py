@@ -13,6 +13,7 @@ from glmkit.train.run_config import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
 _MOST_PROCESSES = 1024
+_WITH_COMMAS = {"data.train", "data.validation", "data.template", "evaluation.previews"}  # inside one value
 _TRUE = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -30,10 +31,14 @@ def add_run_options(parser: OneLineParser, recipes: Recipes[RunConfig], *, dry_r
 
 
 def read_run(args: Namespace, recipes: Recipes[C], own: Mapping[str, str]) -> C:
-    """The recipe that a command line of a verb that trains comes to. own: see `recipe_overrides`."""
+    """The recipe that a command line of a verb that trains comes to; `args.given` are the keys that it sets itself.
+
+    own: see `recipe_overrides`.
+    """
     if not 1 <= args.nproc <= _MOST_PROCESSES:
         raise ConfigError(f"--nproc is {args.nproc}; it must be from 1 to {_MOST_PROCESSES}", param="nproc")
     overrides = recipe_overrides(vars(args), recipes, own)
+    args.given = frozenset(overrides)
     config = recipes.read(args.recipe, overrides)
     for sentence in recipes.replaced(overrides):
         print(f"note: {sentence}", file=sys.stderr)
@@ -43,6 +48,10 @@ def read_run(args: Namespace, recipes: Recipes[C], own: Mapping[str, str]) -> C:
 def add_recipe_options(parser: OneLineParser, recipes: Recipes[RunConfig], sections: tuple[str, ...] = ("",)) -> None:
     """Add the well-known short names, the switches and every key of the recipes that begins with one of `sections`."""
     parser.foreign = recipes.foreign
+    lists = {leaf.name for leaf in recipes.leaves() if leaf.kind.startswith("list of")} - _WITH_COMMAS
+    parser.lists = frozenset(
+        f"--{name}" for name in (*lists, *(a for a, key in recipes.aliases.items() if key in lists))
+    )
     short = parser.add_argument_group("well-known names for keys of the recipe")
     for name, dotted in recipes.aliases.items():
         if not dotted.startswith(sections):

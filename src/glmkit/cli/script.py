@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmkit.cli.main import main
+from glmkit.cli.main import INCOMPLETE, main
 from glmkit.cli.old_scripts.command_line import Given, read_command
 from glmkit.cli.old_scripts.page import help_text, script_list
 from glmkit.cli.old_scripts.prediction import ANSWERS, BUILT_IN_PROMPTS, PROMPTS
@@ -96,14 +96,17 @@ def _free_name(directory: Path) -> Path:
 
 
 def _run_steps(given: Given, steps: Sequence[Step]) -> int:
+    ended = 0
     for step in steps:
         if step.words[0] != "finetune" and not _alone():
             return 0
         if step.action is not None:
             step.action()
         elif status := _run_native(given, step):
-            return status
-    return 0
+            if status != INCOMPLETE:
+                return status
+            ended = status  # the output is whole: what follows has what it needs
+    return ended
 
 
 def _alone() -> bool:

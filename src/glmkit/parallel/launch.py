@@ -26,9 +26,9 @@ def launch(
     """Run `function(*arguments)` in `nproc` fresh processes that form one run; the first bad exit status, or 0.
 
     `function` must be importable (it crosses a process boundary) and return an exit status; an error for users becomes
-    one line behind `called`, and status 2; so become warnings, told by the first rank. SIGTERM and SIGINT are passed on, so that the ranks can agree to stop; when
-    one rank fails, the others are ended. `method` is how multiprocessing starts them. The ranks meet through a file, so
-    no port is needed.
+    one line behind `called`, and status 2; a warning one that the first rank tells. SIGTERM and SIGINT are passed on,
+    so that the ranks can agree to stop; when one rank fails, the others are ended. `method` is how multiprocessing
+    starts them. The ranks meet through a file, so no port is needed.
     """
     if nproc < 1:
         raise TrainingError(f"--nproc is {nproc}; it must be at least 1")

@@ -53,7 +53,10 @@ class RunLock:
             if not try_lock(self._file, self.directory, record=True):
                 self._close()
                 raise TrainingError(
-                    f"another process is training in {self.directory}; wait for it or give another --output"
+                    f"another process is training in {self.directory}",
+                    step="wait for it or give another --output",
+                    param="output.directory",
+                    code="busy",
                 )
         return self
 

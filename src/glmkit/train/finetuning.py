@@ -66,7 +66,8 @@ class Finetuning(Task[GLM, Batch]):
         self.restart = "--model" if config.tuning.method == FULL else "--model.adapter"
         limits, stop_ids = self.data.limits, self.base.form.stop_ids(self.base.tokenizer)
         template = ",".join(self.data.sets.templates) or None
-        self._taught = Taught(template, tuple(config.data.quirks), stop_ids, limits.source, limits.target)
+        quirks, columns = tuple(config.data.quirks), config.data.columns.given()
+        self._taught = Taught(template, quirks, stop_ids, limits.source, limits.target, columns)
 
     def plan(self, ranks: Ranks) -> TuningBatches:
         self._batches = self.data.batches(self.config, ranks.world_size)
@@ -173,11 +174,13 @@ def finetune(
     scorer: ScorerFactory | None = None,
     prepare: Preparation | None = None,
     quiet: bool = False,
+    rhythm_given: bool = False,
     on_step: Callable[[StepRecord, Trainer[Batch]], None] | None = None,
 ) -> RunResult:
     """Tune model.base on the rows of data.train; all ranks call it.
 
     `resume`, `other_data` and `on_step` are those of `run_task`; `quiet` leaves warnings alone on stderr.
+    `rhythm_given` is that of `plan_tuning`.
     Raises GLMKitError subclasses; see `Trainer.run`.
     """
     ranks = ranks or Ranks()
@@ -186,7 +189,7 @@ def finetune(
     data = TuningData.open(config, base, progress)
     if problem := data.beyond(base.shape.vocab_size):
         raise ConfigError(problem, step="give its own with --model.tokenizer DIR", param="model.tokenizer")
-    plan = plan_tuning(config, base, data, ranks.device, ranks.world_size)
+    plan = plan_tuning(config, base, data, ranks.device, ranks.world_size, rhythm_given=rhythm_given)
     for line in (*data.lines(), *plan.text(ranks.device)):
         progress.say(line)
     for line in first_batch_lines(plan.batches.batch(0), base.tokenizer):

@@ -98,8 +98,9 @@ class TuningData:
                 continue
             place = int(above.argmax())
             row = int(rows.starts.searchsorted(place, side="right")) - 1
+            where = one.examples[int(rows.dialogues_R[row])].where
             return (
-                f"{one.examples[int(rows.dialogues_R[row])].where}: the id {int(rows.ids_N[place])} of the row is beyond "
+                f"{where}: the id {int(rows.ids_N[place])} of the row is beyond "
                 f"the {vocab_size} rows of the embedding: tokenizer and weights are not of the same model"
             )
         return None

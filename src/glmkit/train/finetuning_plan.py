@@ -107,10 +107,10 @@ def check_lengths(config: FinetuneConfig, base: TuningBase, longest: int) -> lis
     return []
 
 
-def _idle_options(config: FinetuneConfig, base: TuningBase, data: TuningData) -> list[str]:
+def _idle_options(config: FinetuneConfig, base: TuningBase, data: TuningData, *, rhythm_given: bool) -> list[str]:
     """Remarks on options that do nothing, or less than they say."""
     found, every, width = [], config.evaluation.every, base.shape.hidden_size
-    if every and not data.validation:
+    if every and rhythm_given and not data.validation:
         found.append(f"evaluation.every is {every:,} and there are no validation rows: nothing is evaluated")
     if data.validation and not every:
         found.append("evaluation.every is 0: the validation rows are looked at before and after the training alone")
@@ -120,13 +120,21 @@ def _idle_options(config: FinetuneConfig, base: TuningBase, data: TuningData) ->
 
 
 def plan_tuning(
-    config: FinetuneConfig, base: TuningBase, data: TuningData, device: torch.device, world_size: int = 1
+    config: FinetuneConfig,
+    base: TuningBase,
+    data: TuningData,
+    device: torch.device,
+    world_size: int = 1,
+    *,
+    rhythm_given: bool = False,
 ) -> TuningPlan:
     """The sizes of a run; nothing of the model is made.
 
+    rhythm_given: the user set evaluation.every, so that it is told where it does nothing. Recipes of ours have it for
+    those who give validation rows.
     Raises ConfigError for options that do not fit the model, RequestError where memory cannot hold the weights alone.
     """
-    notes = [*check_lengths(config, base, data.longest), *_idle_options(config, base, data)]
+    notes = [*check_lengths(config, base, data.longest), *_idle_options(config, base, data, rhythm_given=rhythm_given)]
     batches = data.batches(config, world_size)
     config = counted(config, batches)
     model = empty_tuned(config, base)

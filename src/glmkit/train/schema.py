@@ -91,6 +91,8 @@ def convert(value: object, hint: Any, *, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]", param=where)
         return tuple(convert(item, arguments[0], where=where) for item in named)
     if origin is tuple:
+        if isinstance(value, str) and arguments[0] in (int, float) and "," in value:
+            value = value.split(",")
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}; expected a list such as [a, b]", param=where)
         if arguments[-1] is Ellipsis:
