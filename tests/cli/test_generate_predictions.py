@@ -25,17 +25,8 @@ ROWS: list[dict[str, Any]] = [
     {"content": {"x": 1}, "summary": "坏"},
     {"content": "纪念", "summary": "好"},
 ]
-FLAGS = [
-    "--task",
-    "predict",
-    "--prompt_column",
-    "content",
-    "--response_column",
-    "summary",
-    "--max_new_tokens",
-    "6",
-    "--quiet",
-]
+FLAGS = ["--task", "predict", "--prompt_column", "content", "--response_column", "summary"]
+FLAGS += ["--max_new_tokens", "6", "--quiet"]
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,8 @@ from glmkit.errors import RequestError
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm-4", "glm-4-0414", "glm", "glm-130b")
-WORDS = [
-    "你好",
-    "天气",
-    " the fox",
-    "2024年",
-    "，",
-    "。\n",
-    "\t",
-    "😀",
-    "<|user|>",
-    "[gMASK]",
-    "<eop>",
-    "  ",
-    "\r\n",
-    "问题",
-]
+WORDS = ["你好", "天气", " the fox", "2024年", "，", "。\n", "\t", "😀", "  ", "\r\n", "问题"]
+WORDS += ["<|user|>", "[gMASK]", "<eop>"]
 
 
 def drawn(seed: int) -> Dialogue:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from glmkit.eval.page_parts import count, facts_of, page_of, percent, tiles_of, visible
-from glmkit.train.plot import loss_curve
+from glmkit.eval.page_parts import count, facts_of, loss_figure, page_of, percent, tiles_of, visible
 
 Values = Mapping[str, Any]  # parts of report.json
 
@@ -35,7 +34,7 @@ def page(values: Values) -> str:
         "<h2>Exact match on held-out modules</h2>",
         _rates(values),
         "<h2>Loss</h2>",
-        _loss(values),
+        loss_figure(values, x_label="training tokens", unit="target token"),
         "<h2>Filled blanks</h2>",
         _LEGEND,
         *map(_example, values["examples"]),
@@ -91,16 +90,6 @@ def _rate_row(kind: str, name: str, rate: Values, *, model: bool = False) -> str
         f'<td><meter value="{rate["rate"]:.3f}"></meter></td><td class="number">{percent(rate["rate"])}</td>'
         f'<td class="number">{100 * rate["low"]:.1f} to {100 * rate["high"]:.1f}</td></tr>'
     )
-
-
-def _loss(values: Values) -> str:
-    svg = loss_curve(
-        [(x, y) for x, y in values["training_losses"] if y is not None],
-        [(x, y) for x, y in values["validation_losses"] if y is not None],
-        x_label="training tokens",
-    )
-    key = '<b class="train">training</b>, <b class="validation">validation</b>'
-    return f"<figure>{svg}<figcaption>{key}: nats per target token</figcaption></figure>"
 
 
 def _example(example: Values) -> str:

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from typing import Any
+
+from glmkit.train.plot import loss_curve
 
 STYLE = """
 :root { color-scheme: light dark; --soft: light-dark(#59636e, #9aa5b1); --card: light-dark(#f5f7f9, #181e25);
@@ -70,6 +73,16 @@ def facts_of(groups: Mapping[str, Mapping[str, object]]) -> str:
         if facts:
             parts.append(f"<div><h3>{escape(title)}</h3><dl>{''.join(rows)}</dl></div>")
     return f'<div class="facts">{"".join(parts)}</div>'
+
+
+def loss_figure(values: Mapping[str, Any], *, x_label: str, unit: str) -> str:
+    """The curves of `training_losses` and `validation_losses`, pairs of a place and a loss, with their key."""
+    training, validation = (
+        [(x, y) for x, y in values[name] if y is not None] for name in ("training_losses", "validation_losses")
+    )
+    key = '<b class="train">training</b>, <b class="validation">validation</b>'
+    svg = loss_curve(training, validation, x_label=x_label)
+    return f"<figure>{svg}<figcaption>{key}: nats per {unit}</figcaption></figure>"
 
 
 def visible(text: str) -> str:

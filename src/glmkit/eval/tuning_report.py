@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from glmkit.train.metrics import read_metrics
-from glmkit.train.plot import loss_curve
 
 from .effect import Change, Effect
-from .page_parts import count, facts_of, page_of, percent, tiles_of, visible
+from .page_parts import count, facts_of, loss_figure, page_of, percent, tiles_of, visible
 from .probes import GENERAL
 from .report_files import finite, machine_facts, write_report
 
@@ -128,7 +127,7 @@ def tuning_page(values: Mapping[str, Any], effect: Effect) -> str:
         f"<p>{escape(values['forgetting'][:1].upper() + values['forgetting'][1:])}.</p>",
         *(f"<p>{escape(note)}</p>" for note in effect.notes),
         "<h2>Loss</h2>",
-        _loss(values),
+        loss_figure(values, x_label="step", unit="label"),
         *([] if not values["scores"] else ["<h2>Scores of generated answers</h2>", _scores(values)]),
         *([] if not values["answers"] else ["<h2>Base and tuned, side by side</h2>", *map(_side, values["answers"])]),
         "<h2>Data</h2>",
@@ -174,16 +173,6 @@ def _change(group: str, change: Change) -> str:
     )  # fmt: skip
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     return f'<tr><td class="label">{escape(_GROUPS.get(group, group))}</td>{cells}</tr>'
-
-
-def _loss(values: Mapping[str, Any]) -> str:
-    svg = loss_curve(
-        [(step, loss) for step, loss in values["training_losses"] if loss is not None],
-        [(step, loss) for step, loss in values["validation_losses"] if loss is not None],
-        x_label="step",
-    )
-    key = '<b class="train">training</b>, <b class="validation">validation</b>'
-    return f"<figure>{svg}<figcaption>{key}: nats per label</figcaption></figure>"
 
 
 def _scores(values: Mapping[str, Any]) -> str:

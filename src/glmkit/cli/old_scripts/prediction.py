@@ -1,4 +1,4 @@
-"""Scripts that answer: built-in prompts, rows of files, and how the answers are decoded; writing a model for that."""
+"""Scripts that answer: built-in prompts, rows of files, conversations; how answers are decoded; writing a model."""
 
 from pathlib import Path, PurePath
 
@@ -7,8 +7,12 @@ from glmkit.checkpoint.run_directory import model_directory, named_checkpoint
 from glmkit.errors import RequestError
 
 from .command_line import Given
+from .prefix_flags import check_prefix_flags
 from .translation import Machine, Options, Step, Translation, plain_options
 
+GREETING = "欢迎使用 {0} 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
+_HOME = "the page is at http://127.0.0.1:{0}"
+_POST = 'clients post {{"prompt": ..., "history": []}} to http://127.0.0.1:{0}'
 PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 # The two questions of predict_generation.py and infer_generation.py: answers and texts of DuReaderQG, cut as there.
 _LOAN = (
@@ -131,3 +135,20 @@ def _is_adapter(path: Path) -> bool:
     """True for an adapter that names its base, and for a run of one."""
     directory = named_checkpoint(path)
     return directory.is_dir() and read_origin(model_directory(directory)[0]) is not None
+
+
+def demonstrate(given: Given, machine: Machine) -> Translation:
+    """`glm chat` or `glm serve`, by the plan of the script."""
+    translation = Translation()
+    verb = "chat" if given.script.plan == "chat" else "serve"
+    options = plain_options(given, verb)
+    options.set("adapter", given.text("ptuning_checkpoint"))
+    quantize_option(given, options)
+    check_prefix_flags(given, given.text("ptuning_checkpoint"))
+    if verb == "chat":
+        translation.note(GREETING.format(str(given.values["model_name_or_path"]).rpartition("/")[2]))
+    else:
+        sentence = _POST if given.script.plan == "api" else _HOME
+        translation.note(sentence.format(options.values.get("port") or "8000"))
+    translation.steps.append(Step((verb, str(given.values["model_name_or_path"]), *options.words())))
+    return translation

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 
 from .alpaca_files import cover, tokenize
 from .command_line import Given
-from .demonstration import demonstrate
-from .prediction import export, predict
+from .prediction import demonstrate, export, predict
 from .script_table import Plan
 from .translation import Machine, Translation, say_unused
 from .tuning import tune

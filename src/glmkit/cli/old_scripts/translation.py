@@ -8,17 +8,8 @@ from pathlib import Path
 from .command_line import Given, flags_of
 
 _SECTIONS = (
-    "model",
-    "tuning",
-    "adapter",
-    "data",
-    "training",
-    "optimizer",
-    "schedule",
-    "checkpoint",
-    "evaluation",
-    "output",
-)
+    "model", "tuning", "adapter", "data", "training", "optimizer", "schedule", "checkpoint", "evaluation", "output",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

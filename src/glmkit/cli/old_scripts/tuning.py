@@ -6,11 +6,13 @@ from pathlib import Path
 from glmkit.errors import RequestError
 
 from .command_line import Given
-from .data_names import answer_data_options, data_options, published_set
 from .prediction import beam_options, device_options, quantize_option
 from .prefix_flags import check_prefix_flags
 from .translation import Machine, Options, Step, Translation, plain_options
 
+_COLUMNS = {"prompt_column": "prompt", "response_column": "response", "history_column": "history"}
+_BELLE = "bellegroup"
+_BELLE_SHARE = 0.01  # of the rows for evaluation, as the example's own script divides the sets
 # Reporters that stand for the files which every run has.
 _LOCAL = ("none", "all", "visualdl")
 _FP32 = "--{0}: PyTorch sees no CUDA here, and fp16 is trained on CUDA alone; this run computes in float32"
@@ -48,7 +50,7 @@ def _finetune(given: Given, machine: Machine, translation: Translation) -> Step:
     nproc = _devices(given, machine, options, translation)
     _rhythm(given, options, translation)
     _reporting(given, options, translation)
-    data_options(given, options, translation)
+    _data_options(given, options, translation)
     if given.values.get("ignore_pad_token_for_loss") is False:
         options.set("data.quirks", "counted_padding")
     _resumption(given, options, translation)
@@ -218,7 +220,7 @@ def _score(given: Given, machine: Machine, translation: Translation, model: str,
     else:
         if stage == "do_predict":
             raise RequestError("--do_predict: these scripts have no test rows", step="leave it out", param=stage)
-        source = published_set(given)
+        source = _published_set(given)
         beam_options(given, options)
     options.set("input", source)
     name = "generated_predictions" if stage == "do_predict" else "eval_predictions"
@@ -236,7 +238,8 @@ def _score(given: Given, machine: Machine, translation: Translation, model: str,
 
 def _ptuning_answers(given: Given, options: Options, translation: Translation, stage: str, *, trained: bool) -> None:
     """Set columns, limits and decoding of `main.py`."""
-    answer_data_options(given, options)
+    for flag in _COLUMNS:
+        options.set(flag, given.values[flag])
     limit = given.values["val_max_target_length"]
     options.set("max_new_tokens", given.values["max_target_length"] if limit is None else limit)
     options.set("max_rows", given.values["max_eval_samples" if stage == "do_eval" else "max_predict_samples"])
@@ -248,3 +251,30 @@ def _ptuning_answers(given: Given, options: Options, translation: Translation, s
         options.set("adapter", given.text("ptuning_checkpoint"))
         check_prefix_flags(given, given.text("ptuning_checkpoint") or given.text("model_name_or_path"))
         quantize_option(given, options)
+
+
+def _data_options(given: Given, options: Options, translation: Translation) -> None:
+    """Set the rows of training, and those of evaluation where the run evaluates."""
+    evaluates = options.values["evaluation.every"] != "0"
+    if "train_file" in given.values:
+        options.set("data.train", given.text("train_file"))
+        options.set("data.target_length", given.values["max_target_length"])
+        if evaluates:
+            options.set("data.validation", given.text("validation_file"))
+            options.set("evaluation.rows", given.values["max_eval_samples"])
+        elif "validation_file" in given.named and not given.values["do_eval"]:
+            translation.note("--validation_file: not read without --do_eval or --eval_steps")
+        for flag, part in _COLUMNS.items():
+            options.set(f"data.columns.{part}", given.values[flag])
+    elif "task_name" in given.values:
+        options.set("data.train", _published_set(given))
+        if "data_name" in given.values and evaluates:
+            options.set("data.validation_share", _BELLE_SHARE)
+    else:
+        options.set("data.train", given.text("dataset_path"))
+
+
+def _published_set(given: Given) -> str:
+    """The set that a PaddleNLP script names; its validation part is found by the reader of rows."""
+    task, data = str(given.values["task_name"]), given.text("data_name")
+    return task if data is None or (data.lower() == _BELLE and not Path(data).is_dir()) else str(Path(data) / task)
