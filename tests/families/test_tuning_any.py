@@ -9,8 +9,8 @@ from glmkit.errors import RequestError
 from glmkit.tokenizer.dialogue import Dialogue, Limits
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm-4", "glm-4-0414", "glm", "glm-130b")
-WORDS = ["你好", "天气", " the fox", "2024年", "，", "。\n", "\t", "😀", "  ", "\r\n", "问题"]
-WORDS += ["<|user|>", "[gMASK]", "<eop>"]
+WORDS = ["你好", "天气", " the fox", "2024年", "，", "。\n", "\t", "😀", "<|user|>", "[gMASK]", "<eop>"]
+WORDS += ["  ", "\r\n", "问题"]
 
 
 def drawn(seed: int) -> Dialogue:
