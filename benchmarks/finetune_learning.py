@@ -19,10 +19,11 @@ import glmkit
 from glmkit.adapters.attach import find_attached
 from glmkit.data.dialogues.dialogue_set import DialogueSpec, open_dialogues
 from glmkit.data.dialogues.texts import Reader
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.eval.answer_scores import Scorer, choose_metrics
 from glmkit.eval.cloze import mean_interval
 from glmkit.eval.probes import Probes, measure
-from glmkit.eval.questions import QuestionMaker
+from glmkit.eval.questions import question_of
 from glmkit.generate.params import GenerationParams
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Example, Limits
@@ -101,12 +102,12 @@ def score(lm: LM, rows: Sequence[Example], limits: Limits, *, answered: int = RO
     family, tokenizer = lm.parts.family, lm.tokenizer
     assert family is not None
     assert family.tuning is not None
-    maker = QuestionMaker(tokenizer, family.tuning, limits)
+    maker = RowMaker(tokenizer, family.tuning, limits)
     encoded = [family.tuning.rows(tokenizer, row, limits)[0] for row in rows]
     log_p = measure(lm.model, Probes({str(n): [row] for n, row in enumerate(encoded)})).log_p_N.double().numpy()
     labels = np.array([sum(row.counted[1:]) for row in encoded])
     losses = np.array([-part.sum() for part in np.split(log_p, np.cumsum(labels)[:-1])])
-    questions = list(maker.questions(rows[:answered]))
+    questions = [question_of(row, maker) for row in rows[:answered]]
     params = GenerationParams(max_new_tokens=limits.target, stop_ids=maker.stop_ids)
     jobs = [lm.continue_job(question.ids, params) for question in questions]
     lm.engine.run_all(jobs)

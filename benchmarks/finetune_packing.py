@@ -28,7 +28,7 @@ from glmkit.data.dialogues.row_forms import Columns
 from glmkit.data.packing import Batch, pack
 from glmkit.data.tuning_batches import TuningBatches, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
-from glmkit.data.tuning_rows import RowSet, encode_rows
+from glmkit.data.tuning_rows import RowMaker, RowSet, encode_rows
 from glmkit.families.family import family_named, preset
 from glmkit.model import GLM, init_weights
 from glmkit.objective.sample import Sample
@@ -57,7 +57,7 @@ def read(data: Path, name: str, count: int, vocabulary: int) -> RowSet:
     assert isinstance(tokenizer, InputTokenizer)
     assert family.tuning is not None
     spec = DialogueSpec(train=[str(data / "data" / path)], columns=columns, max_rows=count, on_bad_row="skip")
-    rows = encode_rows(open_dialogues(spec).train[0], family.tuning, tokenizer, limits, on_bad_row="skip")
+    rows = encode_rows(open_dialogues(spec).train[0], RowMaker(tokenizer, family.tuning, limits), on_bad_row="skip")
     return replace(rows, ids_N=(rows.ids_N % vocabulary).astype(np.int32))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from glmkit.data.tuning_batches import TuningBatches, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
-from glmkit.data.tuning_rows import encode_rows
+from glmkit.data.tuning_rows import RowMaker, encode_rows
 from glmkit.errors import ConfigError, DataError
 from glmkit.families.family import family_named
 from glmkit.tokenizer.chat_template import Message
@@ -141,7 +141,9 @@ def test_characters_without_an_id_are_counted_and_shown(family: str, vocabulary:
     tokenizer = own.tokenizer(shared_dir("tokenizers", vocabulary), None)
     assert isinstance(tokenizer, InputTokenizer)
     assert own.tuning is not None
-    rows = encode_rows([pair("你好", "在"), pair("好😀😀坏", "好𠮷😀", line=2)], own.tuning, tokenizer, Limits(64, 64))
+    rows = encode_rows(
+        [pair("你好", "在"), pair("好😀😀坏", "好𠮷😀", line=2)], RowMaker(tokenizer, own.tuning, Limits(64, 64))
+    )
     assert len(rows.report.remarks()) == (remark is not None)
     assert all(remark in line for line in rows.report.remarks() if remark)
 
@@ -161,7 +163,7 @@ def test_the_counts_of_advertisegen_are_the_known_ones() -> None:
     assert family.tuning is not None
     lines = (shared_dir("data", "advertisegen") / "train.json").read_text().splitlines()
     read = [pair(row["content"], row["summary"], line=line) for line, row in enumerate(map(json.loads, lines), 1)]
-    rows = encode_rows(read, family.tuning, tokenizer, Limits(64, 64))
+    rows = encode_rows(read, RowMaker(tokenizer, family.tuning, Limits(64, 64)))
     report = rows.report
     assert (report.rows, report.tokens, report.labels) == (2000, 191_821, 119_229)
     assert (report.cut_answers, report.cut_prompts) == (1092, 43)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.errors import ConfigError, DataError
 from glmkit.eval.generation_scores import GenerationScores
-from glmkit.eval.questions import QuestionMaker
+from glmkit.eval.questions import question_of
 from glmkit.families.family import family_named
 from glmkit.generate.prompt_builder import Prompts
 from glmkit.session import LM
@@ -39,7 +40,7 @@ def lm() -> LM:
 def evaluator(lm: LM, dialogues: list[Dialogue], **options: object) -> GenerationScores:
     tuning = family_named("chatglm").tuning
     assert tuning is not None
-    maker = QuestionMaker(lm.tokenizer, tuning, Limits(16, 6))
+    maker = RowMaker(lm.tokenizer, tuning, Limits(16, 6))
     return GenerationScores(dialogues, maker, ["chatglm", "em"], lm.parts, **options)  # type: ignore[arg-type]
 
 
@@ -65,8 +66,8 @@ def test_it_answers_the_prompts_of_training_and_writes_them_before_it_scores(lm:
 def test_a_question_is_asked_where_training_had_it(family: str, vocabulary: str) -> None:
     lm, tuning = real_chat_model(family), family_named(family).tuning
     assert tuning is not None
-    maker = QuestionMaker(lm.tokenizer, tuning, Limits(32, 6))
-    ids = maker.question(ROWS[2]).ids
+    maker = RowMaker(lm.tokenizer, tuning, Limits(32, 6))
+    ids = question_of(ROWS[2], maker).ids
     (row,) = tuning.rows(lm.tokenizer, ROWS[2], Limits(32, 6))
     size = len(ids)
     assert row.ids[:size] == ids

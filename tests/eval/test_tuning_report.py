@@ -8,10 +8,11 @@ import pytest
 
 from glmkit.adapters.attach import adapter_off, new_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.eval.effect import Effect, prove_effect
 from glmkit.eval.generation_scores import answer_texts
 from glmkit.eval.probes import GENERAL, Probes, tuning_probes
-from glmkit.eval.questions import Question, QuestionMaker
+from glmkit.eval.questions import Question, question_of
 from glmkit.eval.tuning_report import Side, TuningReport, read_lines
 from glmkit.families.family import family_named
 from glmkit.generate.params import GenerationParams
@@ -40,10 +41,11 @@ def tuned() -> tuple[LM, Probes, list[Question]]:
     lm, tuning = real_chat_model("chatglm2"), family_named("chatglm2").tuning
     assert tuning is not None
     rows = [dialogue("类型#裤", "宽松的<裤子>"), dialogue("你好", "在")]
-    probes = tuning_probes(lm.tokenizer, tuning, {"held_out": rows}, Limits(24, 12))
+    maker = RowMaker(lm.tokenizer, tuning, Limits(24, 12))
+    probes = tuning_probes(maker, {"held_out": rows})
     new_adapter(lm.model, LoraOptions(["query_key_value"], rank=2, alpha=8))
     draw(lm.model, 1, 1.0)
-    return lm, probes, [*map(QuestionMaker(lm.tokenizer, tuning, Limits(24, 12)).question, rows)]
+    return lm, probes, [question_of(row, maker) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
-from glmkit.data.tuning_rows import OnBadRow, RowSet, encode_rows
+from glmkit.data.tuning_rows import OnBadRow, RowMaker, RowSet, encode_rows
 from glmkit.errors import ConfigError, RequestError
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Example, Limits, Lost, TuningFormat
@@ -90,9 +90,7 @@ def rows_of(
     dialogues = [pair(a, b, line=number) for number, (a, b) in enumerate(pairs, 1)]
     return encode_rows(
         [*dialogues, *more],
-        PairFormat(blocks=blocks),
-        NoTokenizer(),  # type: ignore[arg-type]
-        limits,
+        RowMaker(NoTokenizer(), PairFormat(blocks=blocks), limits),  # type: ignore[arg-type]
         name=name,
         on_bad_row=on_bad_row,
     )

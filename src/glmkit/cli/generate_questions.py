@@ -17,8 +17,9 @@ from glmkit.data.dialogues.templates import find_templates
 from glmkit.data.dialogues.texts import Reader
 from glmkit.data.records import Record, dump
 from glmkit.data.rows import ReadOptions
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.errors import DataError, GLMKitError, RequestError
-from glmkit.eval.questions import Question, QuestionMaker
+from glmkit.eval.questions import Question, question_of
 from glmkit.generate.params import OPTIONS, GenerationParams, Values
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Limits
@@ -50,7 +51,7 @@ class Questions:
         family.tuning.check_quirks(quirks)
         taught, target = lm.parts.taught, int(params.max_new_tokens)
         self.limits = Limits(args.src_length or taught.source_length or family.tuning.limits.source, target)
-        self.maker = QuestionMaker(tokenizer, family.tuning, self.limits, quirks)
+        self.maker = RowMaker(tokenizer, family.tuning, self.limits, quirks)
         self.report = SetReport()
         self.cut = 0  # references that were longer than the limit
         self.notes: list[str] = []
@@ -130,7 +131,7 @@ class Questions:
             example = self._reader.read(record.fields, record.where, file, number)
             if example is None:
                 raise DataError("the row has no question")
-            question = self.maker.question(example)
+            question = question_of(example, self.maker)
             problem = question.problem
             self.cut += question.cut > 0
         except GLMKitError as error:

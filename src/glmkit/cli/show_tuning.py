@@ -12,13 +12,13 @@ from rich.text import Text
 from glmkit.cli.printing import print_json
 from glmkit.cli.show_print import VISIBLE, Columns, print_columns, shown_columns
 from glmkit.data.dialogues.dialogue_set import DialogueSet
-from glmkit.data.tuning_rows import example_rows
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.errors import ConfigError, DataError, terminal_text
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import EncodedRow
 from glmkit.tokenizer.protocol import Tokenizer
 from glmkit.train.finetune_config import FinetuneConfig
-from glmkit.train.finetuning_base import TuningBase, open_base
+from glmkit.train.finetuning_base import open_base
 from glmkit.train.finetuning_data import TuningData
 
 _COUNTS = "bold green"
@@ -67,10 +67,10 @@ def show_tuning(config: FinetuneConfig, args: Namespace) -> int:
     examples = data.sets.train[0]
     if args.index >= len(examples):
         raise ConfigError(f"--index is {args.index}; {examples.name} has {len(examples)} examples", param="index")
-    shown = list(islice(_views(examples, args.index, base, data, config), args.count))
+    shown = list(islice(_views(examples, args.index, data.maker), args.count))
     lines = [*data.sets.lines(), *data.lines()]
     if args.json:
-        limits = {"source_length": data.limits.source, "target_length": data.limits.target}
+        limits = {"source_length": data.maker.limits.source, "target_length": data.maker.limits.target}
         print_json({"samples": [view.to_dict() for view in shown], "limits": limits, "report": lines})
         return 0
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
@@ -81,17 +81,15 @@ def show_tuning(config: FinetuneConfig, args: Namespace) -> int:
     return 0
 
 
-def _views(
-    examples: DialogueSet, first: int, base: TuningBase, data: TuningData, config: FinetuneConfig
-) -> Iterator[TuningView]:
+def _views(examples: DialogueSet, first: int, maker: RowMaker) -> Iterator[TuningView]:
     """Rows of a set from its example `first` on."""
     for number in range(first, len(examples)):
-        example, quirks = examples[number], frozenset(config.data.quirks)
+        example = examples[number]
         try:
-            rows = example_rows(example, base.form, base.tokenizer, data.limits, quirks)
+            rows = maker.rows(example)
         except DataError:
             continue  # left out by data.on_bad_row, else reading had refused it; the report names it
-        yield from (_view(row, examples.name, number, n, example.where, base.tokenizer) for n, row in enumerate(rows))
+        yield from (_view(row, examples.name, number, n, example.where, maker.tokenizer) for n, row in enumerate(rows))
 
 
 def _view(row: EncodedRow, name: str, example: int, number: int, where: str, tokenizer: Tokenizer) -> TuningView:

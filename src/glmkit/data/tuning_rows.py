@@ -161,14 +161,44 @@ class RowSet:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class RowMaker:
+    """The rows of one model in one training: its tokenizer and form, the limits, quirks by name."""
+
+    tokenizer: Tokenizer
+    form: TuningFormat
+    limits: Limits
+    quirks: AbstractSet[str] = NO_QUIRKS
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that training teaches to end an answer."""
+        return self.form.stop_ids(self.tokenizer)
+
+    def rows(self, example: Example) -> list[EncodedRow]:
+        """The rows of an example. Raises DataError with its place where the family has no form for it."""
+        if isinstance(example, Tokenized):
+            return [self.row_of_ids(example, () if "open_cut" in self.quirks else self.stop_ids)]
+        try:
+            return self.form.rows(self.tokenizer, example, self.limits, self.quirks)
+        except (RequestError, TokenizerError) as error:
+            raise error.behind(f"{example.where}: ", DataError) from error
+
+    def row_of_ids(self, example: Tokenized, ends: tuple[int, ...]) -> EncodedRow:
+        """The row of an example that is ids already. ends: see `Tokenized.row`."""
+        if not isinstance(self.tokenizer, RowTokenizer):
+            raise DataError(
+                f"{example.where}: the row is ids already, and this model's tokenizer cannot lay them out",
+                step="give the rows before they were tokenized",
+            )
+        return example.row(self.tokenizer, self.limits, ends)
+
+
 def encode_rows(
     examples: Sequence[Example],
-    form: TuningFormat,
-    tokenizer: Tokenizer,
-    limits: Limits,
+    maker: RowMaker,
     *,
     name: str = "data",
-    quirks: AbstractSet[str] = NO_QUIRKS,
     on_bad_row: OnBadRow = "refuse",
     progress: Progress | None = None,
 ) -> RowSet:
@@ -181,13 +211,13 @@ def encode_rows(
     positions, blocks, prefixes, sources = array("i"), array("i"), array("i"), array("i")
     starts = array("q", [0])
     report = RowReport(dialogues=len(examples))
-    unknown = _Unknown(tokenizer, report)
+    unknown = _Unknown(maker.tokenizer, report)
     if progress is not None:
         progress.start(f"encoding {name}", len(examples))
     for number, example in enumerate(examples):
         report.messages += 1 if isinstance(example, Tokenized) else sum(example.counted)
         try:
-            rows = example_rows(example, form, tokenizer, limits, quirks)
+            rows = maker.rows(example)
         except DataError as error:
             if on_bad_row == "refuse":
                 raise
@@ -214,7 +244,7 @@ def encode_rows(
     if progress is not None:
         progress.stop()
     if report.masked and on_bad_row == "refuse":
-        raise masked_error(name, report, limits)
+        raise masked_error(name, report, maker.limits)
     if not report.rows:
         raise DataError(f"{name}: no row is left of {report.dialogues} examples: {report.words()}")
     bounds = np.frombuffer(starts, np.int64)
@@ -231,24 +261,6 @@ def encode_rows(
         bounds,
         report,
     )
-
-
-def example_rows(
-    example: Example, form: TuningFormat, tokenizer: Tokenizer, limits: Limits, quirks: AbstractSet[str]
-) -> list[EncodedRow]:
-    """The rows of an example. Raises DataError with its place where the family has no form for it."""
-    if isinstance(example, Tokenized):
-        if not isinstance(tokenizer, RowTokenizer):
-            raise DataError(
-                f"{example.where}: the row is ids already, and this model's tokenizer cannot lay them out",
-                step="give the rows before they were tokenized",
-            )
-        ends = () if "open_cut" in quirks else form.stop_ids(tokenizer)
-        return [example.row(tokenizer, limits, ends)]
-    try:
-        return form.rows(tokenizer, example, limits, quirks)
-    except (RequestError, TokenizerError) as error:
-        raise error.behind(f"{example.where}: ", DataError) from error
 
 
 class _Unknown:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.errors import DataError
 from glmkit.files import atomic_write
 from glmkit.generate.engine import EngineLimits
@@ -24,7 +25,7 @@ from glmkit.tokenizer.dialogue import Example
 
 from .answer_scores import Scorer, Scores, choose_metrics, definitions
 from .probes import evaluating
-from .questions import Question, QuestionMaker, prediction_line
+from .questions import Question, prediction_line, question_of
 
 _AT_ONCE = 16  # questions that are answered together
 _TRIED_TOKENS = 4  # of each answer, to see how long they take
@@ -40,7 +41,7 @@ class GenerationScores:
     def __init__(
         self,
         examples: Sequence[Example],
-        maker: QuestionMaker,
+        maker: RowMaker,
         metrics: Sequence[str],
         parts: Parts,
         *,
@@ -57,7 +58,7 @@ class GenerationScores:
         """
         self.ranks, self.file = ranks or Ranks(), file
         self._metrics, self._maker, self._parts = choose_metrics(metrics), maker, parts
-        self.questions = [question for question in map(maker.question, examples[:rows]) if question.ids]
+        self.questions = [question for row in examples[:rows] if (question := question_of(row, maker)).ids]
         if not any(question.reference for question in self.questions):
             raise DataError("no validation row has a question and an answer to score", param="evaluation.metrics")
         self.params = GenerationParams(max_new_tokens=max_tokens or maker.limits.target, stop_ids=maker.stop_ids)

@@ -6,9 +6,8 @@ Legend: N counted tokens, P places with a whole distribution, V vocabulary rows,
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +16,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from glmkit.adapters.attach import adapter_off, find_attached
-from glmkit.data.tuning_rows import example_rows
+from glmkit.data.tuning_rows import RowMaker
 from glmkit.errors import CheckpointError, DataError, GLMKitError
 from glmkit.files import atomic_write
 from glmkit.model import GLM
 from glmkit.model.masks import Segments
-from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, TuningFormat
-from glmkit.tokenizer.protocol import Tokenizer
+from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits
 
 from .general_texts import general_dialogues
 
@@ -162,15 +160,7 @@ def _hidden(model: GLM, row: EncodedRow) -> Tensor:
     return hidden_1TH[0]
 
 
-def tuning_probes(
-    tokenizer: Tokenizer,
-    tuning: TuningFormat,
-    groups: Mapping[str, Sequence[Example]],
-    limits: Limits,
-    quirks: AbstractSet[str] = NO_QUIRKS,
-    *,
-    num_ids: int | None = None,
-) -> Probes:
+def tuning_probes(maker: RowMaker, groups: Mapping[str, Sequence[Example]], *, num_ids: int | None = None) -> Probes:
     """Rows at which a run is measured: some of every group of examples, and the general texts.
 
     groups: "held_out" are validation rows, "replay" those of the set that is mixed in against forgetting, "trained"
@@ -179,17 +169,17 @@ def tuning_probes(
     those of the data were refused before. Raises DataError when nothing is left.
     """
 
-    def rows(examples: Sequence[Example], limits: Limits, quirks: AbstractSet[str]) -> list[EncodedRow]:
+    def rows(examples: Sequence[Example], maker: RowMaker) -> list[EncodedRow]:
         found: list[EncodedRow] = []
         for example in examples:
             try:
-                found += example_rows(example, tuning, tokenizer, limits, quirks)
+                found += maker.rows(example)
             except GLMKitError:  # told where the data was read
                 continue
         return found
 
-    encoded = {name: rows(spread(examples, MOST_ROWS), limits, quirks) for name, examples in groups.items()}
-    encoded[GENERAL] = rows(general_dialogues(), _GENERAL_LIMITS, NO_QUIRKS)
+    encoded = {name: rows(spread(examples, MOST_ROWS), maker) for name, examples in groups.items()}
+    encoded[GENERAL] = rows(general_dialogues(), replace(maker, limits=_GENERAL_LIMITS, quirks=NO_QUIRKS))
     if num_ids is not None:
         encoded = {name: [row for row in some if max(row.ids) < num_ids] for name, some in encoded.items()}
     return Probes({name: some for name, some in encoded.items() if some})

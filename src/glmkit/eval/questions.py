@@ -1,12 +1,11 @@
 """Questions to a tuned model: the prompts that its training had, and the answers that references hold."""
 
 import json
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from glmkit.errors import DataError, GLMKitError
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Example, Limits, RowTokenizer, Tokenized, TuningFormat
-from glmkit.tokenizer.protocol import Tokenizer
+from glmkit.data.tuning_rows import RowMaker
+from glmkit.errors import GLMKitError
+from glmkit.tokenizer.dialogue import Example, Tokenized
 
 _WIDE = 1 << 30  # tokens; no answer is cut
 
@@ -25,40 +24,22 @@ class Question:
     cut: int = 0
 
 
-@dataclass(frozen=True)
-class QuestionMaker:
-    """Prompts of one model. quirks: of training and prediction alike."""
-
-    tokenizer: Tokenizer
-    tuning: TuningFormat
-    limits: Limits
-    quirks: AbstractSet[str] = NO_QUIRKS
-
-    def question(self, example: Example) -> Question:
-        """The question before the last answer that training counts. What the family has no form for has a problem."""
-        try:
-            if isinstance(example, Tokenized):
-                return self._of_ids(example)
-            ids = self.tuning.prompt(self.tokenizer, example, self.limits, self.quirks)
-            answer = self.tuning.answer(self.tokenizer, example, self.limits, self.quirks)
-            whole = self.tuning.answer(self.tokenizer, example, replace(self.limits, target=_WIDE), self.quirks)
-        except GLMKitError as error:
-            return Question(example.where, [], problem=str(error))
-        cut = max(len(whole) - len(answer), 0)
-        return Question(example.where, ids, self.tokenizer.decode(answer).strip(), cut=cut)
-
-    def _of_ids(self, example: Tokenized) -> Question:
-        if not isinstance(self.tokenizer, RowTokenizer):
-            raise DataError("the row is ids already, and this model's tokenizer cannot lay them out")
-        row = example.row(self.tokenizer, self.limits, self.stop_ids)
-        start = row.counted.index(True) + 1
-        reference = self.tokenizer.decode(row.ids[start:]).strip()
-        return Question(example.where, row.ids[:start], reference, cut=row.lost.answer)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that training taught to end an answer."""
-        return self.tuning.stop_ids(self.tokenizer)
+def question_of(example: Example, maker: RowMaker) -> Question:
+    """The question before the last answer that training counts. What the family has no form for has a problem."""
+    form, tokenizer, limits, quirks = maker.form, maker.tokenizer, maker.limits, maker.quirks
+    try:
+        if isinstance(example, Tokenized):
+            row = maker.row_of_ids(example, maker.stop_ids)
+            start = row.counted.index(True) + 1
+            ids, answer, cut = row.ids[:start], row.ids[start:], row.lost.answer
+        else:
+            ids = form.prompt(tokenizer, example, limits, quirks)
+            answer = form.answer(tokenizer, example, limits, quirks)
+            whole = form.answer(tokenizer, example, replace(limits, target=_WIDE), quirks)
+            cut = max(len(whole) - len(answer), 0)
+    except GLMKitError as error:
+        return Question(example.where, [], problem=str(error))
+    return Question(example.where, ids, tokenizer.decode(answer).strip(), cut=cut)
 
 
 def prediction_line(question: Question, predict: str) -> bytes:

@@ -21,7 +21,7 @@ from glmkit.train.run import RunResult
 from .effect import Effect, prove_effect
 from .generation_scores import GenerationScores, answer_texts
 from .probes import BEFORE_FILE, Measured, Probes, measure_before, spread, tuning_probes, untuned
-from .questions import Question, QuestionMaker
+from .questions import Question, question_of
 from .tuning_report import Side, TuningReport, read_lines
 
 _SIDE_TOKENS = 64  # the most of an answer that is shown beside another
@@ -60,13 +60,12 @@ class TuningInspector:
         directory = self._config.output.directory
         if not ranks.is_main or directory is None:
             return
-        maker, model = self._maker(parts, data), parts.model
+        maker, model = data.maker, parts.model
         groups = _groups(data, self._config)
-        num_ids = model.config.vocab_size
-        probes = tuning_probes(maker.tokenizer, maker.tuning, groups, maker.limits, maker.quirks, num_ids=num_ids)
+        probes = tuning_probes(maker, groups, num_ids=model.config.vocab_size)
         shown = groups.get("held_out") or groups.get("trained") or []
         chosen = spread(shown, self._config.evaluation.report_rows)
-        questions = [question for question in map(maker.question, chosen) if question.ids]
+        questions = [question for row in chosen if (question := question_of(row, maker)).ids]
         params = GenerationParams(max_new_tokens=min(maker.limits.target, _SIDE_TOKENS), stop_ids=maker.stop_ids)
         with random_state.untouched(ranks.device):
             measure_before(Path(directory), model, probes)
@@ -85,11 +84,10 @@ class TuningInspector:
 
     def scorer(self, parts: Parts, data: TuningData, config: FinetuneConfig, ranks: Ranks) -> GenerationScores:
         """The evaluator of generated answers (`finetuning.ScorerFactory`); what it costs is told."""
-        e, maker = config.evaluation, self._maker(parts, data)
-        directory = config.output.directory
+        e, directory = config.evaluation, config.output.directory
         scores = GenerationScores(
             [example for one in data.sets.validation for example in one.examples],
-            maker,
+            data.maker,
             e.metrics,
             parts,
             max_tokens=e.generate_tokens,
@@ -146,12 +144,6 @@ class TuningInspector:
         detach_adapter(parts.model)
         apply_adapter(parts.model, exported, family=parts.family)
         return parts
-
-    def _maker(self, parts: Parts, data: TuningData) -> QuestionMaker:
-        tuning = parts.family.tuning if parts.family else None
-        assert tuning is not None  # a run without a form of its rows does not start
-        assert parts.tokenizer is not None
-        return QuestionMaker(parts.tokenizer, tuning, data.limits, frozenset(self._config.data.quirks))
 
     def _settings(self, before: _Before, outcome: RunResult) -> dict[str, object]:
         """Facts for the report by label."""

@@ -64,7 +64,7 @@ class Finetuning(Task[GLM, Batch]):
         self._loss = batch_loss(config.training.z_loss, config.tuning.label_smoothing)
         self._plain_loss = batch_loss()
         self.restart = "--model" if config.tuning.method == FULL else "--model.adapter"
-        limits, stop_ids = self.data.limits, self.base.form.stop_ids(self.base.tokenizer)
+        limits, stop_ids = self.data.maker.limits, self.data.maker.stop_ids
         template = ",".join(self.data.sets.templates) or None
         quirks, columns = tuple(config.data.quirks), config.data.columns.given()
         self._taught = Taught(template, quirks, stop_ids, limits.source, limits.target, columns)

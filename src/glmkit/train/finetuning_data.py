@@ -8,7 +8,7 @@ from glmkit.data.dialogues.texts import Reader
 from glmkit.data.packing import Batch
 from glmkit.data.tuning_batches import ROW_LENGTH, TuningBatches, TuningEvaluation, TuningLayout
 from glmkit.data.tuning_epochs import Epochs
-from glmkit.data.tuning_rows import RowSet, encode_rows
+from glmkit.data.tuning_rows import RowMaker, RowSet, encode_rows
 from glmkit.errors import ConfigError, shorten
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import Limits
@@ -22,12 +22,12 @@ _SHOWN = 400  # characters of the decoded sample's prompt and of its answer
 
 @dataclass(frozen=True)
 class TuningData:
-    """The sets of a run, and their encoded rows. limits: those they were cut to."""
+    """The sets of a run, and their rows as `maker` encoded them."""
 
     sets: DialogueSets
     train: tuple[RowSet, ...]
     validation: tuple[RowSet, ...]
-    limits: Limits
+    maker: RowMaker
 
     @classmethod
     def open(cls, config: FinetuneConfig, base: TuningBase, progress: Progress) -> "TuningData":
@@ -36,9 +36,10 @@ class TuningData:
         Raises DataError for rows that cannot be used, for rows in which no label counts, in either kind of set, and for
         sets without rows; ConfigError for options that cannot be.
         """
-        d, form = config.data, base.form
-        form.check_quirks(frozenset(d.quirks))
+        d, form, quirks = config.data, base.form, frozenset(config.data.quirks)
+        form.check_quirks(quirks)
         limits = Limits(d.source_length or form.limits.source, d.target_length or form.limits.target)
+        maker = RowMaker(base.tokenizer, form, limits, quirks)
         sets = open_dialogues(_spec(config), Reader.of(base.checkpoint.family, base.tokenizer))
         if not sets.train:
             raise ConfigError("data.train (--data) is not set", step="give files or names of sets", param="data.train")
@@ -46,18 +47,9 @@ class TuningData:
             progress.say(line)
 
         def rows(one: DialogueSet) -> RowSet:
-            return encode_rows(
-                one,
-                form,
-                base.tokenizer,
-                limits,
-                name=one.name,
-                quirks=frozenset(d.quirks),
-                on_bad_row=d.on_bad_row,
-                progress=progress,
-            )
+            return encode_rows(one, maker, name=one.name, on_bad_row=d.on_bad_row, progress=progress)
 
-        return cls(sets, tuple(map(rows, sets.train)), tuple(map(rows, sets.validation)), limits)
+        return cls(sets, tuple(map(rows, sets.train)), tuple(map(rows, sets.validation)), maker)
 
     def batches(self, config: FinetuneConfig, world_size: int = 1) -> TuningBatches:
         """The training batches, and with them the plan of the steps."""
