@@ -55,7 +55,7 @@ def test_generate(model: str) -> None:
     with pytest.raises(RequestError, match=f"^the text has {length} tokens, the model takes {length - 1}; shorten it$"):
         opened(length - 1).generate(TEXT)
     lm = opened(length)
-    prompt = lm._prompts.continuation(TEXT)
+    prompt = lm.prompts.continuation(TEXT)
     assert len(prompt.ids) == size
     options: dict[str, Any] = {"max_new_tokens": 70, "min_new_tokens": 70}
     ((answer,),) = lm.answers([TEXT], **options)
@@ -79,8 +79,8 @@ def test_fill(model: str, order: str) -> None:
     (span,) = filled.ids
     assert len(span) == 70 > lm.config.max_positions
     special = lm.special
-    part_a = lm._prompts.blanks(text)[1]
-    never = [*lm._prompts.never_in_spans, *lm._prompts.padding_ids, special.eos, special.eop]
+    part_a = lm.prompts.blanks(text)[1]
+    never = [*lm.prompts.never_in_spans, *lm.prompts.padding_ids, special.eos, special.eop]
     assert_likeliest(lm, [*part_a, special.sop], size, span, never)
 
 

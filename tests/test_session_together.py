@@ -182,9 +182,9 @@ def test_threads_share_an_engine() -> None:
 def test_token_ids_are_a_whole_prompt() -> None:
     for family in ("glm", "chatglm", "chatglm2"):
         lm = opened(family)
-        prompt = lm._prompts.continuation("the fox")
-        ((whole,),) = lm.answers(["the fox"], max_new_tokens=10, forbidden=sorted(lm._prompts.never_in_spans))
-        options: dict[str, Any] = {"max_new_tokens": 10, "forbidden": sorted(lm._prompts.never_in_spans)}
+        prompt = lm.prompts.continuation("the fox")
+        ((whole,),) = lm.answers(["the fox"], max_new_tokens=10, forbidden=sorted(lm.prompts.never_in_spans))
+        options: dict[str, Any] = {"max_new_tokens": 10, "forbidden": sorted(lm.prompts.never_in_spans)}
         assert lm.answers([prompt.ids, [lm.special.pad, *prompt.ids]], **options) == [[whole], [whole]]
         bare = LM(replace(lm.parts, tokenizer=None))
         ((found,),) = bare.answers([prompt.ids], **{**options, "forbidden": [*options["forbidden"], *range(

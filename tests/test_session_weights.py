@@ -65,9 +65,9 @@ def test_changed_weights_under_a_stream(family: str) -> None:
     (answer,) = job.answers
     assert answer.logprobs is not None
     assert answer.text != whole
-    ids = torch.tensor([*lm._prompts.continuation(LONG).ids, *answer.ids])
-    prefix = torch.tensor([lm._prompts.continuation(LONG).part_a])
-    positions_2L = torch.tensor(lm._prompts.continuation(LONG).positions.at(0, len(ids)))
+    ids = torch.tensor([*lm.prompts.continuation(LONG).ids, *answer.ids])
+    prefix = torch.tensor([lm.prompts.continuation(LONG).part_a])
+    positions_2L = torch.tensor(lm.prompts.continuation(LONG).positions.at(0, len(ids)))
     with torch.no_grad():
         log_p_TV = lm.model(ids[None], position_ids=positions_2L[None], prefix_length=prefix)[0].log_softmax(-1)
     for index in range(6, 12):

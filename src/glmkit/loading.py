@@ -23,8 +23,17 @@ from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
 from .checkpoint.taught import Taught, read_taught
 from .config import GenerationSettings, GLMConfig, Quantization
+from .data.dialogues.templates import NO_TEMPLATE, find_templates, lasting_name
 from .devices import choose_device, cpu_has_bfloat16, is_cpu
-from .errors import CheckpointError, GuessWarning, RequestError, TokenizerError, UnreadWarning, message_text
+from .errors import (
+    CheckpointError,
+    GuessWarning,
+    MismatchWarning,
+    RequestError,
+    TokenizerError,
+    UnreadWarning,
+    message_text,
+)
 from .families.common.native_layout import OWN
 from .families.family import Family
 from .hub.names import read_name
@@ -49,7 +58,8 @@ class Parts:
     """A loaded model directory, ready to use. `tokenizer` is None when the directory ships none.
 
     layout: the one of the weights. notes: what was decided or left out on reading, one line each. taught: the prompts
-    that the model, or the adapter on it, was fine-tuned with; its stop ids are among those of `generation`.
+    that the model, or the adapter on it, was fine-tuned with; its stop ids are among those of `generation`. template:
+    the text around a user's text, where somebody states it, see `load_parts`.
     """
 
     directory: Path
@@ -61,6 +71,7 @@ class Parts:
     layout: str = OWN.name
     notes: list[str] = field(default_factory=list)
     taught: Taught = field(default_factory=Taught)
+    template: str | None = None
 
 
 def load_parts(
@@ -76,6 +87,7 @@ def load_parts(
     dtype: DType = "auto",
     quantize: Quantize | None = None,
     family: str | None = None,
+    template: str | None = None,
     hub: str | None = None,
 ) -> Parts:
     """Read a model directory, in any published layout or our own, into an evaluation-mode model.
@@ -88,12 +100,17 @@ def load_parts(
     prefix_projection: those of the prefix, where somebody states them. device: "auto" takes CUDA when there is one.
     dtype "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision arithmetic is
     a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, on the
-    way in. family: decides where several share a layout. hub: "huggingface" or "modelscope", for names (default:
+    way in. family: decides where several share a layout. template: the name or the .yaml file of the text template that
+    users' texts are put in, by every adapter; "none": they stay as they are; None: the one that the model or the
+    adapter was tuned with. hub: "huggingface" or "modelscope", for names (default:
     GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
     target, given, bits = choose_device(device), _given_dtype(dtype), _bits(quantize)
+    if template is not None and template != NO_TEMPLATE:
+        find_templates(template.split(","), param="template")
+        template = ",".join(map(lasting_name, template.split(",")))
     given_directory = local_directory(source, hub=hub)
     directory, remarks = model_directory(given_directory)
     if directory != given_directory:
@@ -165,24 +182,30 @@ def load_parts(
         checkpoint.family,
         checkpoint.layout.name,
         [*map(message_text, notes)],
+        template=template,
     )
     found = find_attached(model)
     if found is None:
         parts = _with_taught(parts, read_taught(directory))
     else:
         parts = adapted(parts, found, tokenizer=None if tokenizer is None else loaded)
-    warn_of_ids(parts, str(directory))
+    warn_of_use(parts, str(adapter_directory or directory))
     return parts
 
 
-def warn_of_ids(parts: Parts, source: str) -> None:
-    """Tell of ids that end answers or pad, and that the model does not have; also in the notes."""
+def warn_of_use(parts: Parts, source: str) -> None:
+    """Tell of ids to stop at or to pad with that the model lacks, and of another template; also in the notes."""
     generation, rows = parts.generation, parts.config.vocab_size
     ids = [*generation.stop_ids, *([] if generation.pad_id is None else [generation.pad_id])]
     if beyond := [index for index in ids if not 0 <= index < rows]:
         note = f"ids to stop at or to pad with that the model's {rows} rows do not have: {beyond}"
         parts.notes.append(message_text(note))
         warnings.warn(f"{source}: {note}", UnreadWarning, stacklevel=3)
+    taught = parts.taught.template
+    if parts.template is not None and taught is not None and parts.template != taught:
+        note = f"it was tuned with the template {taught}, and is asked with {parts.template}, as given"
+        parts.notes.append(message_text(note))
+        warnings.warn(f"{source}: {note}", MismatchWarning, stacklevel=3)
 
 
 def adapted(parts: Parts, adapter: Adapter, *, tokenizer: Tokenizer | None = None) -> Parts:

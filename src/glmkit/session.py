@@ -30,6 +30,7 @@ from .generate.params import (
     check_type,
     read_params,
 )
+from .generate.wording import Wording
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
@@ -41,6 +42,8 @@ __all__ = ["LM", "Filled", "load"]
 class LM:
     """A model, its tokenizer and its config. Made by `glmkit.load`.
 
+    prompts: makes the prompts of the model without a named adapter.
+
     Everything runs on one engine, which shares beginnings of prompts between requests and may be used from several
     threads.
     """
@@ -51,7 +54,7 @@ class LM:
         self.config = parts.config
         self.family = parts.config.family
         self._runtime = ModelEngine(parts)
-        self._prompts = self._runtime.jobs(None).prompts
+        self.prompts = self._runtime.jobs(None).prompts
 
     def __repr__(self) -> str:
         parameter = next(self.model.parameters())
@@ -62,17 +65,17 @@ class LM:
     @property
     def tokenizer(self) -> Tokenizer:
         """Raise TokenizerError when the directory ships none."""
-        return self._prompts.tokenizer
+        return self.prompts.tokenizer
 
     @property
     def special(self) -> SpecialIds:
         """Special ids of the config, else of the tokenizer."""
-        return self._prompts.special
+        return self.prompts.special
 
     @property
     def chat_template(self) -> ChatTemplate:
         """Prompts and replies of a conversation. Raises RequestError for a family that was not taught to chat."""
-        return self._prompts.template
+        return self.prompts.template
 
     @property
     def engine(self) -> Engine:
@@ -100,6 +103,10 @@ class LM:
     def tokenizer_for(self, adapter: str | None) -> Tokenizer:
         """The tokenizer of an adapter, which may have tokens of its own; None: `tokenizer`. Raises as that does."""
         return self._runtime.jobs(adapter).prompts.tokenizer
+
+    def wording_for(self, adapter: str | None) -> Wording:
+        """The words that texts of users get for an adapter; None: for the model. Raises as `tokenizer_for` does."""
+        return self._runtime.jobs(adapter).prompts.wording
 
     def add_adapter(
         self, name: str, directory: str | os.PathLike[str], *, alpha: float | None = None, hub: str | None = None
@@ -357,6 +364,7 @@ def load(
     dtype: DType = "auto",
     quantize: Quantize | None = None,
     family: str | None = None,
+    template: str | None = None,
     hub: str | None = None,
 ) -> LM:
     """Open a model in any published layout. See `loading.load_parts` for the arguments and errors.
@@ -380,6 +388,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         family=family,
+        template=template,
         hub=hub,
     )
     lm = LM(parts)

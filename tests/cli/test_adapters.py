@@ -8,11 +8,12 @@ import openai
 import pytest
 
 import glmkit
+from glmkit.checkpoint.taught import Taught
 from glmkit.cli.main import main
 from glmkit.cli.parser import OneLineParser
 from glmkit.cli.text_input import add_load_arguments, named_adapter, open_with_adapters
 from glmkit.errors import RequestError
-from support.saved_adapters import save_base, save_lora, save_prefix
+from support.saved_adapters import record_taught, save_base, save_lora, save_prefix
 from support.served_models import small_base
 from support.server import glm_serve
 
@@ -82,8 +83,11 @@ def test_names_and_directories(folder: Path) -> None:
 @pytest.mark.exhaustive
 def test_a_server_with_adapters(folder: Path) -> None:
     adapters = ["--adapter", f"ads={folder}/ads", "--adapter", f"tuned={folder}/a=b"]
+    own = record_taught(save_lora(glmkit.load(folder / "base").model, folder / "own"), Taught("chatglm_tuning"))
+    adapters += ["--adapter", f"own={own}"]
     with glm_serve(folder / "base", *adapters, "--model_id", "m", "--no_page") as server:
-        assert "model m, m:ads, m:tuned, cache" in server.line_with("cache")
+        assert "model m, m:ads, m:tuned, m:own, cache" in server.line_with("cache")
+        assert "m:own: template chatglm_tuning, as in training: " in server.line_with("template")
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
         lm = glmkit.load(folder / "base", adapters={"ads": folder / "ads", "tuned": folder / "a=b"})
         for name in (None, "ads", "tuned"):
@@ -94,4 +98,5 @@ def test_a_server_with_adapters(folder: Path) -> None:
             "m",
             "m:ads",
             "m:tuned",
+            "m:own",
         ]

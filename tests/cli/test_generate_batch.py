@@ -322,7 +322,7 @@ def test_bad_rows_can_be_recorded(base: Path, folder: Path, capsys: pytest.Captu
         (["--batch_size", "0"], "--batch_size is 0; give at least 1"),
         (["--tgt_length", "3", "--max_new_tokens", "4"], "--tgt_length is 3 and --max_new_tokens 4"),
         (["--tgt_length", "0"], "max_new_tokens is 0; give at least 1"),
-        (["--template", "no field"], "names no field"),
+        (["--template", "no field"], "template is 'no field', which is no template"),
         (["--template", "{text}", "--prompt_field", "text"], "leave one out"),
         (["--num_beams", "2", "--prompt_lookup", "4"], "prompt_lookup does not go with num_beams 2"),
         (["some text"], "both TEXT and --input were given"),

@@ -121,14 +121,14 @@ def test_ids_are_read_as_they_are(live: Live) -> None:
     assert one_by_one != tokenizer.encode("the fox")
     halves = tokenizer.encode("☃é")[:-1]
     assert tokenizer.encode(tokenizer.decode(halves)) != halves
-    text = live.direct._prompts.continuation("the fox").ids
+    text = live.direct.prompts.continuation("the fox").ids
     around = len(text) - len(tokenizer.encode("the fox"))
     for ids in (one_by_one, halves):
         said = answer(live, ids, logprobs=1, seed=4, temperature=0.8)
         start = next(at for at in range(len(text)) if text[at] == tokenizer.encode("the fox")[0])
         whole = [*text[:start], *ids, *text[start + len(text) - around :]]
         options = {"temperature": 0.8, "seed": 4, "max_new_tokens": 6}
-        forbidden = live.direct._prompts.continuation("the fox").forbidden
+        forbidden = live.direct.prompts.continuation("the fox").forbidden
         (expected,) = live.direct.answers([whole], forbidden=forbidden, **options)[0]
         assert said["choices"][0]["text"] == expected.text
         assert said["usage"]["prompt_tokens"] == len(ids) + around

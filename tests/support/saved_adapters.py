@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmkit.adapters.adapter import NewAdapter
+from glmkit.adapters.adapter_files import RECORD
 from glmkit.adapters.attach import attached, new_adapter
 from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.checkpoint.native import write_model
+from glmkit.checkpoint.taught import Taught
 from glmkit.model import GLM
 from glmkit.model.routing import share_modules
 from glmkit.session import LM
@@ -69,3 +71,10 @@ def save_with_norm(model: GLM, folder: Path, *, seed: int = 3) -> Path:
     values = json.loads(settings.read_text()) | {"modules_to_save": ["norm", "embed_tokens"]}
     settings.write_text(json.dumps(values))
     return folder
+
+
+def record_taught(directory: Path, taught: Taught) -> Path:
+    """Write into an adapter's record what it was taught."""
+    record = directory / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"taught": taught.to_dict()}))
+    return directory

@@ -17,7 +17,6 @@ from glmkit.generate.jobs.beam_search import BeamsJob
 from glmkit.generate.jobs.infill import FillJob
 from glmkit.generate.outputs import Answer, TokenLogprob
 from glmkit.generate.params import GenerationParams, Values
-from glmkit.generate.prompt_builder import Prompts
 from glmkit.generate.truncation import Shortener, Side
 from glmkit.session import LM
 from glmkit.tokenizer.incremental import IncrementalDecoder
@@ -83,7 +82,7 @@ class RequestMaker:
         self.params = GenerationParams(**options)
         self.counts = {"cut": 0, "trimmed": 0, "masks": 0, "unfinished": 0, "empty": 0}
         self._lm, self._options = lm, options
-        self._prompts = Prompts(lm.parts)
+        self._prompts = lm.prompts
         self._task, self._field, self._template, self._order = task, prompt_field, template, order
         self._prefix = prefix
         if template is not None and not _PLACEHOLDER.search(template):

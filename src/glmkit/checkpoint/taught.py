@@ -19,7 +19,8 @@ class Taught:
     template: the text around the fields of a row, by name, None for the family's own form. quirks: names of what the
     reference does otherwise and was switched on. stop_ids: ids that ended the answers. source_length, target_length:
     the longest prompt and answer in tokens, None where nothing says. columns: names of the columns that the rows were
-    read from, by their part (prompt, response, history, ...), where the user gave them.
+    read from, by their part (prompt, response, history, ...), where the user gave them. wordings: the words of a
+    template that is a file, as `data.dialogues.templates.plain_templates` makes them.
     """
 
     template: str | None = None
@@ -28,6 +29,7 @@ class Taught:
     source_length: int | None = None
     target_length: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    wordings: tuple[Mapping[str, object], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, as `from_dict` reads them."""
@@ -38,7 +40,8 @@ class Taught:
         }
         lengths = {"source_length": self.source_length, "target_length": self.target_length}
         values |= {name: length for name, length in lengths.items() if length is not None}
-        return values | ({"columns": dict(self.columns)} if self.columns else {})
+        values |= {"columns": dict(self.columns)} if self.columns else {}
+        return values | ({"wordings": [*map(dict, self.wordings)]} if self.wordings else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], source: str) -> Self:
@@ -59,7 +62,11 @@ class Taught:
         columns = values.get("columns", {})
         if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
             raise CheckpointError(f"{source}: columns is {columns!r}; it must be names by part", param="columns")
-        return cls(template, tuple(quirks), tuple(stops), longest, answer, columns)
+        wordings = values.get("wordings", [])
+        if not isinstance(wordings, list) or not all(isinstance(one, Mapping) and "name" in one for one in wordings):
+            what = f"{source}: wordings is {wordings!r}; it must be a list of templates"
+            raise CheckpointError(what, param="wordings")
+        return cls(template, tuple(quirks), tuple(stops), longest, answer, columns, tuple(wordings))
 
 
 def write_taught(directory: Path, taught: Taught) -> None:

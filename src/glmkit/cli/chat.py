@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from glmkit.cli.chat_dialogue import Dialogue, HistoryFile, Lines, read_tools, reason_of
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.printing import print_json
-from glmkit.cli.text_input import add_load_arguments, open_model
+from glmkit.cli.text_input import add_load_arguments, add_template_argument, open_model
 from glmkit.errors import GLMKitError, RequestError
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     json_help = 'one JSON object a reply; a line {"query": TEXT, "role": ROLE} gives the role, too'
     parser.add_argument("--json", action="store_true", help=json_help)
     add_load_arguments(parser)
+    add_template_argument(parser)
     add_generation_arguments(parser, "chat")
 
 
@@ -42,6 +43,8 @@ def run(args: Namespace) -> int:
     lines = Lines(name=template.name, prompts=not args.json)
     if lines.shown:
         print(f"{template.name}: clear forgets, stop ends, Ctrl-C stops an answer, /help", file=sys.stderr)
+        if about := lm.wording_for(None).about():
+            print(about, file=sys.stderr)
     try:
         failed = _talk(dialogue, lines, args.json)
     except KeyboardInterrupt as error:

@@ -10,7 +10,7 @@ from glmkit.cli.generate_predictions import add_prediction_arguments, run_predic
 from glmkit.cli.generation_options import add_generation_arguments, generation_options
 from glmkit.cli.parser import Help
 from glmkit.cli.printing import print_json, shown
-from glmkit.cli.text_input import add_text_arguments, open_model, read_text
+from glmkit.cli.text_input import add_template_argument, add_text_arguments, open_model, read_text
 from glmkit.errors import RequestError
 from glmkit.generate.jobs.answers import text_pieces
 from glmkit.generate.outputs import Answer
@@ -27,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = _Help
     parser.epilog = BATCH_EPILOG
     add_text_arguments(parser)
+    add_template_argument(parser, "; with --input also the text of a row, with {FIELD} for its fields")
     parser.add_argument("--stream", action="store_true", help="print the continuation while it is written")
     add_generation_arguments(parser, "generate")
     add_batch_arguments(parser)
@@ -46,6 +47,8 @@ def run(args: Namespace) -> int:
         raise RequestError("--logprobs are printed with --json only; add it")
     text = read_text(args)
     lm = open_model(args)
+    if about := lm.wording_for(None).about():
+        print(f"glm generate: {about}", file=sys.stderr)
     if args.stream:
         _stream(lm, text, options)
         return 0

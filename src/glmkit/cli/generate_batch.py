@@ -19,7 +19,7 @@ from glmkit.checkpoint.hub import Need, local_directory
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.cli.main import INCOMPLETE
 from glmkit.cli.printing import print_json
-from glmkit.cli.text_input import one_adapter, open_model
+from glmkit.cli.text_input import one_adapter, open_model, row_template
 from glmkit.data.records import Record, read_records, record_format
 from glmkit.data.streams import COMPRESSIONS
 from glmkit.errors import DataError, GLMKitError, RequestError
@@ -49,7 +49,6 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
         "below; auto: messages are answered, texts are continued (default: %(default)s)")
     add("--prompt_field", metavar="NAME",
         help=f"field with the text or the messages (default: the first there is of {', '.join(PROMPT_FIELDS)})")
-    add("--template", metavar="TEXT", help="the prompt, with {NAME} for the text of a field")
     add("--order", choices=["shared", "inserted"], help="of blanks, with --task fill; see glm fill")
     add("--src_length", metavar="N", type=int,
         help="cut longer prompts to so many tokens, those around the text included (default: no cut)")
@@ -105,8 +104,10 @@ def run_batch(args: Namespace, options: Values) -> int:
 
 def _run(args: Namespace, options: Values, output: Output, done: int, first: Record, others: Iterator[Record]) -> int:
     lm = open_model(args)
+    if not args.quiet and (about := lm.wording_for(None).about()):
+        print(f"glm generate: {about}", file=sys.stderr)
     maker = RequestMaker(
-        lm, options, task=args.task, prompt_field=args.prompt_field, template=args.template, order=args.order,
+        lm, options, task=args.task, prompt_field=args.prompt_field, template=row_template(args), order=args.order,
         src_length=args.src_length, truncation_side=args.truncation_side, prefix=args.added_prefix,
     )  # fmt: skip
     each = max(maker.params.n, maker.params.num_beams)
@@ -183,7 +184,7 @@ def _checked(args: Namespace) -> Path:
         raise RequestError("--truncation_side goes with --src_length, which was not given")
     if args.order is not None and args.task != "fill":
         raise RequestError("--order goes with --task fill")
-    if args.template is not None and args.prompt_field is not None:
+    if row_template(args) is not None and args.prompt_field is not None:
         raise RequestError("both --template and --prompt_field were given; leave one out")
     return source
 

@@ -13,7 +13,7 @@ from glmkit.data.dialogues.report import SetReport
 from glmkit.data.dialogues.row_files import SPLITS, RowFiles
 from glmkit.data.dialogues.row_forms import Columns
 from glmkit.data.dialogues.row_reader import RowReader, check_seen
-from glmkit.data.dialogues.templates import find_templates
+from glmkit.data.dialogues.templates import find_templates, recorded_templates
 from glmkit.data.dialogues.texts import Reader
 from glmkit.data.records import Record, dump
 from glmkit.data.rows import ReadOptions
@@ -58,8 +58,11 @@ class Questions:
         self._most, self._taught = args.max_rows, frozenset[str]()
         name, self._split = _name_and_split(args.input)
         place = locate(name, args.data_dir)
-        given = taught.template if args.data_template is None else args.data_template
-        templates = [name for name in (given or place.template).split(",") if name]
+        if args.data_template is None and taught.wordings:
+            templates = recorded_templates(taught.wordings, "the record")
+        else:
+            given = taught.template if args.data_template is None else args.data_template
+            templates = find_templates([name for name in (given or place.template).split(",") if name])
         self._files = RowFiles.of(place.path, ReadOptions())
         if self._split is None and self._files.by_split:
             found = {self._files.split(path) for path, _ in self._files.records()}
@@ -68,7 +71,7 @@ class Questions:
             Reader.of(family, tokenizer) if isinstance(tokenizer, InputTokenizer) else Reader(title=family.title),
             self.report,
             self._columns(args, taught.columns),
-            find_templates(templates),
+            templates,
             source=name,
             unanswered=True,
         )

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from typing import Any
 
-from glmkit.cli.text_input import add_load_arguments, open_with_adapters
+from glmkit.cli.text_input import add_load_arguments, add_template_argument, open_with_adapters
 from glmkit.errors import RequestError, size_text
 from glmkit.hub.names import existing_directory, read_name
 from glmkit.serve.settings import KEYS_VARIABLE, ServeSettings, read_keys
@@ -58,6 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         adapter="directory of a LoRA or P-Tuning v2: DIR for all requests, or NAME=DIR, which may "
         "be repeated, for those that ask for model MODEL:NAME",
     )
+    add_template_argument(parser, ", for every model and adapter")
 
 
 def run(args: Namespace) -> int:
@@ -89,6 +90,9 @@ def _serve(args: Namespace, settings: ServeSettings) -> int:
             f"glm serve: {url}  model {', '.join(app.state.glm.models)}, cache {size_text(engine.cache_bytes)} for "
             f"{engine.limits.tokens:,} tokens, {engine.limits.rows} answers at once"
         )
+        for name, adapter in app.state.glm.models.items():
+            if about := lm.wording_for(adapter).about():
+                print(f"glm serve: {name}: {about}", file=sys.stderr)
         if args.api_key:
             print(
                 "glm serve: warning: other users of this machine can see a key of --api_key in its list of processes; "

@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from glmkit import load
 from glmkit.cli.parser import add_hub_argument
@@ -39,10 +40,29 @@ def add_load_arguments(parser: ArgumentParser, *, adapter: str = "LoRA or P-Tuni
     add("--quantize", choices=["int8", "int4"], help="quantise the layers' matrices on the way in")
 
 
+def add_template_argument(parser: ArgumentParser, more: str = "") -> None:
+    """Add --template, for verbs whose texts are put into one. more: of its help."""
+    about = (
+        f"text template for what is asked, by name or .yaml file, none for none{more} (default: that of the training)"
+    )
+    parser.add_argument("--template", metavar="NAME", help=about)
+
+
+def row_template(args: Namespace) -> str | None:
+    """The --template that makes a prompt from the fields of a row, which has {NAME} in it."""
+    return args.template if args.template is not None and args.input is not None and "{" in args.template else None
+
+
 def open_model(args: Namespace) -> LM:
-    """The model of MODEL and the arguments of `add_load_arguments`."""
-    adapter = one_adapter(args)
-    return load(args.model, adapter=adapter, alpha=args.alpha, **{name: getattr(args, name) for name in _LOADING})
+    """The model of MODEL and the arguments of `add_load_arguments` and `add_template_argument`."""
+    return load(args.model, adapter=one_adapter(args), alpha=args.alpha, **_loading(args))
+
+
+def _loading(args: Namespace) -> dict[str, Any]:
+    template = getattr(args, "template", None)
+    if getattr(args, "input", None) is not None and row_template(args) is not None:
+        template = None
+    return {"template": template, **{name: getattr(args, name) for name in _LOADING}}
 
 
 def open_with_adapters(args: Namespace) -> LM:
@@ -59,7 +79,7 @@ def open_with_adapters(args: Namespace) -> LM:
         return open_model(args)
     if args.alpha is not None and len(adapters) > 1:
         raise RequestError("--alpha is of one LoRA", step="write lora_alpha into each adapter's adapter_config.json")
-    lm = load(args.model, **{name: getattr(args, name) for name in _LOADING})
+    lm = load(args.model, **_loading(args))
     for name, directory in adapters.items():
         lm.add_adapter(name, directory, alpha=args.alpha, hub=args.hub)
     return lm

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from glmkit.adapters.adapter import AdapterInfo
 from glmkit.adapters.named import NamedAdapters, unknown_adapter
 from glmkit.errors import RequestError
-from glmkit.loading import Parts, adapted, warn_of_ids
+from glmkit.loading import Parts, adapted, warn_of_use
 from glmkit.model.parameters import Fingerprint
 
 from .engine import Engine, EngineLimits
@@ -25,7 +25,7 @@ class ModelEngine:
         layouts = () if family is None else family.layouts
         layout = next((layout for layout in layouts if layout.name == parts.layout), None)
         self._adapters = NamedAdapters(parts.model, family, layout)
-        self._adapted: dict[str, Parts] = {}  # replaced, never changed: read without a lock
+        self._makers: dict[str | None, JobMaker] = {None: JobMaker(parts)}  # replaced, never changed: read unlocked
         self._engine: Engine | None = None
         self._weights: Fingerprint | None = None  # of the weights that filled the engine's cache
         self._process = os.getpid()
@@ -74,12 +74,10 @@ class ModelEngine:
 
     def jobs(self, adapter: str | None) -> JobMaker:
         """Maker of jobs for an adapter, None for the model alone. Raises RequestError for an unknown name."""
-        if adapter is None:
-            return JobMaker(self._parts)
-        parts = self._adapted.get(adapter)
-        if parts is None:
-            raise unknown_adapter(adapter, self._adapted)
-        return JobMaker(parts, adapter)
+        maker = self._makers.get(adapter)
+        if maker is None:
+            raise unknown_adapter(str(adapter), filter(None, self._makers))
+        return maker
 
     def add(self, name: str, directory: str | os.PathLike[str], alpha: float | None) -> AdapterInfo:
         """Read one more adapter; see `LM.add_adapter`."""
@@ -87,8 +85,8 @@ class ModelEngine:
         with self._changes:
             adapters = self._adapters.added(name, directory, alpha=alpha)
             parts = adapted(self._parts, adapters.adapter(name))
-            warn_of_ids(parts, str(directory))
-            self._exchange(adapters, {**self._adapted, name: parts})
+            warn_of_use(parts, str(directory))
+            self._exchange(adapters, {**self._makers, name: JobMaker(parts, name)})
             return adapters.infos[name]
 
     def remove(self, name: str) -> None:
@@ -96,11 +94,11 @@ class ModelEngine:
         check_process(self._process)
         with self._changes:
             adapters = self._adapters.removed(name)
-            self._exchange(adapters, {other: parts for other, parts in self._adapted.items() if other != name})
+            self._exchange(adapters, {other: maker for other, maker in self._makers.items() if other != name})
 
-    def _exchange(self, adapters: NamedAdapters, parts: dict[str, Parts]) -> None:
+    def _exchange(self, adapters: NamedAdapters, makers: dict[str | None, JobMaker]) -> None:
         with self._lock:
             if self._engine is not None and not self._engine.ended:
                 self._engine.exchange(adapters.joined)
                 self._weights = Fingerprint.of(adapters.joined)
-            self._adapters, self._adapted = adapters, parts
+            self._adapters, self._makers = adapters, makers

@@ -9,23 +9,28 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError, TokenizerError
 from glmkit.families.family import first_verb
 from glmkit.loading import Parts
-from glmkit.tokenizer.chat_template import ChatTemplate
+from glmkit.tokenizer.chat_template import ChatTemplate, Message
+from glmkit.tokenizer.dialogue import Dialogue, Limits
 from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.protocol import Tokenizer
 
 from .blank_text import BlankText
 from .params import check_type
 from .prompt import Prompt
+from .wording import Wording
+
+_UNLIMITED = Limits(1 << 30, 1 << 30)  # tokens; what is too long for the model is refused elsewhere
 
 
 class Prompts:
     """Makes the prompts of one model.
 
-    adapter: the one that reads them, None for the model alone.
+    adapter: the one that reads them, None for the model alone. wording: the words that users' texts get.
     """
 
     def __init__(self, parts: Parts, adapter: str | None = None) -> None:
         self._parts, self.adapter = parts, adapter
+        self.wording = Wording(parts.taught, parts.template)
 
     @property
     def config(self) -> GLMConfig:
@@ -94,23 +99,25 @@ class Prompts:
         whole: bool = True,
         room: int | None = None,
         name: str = "the text",
+        worded: bool = False,
     ) -> Prompt:
         """The prompt of a text to continue.
 
-        A text becomes part A with a generation mask behind it, or gets the tokens that its tokenizer puts around every
-        input, as the family has it; a mask written in it is ordinary text. Token ids are taken for the whole prompt,
-        added tokens included: nothing is added, and nothing forbidden but the padding rows of the vocabulary. Padding
-        ids in front of them are not read, but count for penalties and beam_length "row".
-        own_stops False: no id ends the answer but those of the request. whole False: token ids are those of a text, as
-        they are, and get around them what a text gets; special ones are refused, as no text has them. room: the most
-        tokens of prompt and answer. name: how errors call the text. Raises RequestError for no text, for one that is
-        too long, and for ids that the model lacks.
+        A text gets the words of `wording`, unless it is `worded`. It becomes part A with a generation mask behind it,
+        or gets the tokens that its tokenizer puts around every input, as the family has it; a mask written in it is
+        ordinary text. Token ids are taken for the whole prompt, added tokens included: nothing is added, and nothing
+        forbidden but the padding rows of the vocabulary. Padding ids in front of them are not read, but count for
+        penalties and beam_length "row".
+        own_stops False: no id ends the answer but those of the request. whole False: token ids are those of a text,
+        worded as they are, and get around them what a text gets; special ones are refused, as no text has them. room:
+        the most tokens of prompt and answer. name: how errors call the text. Raises RequestError for no text, for one
+        that is too long, and for ids that the model lacks.
         """
         config, generation = self._parts.config, self._parts.generation
         forbidden: set[int] = {*self.padding_ids}
         padding: tuple[int, ...] = ()
         if isinstance(text, str) or not whole:
-            ids = self._around(self.tokenizer.encode(text) if isinstance(text, str) else self._of_text(text, name))
+            ids = self._asking(text, worded) if isinstance(text, str) else self._around(self._of_text(text, name))
             if self._fills_spans:
                 forbidden |= self.never_in_spans
                 config = replace(config, special=self.special)
@@ -179,9 +186,31 @@ class Prompts:
         config = self._parts.config
         return config.mask != "causal" and config.blank_order != "gmask_first"
 
+    def _asking(self, text: str, worded: bool) -> list[int]:
+        """The ids of a text, worded, with what the model expects around them."""
+        messages = [Message("user", text)] if worded else self.wording.messages([Message("user", text)])
+        tuned = self._as_tuned(messages)
+        return self._around(self.tokenizer.encode(messages[-1].content)) if tuned is None else tuned
+
+    def _as_tuned(self, messages: Sequence[Message]) -> list[int] | None:
+        """The prompt of a training row, for a model of spans that was tuned; else None.
+
+        What a text becomes in the published pretraining and in fine-tuning differs by the token behind the mask.
+        """
+        family, taught = self._parts.family, self._parts.taught
+        # Lengths are recorded wherever rows of the family's form were trained.
+        if not self._fills_spans or taught.source_length is None or family is None or family.tuning is None:
+            return None
+        dialogue = Dialogue(tuple(messages), (False,) * len(messages), "")
+        return family.tuning.prompt(self.tokenizer, dialogue, _UNLIMITED, frozenset(taught.quirks))
+
     def _around(self, ids: list[int]) -> list[int]:
         """The ids of a text with what the model expects around them."""
         tokenizer = self.tokenizer
+        empty, other = (self._as_tuned([Message("user", text)]) for text in ("", "a"))
+        if empty is not None and other is not None:
+            start = next(i for i, (one, two) in enumerate(zip(empty, other, strict=False)) if one != two)
+            return [*empty[:start], *ids, *empty[start:]]
         if self._fills_spans:
             mask = self._parts.generation.generation_mask_id
             return [*self._opening(), *ids, self.special.gmask if mask is None else mask, self.special.sop]

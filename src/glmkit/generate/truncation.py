@@ -52,7 +52,7 @@ def fit(
     prompt and reply; with it max_new_tokens is the longest reply as far as there is room. Raises RequestError, naming
     tokens and limit, where even so, or without trim, the reply has no room.
     """
-    template = prompts.template
+    template, messages = prompts.template, prompts.wording.messages(messages)
     build = partial(template.build, prompts.chat_tokenizer, specials=specials)
     positions = positions if room is None else min(positions, room)
     limit, reserved = positions, min(RESERVED, positions // 4)
@@ -92,6 +92,7 @@ def fit(
 class Shortener:
     """Cuts tokens of the text, never those that the model's family puts around it, so that `length` are left in all.
 
+    What a template of the training puts around it is part of the text, as it was in training.
     side "left" drops the beginning, as PaddleNLP's `predict_generation.py` does, "right" the end, as the fine-tuning
     scripts of GLM and ChatGLM-6B do.
     """
@@ -102,7 +103,7 @@ class Shortener:
             raise RequestError(f"truncation_side is {side!r}; use left or right")
         self._prompts, self._side = prompts, side
         # The tokens around every text are those around this one.
-        self._example = prompts.continuation("a")
+        self._example = prompts.continuation("a", worded=True)
         own, whole = prompts.tokenizer.encode("a"), [*self._example.ids]
         places = range(len(whole) - len(own) + 1)
         start = next(place for place in places if whole[place : place + len(own)] == own)
@@ -114,7 +115,7 @@ class Shortener:
 
     def cut(self, text: str) -> tuple[Prompt | None, int]:
         """(the prompt with what is left of the text, how many tokens are not), or (None, 0) for a text that fits."""
-        ids = self._prompts.tokenizer.encode(text)
+        ids = self._prompts.tokenizer.encode(self._prompts.wording.text(text))
         over = len(ids) - self._max_tokens
         if over <= 0:
             return None, 0

@@ -15,6 +15,7 @@ from glmkit.adapters.directory import open_adapter, write_adapter
 from glmkit.checkpoint.native import load_weights, write_model
 from glmkit.checkpoint.run_directory import REPORT_FILE
 from glmkit.checkpoint.taught import Taught, write_taught
+from glmkit.data.dialogues.templates import TEMPLATES, find_templates, plain_templates
 from glmkit.data.loader import BatchLoader
 from glmkit.data.packing import Batch
 from glmkit.data.tuning_batches import TuningBatches
@@ -65,9 +66,17 @@ class Finetuning(Task[GLM, Batch]):
         self._plain_loss = batch_loss()
         self.restart = "--model" if config.tuning.method == FULL else "--model.adapter"
         limits, stop_ids = self.data.maker.limits, self.data.maker.stop_ids
-        template = ",".join(self.data.sets.templates) or None
-        quirks, columns = tuple(config.data.quirks), config.data.columns.given()
-        self._taught = Taught(template, quirks, stop_ids, limits.source, limits.target, columns)
+        names, columns = self.data.sets.templates, config.data.columns.given()
+        wordings = () if all(name in TEMPLATES for name in names) else plain_templates(find_templates(names))
+        self._taught = Taught(
+            ",".join(names) or None,
+            tuple(config.data.quirks),
+            stop_ids,
+            limits.source,
+            limits.target,
+            columns,
+            tuple(wordings),
+        )
 
     def plan(self, ranks: Ranks) -> TuningBatches:
         self._batches = self.data.batches(self.config, ranks.world_size)

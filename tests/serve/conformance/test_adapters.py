@@ -12,12 +12,13 @@ import pytest
 
 from glmkit.adapters.attach import merge_adapter
 from glmkit.adapters.directory import apply_adapter
+from glmkit.checkpoint.taught import Taught
 from glmkit.errors import RequestError
 from glmkit.serve.app import create_app
 from glmkit.serve.settings import ServeSettings
 from glmkit.session import LM
 from support.live import Live, serving
-from support.saved_adapters import save_lora, save_prefix, save_with_norm
+from support.saved_adapters import record_taught, save_lora, save_prefix, save_with_norm
 from support.served_models import small_base, small_chat
 
 pytestmark = pytest.mark.sampled(4)
@@ -155,6 +156,35 @@ def test_unknown_names(base: Live, name: str) -> None:
         with pytest.raises(openai.NotFoundError, match=f"this server has {listed}") as caught:
             call()
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_each_adapter_has_the_wording_of_its_training(tmp_path: Path) -> None:
+    """Texts and the user's messages, by the model that a request names; ids are read as they are."""
+
+    def build() -> LM:
+        lm = small_chat("chatglm")
+        if not (tmp_path / "a").exists():
+            record_taught(save_lora(lm.model, tmp_path / "a"), Taught("chatglm_tuning"))
+        lm.add_adapter("a", tmp_path / "a")
+        return lm
+
+    with serving(build) as live:
+        worded, model = f"Instruction: {QUESTION}\nAnswer: ", f"{live.model}:a"
+        plain, asked = ask(live, live.model), ask(live, model)
+        right = live.direct.chat(worded, adapter="a", temperature=0, max_new_tokens=10)[0]
+        assert (plain.choices[0].message.content, asked.choices[0].message.content) == (
+            live.reply(QUESTION, max_new_tokens=10),
+            right,
+        )
+        tokens = [len(live.direct.prompts.continuation(text).ids) for text in (QUESTION, worded)]
+        assert [one.usage.prompt_tokens for one in (plain, asked, ask(live, model, worded))] == [*tokens, tokens[1]]
+        complete = partial(live.client.completions.create, max_tokens=10, temperature=0)
+        texts = {name: complete(model=name, prompt=QUESTION) for name in (live.model, model)}
+        assert [one.usage.prompt_tokens for one in texts.values()] == tokens
+        assert texts[model].choices[0].text == live.direct.generate(worded, adapter="a", max_new_tokens=10)
+        assert complete(model=model, prompt=QUESTION, echo=True).choices[0].text.startswith(QUESTION)
+        ids = live.direct.tokenizer.encode(QUESTION)
+        assert complete(model=model, prompt=ids).usage.prompt_tokens == tokens[0]
 
 
 @pytest.mark.exhaustive

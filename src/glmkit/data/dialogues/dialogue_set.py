@@ -19,7 +19,7 @@ from .report import SetReport
 from .row_files import RowFiles
 from .row_forms import Columns
 from .row_reader import Answers, RowReader, check_seen
-from .templates import TEMPLATES, find_templates
+from .templates import find_templates, lasting_name
 from .texts import Reader
 
 OnBadRow = Literal["refuse", "skip"]
@@ -94,11 +94,6 @@ class DialogueSets:
                 yield from (f"{what}, {one.name}: {line}" for line in one.report.lines())
 
 
-def _lasting(template: str) -> str:
-    """A template's name, or the absolute path of its file."""
-    return template if template in TEMPLATES else os.path.abspath(template)
-
-
 def open_dialogues(spec: DialogueSpec, reader: Reader | None = None, progress: Progress | None = None) -> DialogueSets:
     """Read the sets of a fine-tuning into memory.
 
@@ -142,7 +137,7 @@ class _Opener:
         notes += common_questions(train, validation)
         wordings = {self._own_templates[name] for name in spec.train}
         templates = spec.template or (tuple(wordings - {""}) if len(wordings) == 1 else ())
-        return DialogueSets(train, validation, notes, [*map(_lasting, templates)])
+        return DialogueSets(train, validation, notes, [*map(lasting_name, templates)])
 
     def _validation(self, name: str) -> DialogueSet:
         found = self._read(name, ("validation", "train"), self._spec.max_validation_rows)

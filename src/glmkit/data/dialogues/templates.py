@@ -1,5 +1,6 @@
 """Texts of questions and answers made from the fields of a row: published wordings by name, own ones from YAML."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from glmkit.tokenizer.inputs import Side
 
 _NAME = re.compile(r"\{(\w+)\}|\{\{|\}\}")
 _TEMPLATE_STREAM = 0x7E  # of the numbers that choose among several templates
+_MARK = "\0"  # stands for the text of a field
+NO_TEMPLATE = "none"  # for texts that stay as they are
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,45 @@ class TextTemplate:
         """Question, answer and system text."""
         asked = self._joined(self.prompt, fields, self.needs)
         return asked, self._joined(self.answer, fields), self._joined(self.system, fields)
+
+    def question(self, text: str) -> str | None:
+        """The question of a row whose first field has this text, and whose other fields are empty.
+
+        A text that is worded already stays. None for another one where the first field never stands alone.
+        """
+        if (worded := self.worded(text)) is not None:
+            return worded
+        return self._joined(self.prompt, {self._first[0]: text}, self.needs) if len(self._first) == 1 else None
+
+    def worded(self, text: str) -> str | None:
+        """A text that has all words around its first field and those beside it, ended as they end; else None.
+
+        Only white space may be wrong at its end. None, too, where no words stand there.
+        """
+        first, *middle = self._words
+        last = middle.pop() if middle else ""
+        if not text.endswith(last):
+            text = text.rstrip() + last[len(last.rstrip()) :]
+        end = len(text) - len(last)
+        if not any(self._words) or not text.startswith(first) or not text.endswith(last):
+            return None
+        place = len(first)
+        for words in middle:
+            place = text.find(words, place, end) + len(words)
+            if place < len(words):
+                return None
+        return text if place <= end else None
+
+    @cached_property
+    def _first(self) -> tuple[str, ...]:
+        """The first field of the question, and those that share a piece with it."""
+        first = next((name for piece in self.prompt for name in _fields(piece)), None)
+        return tuple(dict.fromkeys(name for piece in self.prompt if first in _fields(piece) for name in _fields(piece)))
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
+        """The texts before, between and behind these fields."""
+        return tuple(self._joined(self.prompt, dict.fromkeys(self._first, _MARK)).split(_MARK))
 
     @staticmethod
     def _joined(pieces: Sequence[str], fields: Mapping[str, str], needs: str = "") -> str:
@@ -87,24 +129,57 @@ TEMPLATES = {
 }
 
 
-def find_templates(names: Sequence[str]) -> tuple[TextTemplate, ...]:
+def lasting_name(template: str) -> str:
+    """A template's name, or the absolute path of its file."""
+    return template if template in TEMPLATES else os.path.abspath(template)
+
+
+def find_templates(names: Sequence[str], param: str = "data.template") -> tuple[TextTemplate, ...]:
     """Templates by name, or from YAML files with a list of {prompt, answer[, system, name, cut]}.
 
-    Raises ConfigError for an unknown name and a file that holds something else.
+    param: the option that names them. Raises ConfigError for an unknown name and a file that holds something else.
     """
     found: list[TextTemplate] = []
     for name in names:
         if name in TEMPLATES:
             found.append(TEMPLATES[name])
         elif name.endswith((".yaml", ".yml")):
-            found += _read(Path(name))
+            try:
+                found += _read(Path(name))
+            except ConfigError as error:
+                error.param = param
+                raise
         else:
             raise ConfigError(
-                f"data.template is {name!r}, which is no template and no .yaml file",
+                f"{param} is {name!r}, which is no template and no .yaml file",
                 step=did_you_mean(name, TEMPLATES),
-                param="data.template",
+                param=param,
             )
     return tuple(found)
+
+
+def plain_templates(templates: Sequence[TextTemplate]) -> list[dict[str, object]]:
+    """Templates as plain values for a record: published ones by name, the words of others."""
+    return [
+        {"name": one.name}
+        if TEMPLATES.get(one.name) == one
+        else {
+            "name": one.name,
+            "prompt": [*one.prompt],
+            "answer": [*one.answer],
+            "system": [*one.system],
+            "cut": one.cut,
+        }
+        for one in templates
+    ]
+
+
+def recorded_templates(values: Sequence[Mapping[str, object]], where: str) -> tuple[TextTemplate, ...]:
+    """Read what `plain_templates` made. Raises ConfigError for what is no template."""
+    return tuple(
+        find_templates([str(value["name"])])[0] if value.keys() == {"name"} else _of_item(value, where, "template")
+        for value in values
+    )
 
 
 def choose(templates: Sequence[TextTemplate], seed: int, index: int) -> TextTemplate:
@@ -130,7 +205,7 @@ def _read(path: Path) -> list[TextTemplate]:
     try:
         value = parse_yaml(read_small(path, ConfigError), str(path), ConfigError)
     except FileNotFoundError:
-        raise ConfigError(f"data.template {path}: no such file", param="data.template") from None
+        raise ConfigError(f"{path}: no such file of templates", param="data.template") from None
     items = value.get("templates", [value]) if isinstance(value, dict) else value
     if not isinstance(items, list) or not items:
         raise ConfigError(f"{path}: holds no list of templates", step="see docs/finetuning_data.md")
@@ -138,7 +213,7 @@ def _read(path: Path) -> list[TextTemplate]:
 
 
 def _of_item(item: object, where: str, stem: str) -> TextTemplate:
-    if not isinstance(item, dict):
+    if not isinstance(item, Mapping):
         raise ConfigError(f"{where} is no mapping", step="give prompt and answer")
     known = ("name", "prompt", "answer", "system", "cut")
     for key in item:
