@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from glmkit import load
 from glmkit.checkpoint.native import write_model
+from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.checkpoint.weights import expected_tensors
 from glmkit.cli import main as cli
 from glmkit.config import GLMConfig
+from support.finetuning import toy_base
 
 
 @pytest.fixture
@@ -65,3 +68,23 @@ def test_mistakes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "never cut over ranks" in refused("--to", "glmkit", "--tensor-parallel", "2")
     assert "float64" in refused("--to", "paddle", "--dtype", "float64")
     assert "did you mean --tensor-parallel" in refused("--to", "paddle", "--tensor-paralel", "2")
+
+
+def test_our_tokenizer_and_what_was_taught_go_along_and_are_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = toy_base(tmp_path / "base")
+    taught = Taught(quirks=("left_cut",), source_length=30, target_length=20, columns={"prompt": "q", "response": "a"})
+    write_taught(base, taught)
+    whole, asked = load(base, device="cpu"), {"seed": 1, "max_tokens": 4}
+    for layout, words in (("paddle", []), ("paddle", ["--weights=safetensors"]), ("huggingface", []), ("megatron", [])):
+        made = tmp_path / f"{layout}{len(words)}"
+        assert cli.main(["convert", str(base), str(made), f"--to={layout}", *words]) == 0
+        assert "copied as they are: LICENSE, glmkit_tuning.json, special_tokens.json, tokenizer.json" in (
+            capsys.readouterr().out
+        )
+        lm = load(made, device="cpu")
+        assert lm.tokenizer.fingerprint() == whole.tokenizer.fingerprint()
+        assert lm.parts.taught == taught
+        if layout == "paddle":  # Hugging Face's file has another activation
+            assert lm.fill("The small [MASK] ran.", **asked) == whole.fill("The small [MASK] ran.", **asked)

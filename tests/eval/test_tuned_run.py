@@ -119,3 +119,33 @@ def test_a_run_that_was_finished_before_is_left_alone(base: Path, tmp_path: Path
     before = page.stat().st_mtime_ns
     assert main([*command, "--resume", "auto"]) == 0
     assert page.stat().st_mtime_ns == before
+
+
+def test_a_run_that_goes_on_from_an_adapter_is_measured_against_both_starts(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the base alone, and against the base with the adapter; an effect is one on the latter."""
+    rows = toy_rows(tmp_path / "rows.jsonl")
+    first = tuning_recipe("lora", base, [rows], tmp_path / "first", optimizer__learning_rate=0.01)
+    adapter = finetune(first, quiet=True).model
+    goes_on = {"model__adapter": str(adapter), "training__max_steps": 1, "optimizer__learning_rate": 0.001}
+    config = tuning_recipe("lora", base, [rows], tmp_path / "run", schedule__warmup_ratio=0.0, **goes_on)
+    inspector = TuningInspector(config, ["glm"], Progress(quiet=False, eager=True))
+    effect = inspector.finish(finetune(config, prepare=inspector.prepare, quiet=True), Ranks())
+    assert effect is not None
+    assert (effect.base, effect.start) == (str(base), str(adapter))
+    assert 0 < effect.since_start["trained"].kl < effect.changes["trained"].kl / 10
+    assert effect.since_start["trained"].loss_after == effect.changes["trained"].loss_after
+    told = capsys.readouterr().err
+    assert f"adapter (lora): all 8 tensors matched, against {base}\n" in told
+    assert f"of this run alone, against its start, {base} with {adapter}\n" in told
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["forgetting"].startswith(f"against {base} the loss at general texts ")
+    assert f"; against the start of this run, with {adapter}, the loss at general texts " in report["forgetting"]
+    assert report["settings"]["adapter at the start"] == str(adapter)
+    assert str(adapter) in (tmp_path / "run" / "report.html").read_text()
+    config = tuning_recipe("lora", base, [rows], tmp_path / "idle", **goes_on | {"optimizer__learning_rate": 1e-30})
+    inspector = TuningInspector(config, ["glm"], QUIET)
+    outcome = finetune(config, prepare=inspector.prepare, quiet=True)
+    with pytest.raises(TrainingError, match=rf"has no effect: no output of the model differs from {adapter}'s"):
+        inspector.finish(outcome, Ranks())

@@ -44,8 +44,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Effect:
-    """Changes by group, and what was measured. adapter: its kind, "" for a whole model. tensors: of the adapter, all
-    found and all put on; changed: those of them with a number that is not 0.
+    """Changes by group against the base, and what was measured. adapter: its kind, "" for a whole model. tensors: of
+    the adapter, all found and all put on; changed: those of them with a number that is not 0.
+
+    base: its name. start: the name of an adapter that the run went on from, "" for none; since_start: changes against
+    the base with that one.
     """
 
     changes: Mapping[str, Change]
@@ -53,6 +56,9 @@ class Effect:
     tensors: int = 0
     changed: int = 0
     notes: tuple[str, ...] = field(default=())
+    base: str = "the base"
+    start: str = ""
+    since_start: Mapping[str, Change] = field(default_factory=dict)
 
     @property
     def forgetting(self) -> Change | None:
@@ -66,14 +72,20 @@ class Effect:
     def lines(self) -> list[str]:
         """Sentences for a terminal."""
         what = f"adapter ({self.adapter}): all {self.tensors} tensors matched" if self.adapter else "the whole model"
-        lines = [f"effect, measured on what was exported, {what}"]
-        for group, change in self.changes.items():
-            lines.append(
-                f"  {group.replace('_', ' ')}: loss {change.loss_before:.4f} -> {change.loss_after:.4f} over "
-                f"{change.tokens} tokens; KL from the base {change.kl:.4g} nats, another first choice at "
-                f"{100 * change.other_top:.0f} % of {change.places} places"
-            )
+        lines = [f"effect, measured on what was exported, {what}, against {self.base}"]
+        lines += [_words(group, change, "the base") for group, change in self.changes.items()]
+        if self.start:
+            lines.append(f"of this run alone, against its start, {self.base} with {self.start}")
+            lines += [_words(group, change, "the start") for group, change in self.since_start.items()]
         return [*lines, *(f"  {note}" for note in self.notes)]
+
+
+def _words(group: str, change: Change, other: str) -> str:
+    return (
+        f"  {group.replace('_', ' ')}: loss {change.loss_before:.4f} -> {change.loss_after:.4f} over "
+        f"{change.tokens} tokens; KL from {other} {change.kl:.4g} nats, another first choice at "
+        f"{100 * change.other_top:.0f} % of {change.places} places"
+    )
 
 
 def compare(before: Measured, after: Measured, probes: Probes) -> dict[str, Change]:
@@ -100,11 +112,20 @@ def compare(before: Measured, after: Measured, probes: Probes) -> dict[str, Chan
     return changes
 
 
-def prove_effect(model: GLM, probes: Probes, before: Measured | None = None, *, where: str = "the model") -> Effect:
+def prove_effect(
+    model: GLM,
+    probes: Probes,
+    before: Measured | None = None,
+    *,
+    where: str = "the model",
+    base_name: str = "the base",
+    start: tuple[str, Measured] | None = None,
+) -> Effect:
     """Measure a model that was trained, as it was opened again.
 
     before: the base at these probes. A model with an adapter is compared with itself without it, to which `before`,
-    where it is given, must be equal. where: what was opened, for messages. Raises TrainingError (code "no_effect")
+    where it is given, must be equal. where: what was opened, for messages. start: an adapter that the training went on
+    from, and the base with it at these probes: the effect must be one on that. Raises TrainingError (code "no_effect")
     when no output changed, naming the likely cause, and ("other_base") when the base under the adapter is not the one
     that was trained on.
     """
@@ -120,11 +141,15 @@ def prove_effect(model: GLM, probes: Probes, before: Measured | None = None, *, 
         changed = sum(bool(tensor.detach().any()) for tensor in tensors)
         notes = () if before is None else _check_base(before, base, probes, where)
         effect = Effect(compare(base, after, probes), adapter.info.kind, len(tensors), changed, notes)
-    if all(change.kl < _LITTLE for change in effect.changes.values()):
+    effect, trained = replace(effect, base=base_name), effect.changes
+    if start is not None:
+        trained = compare(start[1], after, probes)
+        effect = replace(effect, start=start[0], since_start=trained)
+    if all(change.kl < _LITTLE for change in trained.values()):
         remark = "hardly any effect: the training was very short, or its learning rate very small"
         effect = replace(effect, notes=(*effect.notes, remark))
-    if all(change.is_noise for change in effect.changes.values()):
-        why = "no output of the model differs from the base's"
+    if all(change.is_noise for change in trained.values()):
+        why = f"no output of the model differs from {'the base' if start is None else start[0]}'s"
         step = "look whether the loss fell, whether the learning rate is above 0, and what `glm show` counts"
         if adapter is not None and effect.changed < effect.tensors:
             why += f"; {effect.tensors - effect.changed} of the adapter's {effect.tensors} tensors are all 0"

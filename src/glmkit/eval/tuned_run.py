@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmkit.adapters.attach import detach_adapter
+from glmkit.adapters.attach import detach_adapter, find_attached
 from glmkit.adapters.directory import apply_adapter
 from glmkit.generate.params import GenerationParams
 from glmkit.loading import Parts, load_parts
@@ -20,7 +20,7 @@ from glmkit.train.run import RunResult
 
 from .effect import Effect, prove_effect
 from .generation_scores import GenerationScores, answer_texts
-from .probes import BEFORE_FILE, Measured, Probes, measure_before, spread, tuning_probes, untuned
+from .probes import BEFORE_FILE, Measured, Probes, measure, measure_before, spread, tuning_probes, untuned
 from .questions import Question, question_of
 from .tuning_report import Side, TuningReport, read_lines
 
@@ -39,6 +39,7 @@ class _Before:
     replay: dict[str, float]
     trained: int
     total: int
+    start: tuple[str, Measured] | None
 
 
 class TuningInspector:
@@ -67,7 +68,10 @@ class TuningInspector:
         chosen = spread(shown, self._config.evaluation.report_rows)
         questions = [question for row in chosen if (question := question_of(row, maker)).ids]
         params = GenerationParams(max_new_tokens=min(maker.limits.target, _SIDE_TOKENS), stop_ids=maker.stop_ids)
+        adapter, start = find_attached(model), None
         with random_state.untouched(ranks.device):
+            if adapter is not None and adapter.info.path is not None:  # one that was trained before
+                start = str(adapter.info.path), measure(model, probes)
             measure_before(Path(directory), model, probes)
             with untuned(model):
                 answers = answer_texts(LM(parts), questions, params)
@@ -80,6 +84,7 @@ class TuningInspector:
             _replay(data, self._config),
             sum(parameter.numel() for parameter in trained(model).values()),
             sum(parameter.numel() for parameter in model.parameters()),
+            start,
         )
 
     def scorer(self, parts: Parts, data: TuningData, config: FinetuneConfig, ranks: Ranks) -> GenerationScores:
@@ -113,7 +118,8 @@ class TuningInspector:
             return None
         measured = Measured.read(outcome.directory / BEFORE_FILE, before.probes)
         lm = LM(self._open(exported, "auto" if measured is None else measured.dtype, ranks))
-        effect = prove_effect(lm.model, before.probes, measured, where=str(exported))
+        base, start = str(self._config.model.base), before.start
+        effect = prove_effect(lm.model, before.probes, measured, where=str(exported), base_name=base, start=start)
         answers = answer_texts(lm, before.questions, before.params)
         sides = [
             Side(question.id, lm.tokenizer.decode(question.ids), question.reference, first, second)
@@ -151,6 +157,7 @@ class TuningInspector:
         return {
             "method": c.tuning.method,
             "base": c.model.base,
+            "adapter at the start": "a new one" if before.start is None else before.start[0],
             "trained parameters": f"{before.trained:,} of {before.total:,}",
             "steps": outcome.result.step,
             "end": outcome.result.reason,

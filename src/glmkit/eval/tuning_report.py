@@ -90,12 +90,9 @@ class TuningReport:
         change = self.effect.forgetting
         if change is None:
             return "no general text was measured"
-        rise = change.loss_after - change.loss_before
-        moved = "rose" if rise > 0 else "fell"
-        text = (
-            f"the loss at general texts {moved} by {abs(rise):.4f} to {change.loss_after:.4f} nats a token, "
-            f"KL {change.kl:.4g}"
-        )
+        text = f"against {self.effect.base} {_forgot(change)}"
+        if (since := self.effect.since_start.get(GENERAL)) is not None:
+            text += f"; against the start of this run, with {self.effect.start}, {_forgot(since)}"
         if self.replay:
             shares = ", ".join(f"{percent(share)} {name}" for name, share in self.replay.items())
             return f"{text}; with replay of {shares}"
@@ -105,6 +102,14 @@ class TuningReport:
         """Write report.json and report.html into the run's directory; their paths."""
         values = self.to_dict()
         return write_report(directory, values, tuning_page(values, self.effect))
+
+
+def _forgot(change: Change) -> str:
+    rise = change.loss_after - change.loss_before
+    return (
+        f"the loss at general texts {'rose' if rise > 0 else 'fell'} by {abs(rise):.4f} to {change.loss_after:.4f} nats "
+        f"a token, KL {change.kl:.4g}"
+    )
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -123,7 +128,12 @@ def tuning_page(values: Mapping[str, Any], effect: Effect) -> str:
         _tiles(values, effect),
         "<h2>Effect and forgetting</h2>",
         _EXPLAINED,
-        _changes(effect),
+        _changes(effect.changes, f"Against {effect.base}"),
+        *(
+            [_changes(effect.since_start, f"Against the start of this run, with {effect.start}")]
+            if effect.start
+            else []
+        ),
         f"<p>{escape(values['forgetting'][:1].upper() + values['forgetting'][1:])}.</p>",
         *(f"<p>{escape(note)}</p>" for note in effect.notes),
         "<h2>Loss</h2>",
@@ -156,12 +166,12 @@ def _tiles(values: Mapping[str, Any], effect: Effect) -> str:
     return tiles_of(tiles)
 
 
-def _changes(effect: Effect) -> str:
-    rows = "".join(map(_change, effect.changes, effect.changes.values()))
+def _changes(changes: Mapping[str, Change], against: str) -> str:
+    rows = "".join(map(_change, changes, changes.values()))
     head = "".join(f'<th class="number">{name}</th>' for name in ("tokens", "loss before", "after", "KL", "other"))
     return (
         '<div class="wide"><table>'
-        "<caption>“other”: places at which another token became the most likely one.</caption>"
+        f"<caption>{escape(against)}. “other”: places at which another token became the most likely one.</caption>"
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

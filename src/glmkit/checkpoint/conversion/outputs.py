@@ -30,11 +30,11 @@ KINDS: dict[str, tuple[WeightsFormat, ...]] = {
 }
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LARGEST = 64 << 20  # bytes of a file that is carried
-# No weights, and the same meaning in every layout: tokenizer, generation, licence.
+# No weights, and the same meaning in every layout: tokenizer, generation, what tuning taught, licence.
 PATTERNS = (
     "generation.json", "generation_config.json", "README*", "LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "vocab.txt", "vocab.json", "merges.txt",
+    "tokenizer.json", "special_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*", "vocab.txt", "vocab.json", "merges.txt", "glmkit_tuning.json",
 )  # fmt: skip
 
 
