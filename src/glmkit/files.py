@@ -149,7 +149,7 @@ def _remove_abandoned(target: Path) -> None:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` only when the block ends without an error.
 
-    Raises: OSError as the file system raises it; then `path` is as it was before.
+    Raises: OSError as the file system raises it, with the path where that has none; then `path` is as it was before.
     """
     target = Path(path)
     temporary = _temporary_name(target)
@@ -161,8 +161,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             if not os.path.samestat(os.fstat(file.fileno()), temporary.lstat()):
                 raise OSError(errno.EBUSY, "another thread or program is writing it", str(target))
         rename(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of a write
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     fsync_path(target.parent)
 

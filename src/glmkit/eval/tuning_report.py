@@ -106,9 +106,10 @@ class TuningReport:
 
 def _forgot(change: Change) -> str:
     rise = change.loss_after - change.loss_before
+    moved = "rose" if rise > 0 else "fell"
     return (
-        f"the loss at general texts {'rose' if rise > 0 else 'fell'} by {abs(rise):.4f} to {change.loss_after:.4f} nats "
-        f"a token, KL {change.kl:.4g}"
+        f"the loss at general texts {moved} by {abs(rise):.4f} to {change.loss_after:.4f} nats a token, "
+        f"KL {change.kl:.4g}"
     )
 
 

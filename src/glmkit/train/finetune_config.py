@@ -86,7 +86,9 @@ class TuningTraining(TrainingSection):
 
     num_epochs: float | None = option(None, "passes over the training rows, instead of max_steps", POSITIVE)
     opt_level: Literal["O1", "O2"] = option(
-        "O1", "of bf16 and fp16: O1 keeps all weights as loaded; O2 keeps those that are not trained in 16 bits"
+        "O1",
+        "of bf16 and fp16: O1 keeps all weights as loaded; O2 keeps those that are not trained in 16 bits "
+        "(untested on GPU)",
     )
 
 

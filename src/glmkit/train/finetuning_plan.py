@@ -114,6 +114,10 @@ def _idle_options(config: FinetuneConfig, base: TuningBase, data: TuningData, *,
         found.append(f"evaluation.every is {every:,} and there are no validation rows: nothing is evaluated")
     if data.validation and not every:
         found.append("evaluation.every is 0: the validation rows are looked at before and after the training alone")
+    training = config.training
+    if training.opt_level == "O2" and (config.adapter is None or training.precision == "fp32"):
+        why = "fp32 has no 16 bits" if training.precision == "fp32" else "all weights are trained, in float32"
+        found.append(f"training.opt_level O2 changes nothing: {why}")
     if isinstance(config.adapter, LoraOptions) and config.adapter.rank > width:
         found.append(f"adapter.rank is {config.adapter.rank:,}; above the {width:,} inputs of a layer it adds nothing")
     return found

@@ -33,7 +33,9 @@ class TrainingSection:
     batch_ramp: BatchRamp | None = option(None, "{start, increment, samples}: grow to batch_size")  # noqa: RUF009
     z_loss: float = option(0.0, "weight of log(Z)^2, Z the softmax's denominator", NOT_NEGATIVE)
     clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping", NOT_NEGATIVE)
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16: autocast; fp16: also loss scaling, CUDA only")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "bf16: autocast; fp16: also loss scaling, CUDA only; both untested on GPU"
+    )
     recompute: bool = option(False, "recompute activations in the backward pass: less memory, about 30 % more time")
     compile: bool = option(False, "torch.compile every block")
     deterministic: bool = option(False, "ask PyTorch for deterministic kernels (CUDA; CPU is deterministic anyway)")
