@@ -146,6 +146,17 @@ def _remove_abandoned(target: Path) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the path into errors of the system that leave the block without one, as those of writing do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` only when the block ends without an error.
 
@@ -154,17 +165,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     temporary = _temporary_name(target)
     try:
-        with _open_new(temporary) as file:
+        with named(target), _open_new(temporary) as file:
             yield file
             file.flush()
             sync(file, target)
             if not os.path.samestat(os.fstat(file.fileno()), temporary.lstat()):
                 raise OSError(errno.EBUSY, "another thread or program is writing it", str(target))
         rename(temporary, target)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of a write
-            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     fsync_path(target.parent)
 

@@ -150,6 +150,8 @@ def test_ptuning() -> None:
     assert want.items() <= found.items()
     assert "training.num_epochs" not in found
     assert options(PTUNING["train_chat"])["data.target_length"] == "256"
+    assert "data.quirks" not in found
+    assert options(f"{PTUNING['train']} --ignore_pad_token_for_loss False")["data.quirks"] == "counted_padding"
     assert options(PTUNING["train_chat"])["data.columns.history"] == "history"
     full = options(PTUNING["ds_train_finetune"])
     assert (full["tuning.method"], full["training.gradient_accumulation_steps"]) == ("full", "4")

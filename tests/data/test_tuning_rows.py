@@ -1,6 +1,7 @@
 """Rows encoded once: samples are the labels shifted by one, and nothing is lost uncounted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ def test_characters_without_an_id_are_counted_and_shown(family: str, vocabulary:
     )
     assert len(rows.report.remarks()) == (remark is not None)
     assert all(remark in line for line in rows.report.remarks() if remark)
+
+
+def test_words_without_an_id_are_counted_where_the_vocabulary_is_of_words(tmp_path: Path) -> None:
+    words = shared_dir("tokenizers", "glm-english") / "bert-base-uncased-vocab.txt"
+    (tmp_path / "vocab.txt").symlink_to(words)
+    own = family_named("glm")
+    tokenizer = own.tokenizer(tmp_path, None)
+    assert isinstance(tokenizer, InputTokenizer)
+    assert own.tuning is not None
+    maker = RowMaker(tokenizer, own.tuning, Limits(64, 64))
+    (remark,) = encode_rows([pair("a 😀 ox", "yes")], maker).report.remarks()
+    assert "1 ids are <unk>, in place of 1 characters ('😀' 1), in 1 rows" in remark
 
 
 def test_limits_that_hold_nothing_are_no_fault_of_a_row() -> None:

@@ -12,6 +12,7 @@ from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 from glmkit.train.finetuning import finetune
 from support.finetuning import toy_base, toy_rows, tuning_recipe
+from support.shared import shared_dir
 
 QUIET = Progress(quiet=True)
 
@@ -149,3 +150,19 @@ def test_a_run_that_goes_on_from_an_adapter_is_measured_against_both_starts(
     outcome = finetune(config, prepare=inspector.prepare, quiet=True)
     with pytest.raises(TrainingError, match=rf"has no effect: no output of the model differs from {adapter}'s"):
         inspector.finish(outcome, Ranks())
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_no_trouble_where_the_rows_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The general texts have ids that the model lacks: they are not measured, which is told."""
+    base, vocabulary = shared_dir("fixtures", "chatglm2-6b"), shared_dir("tokenizers", "chatglm2-chatglm3")
+    rows = tmp_path / "ids.jsonl"
+    rows.write_text("".join(json.dumps({"input_ids": [5, 6, 7 + n, 8], "seq_len": 2}) + "\n" for n in range(4)))
+    options = {"model__tokenizer": str(vocabulary), "evaluation__report_rows": 0, "optimizer__learning_rate": 0.02}
+    config = tuning_recipe("lora", base, [rows], tmp_path / "run", **options)
+    inspector = TuningInspector(config, ["glm"], Progress(quiet=False, eager=True))
+    effect = inspector.finish(finetune(config, prepare=inspector.prepare, quiet=True), Ranks())
+    assert effect is not None
+    assert set(effect.changes) == {"trained"}
+    assert "forgetting: no general text was measured" in capsys.readouterr().err

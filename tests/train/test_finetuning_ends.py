@@ -4,7 +4,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from glmkit.cli import finetune as verb
 from glmkit.cli.main import main
 from glmkit.train.checkpoints import CheckpointStore, RunLock
 from glmkit.train.finetuning import finetune
+from glmkit.train.metrics import MetricsLog
+from glmkit.train.run import RunResult
 from glmkit.train.state import StepRecord
 from support.finetuning import toy_base, toy_rows
 
@@ -70,29 +72,48 @@ def test_a_signal_saves_the_last_step_and_the_run_goes_on_bit_for_bit(
     assert (cut / "report.html").is_file()
 
 
-def test_a_second_run_in_the_same_directory_is_refused(
-    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "run"
+@contextmanager
+def rival(directory: Path) -> Iterator[None]:
+    """Another process that trains in a directory: a record lock is of a process."""
     (ready, says_ready), (end, says_end) = os.pipe(), os.pipe()
-    child = os.fork()  # a record lock is of a process
+    child = os.fork()
     if child == 0:
-        with RunLock(output):
+        with RunLock(directory):
             os.write(says_ready, b"x")
             os.read(end, 1)
         os._exit(0)
     os.read(ready, 1)
-    before = sorted(output.rglob("*"))
     try:
-        for resume in ("never", "auto"):
-            assert main(command("lora", base, rows, output, "--resume", resume)) == 2
-            told = f"glm finetune: another process is training in {output}; wait for it or give another --output\n"
-            assert capsys.readouterr().err == told
-        assert sorted(output.rglob("*")) == before
+        yield
     finally:
         os.write(says_end, b"x")
         os.waitpid(child, 0)
-    assert main(command("lora", base, rows, output, "--max_grad_norm", "1")) == 0
+
+
+def test_a_second_run_in_the_same_directory_is_refused(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, and behind the training, where the report is made."""
+    output = tmp_path / "run"
+    told = f"glm finetune: another process is training in {output}; wait for it or give another --output\n"
+    with rival(output):
+        before = sorted(output.rglob("*"))
+        for resume in ("never", "auto"):
+            assert main(command("lora", base, rows, output, "--resume", resume)) == 2
+            assert capsys.readouterr().err == told
+        assert sorted(output.rglob("*")) == before
+    with ExitStack() as stack, monkeypatch.context() as patch:
+
+        def trained(*given: Any, **options: Any) -> RunResult:
+            outcome = finetune(*given, **options)
+            stack.enter_context(rival(output))
+            return outcome
+
+        patch.setattr(verb, "finetune", trained)
+        assert main(command("lora", base, rows, output)) == 2
+        assert capsys.readouterr().err == told
+    assert main(command("lora", base, rows, output, "--resume", "auto")) == 0
+    assert (output / "report.html").is_file()
 
 
 @contextmanager
@@ -106,6 +127,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "size", "words"),
     [
@@ -129,6 +151,12 @@ def test_a_disk_that_takes_no_more_is_told_in_a_line_and_nothing_is_half_written
     assert main(command(method, base, rows, output, "--resume", "auto")) == 0
 
 
+def test_a_log_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    with no_file_above(10), pytest.raises(OSError, match="File too large") as error:
+        MetricsLog(tmp_path).metrics({"step": 1, "loss": 1.0})
+    assert error.value.filename == str(tmp_path / "metrics.jsonl")
+
+
 @pytest.mark.exhaustive
 def test_a_merge_that_cannot_be_written_leaves_nothing(
     base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -147,6 +175,7 @@ def test_a_merge_that_cannot_be_written_leaves_nothing(
     assert main(["merge", str(run), "--output", str(merged)]) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("words", [["finetune"], ["merge"]], ids=str)
 def test_a_folder_that_takes_nothing_is_told(
     words: list[str], base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def test_o2_trains_as_fp32_does_and_goes_on_bit_for_bit(
     assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float16}
 
 
+@pytest.mark.exhaustive
 def test_where_o2_changes_nothing_it_is_told(
     base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

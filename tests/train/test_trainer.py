@@ -181,6 +181,18 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_during_an_evaluation_saves_that_step(tmp_path):
+    def evaluator(model):
+        if trainer.state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.5}
+
+    trainer = toy_trainer(tmp_path, steps=8, evaluate_every=2, evaluators={"validation": evaluator})
+    result = trainer.run()
+    assert (result.step, result.reason) == (4, "SIGTERM")
+    assert trainer.store.steps() == [4]
+
+
 def test_evaluation_and_previews_leave_no_trace(tmp_path):
     def evaluator(model):
         assert not model.training

@@ -25,7 +25,7 @@ OnBadRow = Literal["refuse", "skip"]
 MODE = "tuning"
 _NAMED = 3  # places that a message names
 _SHOWN = 5  # unknown characters that a message shows
-_UNSEEN = "\U0010fffd"  # a character of nobody's: what it becomes is what every unknown one does
+_UNSEEN = "\U00016f00"  # a letter that no vocabulary has: what it becomes is what every unknown one does
 _UNKNOWN = frozenset(("<unk>", "[UNK]", "<|unk|>"))
 
 

@@ -13,6 +13,7 @@ from glmkit.progress import Progress
 from glmkit.session import LM
 from glmkit.tokenizer.dialogue import Example
 from glmkit.train import random_state
+from glmkit.train.checkpoints import RunLock
 from glmkit.train.finetune_config import FULL, FinetuneConfig
 from glmkit.train.finetuning_base import load_base, open_base, trained
 from glmkit.train.finetuning_data import TuningData
@@ -111,11 +112,15 @@ class TuningInspector:
         """Open what the run exported, prove its effect and write the report; None where nothing was trained to its end.
 
         Call it when the run's own model is no longer in memory, on the first rank. Raises TrainingError when what was
-        exported has no effect.
+        exported has no effect, or another process has begun to train in the run's directory.
         """
         before, exported = self._before, outcome.model
         if before is None or exported is None:
             return None
+        with RunLock(outcome.directory):
+            return self._finish(before, exported, outcome, ranks)
+
+    def _finish(self, before: _Before, exported: Path, outcome: RunResult, ranks: Ranks) -> Effect:
         measured = Measured.read(outcome.directory / BEFORE_FILE, before.probes)
         lm = LM(self._open(exported, "auto" if measured is None else measured.dtype, ranks))
         base, start = str(self._config.model.base), before.start

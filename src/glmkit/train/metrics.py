@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from glmkit.checkpoint.run_directory import METRICS_FILE, Written, metrics_damage, read_record
 from glmkit.errors import DataError
-from glmkit.files import atomic_write
+from glmkit.files import atomic_write, named
 
 from .reporters import Reporters
 
@@ -54,12 +54,14 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Wait until everything written is on disk: before a checkpoint becomes visible."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        for name, file in self._files.items():
+            with named(self.directory / name):
+                os.fsync(file.fileno())
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        for name, file in self._files.items():
+            with named(self.directory / name):
+                file.close()
         if self._reporters is not None:
             self._reporters.close()
 
@@ -74,8 +76,9 @@ class MetricsLog:
     def _write(self, name: str, values: Mapping[str, object]) -> bytes:
         file = self._files[name]
         line = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        file.write(line)
-        file.flush()
+        with named(self.directory / name):
+            file.write(line)
+            file.flush()
         return line
 
     def _report(self, kind: str, values: Mapping[str, object]) -> None:

@@ -122,7 +122,7 @@ class Trainer(Generic[B]):
                     better = False
                     if self._due(options.evaluate_every) and stop_reason is None:
                         better = self._evaluate()
-                        stop_reason = PATIENCE if options.best.exhausted(state) else None
+                        stop_reason = PATIENCE if options.best.exhausted(state) else self._stop_reason()
                     done = state.step == options.total_steps
                     if self._due(options.checkpoint_every) or done or better or stop_reason is not None:
                         self._save()
@@ -165,6 +165,10 @@ class Trainer(Generic[B]):
                 stack.enter_context(source)
             first = [] if self.state.step >= self.options.total_steps else list(islice(source, 1))
         return chain(first, source)
+
+    def _stop_reason(self) -> str | None:
+        """The reason to stop that any rank has; all ranks call it together."""
+        return next((reason for reason in self.ranks.gather(self.stop.reason) if reason is not None), None)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
