@@ -16,7 +16,7 @@ from glmkit.adapters.directory import save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.checkpoint.native import write_model
-from glmkit.checkpoint.taught import Taught
+from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.cli.main import main
 from glmkit.errors import CheckpointError, RequestError
 from glmkit.families.family import family_named
@@ -46,7 +46,15 @@ def row(model: GLM, *, plain: bool = False) -> Tensor:
         return model(ids)
 
 
-def made(base: Path, folder: Path, options: NewAdapter, *, family: str | None = None, size: float = 0.05) -> Tensor:
+def made(
+    base: Path,
+    folder: Path,
+    options: NewAdapter,
+    *,
+    family: str | None = None,
+    size: float = 0.05,
+    taught: Taught = TAUGHT,
+) -> Tensor:
     """An adapter with random numbers of that size, saved; the logits of the base with it."""
     parts = load_parts(base, family=family, dtype="float32")
     new_adapter(parts.model, options, family=parts.family, seed=1)
@@ -54,7 +62,7 @@ def made(base: Path, folder: Path, options: NewAdapter, *, family: str | None = 
     with torch.no_grad():
         for parameter in attached(parts.model).parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator) / max(1, parameter.dim()))
-    save_adapter(parts.model, folder, origin=Origin(None, str(base), TAUGHT))
+    save_adapter(parts.model, folder, origin=Origin(None, str(base), taught))
     return row(parts.model.eval())
 
 
@@ -98,6 +106,17 @@ def test_merged_floats_are_those_of_the_base_unless_said_otherwise(tmp_path: Pat
     change, effect = row(again.model) - row(parts.model), expected - row(parts.model)
     assert float((change * effect).sum() / effect.square().sum()) == pytest.approx(1, abs=0.02)
     assert report.left == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("layout", ["glmkit", "huggingface"])
+@pytest.mark.parametrize("taught", [Taught(), TAUGHT])
+def test_prompts_are_those_of_the_adapter(taught: Taught, layout: str, tmp_path: Path) -> None:
+    """Also on a base that was tuned with others before."""
+    shutil.copytree(fixture("chatglm-6b"), tmp_path / "base")
+    write_taught(tmp_path / "base", Taught("chatglm_tuning", (), (7,)))
+    made(tmp_path / "base", tmp_path / "a", LoraOptions(("all",), rank=2), taught=taught)
+    merge(tmp_path / "base", tmp_path / "a", tmp_path / "merged", layout=layout)
+    assert load_parts(tmp_path / "merged").taught == taught
 
 
 @pytest.mark.parametrize("name", ["chatglm-6b", "chatglm-6b-int4", "chatglm-6b-int4-qe"])

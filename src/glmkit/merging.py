@@ -19,7 +19,7 @@ from .checkpoint.conversion.conversion import DTYPES, convert
 from .checkpoint.conversion.outputs import carried_files
 from .checkpoint.native import GENERATION_FILE, read_json, write_json, write_model
 from .checkpoint.open import Checkpoint, open_checkpoint
-from .checkpoint.taught import write_taught
+from .checkpoint.taught import TAUGHT_FILE, write_taught
 from .config import Quantization
 from .errors import CheckpointError, RequestError
 from .families.common.native_layout import OWN
@@ -155,7 +155,7 @@ def _write(parts: Parts, checkpoint: Checkpoint, folder: Path, layout: str, dtyp
     small = {
         name: path
         for name, path in carried_files(checkpoint.directory, checkpoint.family).items()
-        if name not in (GENERATION_FILE, GENERATION_CONFIG)
+        if name not in (GENERATION_FILE, GENERATION_CONFIG, TAUGHT_FILE)
     }
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as work:
         own = folder if layout == OWN.name else Path(work) / OWN.name

@@ -68,6 +68,8 @@ def test_a_chat_asks_as_rows_did(family: str, template: str, tmp_path: Path) -> 
         ids = asked(lm, ROW["instruction"], before)
         assert row.ids[: len(ids)] == ids
         assert len(ids) in (start, start + 1)  # the id that opens an answer is a label of ChatGLM-6B
+        if family == "chatglm" and not before:
+            assert [*lm.prompts.continuation(ROW["instruction"]).ids] == ids
     (tmp_path / "own.yaml").unlink(missing_ok=True)
     assert asked(taught(lm, lm.parts.taught), ROW["instruction"]) == asked(lm, ROW["instruction"])
     said = Turn.asked(lm.prompts, ROW["instruction"], [], {})
@@ -138,6 +140,20 @@ def test_several_fields_are_told_once() -> None:
         assert Wording(Taught("dureader_qg,chatglm_tuning")).text(own) == own
     with pytest.warns(GuessWarning, match="of the template gone.yaml the words are not known"):
         assert Wording(Taught("gone.yaml")).text("a") == "a"
+
+
+def test_the_last_question_of_a_conversation_is_worded() -> None:
+    """Not an outcome of a tool behind it, nor an answer that is begun; a system text of the user's own stays."""
+    said = [Message("system", "s"), Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    after = [Message("assistant", "{}", "tool"), Message("observation", "4")]
+    worded = Message("user", "Instruction: c\nAnswer: ")
+    for end in ([], after):
+        assert Wording(ALPACA).messages([*said, *end]) == [*said[:3], worded, *end]
+    assert Wording(ALPACA).messages(after) == after
+    own = Taught("own", wordings=({"name": "own", "system": "Be brief.", "prompt": "Q: {q}", "answer": "{a}"},))
+    asked = [Message("user", "a"), Message("assistant", "b"), Message("user", "Q: c")]
+    assert Wording(own).messages(said[1:]) == [Message("system", "Be brief."), *asked]
+    assert Wording(own).messages(said) == [said[0], *asked]
 
 
 def test_words_about_it() -> None:

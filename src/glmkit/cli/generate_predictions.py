@@ -248,7 +248,10 @@ def _check(args: Namespace) -> None:
     args.task, args.on_error = PREDICT, args.on_error or "record"
     for name in ("template", "prompt_field", "order", "added_prefix"):
         if getattr(args, name):
-            raise RequestError(f"--{name} is of prompts as they stand, not of --task predict", param=name)
+            step = (
+                '--data_template names the wording of rows, "" for that of their form' if name == "template" else None
+            )
+            raise RequestError(f"--{name} is of prompts as they stand, not of --task predict", step=step, param=name)
     if args.n > 1 or args.num_return_sequences > 1:
         raise RequestError("--task predict gives one answer a row; leave out --n and --num_return_sequences")
     for name in ("max_rows", "nproc"):

@@ -190,7 +190,9 @@ class Prompts:
         """The ids of a text, worded, with what the model expects around them."""
         messages = [Message("user", text)] if worded else self.wording.messages([Message("user", text)])
         tuned = self._as_tuned(messages)
-        return self._around(self.tokenizer.encode(messages[-1].content)) if tuned is None else tuned
+        # A template's system text stands directly before the question, as in rows of families without roles.
+        text = "".join(message.content for message in messages)
+        return self._around(self.tokenizer.encode(text)) if tuned is None else tuned
 
     def _as_tuned(self, messages: Sequence[Message]) -> list[int] | None:
         """The prompt of a training row, for a model of spans that was tuned; else None.

@@ -66,7 +66,9 @@ class Wording:
         if self._trouble or not self.name:
             return f"{self._trouble}: texts are read as they are" if self._trouble else ""
         question = self.text(_EXAMPLE)
-        words = "texts are read as they are" if question == _EXAMPLE else f"a text becomes {question!r}"
+        words = (
+            "texts are read as they are" if question == _EXAMPLE else f"a text becomes {shorten(repr(question), 160)}"
+        )
         return f"template {self.name}, {self._origin}: {words}"
 
     def _system(self) -> str:

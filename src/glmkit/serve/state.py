@@ -74,4 +74,5 @@ def fingerprint(lm: LM, adapter: AdapterInfo | None) -> str:
     tokenizer = lm.parts.tokenizer
     parts = [repr(lm.config), str(weight.dtype), weight.device.type, tokenizer.fingerprint() if tokenizer else ""]
     parts += [] if adapter is None else [repr(adapter)]
+    parts += [] if lm.parts.template is None else [lm.parts.template]
     return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"

@@ -72,6 +72,12 @@ def test_the_wording_of_the_sets_is_known_afterwards(nowhere: Path) -> None:
 
     assert wording("dureader_qg") == ["dureader_qg"]
     assert wording("dureader_qg", "bellegroup") == wording("AdvertiseGen/dev.json") == []
+    plain = write(nowhere / "asked.json", (ASSETS / "dureader_qg" / "train.json").read_bytes())
+    assert wording(str(plain)) == ["dureader_qg"], "a form whose question has words of its own"
+    talk = write(
+        nowhere / "talk.jsonl", [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
+    )
+    assert wording(str(plain), str(talk)) == wording(str(talk), template=("belle",)) == []
     (nowhere / "own.yaml").write_text('prompt: "{content}?"\nanswer: "{summary}"\n')
     assert wording("AdvertiseGen/dev.json", template=("own.yaml",)) == [str(nowhere / "own.yaml")]
 

@@ -15,6 +15,7 @@ from glmkit.checkpoint.files.safetensors_file import write_safetensors
 from glmkit.checkpoint.files.stream import Writer
 from glmkit.checkpoint.files.torch_file import write_torch
 from glmkit.checkpoint.published_tensors import PublishedTensor
+from glmkit.checkpoint.taught import TAUGHT_FILE
 from glmkit.errors import CheckpointError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
@@ -34,7 +35,7 @@ LARGEST = 64 << 20  # bytes of a file that is carried
 PATTERNS = (
     "generation.json", "generation_config.json", "README*", "LICENSE*", "LICENCE*", "MODEL_LICENSE*", "NOTICE*",
     "tokenizer.json", "special_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "vocab.txt", "vocab.json", "merges.txt", "glmkit_tuning.json",
+    "chat_template*", "vocab.txt", "vocab.json", "merges.txt", TAUGHT_FILE,
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from .report import SetReport
 from .row_files import RowFiles
 from .row_forms import Columns
 from .row_reader import Answers, RowReader, check_seen
-from .templates import find_templates, lasting_name
+from .templates import TEMPLATES, find_templates, lasting_name
 from .texts import Reader
 
 OnBadRow = Literal["refuse", "skip"]
@@ -110,6 +110,7 @@ class _Opener:
         self._spec, self._reader, self._progress = spec, reader, progress
         self._templates = find_templates(spec.template)
         self._own_templates: dict[str, str] = {}  # of the sets that were read, by name
+        self._used: dict[str, set[str]] = {}  # templates of their rows
         self._options = ReadOptions(encoding=spec.encoding)
         check_spec(spec)
 
@@ -135,9 +136,22 @@ class _Opener:
         if spec.validation and spec.validation_share:
             notes.append("validation_share has no effect: validation data are named")
         notes += common_questions(train, validation)
-        wordings = {self._own_templates[name] for name in spec.train}
-        templates = spec.template or (tuple(wordings - {""}) if len(wordings) == 1 else ())
-        return DialogueSets(train, validation, notes, [*map(lasting_name, templates)])
+        return DialogueSets(train, validation, notes, [*map(lasting_name, self._templates_of_all())])
+
+    def _templates_of_all(self) -> Sequence[str]:
+        """Templates that all training sets have in common; () where the rows' own form decides, or no row has one.
+
+        A form's own template counts where it has words, without which a question would be another one.
+        """
+        used = set[str]().union(*(self._used[name] for name in self._spec.train))
+        if used == {""}:
+            return ()
+        if self._spec.template:
+            return self._spec.template
+        wordings = {self._own_templates[name] for name in self._spec.train}
+        if wordings == {""} and len(used) == 1 and TEMPLATES[min(used)].has_words:
+            wordings = used
+        return tuple(wordings - {""}) if len(wordings) == 1 else ()
 
     def _validation(self, name: str) -> DialogueSet:
         found = self._read(name, ("validation", "train"), self._spec.max_validation_rows)
@@ -180,6 +194,7 @@ class _Opener:
             self._progress.stop()
         if any(examples.values()):
             check_seen(list(readers.values()))
+        self._used[name] = readers[wanted[0]].used
         if limit is not None and reports[wanted[0]].rows == limit:
             reports[wanted[0]].notes.append(f"rows behind the first {limit:,} are not read")
         notes = [f"{path}: {count:,} rows of another split, which are not read" for path, count in others.items()]

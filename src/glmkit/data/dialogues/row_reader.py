@@ -41,6 +41,7 @@ class RowReader:
     unanswered: bool = False
     unseen: set[str] = field(init=False)  # given columns that no row had so far
     seen: set[str] = field(default_factory=set)  # names of fields that templates may use
+    used: set[str] = field(default_factory=set)  # templates of the rows, "" for rows that have none
 
     def __post_init__(self) -> None:
         self.unseen = set(self.columns.given().values())
@@ -67,6 +68,7 @@ class RowReader:
 
     def _conversation(self, row: Mapping[str, object], name: str, where: str, file: str) -> Example | None:
         check_columns(row, self.columns, ("messages",))
+        self.used.add("")
         conversation = read_conversation(row[name], name, self.reader)
         kind = "conversations" if name == "conversations" else f"conversations ({name})"
         system = self.columns.system or next((key for key in ("system", "system_prompt") if row.get(key)), None)
@@ -91,6 +93,7 @@ class RowReader:
         template = choose(self.templates, self.seed, index) if self.templates else TEMPLATES[single.template]
         check_fields(template, single.names)
         self.seen.update(single.names)
+        self.used.add(template.name)
         texts = {part: single.names[part] for part in template.fields if part in single.names}
         values = {part: written(row.get(name), name) for part, name in texts.items()}
         prompt, answer, system = template.render(values)
@@ -199,6 +202,7 @@ class RowReader:
             what = f"field 'seq_len' is {size!r}; the {len(ids)} ids of the row need 1 to {len(ids) - 1}"
             raise DataError(what, param="seq_len", code="wrong_value")
         self.report.read_as(file, "input_ids/seq_len (tokenized)")
+        self.used.add("")
         for key in unused(row, ("input_ids", "seq_len", "attention_mask", "labels")):
             self.report.not_used(key, where)
         self.report.turns += 1

@@ -64,7 +64,7 @@ class TextTemplate:
         if not text.endswith(last):
             text = text.rstrip() + last[len(last.rstrip()) :]
         end = len(text) - len(last)
-        if not any(self._words) or not text.startswith(first) or not text.endswith(last):
+        if not self.has_words or not text.startswith(first) or not text.endswith(last):
             return None
         place = len(first)
         for words in middle:
@@ -72,6 +72,11 @@ class TextTemplate:
             if place < len(words):
                 return None
         return text if place <= end else None
+
+    @property
+    def has_words(self) -> bool:
+        """True where words stand around the first field or beside it, so that a text alone is no question."""
+        return any(self._words)
 
     @cached_property
     def _first(self) -> tuple[str, ...]:
