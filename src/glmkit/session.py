@@ -42,7 +42,8 @@ __all__ = ["LM", "Filled", "load"]
 class LM:
     """A model, its tokenizer and its config. Made by `glmkit.load`.
 
-    prompts: makes the prompts of the model without a named adapter.
+    prompts: makes the prompts of the model without a named adapter. Texts and questions are put into the template that
+    the model, or the adapter that a request chooses, was tuned with: `wording_for`.
 
     Everything runs on one engine, which shares beginnings of prompts between requests and may be used from several
     threads.
