@@ -15,7 +15,7 @@ from glmkit.errors import CheckpointError
 from glmkit.loading import Parts, load_parts
 from glmkit.model import GLM
 from glmkit.model.integer_packing import dequantize
-from support.published import close, new_cache
+from support.published import close, glm_options, greedy, new_cache
 from support.shared import shared_dir
 
 pytestmark = pytest.mark.sampled(4)
@@ -100,14 +100,7 @@ def chatglm_greedy(model: GLM, ids: Tensor, real: Tensor | None, steps: int) -> 
     marks = torch.where((ids == special.gmask).any(1, keepdim=True), ids == special.gmask, ids == special.mask)
     pads = torch.zeros(len(ids), dtype=torch.long) if real is None else (~real).sum(1)
     place = torch.stack([marks.int().argmax(1) - pads, torch.ones(len(ids), dtype=torch.long)], 1)[:, :, None]
-    cache = new_cache(model, len(ids), ids.shape[1] + steps)
-    found, logits = [], [model(ids, attention_mask=real, cache=cache, logits_at="last")]
-    for step in range(steps):
-        found.append(logits[-1].argmax(-1))
-        if step < steps - 1:
-            place = place + torch.tensor([[[0], [1]]])
-            logits.append(model(found[-1][:, None], position_ids=place, cache=cache, logits_at="last"))
-    return torch.stack(found, 1), torch.stack(logits, 1)
+    return greedy(model, ids, real, steps, place)
 
 
 def check_chatglm(model: GLM, inputs: dict[str, Any], expected: Any, tolerance: float) -> int:
@@ -238,12 +231,8 @@ def check_causal(model: GLM, inputs: dict[str, Any], expected: Any) -> None:
         if f"{case}.greedy_tokens" not in expected:
             continue
         recorded = expected[f"{case}.greedy_tokens"].reshape(len(ids), -1)
-        cache, new, steps = new_cache(model, len(ids), ids.shape[1] + recorded.shape[1]), ids, []
-        for step in range(recorded.shape[1]):
-            steps.append(model(new, attention_mask=real if step == 0 else None, cache=cache, logits_at="last"))
-            new = steps[-1].argmax(-1)[:, None]
-        found = torch.stack(steps, 1)
-        np.testing.assert_array_equal(found.argmax(-1).numpy(), recorded)
+        tokens, found = greedy(model, ids, real, recorded.shape[1])
+        np.testing.assert_array_equal(tokens.numpy(), recorded)
         close(found, expected[f"{case}.greedy_logits"].reshape(found.shape), LOOSE)
 
 
@@ -317,17 +306,6 @@ def test_glm(name: str) -> None:
         logits = model(ids_of(values), **glm_options(values))
         loss = functional.cross_entropy(logits[mask], torch.tensor(values["labels"])[mask])
         close(loss, expected["batch_sep.loss"], LOOSE)
-
-
-def glm_options(values: dict[str, Any]) -> dict[str, Tensor]:
-    options = {}
-    if "position_ids" in values:
-        options["position_ids"] = torch.tensor(values["position_ids"])
-    if "sep" in values:
-        options["prefix_length"] = torch.tensor(values["sep"])
-    if "mask4d" in values:
-        options["attention_mask"] = torch.tensor(values["mask4d"]).bool()
-    return options
 
 
 @pytest.mark.parametrize("name", GLM_FOLDERS)

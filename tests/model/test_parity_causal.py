@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from support.published import CAUSAL, Recording, close, new_cache, recording
+from support.published import CAUSAL, Recording, close, greedy, recording
 
 TOLERANCE = 1e-4  # the recordings' own
 
@@ -39,15 +39,8 @@ def test_cached_greedy_without_position_ids(reference: Recording, case: str) -> 
         return
     model, new, real = reference.model, reference.ids(case), reference.real(case)
     recorded = reference.expected[f"{case}.greedy_tokens"].reshape(len(new), -1)
-    steps = recorded.shape[1]
-    cache = new_cache(model, len(new), new.shape[1] + steps)
-    tokens, logits = [], []
-    for step in range(steps):
-        logits.append(model(new, attention_mask=real if step == 0 else None, cache=cache, logits_at="last"))
-        tokens.append(logits[-1].argmax(-1))
-        new = tokens[-1][:, None]
-    np.testing.assert_array_equal(torch.stack(tokens, 1).numpy(), recorded)
-    found = torch.stack(logits, 1)
+    tokens, found = greedy(model, new, real, recorded.shape[1])
+    np.testing.assert_array_equal(tokens.numpy(), recorded)
     close(found, reference.expected[f"{case}.greedy_logits"].reshape(found.shape), TOLERANCE)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from support.published import Recording, close, new_cache, recording
+from support.published import Recording, close, greedy, recording
 from support.reference import to_glmkit
 
 # name -> tolerance on logits, as its README says
@@ -56,12 +56,12 @@ def test_cached_greedy(reference: Recording) -> None:
     for case in cases(reference):
         if f"{case}.greedy_tokens" not in reference.expected:
             continue
-        tokens, logits = greedy(reference, case)
+        tokens, logits = recorded_greedy(reference, case)
         np.testing.assert_array_equal(tokens.numpy(), reference.expected[f"{case}.greedy_tokens"].reshape(tokens.shape))
         close(logits, reference.expected[f"{case}.greedy_logits"].reshape(logits.shape), 1e-4)
 
 
-def greedy(reference: Recording, case: str) -> tuple[Tensor, Tensor]:
+def recorded_greedy(reference: Recording, case: str) -> tuple[Tensor, Tensor]:
     """(B,n) tokens and (B,n,V) logits; the prompt ends with the start of the piece."""
     model, real = reference.model, reference.real(case)
     special = model.config.special
@@ -70,15 +70,7 @@ def greedy(reference: Recording, case: str) -> tuple[Tensor, Tensor]:
     ids = ids[:, : int((ids[0] == special.sop).nonzero()[0, 0]) + 1]
     prefix = model._part_a(ids, None, real, None, None)
     place = model._positions(ids, None, prefix, real, None, None)[:, :, -1:]
-    steps = reference.expected[f"{case}.greedy_tokens"].shape[-1]
-    cache = new_cache(model, len(ids), ids.shape[1] + steps)
-    found, logits = [], [model(ids, attention_mask=real, cache=cache, logits_at="last")]
-    for step in range(steps):
-        found.append(logits[-1].argmax(-1))
-        if step < steps - 1:
-            place = place + torch.tensor([[[0], [1]]])
-            logits.append(model(found[-1][:, None], position_ids=place, cache=cache, logits_at="last"))
-    return torch.stack(found, 1), torch.stack(logits, 1)
+    return greedy(model, ids, real, reference.expected[f"{case}.greedy_tokens"].shape[-1], place)
 
 
 @pytest.mark.parametrize("reference", ["chatglm-6b", "chatglm-6b-int8", "chatglm-6b-int4-qe"], indirect=True)

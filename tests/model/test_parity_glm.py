@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from glmkit.model import GLM, KVCache
+from support.published import glm_options
 from support.reference import load_reference
 from support.shared import shared_dir
 
@@ -26,15 +27,7 @@ class Reference:
 
     def tensors(self, case: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         values = self.inputs[case]
-        ids = torch.tensor(values["input_ids"])
-        options = {}
-        if "position_ids" in values:
-            options["position_ids"] = torch.tensor(values["position_ids"])
-        if "sep" in values:
-            options["prefix_length"] = torch.tensor(values["sep"])
-        if "mask4d" in values:
-            options["attention_mask"] = torch.tensor(values["mask4d"]).bool()
-        return ids, options
+        return torch.tensor(values["input_ids"]), glm_options(values)
 
 
 @pytest.fixture(scope="module", params=list(REFERENCES))

@@ -17,6 +17,21 @@ from glmkit.generate.prompt import Prompt
 from glmkit.model import GLM
 
 
+class Late:
+    """A reader that shows a token when the next one comes."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, token: int) -> str:
+        shown, self.held = self.held, f"<{token}>"
+        return shown
+
+    def flush(self) -> str:
+        shown, self.held = self.held, ""
+        return shown
+
+
 class WholePasses:
     """Every branch is one forward pass over its whole row. steps: the branches of every step, job after job."""
 

@@ -65,6 +65,36 @@ def new_cache(model: GLM, batch: int, capacity: int) -> KVCache:
     return KVCache(model.config, batch, capacity, dtype=model.dtype, device=torch.device("cpu"))
 
 
+def greedy(
+    model: GLM, ids: Tensor, real: Tensor | None, steps: int, place: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cached argmax decoding: tokens (B,n) and logits (B,n,V). place: (B,2,1), of the last id of a row in two streams;
+    the model infers it without.
+    """
+    cache, following = new_cache(model, len(ids), ids.shape[1] + steps), torch.tensor([[[0], [1]]])
+    tokens: list[Tensor] = []
+    logits: list[Tensor] = []
+    for step in range(steps):
+        later = None if place is None or not step else place + step * following
+        mask = None if step else real
+        logits.append(model(ids, position_ids=later, attention_mask=mask, cache=cache, logits_at="last"))
+        tokens.append(logits[-1].argmax(-1))
+        ids = tokens[-1][:, None]
+    return torch.stack(tokens, 1), torch.stack(logits, 1)
+
+
+def glm_options(values: dict[str, Any]) -> dict[str, Tensor]:
+    """What a recorded case of GLM gives the model beside ids."""
+    options = {}
+    if "position_ids" in values:
+        options["position_ids"] = torch.tensor(values["position_ids"])
+    if "sep" in values:
+        options["prefix_length"] = torch.tensor(values["sep"])
+    if "mask4d" in values:
+        options["attention_mask"] = torch.tensor(values["mask4d"]).bool()
+    return options
+
+
 def _read(folder: Path) -> tuple[GLMConfig, dict[str, Tensor]]:
     if "sat" in folder.name:
         return _sat(folder)

@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from glmkit.config import SpecialIds
 from glmkit.errors import TokenizerError
 from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 from glmkit.tokenizer.byte_tokens import byte_alphabet
 from glmkit.tokenizer.incremental import IncrementalDecoder
 from glmkit.tokenizer.protocol import Tokenizer as TokenizerProtocol
-from tokenizer.tiny_ranks import SPECIALS, tiny_tokenizer
+from tokenizer.tiny_ranks import SPECIALS, tiny_tokenizer, with_roles
 
 SIZE = 321
 SPACED, JOINED = tiny_tokenizer(), tiny_tokenizer(spaced=False)
@@ -114,18 +113,7 @@ def json_file() -> bytes:
 @pytest.fixture(scope="module")
 def from_json() -> ByteLevelTokenizer:
     vocabulary = JsonVocabulary(json_file())
-    ids = vocabulary.specials
-    roles = SpecialIds(
-        pad=ids["<|end|>"],
-        eos=ids["<|end|>"],
-        cls=None,
-        mask=ids["[MASK]"],
-        smask=None,
-        gmask=ids["[gMASK]"],
-        sop=ids["<sop>"],
-        eop=ids["<eop>"],
-    )
-    return ByteLevelTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=False)
+    return with_roles(vocabulary, vocabulary.specials, spaced=False)
 
 
 def test_a_tokenizer_json_gives_what_the_library_gives(from_json: ByteLevelTokenizer) -> None:

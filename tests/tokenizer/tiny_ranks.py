@@ -5,6 +5,7 @@ import random
 
 from glmkit.config import SpecialIds
 from glmkit.tokenizer.bpe_ranks import RankVocabulary
+from glmkit.tokenizer.byte_bpe import JsonVocabulary
 from glmkit.tokenizer.byte_level import ByteLevelTokenizer
 
 SPECIALS = ("<|end|>", "[MASK]", "[gMASK]", "<sop>", "<eop>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -30,14 +31,11 @@ def rank_file(seed: int = 0, joined: int = 60, stray: int = 5, alphabet: str = "
 def tiny_tokenizer(seed: int = 0, *, spaced: bool = True) -> ByteLevelTokenizer:
     vocabulary = RankVocabulary(rank_file(seed))
     ids = {name: vocabulary.size + number for number, name in enumerate(SPECIALS)}
-    roles = SpecialIds(
-        pad=ids["<|end|>"],
-        eos=ids["<|end|>"],
-        cls=None,
-        mask=ids["[MASK]"],
-        smask=None,
-        gmask=ids["[gMASK]"],
-        sop=ids["<sop>"],
-        eop=ids["<eop>"],
-    )
+    return with_roles(vocabulary, ids, spaced=spaced)
+
+
+def with_roles(vocabulary: RankVocabulary | JsonVocabulary, ids: dict[str, int], *, spaced: bool) -> ByteLevelTokenizer:
+    """A tokenizer in which SPECIALS have their roles."""
+    end, mask, gmask, sop, eop = (ids[name] for name in SPECIALS[:5])
+    roles = SpecialIds(pad=end, eos=end, cls=None, mask=mask, smask=None, gmask=gmask, sop=sop, eop=eop)
     return ByteLevelTokenizer(vocabulary, ids, roles, opening=("[gMASK]", "<sop>"), spaced=spaced)

@@ -14,7 +14,7 @@ from glmkit.generate.penalties import ids_tensor, process
 from glmkit.generate.prompt import Prompt
 from glmkit.generate.sampling import Sampling, draw_beams
 from glmkit.model import GLM
-from support.jobs import WholePasses, decode, run_jobs
+from support.jobs import Late, WholePasses, decode, run_jobs
 from support.kinds import KINDS, make, prompt_of
 
 pytestmark = pytest.mark.sampled(4)
@@ -266,27 +266,12 @@ def test_padding_counts_where_the_published_code_counts_it() -> None:
         assert first.ids[0] not in again.ids
 
 
-class Letters:
-    """A reader that shows a token when the next one comes."""
-
-    def __init__(self) -> None:
-        self.held = ""
-
-    def push(self, token: int) -> str:
-        shown, self.held = self.held, f"<{token}>"
-        return shown
-
-    def flush(self) -> str:
-        shown, self.held = self.held, ""
-        return shown
-
-
 def test_what_is_heard() -> None:
     """Nothing while beams may still change; then each answer as a whole, with its text."""
     model, prompt = make("causal"), prompt_of("causal", 6, 3)
     heard: list[Piece | Ended] = []
     params = GenerationParams(max_new_tokens=5, num_beams=4, num_return_sequences=2)
-    job = make_job(Prompt.of(prompt, model.config), params, model.config, detokenizer=Letters, listener=heard.append)
+    job = make_job(Prompt.of(prompt, model.config), params, model.config, detokenizer=Late, listener=heard.append)
     assert isinstance(job, BeamsJob)
     run_jobs(model, [job])
     assert len(job.answers) == 2

@@ -11,7 +11,7 @@ from glmkit.generate.outputs import Answer, Ended, Piece
 from glmkit.generate.params import GenerationParams
 from glmkit.generate.sampling import Sampling, next_tokens
 from glmkit.model import GLM
-from support.jobs import WholePasses, decode, fill, run_jobs
+from support.jobs import Late, WholePasses, decode, fill, run_jobs
 from support.kinds import make, prompt_of
 from support.tiny import SPECIAL, random_ids, tiny_model
 
@@ -249,28 +249,13 @@ def test_a_generation_mask_inside_a_text_counts_on_behind_the_text(seed: int) ->
         assert int(logits.argmax()) == answer[length]
 
 
-class Letters:
-    """A reader that shows a token when the next one comes."""
-
-    def __init__(self) -> None:
-        self.held = ""
-
-    def push(self, token: int) -> str:
-        shown, self.held = self.held, f"<{token}>"
-        return shown
-
-    def flush(self) -> str:
-        shown, self.held = self.held, ""
-        return shown
-
-
 @pytest.mark.parametrize("order", ["shared", "inserted"])
 def test_what_is_heard_of_every_blank(order: Any) -> None:
     model, row = make("mask_first", 2), row_with_blanks(20, [9, 15], 1)
     row[3] = SPECIAL.gmask
     heard: list[Piece | Ended] = []
     params = GenerationParams(max_new_tokens=5)
-    job = FillJob(row, params, model.config, SPECIAL, order=order, detokenizer=Letters, listener=heard.append)
+    job = FillJob(row, params, model.config, SPECIAL, order=order, detokenizer=Late, listener=heard.append)
     run_jobs(model, [job])
     told: dict[int, list[Piece]] = {}
     ends: dict[int, Answer] = {}
