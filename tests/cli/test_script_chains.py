@@ -113,6 +113,23 @@ def test_ptuning(chatglm: Path, folder: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_ptuning_that_trains_on_padding(chatglm: Path, folder: Path) -> None:
+    """Rows of 64 + 64 tokens, of which all but the prompt count; prediction knows columns and quirk from the run."""
+    command = PTUNING["train"].replace("--gradient_accumulation_steps 16", "--gradient_accumulation_steps 1")
+    run(f"{command} --ignore_pad_token_for_loss False")
+    output = folder / "output" / "adgen-chatglm-6b-pt-128-2e-2"
+    (line, *_) = predictions(output / "metrics.jsonl")
+    assert line["tokens"] == line["rows"] * (64 + 64 - 1)
+    prompts = line["tokens"] - line["targets"]
+    assert 0 < prompts < line["rows"] * 64
+    words = f"generate {output} --input AdvertiseGen/dev.json --output o.jsonl --task predict --max_rows 1 --quiet"
+    assert main(shlex.split(words)) == 0
+    record = json.loads((output / "model" / "glmkit_adapter.json").read_text())["taught"]
+    assert record["quirks"] == ["counted_padding"]
+    assert record["columns"] == {"prompt": "content", "response": "summary"}
+
+
+@pytest.mark.exhaustive
 def test_ptuning_of_conversations(chatglm: Path, folder: Path) -> None:
     run(PTUNING["train_chat"])
 

@@ -97,6 +97,6 @@ def _enter(
         with warnings_as_lines(called):
             status = function(*arguments)
     except (GLMKitError, OSError) as error:
-        print(f"{called}: rank {rank}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{called}: rank {rank}: {error}\n")  # in one piece: others write there, too
         status = 2
     raise SystemExit(status)
