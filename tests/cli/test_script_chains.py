@@ -122,8 +122,8 @@ def test_ptuning_that_trains_on_padding(chatglm: Path, folder: Path) -> None:
     assert line["tokens"] == line["rows"] * (64 + 64 - 1)
     prompts = line["tokens"] - line["targets"]
     assert 0 < prompts < line["rows"] * 64
-    words = f"generate {output} --input AdvertiseGen/dev.json --output o.jsonl --task predict --max_rows 1 --max_new_tokens 4 --quiet"
-    assert main(shlex.split(words)) == 0
+    words = f"generate {output} --input AdvertiseGen/dev.json --output o.jsonl --task predict --max_rows 1 --quiet"
+    assert main([*shlex.split(words), "--max_new_tokens", "4"]) == 0
     record = json.loads((output / "model" / "glmkit_adapter.json").read_text())["taught"]
     assert record["quirks"] == ["counted_padding"]
     assert record["columns"] == {"prompt": "content", "response": "summary"}
