@@ -285,38 +285,24 @@ def test_what_looks_like_a_call_is_text(stream: bool, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("option", "content", "reason"),
     [
-        ("{", "is no JSON"),
-        ('{"name": "f"}', "holds dict, no list of tools"),
-        ("[1]", "no list of objects"),
-        ("[]", "use tools"),
+        ("--tools", "{", "is no JSON"),
+        ("--tools", '{"name": "f"}', "holds dict, no list of tools"),
+        ("--tools", "[1]", "no list of objects"),
+        ("--tools", "[]", "use tools"),
+        ("--history", "{", "is no JSON"),
+        ("--history", '{"a": 1}', "holds dict, no list of turns"),
+        ("--history", "[5]", "holds no history"),
+        ("--history", "[1, 2]", "no h"),
     ],
 )
-def test_wrong_tools(
-    content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_files(
+    option: str, content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "tools.json"
+    path = tmp_path / "file.json"
     path.write_text(content)
-    assert main(["chat", str(directory), "--tools", str(path)]) == 2
-    assert reason in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "is no JSON"),
-        ('{"a": 1}', "holds dict, no list of turns"),
-        ("[5]", "holds no history"),
-        ("[1, 2]", "no h"),
-    ],
-)
-def test_a_wrong_history_file(
-    content: str, reason: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "history.json"
-    path.write_text(content)
-    assert main(["chat", str(directory), "--history", str(path)]) == 2
+    assert main(["chat", str(directory), option, str(path)]) == 2
     assert reason in capsys.readouterr().err
     assert path.read_text() == content
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
-from glmkit.data.tuning_rows import OnBadRow, RowMaker, RowSet, encode_rows
+from glmkit.data.dialogues.dialogue_set import OnBadRow
+from glmkit.data.tuning_rows import RowMaker, RowSet, encode_rows
 from glmkit.errors import ConfigError, RequestError
 from glmkit.tokenizer.chat_template import Message
 from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Example, Limits, Lost, TuningFormat

@@ -7,7 +7,7 @@ has the rows that are left.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
@@ -120,18 +120,11 @@ class TuningBatches:
         samples = [self.epochs.sample(row) for row in rows]
         return _laid_out(samples, self.layout.layout == "packed", index)
 
-    def starting_at(self, row: int) -> Self:
-        """The same sequence with a step that starts at this row."""
-        return type(self)(self.epochs, self.layout, first=row)
-
-    def share(self, start: int, rank: int = 0) -> "Share":
-        """The numbers of a rank's batches from row `start` on."""
-        return Share(self.starting_at(start), rank)
-
     def loader(self, start: int, rank: int = 0, *, workers: int = 0, pin_memory: bool = False) -> BatchLoader[Batch]:
         """A rank's batches from row `start` on: of each step those of its parts that are this rank's, at least one."""
-        share = self.share(start, rank)
-        return BatchLoader(share.batches, order=share, num_workers=workers, pin_memory=pin_memory)
+        batches = TuningBatches(self.epochs, self.layout, first=start)
+        order = RankIndices(batches, rank)
+        return BatchLoader(batches, order=order, num_workers=workers, pin_memory=pin_memory)
 
     def _step_of(self, row: int) -> int:
         """The first row of the step in which a row is taken."""
@@ -158,7 +151,7 @@ class TuningBatches:
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class RankIndices:
     """The numbers of one rank's batches, step after step."""
 
     batches: TuningBatches

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glmkit.data.dialogues.dialogue_set import OnBadRow
 from glmkit.errors import DataError, RequestError, TokenizerError, printable
 from glmkit.objective.sample import Sample
 from glmkit.progress import Progress
 from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, RowTokenizer, Tokenized, TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
 
-OnBadRow = Literal["refuse", "skip"]
 MODE = "tuning"
 _NAMED = 3  # places that a message names
 _SHOWN = 5  # unknown characters that a message shows

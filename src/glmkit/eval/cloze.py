@@ -92,14 +92,14 @@ def rate_ratio(
     return Ratio(ratio, low, high)
 
 
-def mean_interval(values: NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Ends of the percentile bootstrap interval of a mean over rows (n,): of scores, or of differences of paired ones.
 
     Raises DataError when n is 0.
     """
     if not len(values):
         raise DataError("a mean over no rows has no interval")
-    drawn = _bootstrap(np.stack([np.ones(len(values)), values], axis=1), resamples, seed)
+    drawn = _bootstrap(np.stack([np.ones(len(values)), values], axis=1), RESAMPLES, 0)
     return _interval(drawn[:, 1] / drawn[:, 0])
 
 

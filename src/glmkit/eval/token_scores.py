@@ -70,8 +70,8 @@ class CorpusBleu:
     smallest float; brevity penalty exp(min(1 - r / c, 0)).
     """
 
-    def __init__(self, order: int = 4) -> None:
-        self._matches, self._made = [0] * order, [0] * order
+    def __init__(self) -> None:
+        self._matches, self._made = [0] * 4, [0] * 4
         self._length = self._reference_length = 0
 
     def add(self, prediction: Tokens, reference: Tokens) -> None:
