@@ -1,13 +1,12 @@
 """Fine-tuning data for tests: a format of one id a character, as ChatGLM-6B builds its rows, and sets of it."""
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 
 from glmkit.data.dialogues.dialogue_set import OnBadRow
 from glmkit.data.tuning_rows import RowMaker, RowSet, encode_rows
 from glmkit.errors import ConfigError, RequestError
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Example, Limits, Lost, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Example, Limits, Lost, Quirks, TuningFormat
 from glmkit.tokenizer.inputs import RowLayout
 from glmkit.tokenizer.protocol import Tokenizer
 from support.tiny import SPECIAL
@@ -24,7 +23,7 @@ class PairFormat(TuningFormat):
         self.blocks = blocks
 
     def rows(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS
     ) -> list[EncodedRow]:
         if not limits.source:
             raise ConfigError("no room for a prompt")
@@ -47,15 +46,11 @@ class PairFormat(TuningFormat):
         notes = ("an answer with '!'",) * dialogue.messages[1].content.count("!")
         return [EncodedRow(ids, counted, layout, lost, num_answers=int(counts), notes=notes)]
 
-    def prompt(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         row = self.rows(tokenizer, dialogue, limits, quirks)[0]
         return row.ids[: row.layout.prefix + 1]
 
-    def answer(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def answer(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         row = self.rows(tokenizer, dialogue, limits, quirks)[0]
         return row.ids[row.layout.prefix + 1 : -1]
 

@@ -7,7 +7,6 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +17,16 @@ from glmkit.data.dialogues.dialogue_set import OnBadRow
 from glmkit.errors import DataError, RequestError, TokenizerError, printable
 from glmkit.objective.sample import Sample
 from glmkit.progress import Progress
-from glmkit.tokenizer.dialogue import NO_QUIRKS, EncodedRow, Example, Limits, RowTokenizer, Tokenized, TuningFormat
+from glmkit.tokenizer.dialogue import (
+    NO_QUIRKS,
+    EncodedRow,
+    Example,
+    Limits,
+    Quirks,
+    RowTokenizer,
+    Tokenized,
+    TuningFormat,
+)
 from glmkit.tokenizer.protocol import Tokenizer
 
 MODE = "tuning"
@@ -167,7 +175,7 @@ class RowMaker:
     tokenizer: Tokenizer
     form: TuningFormat
     limits: Limits
-    quirks: AbstractSet[str] = NO_QUIRKS
+    quirks: Quirks = NO_QUIRKS
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ from .chat_template import Message
 from .inputs import RowLayout, Side
 from .protocol import Tokenizer
 
-NO_QUIRKS: frozenset[str] = frozenset()
+Quirks = AbstractSet[str]  # by name, see `TuningFormat`
+NO_QUIRKS: Quirks = frozenset()
 _LONGEST_UNSEEN = 16  # characters of a text that a normaliser may remove as a whole
 
 
@@ -155,7 +156,7 @@ class TuningFormat(ABC):
 
     @abstractmethod
     def rows(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS
     ) -> list[EncodedRow]:
         """Training rows, one or several, so that every counted answer is counted once; none without such an answer.
 
@@ -164,25 +165,21 @@ class TuningFormat(ABC):
         """
 
     @abstractmethod
-    def prompt(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         """The ids before the last counted answer, ready for generation, as `rows` trains it.
 
         Without a counted answer, those of the whole conversation.
         """
 
     @abstractmethod
-    def answer(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def answer(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         """The ids of the last counted answer that evaluation compares with, cut to the limit, without an end token."""
 
     @abstractmethod
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids that training teaches to end an answer."""
 
-    def check_quirks(self, quirks: AbstractSet[str]) -> None:
+    def check_quirks(self, quirks: Quirks) -> None:
         """Raise ConfigError for a quirk that this family does not have, naming the closest."""
         for name in sorted(quirks - self.quirks.keys()):
             step = did_you_mean(name, self.quirks)

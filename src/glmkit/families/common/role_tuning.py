@@ -5,11 +5,10 @@ Sources: `THUDM/ChatGLM3:finetune_demo/finetune_hf.py`, `THUDM/GLM-4:finetune/fi
 
 import json
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from glmkit.tokenizer.chat_template import Message, token_id
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, Quirks, TuningFormat
 from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -47,7 +46,7 @@ class RoleTuning(TuningFormat):
         return _QUIRKS | _COMBINED if self.last_tag else _QUIRKS
 
     def rows(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS
     ) -> list[EncodedRow]:
         if RIGHT not in quirks:
             check_rooms(limits.source, limits.target, _LEAST)
@@ -64,9 +63,7 @@ class RoleTuning(TuningFormat):
             return [whole]
         return self._windows(own(tokenizer), messages, parts, counts, dialogue.cut, limits, quirks)
 
-    def prompt(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         check_rooms(limits.source, limits.target, _LEAST)
         counts = answering(tokenizer, dialogue)
         end = len(counts) - 1 - counts[::-1].index(True) if True in counts else len(counts)
@@ -83,9 +80,7 @@ class RoleTuning(TuningFormat):
             kept = shortened(kept, [False] * len(messages), excess, dialogue.cut, limits.source)
         return [*_joined(opening, kept), tag]
 
-    def answer(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def answer(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         counts = answering(tokenizer, dialogue)
         if True not in counts:
             return []
@@ -127,7 +122,7 @@ class RoleTuning(TuningFormat):
         tokenizer: InputTokenizer,
         parts: Sequence[Part],
         counts: Sequence[bool],
-        quirks: AbstractSet[str],
+        quirks: Quirks,
         lost: Lost,
         end: str | None,
     ) -> EncodedRow:
@@ -156,7 +151,7 @@ class RoleTuning(TuningFormat):
         counts: Sequence[bool],
         side: Side,
         limits: Limits,
-        quirks: AbstractSet[str],
+        quirks: Quirks,
     ) -> list[EncodedRow]:
         """Rows that together count every answer once; see the class."""
         opening, most = len(tokenizer.build_inputs([])), limits.source + limits.target + 1

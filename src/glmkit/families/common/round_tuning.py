@@ -4,12 +4,11 @@ Sources: `THUDM/ChatGLM-6B:ptuning/main.py`, `THUDM/ChatGLM2-6B:ptuning/main.py`
 """
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, Quirks, TuningFormat
 from glmkit.tokenizer.inputs import InputTokenizer, RowLayout
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -62,7 +61,7 @@ class RoundTuning(TuningFormat):
         return _QUIRKS if self.template.opened else _QUIRKS | _BARE_QUIRKS
 
     def rows(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS
     ) -> list[EncodedRow]:
         rows = []
         for answer in joined_answers(tokenizer, dialogue):
@@ -71,17 +70,13 @@ class RoundTuning(TuningFormat):
             rows.append(self._row(own(tokenizer), text, answer, limits, quirks, lost))
         return rows
 
-    def prompt(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
         ids, _ = self._prompt(own(tokenizer), messages, dialogue, limits, quirks)
         return own(tokenizer).build_inputs(ids)
 
-    def answer(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def answer(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         text = answers[-1].text if answers else ""
         if MARKED in quirks:
@@ -97,7 +92,7 @@ class RoundTuning(TuningFormat):
         messages: Sequence[Message],
         dialogue: Dialogue,
         limits: Limits,
-        quirks: AbstractSet[str],
+        quirks: Quirks,
         *,
         training: bool = False,
     ) -> tuple[list[int], Lost]:
@@ -121,7 +116,7 @@ class RoundTuning(TuningFormat):
         prompt: list[int],
         answer: Answer,
         limits: Limits,
-        quirks: AbstractSet[str],
+        quirks: Quirks,
         lost: Lost,
     ) -> EncodedRow:
         room = limits.target - self.in_target

@@ -6,13 +6,12 @@ nothing was published; its rows are its prompts.
 """
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from glmkit.errors import RequestError
 from glmkit.position_rows import PositionRows, Span
 from glmkit.tokenizer.chat_template import Message
-from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, TuningFormat
+from glmkit.tokenizer.dialogue import NO_QUIRKS, Dialogue, EncodedRow, Limits, Lost, Quirks, TuningFormat
 from glmkit.tokenizer.inputs import InputTokenizer, RowLayout, Side
 from glmkit.tokenizer.protocol import Tokenizer
 
@@ -61,7 +60,7 @@ class SpanTuning(TuningFormat):
         return _QUIRKS | _CONTENT if self.closed else _QUIRKS
 
     def rows(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
+        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS
     ) -> list[EncodedRow]:
         rows = []
         for answer in joined_answers(tokenizer, dialogue):
@@ -70,17 +69,13 @@ class SpanTuning(TuningFormat):
             rows.append(self._row(tokenizer, source, mask, answer, limits, quirks, lost))
         return rows
 
-    def prompt(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         messages = asked(dialogue.messages[: answers[-1].start] if answers else dialogue.messages)
         source, _, _ = self._source(tokenizer, messages, dialogue, limits, quirks)
         return [*source, tokenizer.special.sop]
 
-    def answer(
-        self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: AbstractSet[str] = NO_QUIRKS
-    ) -> list[int]:
+    def answer(self, tokenizer: Tokenizer, dialogue: Dialogue, limits: Limits, quirks: Quirks = NO_QUIRKS) -> list[int]:
         answers = joined_answers(tokenizer, dialogue)
         ids = self._written(tokenizer, answers[-1].text if answers else "", quirks)
         return cut(ids, limits.target - 1, _side(quirks))
@@ -94,7 +89,7 @@ class SpanTuning(TuningFormat):
         messages: Sequence[Message],
         dialogue: Dialogue,
         limits: Limits,
-        quirks: AbstractSet[str],
+        quirks: Quirks,
     ) -> tuple[list[int], int, Lost]:
         """Part A, the place of its mask, what is lost."""
         special = tokenizer.special
@@ -128,7 +123,7 @@ class SpanTuning(TuningFormat):
             return [opening], [special.gmask, end]
         return [] if special.cls is None else [special.cls], [special.gmask, special.eos]
 
-    def _written(self, tokenizer: Tokenizer, text: str, quirks: AbstractSet[str]) -> list[int]:
+    def _written(self, tokenizer: Tokenizer, text: str, quirks: Quirks) -> list[int]:
         """An answer's ids; with a space in front where vocabularies carry it in their words."""
         return tokenizer.encode(" " + text if self.closed else text, specials=WORDS in quirks)
 
@@ -139,7 +134,7 @@ class SpanTuning(TuningFormat):
         mask: int,
         answer: Answer,
         limits: Limits,
-        quirks: AbstractSet[str],
+        quirks: Quirks,
         lost: Lost,
     ) -> EncodedRow:
         special = tokenizer.special
@@ -184,5 +179,5 @@ def plain_text(messages: Sequence[Message]) -> str:
     return "\n".join([*lines, "Assistant:"] if len(texts) % 2 else lines)
 
 
-def _side(quirks: AbstractSet[str]) -> Side:
+def _side(quirks: Quirks) -> Side:
     return "left" if LEFT in quirks else "right"
