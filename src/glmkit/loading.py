@@ -13,7 +13,7 @@ import torch
 
 from .adapters.adapter import Adapter, Origin
 from .adapters.attach import attached, find_attached
-from .adapters.directory import apply_adapter, read_origin
+from .adapters.directory import apply_adapter, read_origin, recorded_table
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
@@ -133,7 +133,7 @@ def load_parts(
     settings, loaded = checkpoint.config, read_tokenizer(checkpoint, directory, tokenizer)
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
         settings = _with_special(settings, loaded)
-    settings = _quantized(settings, bits)
+    settings = _quantized(settings, bits, adapter_directory)
     chosen = choose_dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
     model = _filled(checkpoint, settings, chosen, target, bits)
@@ -281,7 +281,8 @@ def _filled(
     return model.eval()
 
 
-def _quantized(config: GLMConfig, bits: int | None) -> GLMConfig:
+def _quantized(config: GLMConfig, bits: int | None, adapter: Path | None) -> GLMConfig:
+    """The config with integers of `bits`, in the places where they were when the adapter was trained."""
     if bits is None:
         return config
     if config.quantization is not None:
@@ -290,7 +291,8 @@ def _quantized(config: GLMConfig, bits: int | None) -> GLMConfig:
             step="leave it out",
             param="quantize",
         )
-    return replace(config, quantization=Quantization(bits))
+    embeddings = adapter is not None and recorded_table(adapter, bits)
+    return replace(config, quantization=Quantization(bits, embeddings=embeddings))
 
 
 def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:

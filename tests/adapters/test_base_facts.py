@@ -9,8 +9,9 @@ import torch
 
 import glmkit
 from adapters.published import TINY, tiny_model
-from glmkit.adapters.adapter import Origin
+from glmkit.adapters.adapter import Base, Origin
 from glmkit.adapters.attach import attached, detach_adapter, new_adapter
+from glmkit.adapters.base_facts import base_facts, compare_bases
 from glmkit.adapters.directory import apply_adapter, read_origin, save_adapter
 from glmkit.adapters.lora.lora_adapter import LoraOptions
 from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
@@ -73,6 +74,10 @@ def test_a_quantised_base_is_the_same_base_in_another_precision(bits: int, tmp_p
         apply_adapter(tiny_model("chatglm2"), folder)
     assert len(seen) == 1
     folder = saved(tiny_model("chatglm2"), tmp_path / "b")
+    here = base_facts(Base(quantized()))
+    table = {"quantization": {"bits": bits, "embeddings": True, "column_blocks": 1}}
+    told = compare_bases({**here, **table}, here, "a")
+    assert told.warnings == (f"made on a base with quantization INT{bits} with its word table, this one has INT{bits}",)
     with pytest.warns(MismatchWarning, match=f"quantization none, this one has INT{bits}"):
         apply_adapter(quantized(), folder)
     with pytest.raises(CheckpointError, match="made on other weights"):

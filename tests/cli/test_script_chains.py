@@ -8,13 +8,18 @@ import io
 import json
 import shlex
 import shutil
+import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from glmkit.cli.main import main
+from glmkit.errors import MismatchWarning
 from support.original_models import small_release
 from support.seed_commands import CHATGLM_TUNING, DEMOS, PADDLENLP, PTUNING
+from support.server import PATIENCE, ProcessServer, process_server
 from support.shared import ROOT
 
 ASSETS = ROOT / "tests" / "assets" / "finetune"
@@ -25,10 +30,14 @@ FEWER = {
 }  # fmt: skip
 
 
-def run(command: str) -> None:
+def shortened(command: str) -> str:
     for long, short in FEWER.items():
         command = command.replace(long, short)
-    assert main(["script", *shlex.split(command)]) == 0, command
+    return command
+
+
+def run(command: str) -> None:
+    assert main(["script", *shlex.split(shortened(command))]) == 0, command
 
 
 @pytest.fixture
@@ -58,10 +67,28 @@ def predictions(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_what_a_script_writes_again_is_moved_aside(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = small_release(folder / "THUDM" / "glm-large-chinese", "glm-large-chinese")
+    shutil.copytree(base, folder / "checkpoints" / "glm-large-chinese")
+    for _ in range(2):
+        run(PADDLENLP["export"])
+    assert (
+        "the earlier model in checkpoints/infer/glm was moved to checkpoints/infer/glm.old-1" in capsys.readouterr().err
+    )
+    assert main(["script", "--dry-run", *shlex.split(PADDLENLP["export"])]) == 0
+    assert "checkpoints/infer/glm holds a model, which would be moved to" in capsys.readouterr().err
+    onto_itself = "export_generation_model.py --model_name_or_path THUDM/glm-large-chinese --output_path THUDM"
+    (folder / "THUDM" / "config.json").write_text("{}")
+    assert main(["script", *shlex.split(onto_itself)]) == 2
+    assert base.is_dir()
+
+
 @pytest.mark.exhaustive
 def test_glm_full(glm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(PADDLENLP["full"])
-    run(PADDLENLP["full"].replace(" --do_eval", ""))  # goes on with the run that it finds, which is finished
+    capsys.readouterr()
+    run(PADDLENLP["full"])  # goes on with the run that it finds, which is finished, and answers again
+    assert "holds a run, which goes on; --overwrite_output_dir moves it aside" in capsys.readouterr().err
     run_directory = folder / "checkpoints" / "glm-large-chinese"
     assert len(predictions(run_directory / "eval_predictions.jsonl")) == 2
     run(PADDLENLP["predict"])
@@ -106,10 +133,14 @@ def test_glm_from_shards(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.exhaustive
 def test_ptuning(chatglm: Path, folder: Path) -> None:
     run(PTUNING["train"])
-    run(PTUNING["evaluate"])
+    with warnings.catch_warnings():  # the base is quantised as it was in training, its word table too
+        warnings.simplefilter("error", MismatchWarning)
+        run(PTUNING["evaluate"])
     rows = predictions(folder / "output" / "adgen-chatglm-6b-pt-128-2e-2" / "generated_predictions.jsonl")
     assert len(rows) == 2
     assert all(row["labels"] for row in rows)
+    pytest.importorskip("gradio", reason="an extra")
+    page_and_answer(PTUNING["web_demo"])
 
 
 @pytest.mark.exhaustive
@@ -142,10 +173,12 @@ def test_full_tuning_of_chatglm(chatglm: Path, folder: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_chatglm_tuning(chatglm: Path, folder: Path) -> None:
+def test_chatglm_tuning(chatglm: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("datasets", reason="an extra")
     for name in ("cover", "tokenize", "finetune"):
         run(CHATGLM_TUNING[name])
+    assert main(["script", *shlex.split(CHATGLM_TUNING["finetune"])]) == 2
+    assert "output holds a run already; add --overwrite_output_dir, which moves it" in capsys.readouterr().err
     run("infer.py")
     assert len(predictions(folder / "answers.jsonl")) == 8
 
@@ -156,3 +189,35 @@ def test_cli_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("你好\nclear\nstop\n".encode())))
     run(DEMOS["cli"])
     assert "clear 清空对话历史，stop 终止程序" in capsys.readouterr().err
+
+
+def served(command: str) -> AbstractContextManager[ProcessServer]:
+    """The server of a demo, as a process of its own on a free port of this machine."""
+    words = shlex.split(command)
+    return process_server(
+        ["-m", "glmkit", "script", *words, "--host", "127.0.0.1", "--port", "0"], ready="glm serve: http"
+    )
+
+
+def page_and_answer(command: str) -> None:
+    """The page of a demo is there, and the model behind it answers."""
+    with served(shortened(command)) as server:
+        page = httpx.get(f"{server.url}/", timeout=PATIENCE, follow_redirects=True)
+        assert (page.status_code, "gradio" in page.text) == (200, True)
+        body = {"prompt": "你好", "history": [], "max_length": 24}
+        assert httpx.post(f"{server.url}/", json=body, timeout=PATIENCE).json()["status"] == 200
+
+
+@pytest.mark.exhaustive
+def test_api(chatglm: Path) -> None:
+    with served(DEMOS["api"]) as server:
+        assert 'clients post {"prompt": ..., "history": []} to the address that is printed' in server.text
+        body = {"prompt": "你好", "history": [["你", "好"]], "max_length": 24}
+        said = httpx.post(f"{server.url}/", json=body, timeout=PATIENCE).json()
+    assert (said["status"], said["history"]) == (200, [["你", "好"], ["你好", said["response"]]])
+
+
+@pytest.mark.exhaustive
+def test_web_demo(chatglm: Path) -> None:
+    pytest.importorskip("gradio", reason="an extra")
+    page_and_answer(DEMOS["web"])

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from glmkit.adapters.prefix import PrefixAdapter
 from glmkit.checkpoint.taught import TAUGHT_FILE
 from glmkit.cli.main import main
 from glmkit.config import Quantization
-from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError, TrainingError
+from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError, MismatchWarning, TrainingError
 from glmkit.families.family import preset
-from glmkit.loading import empty_model
+from glmkit.loading import empty_model, load_parts
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 from glmkit.quant import QuantEmbedding
@@ -132,6 +133,12 @@ def test_what_is_trained_is_float32_on_any_base(
         assert isinstance(model.model.embed_tokens, QuantEmbedding)
     outcome = finetune(config, quiet=True)
     assert outcome.result.reason == "finished"
+    if bits is not None:  # the word table, too, is then as it was in training
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", MismatchWarning)
+            parts = load_parts(base, adapter=tmp_path / "run" / "model", quantize="int4" if bits == 4 else "int8")
+        assert parts.config.quantization == Quantization(bits, embeddings=True)
+        assert torch.equal(parts.model.model.embed_tokens.weight, model.model.embed_tokens.weight)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

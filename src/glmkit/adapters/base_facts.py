@@ -159,6 +159,12 @@ def _is_matrix(name: str) -> bool:
     return name.endswith("_proj.weight") or name == "model.embed_tokens.weight"
 
 
+def table_is_quantized(recorded: Mapping[str, object], bits: int) -> bool:
+    """True where a record says that its base had its word table and head in integers of `bits`, too."""
+    quantization = recorded.get("quantization")
+    return _bits(recorded) == bits and isinstance(quantization, Mapping) and quantization.get("embeddings") is True
+
+
 def _bits(facts: Mapping[str, object]) -> int | None:
     quantization = facts.get("quantization")
     bits = quantization.get("bits") if isinstance(quantization, Mapping) else None
@@ -166,7 +172,7 @@ def _bits(facts: Mapping[str, object]) -> int | None:
 
 
 def _shown(value: object) -> str:
-    """A fact in words; quantisation by its bits."""
+    """A fact in words; quantisation by its bits, and whether the word table has them as well."""
     if isinstance(value, Mapping) and "bits" in value:
-        return f"INT{value['bits']}"
+        return f"INT{value['bits']}{' with its word table' if value.get('embeddings') else ''}"
     return "none" if value is None else repr(value)

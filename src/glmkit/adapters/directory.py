@@ -24,7 +24,7 @@ from glmkit.model import GLM
 from .adapter import AdapterInfo, Base, Origin, Saving, all_kinds
 from .adapter_files import RECORD, AdapterFiles, hint
 from .attach import attached, put_on, refuse_second
-from .base_facts import Differences, base_facts, compare_bases
+from .base_facts import Differences, base_facts, compare_bases, table_is_quantized
 
 FORMAT = 1
 
@@ -101,6 +101,12 @@ def read_origin(directory: Path) -> Origin | None:
     record = read_json(directory / RECORD)
     _check_format(record, directory)
     return recorded_origin(record, directory)
+
+
+def recorded_table(directory: Path, bits: int) -> bool:
+    """True where the record in a directory says that the word table had integers of `bits` in training, too."""
+    base = read_json(directory / RECORD).get("base") if (directory / RECORD).is_file() else None
+    return isinstance(base, Mapping) and table_is_quantized(base, bits)
 
 
 def recorded_origin(record: Mapping[str, object], directory: Path) -> Origin:

@@ -53,7 +53,6 @@ def run(args: Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         for note in translation.notes:
             print(f"note: {shown(note)}", file=sys.stderr)
-    _move_aside(translation)
     return _run_steps(given, translation.steps)
 
 
@@ -65,27 +64,32 @@ def _machine() -> Machine:
 
 
 def _about_aside(translation: Translation) -> list[str]:
-    directory = _earlier_run(translation)
-    return [] if directory is None else [f"{directory} holds a run, which would be moved to {_free_name(directory)}"]
+    found = [(what, directory) for what, directory in map(_earlier, translation.steps) if directory is not None]
+    return [f"{directory} holds a {what}, which would be moved to {_free_name(directory)}" for what, directory in found]
 
 
-def _move_aside(translation: Translation) -> None:
-    """Move an earlier run out of the way of a command that overwrites it."""
-    directory = _earlier_run(translation)
+def _move_aside(step: Step) -> None:
+    """Move an earlier run or model out of the way of a command that writes another one there."""
+    what, directory = _earlier(step)
     if directory is None:
         return
     if "RANK" in os.environ:
-        raise RequestError(f"{directory} holds a run, and several processes cannot move it away", step="move it first")
+        raise RequestError(
+            f"{directory} holds a {what}, and several processes cannot move it away", step="move it first"
+        )
     target = _free_name(directory)
     directory.rename(target)
-    print(f"note: the earlier run in {directory} was moved to {target}", file=sys.stderr)
+    print(f"note: the earlier {what} in {directory} was moved to {target}", file=sys.stderr)
 
 
-def _earlier_run(translation: Translation) -> Path | None:
+def _earlier(step: Step) -> tuple[str, Path | None]:
+    """The kind of thing that a command would overwrite, and its directory if there is one."""
     from glmkit.checkpoint.run_directory import is_run
 
-    directory = translation.aside
-    return directory if directory is not None and directory.is_dir() and is_run(directory) else None
+    what = "run" if step.words[0] == "finetune" else "model"
+    if step.aside is None or not (is_run(step.aside) if what == "run" else (step.aside / "config.json").is_file()):
+        return what, None
+    return what, step.aside
 
 
 def _free_name(directory: Path) -> Path:
@@ -100,6 +104,7 @@ def _run_steps(given: Given, steps: Sequence[Step]) -> int:
     for step in steps:
         if step.words[0] != "finetune" and not _alone():
             return 0
+        _move_aside(step)
         if step.action is not None:
             step.action()
         elif status := _run_native(given, step):

@@ -19,12 +19,18 @@ def _model(verb: str) -> tuple[Flag, ...]:
     )
 
 
+# Of a server; streamlit has flags of its own.
+PLACE: tuple[Flag, ...] = (
+    flag("host", "text", None, "serve host", f"not there; {_SAID}", rule=True),
+    flag("port", "int", None, "serve port", f"not there; {_SAID}", rule=True),
+)
+
 CLI_DEMO = Script(
     name="cli_demo", publisher=_PUBLISHER, homes=_HOMES, plan="chat", flags=_model("chat"),
     about="a conversation in the terminal: clear forgets, stop ends",
 )  # fmt: skip
 WEB_DEMO = Script(
-    name="web_demo", publisher=_PUBLISHER, homes=_HOMES, plan="page", flags=_model("serve"),
+    name="web_demo", publisher=_PUBLISHER, homes=_HOMES, plan="page", flags=(*_model("serve"), *PLACE),
     facts={"serve port": "7860"},
     about="a page for the browser (Gradio)",
 )  # fmt: skip
@@ -39,7 +45,7 @@ WEB_DEMO2 = Script(
     notes=("the page has top-p 0.7 where the original's begins at 0.6, and drops no turns until they do not fit",),
 )  # fmt: skip
 API = Script(
-    name="api", publisher=_PUBLISHER, homes=_HOMES, plan="api", flags=_model("serve"),
+    name="api", publisher=_PUBLISHER, homes=_HOMES, plan="api", flags=(*_model("serve"), *PLACE),
     facts={"serve host": "0.0.0.0", "serve port": "8000"},
     about="POST / with prompt and history, answered as the original does",
 )  # fmt: skip

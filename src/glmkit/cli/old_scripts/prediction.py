@@ -11,8 +11,8 @@ from .prefix_flags import check_prefix_flags
 from .translation import Machine, Options, Step, Translation, plain_options
 
 GREETING = "欢迎使用 {0} 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
-_HOME = "the page is at http://127.0.0.1:{0}"
-_POST = 'clients post {{"prompt": ..., "history": []}} to http://127.0.0.1:{0}'
+_HOME = "the page is at {0}"
+_POST = 'clients post {{"prompt": ..., "history": []}} to {0}'
 PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 # The two questions of predict_generation.py and infer_generation.py: answers and texts of DuReaderQG, cut as there.
 _LOAN = (
@@ -122,13 +122,16 @@ def export(given: Given, machine: Machine) -> Translation:
 
 
 def _written(model: str, adapter: str | None, target: str, dtype: str | None) -> Step:
-    """The command that writes one model directory. A run of an adapter knows its base."""
+    """The command that writes one model directory, also where there is one. A run of an adapter knows its base."""
     more = [] if dtype is None else ["--dtype", dtype]
+    sources = [Path(source).resolve() for source in (model, adapter) if source is not None]
+    inside = any(source.is_relative_to(Path(target).resolve()) for source in sources)
+    aside = None if inside else Path(target)
     if adapter is not None:
-        return Step(("merge", model, adapter, "--output", target, *more))
+        return Step(("merge", model, adapter, "--output", target, *more), aside=aside)
     if _is_adapter(Path(model)):
-        return Step(("merge", model, "--output", target, *more))
-    return Step(("convert", model, target, "--to", "glmkit", *more))
+        return Step(("merge", model, "--output", target, *more), aside=aside)
+    return Step(("convert", model, target, "--to", "glmkit", *more), aside=aside)
 
 
 def _is_adapter(path: Path) -> bool:
@@ -142,6 +145,8 @@ def demonstrate(given: Given, machine: Machine) -> Translation:
     translation = Translation()
     verb = "chat" if given.script.plan == "chat" else "serve"
     options = plain_options(given, verb)
+    for name in ("host", "port"):
+        options.set(name, given.values.get(name))
     options.set("adapter", given.text("ptuning_checkpoint"))
     quantize_option(given, options)
     check_prefix_flags(given, given.text("ptuning_checkpoint"))
@@ -149,6 +154,11 @@ def demonstrate(given: Given, machine: Machine) -> Translation:
         translation.note(GREETING.format(str(given.values["model_name_or_path"]).rpartition("/")[2]))
     else:
         sentence = _POST if given.script.plan == "api" else _HOME
-        translation.note(sentence.format(options.values.get("port") or "8000"))
+        translation.note(sentence.format(_address(options)))
     translation.steps.append(Step((verb, str(given.values["model_name_or_path"]), *options.words())))
     return translation
+
+
+def _address(options: Options) -> str:
+    port = options.values.get("port") or "8000"
+    return "the address that is printed" if port == "0" else f"http://127.0.0.1:{port}"

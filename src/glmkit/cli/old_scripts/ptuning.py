@@ -3,6 +3,7 @@
 Source: `THUDM/ChatGLM-6B:ptuning/arguments.py`, `main.py`.
 """
 
+from .demos import PLACE
 from .script_table import Flag, Script, flag
 from .trainer_flags import TRANSFORMERS
 
@@ -72,7 +73,7 @@ MAIN = Script(
 )  # fmt: skip
 
 WEB_DEMO = Script(
-    name="web_demo", publisher=_PUBLISHER, homes=("ptuning",), plan="page", json=True, flags=_MODEL,
+    name="web_demo", publisher=_PUBLISHER, homes=("ptuning",), plan="page", json=True, flags=(*_MODEL, *PLACE),
     facts={"serve port": "11001"},
     about="a page for the browser with a tuned prefix",
 )  # fmt: skip

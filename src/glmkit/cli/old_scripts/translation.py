@@ -27,10 +27,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """One native command (`glm` in front), or where no verb does it a function of ours and a sentence on it."""
+    """One native command (`glm` in front), or where no verb does it a function of ours and a sentence on it.
+
+    aside: a directory from which an earlier run or model is moved out of the way first.
+    """
 
     words: tuple[str, ...]
     action: Callable[[], None] | None = None
+    aside: Path | None = None
 
     @property
     def shown(self) -> str:
@@ -40,11 +44,10 @@ class Step:
 
 @dataclass
 class Translation:
-    """Steps, and sentences about them. aside: where a run of an earlier time is moved out of the way first."""
+    """Steps, and sentences about them."""
 
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    aside: Path | None = None
 
     def note(self, sentence: str) -> None:
         """Add a sentence once."""

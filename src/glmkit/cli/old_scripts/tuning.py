@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from glmkit.checkpoint.run_directory import is_run
 from glmkit.errors import RequestError
 
 from .command_line import Given
@@ -53,10 +54,10 @@ def _finetune(given: Given, machine: Machine, translation: Translation) -> Step:
     _data_options(given, options, translation)
     if given.values.get("ignore_pad_token_for_loss") is False:
         options.set("data.quirks", "counted_padding")
-    _resumption(given, options, translation)
+    aside = _resumption(given, options, translation)
     options.by_section()
     words = ["finetune", recipe, *options.words(), *(["--nproc", str(nproc)] if nproc > 1 else []), *given.native]
-    return Step(tuple(words))
+    return Step(tuple(words), aside=aside)
 
 
 def _method(given: Given, options: Options) -> str:
@@ -196,15 +197,25 @@ def _reporting(given: Given, options: Options, translation: Translation) -> None
     options.set("checkpoint.best", "null" if metric is None else metric.removeprefix("eval_"))
 
 
-def _resumption(given: Given, options: Options, translation: Translation) -> None:
+def _resumption(given: Given, options: Options, translation: Translation) -> Path | None:
+    """Set what is gone on with; the directory from which an earlier run is moved away instead."""
     directory = Path(str(given.values["output_dir"])).expanduser()
     checkpoint = given.text("resume_from_checkpoint")
     if checkpoint is not None:
         options.set("resume", checkpoint)
     elif given.values["overwrite_output_dir"]:
-        translation.aside = directory
+        return directory
     elif given.script.resumes:
         options.set("resume", "auto")
+        if is_run(directory):
+            translation.note(f"{directory} holds a run, which goes on; --overwrite_output_dir moves it aside instead")
+    elif is_run(directory):
+        raise RequestError(
+            f"{directory} holds a run already",
+            step="add --overwrite_output_dir, which moves it aside, or --resume_from_checkpoint auto",
+            param="output_dir",
+        )
+    return None
 
 
 def _score(given: Given, machine: Machine, translation: Translation, model: str, stage: str, *, trained: bool) -> Step:
