@@ -11,10 +11,8 @@ from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.taught import Taught, write_taught
 from glmkit.cli import chat
 from glmkit.cli.main import main
-from glmkit.parallel.mesh import Ranks
-from support.finetuning import toy_base
+from support.finetuning import toy_base, tuned_run
 from support.served_models import small_chat
-from support.tuning_jobs import tuned_run
 
 TEXT = "the fox"
 ASKED = "Text: the fox\nAnswer: "
@@ -29,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     file.write_text(json.dumps({"prompt": ["Text: {passage}\n", "Hint: {hint}\n", "Answer: "], "answer": "{a}"}))
     options: dict[str, Any] = {"data__template": [str(file)], "training__max_steps": 1}
-    tuned_run(Ranks(), "lora", str(base), str(rows), str(folder / "run"), **options)
+    tuned_run("lora", base, rows, folder / "run", **options)
     file.unlink()
     return folder / "run" / "model"
 

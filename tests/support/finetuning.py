@@ -1,15 +1,22 @@
 """Fine-tuning runs for tests: a tiny base with a tokenizer of its own, rows in a file, and a recipe of seconds."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from glmkit.checkpoint.native import write_model
 from glmkit.config import GLMConfig
+from glmkit.data.packing import Batch
 from glmkit.model import GLM, init_weights
+from glmkit.parallel.mesh import Ranks
 from glmkit.tokenizer.training import train_tokenizer
 from glmkit.train.finetune_config import FinetuneConfig
+from glmkit.train.finetuning import finetune
 from glmkit.train.finetuning_recipes import FINETUNING
+from glmkit.train.state import StepRecord
+from glmkit.train.trainer import Trainer
 from support.store import toy_texts
 
 
@@ -58,3 +65,42 @@ def tuning_recipe(method: str, base: Path, train: Sequence[Path], output: Path, 
     if "training__num_epochs" in overrides:
         del values["training.max_steps"]
     return FINETUNING.read(method, values | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def tuned_run(
+    method: str,
+    base: Path,
+    rows: Path,
+    output: Path,
+    *,
+    resume: str = "never",
+    ranks: Ranks | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """A run; its losses, the trained numbers by name, and how it ended."""
+    losses: list[float] = []
+    kept: list[Trainer[Batch]] = []
+
+    def watch(record: StepRecord, trainer: Trainer[Batch]) -> None:
+        losses.append(record.loss)
+        kept[:] = [trainer]
+
+    config = tuning_recipe(method, base, [rows], output, **overrides)
+    outcome = finetune(config, ranks=ranks, resume=resume, quiet=True, on_step=watch)
+    named = kept[0].model.named_parameters() if kept else ()
+    weights = {name: p.detach().flatten().tolist() for name, p in named if p.requires_grad}
+    return {"losses": losses, "weights": weights, "reason": outcome.result.reason, "step": outcome.result.step}
+
+
+def options_of(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those of an adapter where there is none."""
+    return {name: value for name, value in options.items() if method != "full" or not name.startswith("adapter")}
+
+
+def two_ranks(ranks: Ranks, base: Path, rows: Path, output: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Every method in one start of the processes."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return {
+        method: tuned_run(method, base, rows, output / method, ranks=ranks, **options_of(method, options))
+        for method in ("full", "lora", "ptuning")
+    }

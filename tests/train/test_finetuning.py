@@ -30,10 +30,10 @@ from glmkit.train.finetuning_base import load_base, open_base, prefix_columns, t
 from glmkit.train.finetuning_data import TuningData
 from glmkit.train.metrics import read_metrics
 from glmkit.train.validation import ValidationLoss
-from support.finetuning import toy_base, toy_rows, tuning_recipe
+from support.finetuning import options_of, toy_base, toy_rows, tuning_recipe, two_ranks
+from support.finetuning import tuned_run as run
 from support.ranks import run_ranks
 from support.shared import shared_dir
-from support.tuning_jobs import options_of, tuned_run, two_ranks
 
 METHODS = ("lora", "full", "ptuning")
 
@@ -46,10 +46,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(base: Path) -> Path:
     return toy_rows(base.parent / "rows.jsonl")
-
-
-def run(method: str, base: Path, rows: Path, output: Path, **overrides: Any) -> dict[str, Any]:
-    return tuned_run(Ranks(), method, str(base), str(rows), str(output), **overrides)
 
 
 # --- what a run writes ------------------------------------------------------------------------------------------------
@@ -397,7 +393,7 @@ def test_two_ranks_are_one_process_with_the_same_rows(base: Path, tmp_path: Path
     options = {"optimizer__adam_eps": 1e-3, "training__micro_batch_size": 1, "adapter__dropout": 0.0}
     alone = {"training__gradient_accumulation_steps": 4}
     both = {"training__gradient_accumulation_steps": 2}
-    results = run_ranks(two_ranks, 2, str(plain), str(data), str(tmp_path / "two"), options | both)
+    results = run_ranks(two_ranks, 2, plain, data, tmp_path / "two", options | both)
     for method in METHODS:
         one = run(method, plain, data, tmp_path / "one" / method, **options_of(method, options | alone))
         for each in results:

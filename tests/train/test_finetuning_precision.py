@@ -11,14 +11,12 @@ import torch
 
 from glmkit.checkpoint.run_directory import read_state
 from glmkit.errors import ConfigError
-from glmkit.parallel.mesh import Ranks
 from glmkit.train import trainer as trainers
 from glmkit.train.checkpoints import CheckpointStore
 from glmkit.train.finetuning import finetune
 from glmkit.train.finetuning_base import load_base, open_base, trained
 from glmkit.train.metrics import read_metrics
-from support.finetuning import toy_base, toy_rows, tuning_recipe
-from support.tuning_jobs import tuned_run
+from support.finetuning import toy_base, toy_rows, tuned_run, tuning_recipe
 
 PLAIN = dict.fromkeys(("embedding_dropout", "attention_dropout", "hidden_dropout"), 0.0)
 
@@ -35,7 +33,7 @@ def rows(base: Path) -> Path:
 
 def run(method: str, base: Path, rows: Path, output: Path, **overrides: Any) -> dict[str, Any]:
     own = {} if method == "full" else {"adapter__dropout": 0.0}
-    return tuned_run(Ranks(), method, str(base), str(rows), str(output), **own | overrides)
+    return tuned_run(method, base, rows, output, **own | overrides)
 
 
 @pytest.mark.sampled(3)
