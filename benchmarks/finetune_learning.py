@@ -67,7 +67,7 @@ METHODS: dict[str, Values] = {
     "prefix": {
         "tuning.method": "prefix",
         "training.num_epochs": 6,
-        "optimizer.learning_rate": 3e-2,
+        "optimizer.learning_rate": 1e-1,
         "adapter.length": 128,
     },
 }
