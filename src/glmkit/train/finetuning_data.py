@@ -40,7 +40,9 @@ class TuningData:
         form.check_quirks(quirks)
         limits = Limits(d.source_length or form.limits.source, d.target_length or form.limits.target)
         maker = RowMaker(base.tokenizer, form, limits, quirks)
-        sets = open_dialogues(_spec(config), Reader.of(base.checkpoint.family, base.tokenizer))
+        reader = Reader.of(base.checkpoint.family, base.tokenizer)
+        with progress:
+            sets = open_dialogues(_spec(config), reader, progress)
         if not sets.train:
             raise ConfigError("data.train (--data) is not set", step="give files or names of sets", param="data.train")
         for line in sets.lines():
@@ -49,7 +51,8 @@ class TuningData:
         def rows(one: DialogueSet) -> RowSet:
             return encode_rows(one, maker, name=one.name, on_bad_row=d.on_bad_row, progress=progress)
 
-        return cls(sets, tuple(map(rows, sets.train)), tuple(map(rows, sets.validation)), maker)
+        with progress:
+            return cls(sets, tuple(map(rows, sets.train)), tuple(map(rows, sets.validation)), maker)
 
     def batches(self, config: FinetuneConfig, world_size: int = 1) -> TuningBatches:
         """The training batches, and with them the plan of the steps."""

@@ -173,7 +173,7 @@ class _Opener:
         if self._progress is not None:
             self._progress.start(f"reading {name}", None)
         for number, (path, record) in enumerate(files.records()):
-            if self._progress is not None and number % _SHOWN_ROWS == 0:
+            if self._progress is not None and number and number % _SHOWN_ROWS == 0:
                 self._progress.update(number)
             silent.discard(path)
             split = files.split(path)
