@@ -1,13 +1,14 @@
-"""Peak memory of LoRA and P-Tuning v2 steps on an INT4 base as wide as ChatGLM-6B, measured and projected to its depth.
+"""Peak memory of steps of full tuning of GLM-large-Chinese, and of LoRA and P-Tuning v2 on INT4 as wide as ChatGLM-6B.
 
-Word table and head are INT4 too, as `quantization_bit: 4` of glm finetune makes them. Each case is a process of its
-own, with 2 and with 4 layers: their difference is what one layer costs, so 28 layers are the 4 measured ones and 24
+Full tuning is measured at its whole size, in float32, with the rows of PaddleNLP's script: 2 of 608 + 160, recomputed.
+On INT4 word table and head are INT4 too, as `quantization_bit: 4` of glm finetune makes them. Each case is a process of
+its own, with 2 and with 4 layers: their difference is what one layer costs, so 28 layers are the 4 measured ones and 24
 times that. Rows are random ids of the full length of the published scripts: P-Tuning v2 at 64 + 64 with a prefix of
 128 (ptuning/train.sh), LoRA of rank 8 at 6 rows of 200 (ChatGLM-Tuning) with recomputation, and at 64 + 64. Beside them
 the published numbers for a GPU: 7 GB for P-Tuning v2 on INT4, 13 GB for the model in half precision alone. The last
 line is JSON.
 
-    python benchmarks/finetune_memory.py [--layers 2 4] [--steps 2] [--threads N]
+    python benchmarks/finetune_memory.py [--layers 2 4] [--steps 2] [--threads N] [--only full|prefix|lora]
 """
 
 import argparse
@@ -28,7 +29,7 @@ from glmkit.config import Quantization
 from glmkit.data.packing import Batch, pack
 from glmkit.devices import CPU, peak_memory
 from glmkit.families.family import preset
-from glmkit.model import GLM
+from glmkit.model import GLM, init_weights
 from glmkit.objective.sample import Sample
 from glmkit.parallel.apply import ParallelPlan, apply
 from glmkit.parallel.mesh import Ranks
@@ -54,7 +55,9 @@ class Case:
     recompute: bool = False
 
 
+WHOLE = "all weights, GLM-large-Chinese, 2 x 768, recomputed"
 CASES = {
+    WHOLE: Case("full", 2, 608, 160, recompute=True),
     "P-Tuning v2, prefix 128, 1 x 128": Case("prefix", 1, 64, 64),
     "LoRA r 8, 1 x 128": Case("lora", 1, 64, 64),
     "LoRA r 8, 6 x 200, recomputed": Case("lora", 6, 100, 100, recompute=True),
@@ -84,6 +87,14 @@ def base(layers: int) -> GLM:
     return model.train()
 
 
+def whole_model() -> GLM:
+    """GLM-large-Chinese in float32, with random weights."""
+    config = replace(preset("glm-large-chinese"), special=None)
+    model = GLM(config)
+    init_weights(model, config, 0)
+    return model.train()
+
+
 def batch_of(case: Case, vocabulary: int) -> Batch:
     """Full rows, the answer at their end counted."""
     size = case.source + case.target - 1
@@ -98,12 +109,12 @@ def batch_of(case: Case, vocabulary: int) -> Batch:
 
 def measure(case: Case, layers: int, steps: int) -> dict[str, float]:
     """Whole steps with AdamW: bytes of the weights, resident before and at the peak, seconds of the last step."""
-    model = base(layers)
+    model = whole_model() if case.method == "full" else base(layers)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     before = peak_memory(CPU)
-    new_adapter(
-        model, LoraOptions(("q_proj", "k_proj", "v_proj"), rank=8) if case.method == "lora" else PrefixOptions(128)
-    )
+    if case.method != "full":
+        lora = LoraOptions(("q_proj", "k_proj", "v_proj"), rank=8)
+        new_adapter(model, lora if case.method == "lora" else PrefixOptions(128))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     objective = Objective(model, batch_loss())
     apply(objective, ParallelPlan(recompute=case.recompute), Ranks())
@@ -134,6 +145,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs=2, default=[2, 4])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=["full", "prefix", "lora"])
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -143,12 +155,19 @@ def main() -> None:
     report: dict[str, object] = {"published_gb": PUBLISHED}
     few, many = args.layers
     for name, case in CASES.items():
+        if args.only not in (None, case.method):
+            continue
         found = []
-        for layers in (few, many):
+        for layers in (few, many) if case.method != "full" else (many,):
             command = [sys.executable, __file__, "--case", name, "--layers", str(layers), str(layers)]
             command += ["--steps", str(args.steps), "--threads", str(args.threads)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
+        if case.method == "full":
+            peak, weights, seconds = found[0]["peak"] / 1e9, found[0]["weights"] / 1e9, found[0]["seconds"]
+            print(f"{name}: peak {peak:.2f} GB (weights {weights:.2f}); a step {seconds:.1f} s")
+            report[name] = asdict(case) | {"measured": found}
+            continue
         a_layer = (found[1]["peak"] - found[0]["peak"]) / (many - few)
         whole = found[1]["peak"] + (DEPTH - many) * a_layer
         peak, weights = found[1]["peak"] / 1e9, found[1]["weights"] / 1e9

@@ -10,6 +10,7 @@ The snippets of one document run in order in one directory and share their Pytho
 """
 
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -28,6 +29,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.families.family import preset
 from glmkit.model import GLM, init_weights
 from glmkit.tokenizer.training import train_tokenizer
+from glmkit.train.finetuning_recipes import FINETUNING
 from glmkit.train.recipe_config import TrainConfig
 from support.shared import ROOT
 
@@ -195,6 +197,8 @@ def workspace(
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "model").symlink_to(model_directory)
     (tmp_path / "chatglm-6b").symlink_to(published_directory)
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"{n + n}"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))  # of docs/finetuning.md
     texts = tmp_path / "my-texts"
     texts.mkdir()
     for number, path in enumerate(sorted((ROOT / "src/glmkit/data").rglob("*.py"))):
@@ -257,11 +261,20 @@ def is_path(span: str) -> bool:
     return path is not None and not path[1].isupper() and span.endswith((".py", ".md", ".yaml", ".sh", "/"))
 
 
+def anchors(path: Path) -> list[str]:
+    """The names by which links reach the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 def mistakes(path: Path) -> Iterator[str]:
     text = prose(path)
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        if not (path.parent / target).exists():
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        document = path.parent / target if target else path
+        if not document.exists():
             yield f"link {target}"
+        elif anchor and anchor not in anchors(document):
+            yield f"link {target}#{anchor}"
     bases = (ROOT, ROOT / "src", ROOT / "src" / "glmkit", path.parent)
     for span in re.findall(r"`([^`\n]+)`", text):
         verb, target = re.match(r"glm ([a-z]+)\b", span), re.fullmatch(r"make ([a-z-]+)", span)
@@ -280,8 +293,29 @@ def test_what_the_prose_names_exists(path: Path) -> None:
 
 def test_a_wrong_name_in_the_prose_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.md"
-    path.write_text("[a](absent.md) `model/absent.py` `glm zzz MODEL` `make zzz` `model/cache.py` `glm fill M`")
-    assert list(mistakes(path)) == ["link absent.md", "path model/absent.py", "verb glm zzz MODEL", "target make zzz"]
+    links = "# One, two\n[b](#one-two) [c](#three) [a](absent.md)"
+    path.write_text(f"{links} `model/absent.py` `glm zzz MODEL` `make zzz` `model/cache.py` `glm fill M`")
+    assert list(mistakes(path)) == [
+        "link #three",
+        "link absent.md",
+        "path model/absent.py",
+        "verb glm zzz MODEL",
+        "target make zzz",
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["full", "lora", "ptuning"])
+def test_options_of_a_method_have_their_defaults(recipe: str) -> None:
+    """The page of a method shows what its recipe sets, and every option of its adapter."""
+    config = FINETUNING.read(recipe)
+    values = config.to_dict()
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.*?) \|", prose(ROOT / "docs" / f"tuning_{recipe}.md"), re.MULTILINE)
+    for section, key, shown in rows:
+        value = values[section][key]
+        value = ", ".join(value) if isinstance(value, list) else value
+        assert (None if shown == "–" else yaml.safe_load(shown)) == (None if value in ("", {}) else value), key
+    assert {key for section, key, _ in rows if section == "adapter"} == set(values["adapter"])
+    assert len(rows) > 8
 
 
 def test_both_readmes_have_the_same_snippets() -> None:

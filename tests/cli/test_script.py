@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -221,6 +222,9 @@ def test_lora_of_chatglm_tuning() -> None:
     }  # fmt: skip
     assert want.items() <= found.items()
     assert "resume" not in found
+    assert "data.template" not in found  # rows of ids have their wording
+    found = options(CHATGLM_TUNING["finetune"].replace("data/alpaca ", "data/alpaca_data.json "))
+    assert found["data.template"] == "chatglm_tuning"  # that of infer.py
 
 
 @pytest.mark.parametrize(
@@ -329,16 +333,32 @@ def test_the_page_has_the_tables() -> None:
     assert text.split("<!-- tables -->")[1].split("<!-- end of tables -->")[0].strip() == all_tables()
 
 
+def page_commands(page: Path) -> list[str]:
+    """The commands of a page that call `glm script`."""
+    return re.findall(r"^((?:[A-Z_]+=\S+ )?glm script .*)$", page.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_the_page_are_read(page: Path) -> None:
-    commands = [
-        line.removeprefix("glm script ") for line in page.read_text().splitlines() if line.startswith("glm script ")
-    ]
+    commands = [command.replace("glm script ", "", 1) for command in page_commands(page)]
     assert len(commands) > 12
     for command in commands:
         words = [word for word in shlex.split(command) if word != "--dry-run"]
         if words[-1] != "--help":
             assert translate(read_command(words), CPU).steps
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_documents_is_on_the_page(page: Path) -> None:
+    """Word for word, but for `python`."""
+    found = {command.replace("glm script ", "", 1) for command in page_commands(page)}
+    assert [name for name, command in ALL.items() if re.sub(r"\bpython3? ", "", command, count=1) not in found] == []
+
+
+def test_both_pages_have_the_same_commands() -> None:
+    """The Chinese one has no list of launchers at its head."""
+    fences = [re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL) for page in PAGES]
+    assert fences[0][1:] == fences[1]
 
 
 @pytest.mark.parametrize("command", ALL.values(), ids=ALL)

@@ -6,6 +6,7 @@ differ.
 
 import io
 import json
+import re
 import shlex
 import shutil
 import warnings
@@ -221,3 +222,28 @@ def test_api(chatglm: Path) -> None:
 def test_web_demo(chatglm: Path) -> None:
     pytest.importorskip("gradio", reason="an extra")
     page_and_answer(DEMOS["web"])
+
+
+NATIVE = re.findall(
+    r"<!-- not run: tests/cli/test_script_chains.py runs it -->\n```sh\n(.*?)```",
+    (ROOT / "docs" / "from_old_scripts.md").read_text(),
+    re.DOTALL,
+)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("commands", NATIVE, ids=lambda commands: commands.split()[2])
+def test_the_same_natively(commands: str, glm: Path, chatglm: Path, folder: Path) -> None:
+    if "checkpoint-100" in commands:
+        small_release(folder / "checkpoints" / "glm-large-chinese" / "checkpoint-100", "glm-large-chinese", ranks=2)
+    for command in commands.splitlines():
+        words = shlex.split(command)
+        shorter = {
+            "finetune": ["--max_steps", "1", "--evaluation.report_rows", "0"],
+            "generate": ["--max_new_tokens", "56"],
+        }.get(words[1], [])
+        assert main([*words[1:], *shorter]) == 0, command
+
+
+def test_there_are_native_commands_for_every_chain() -> None:
+    assert len(NATIVE) == 4

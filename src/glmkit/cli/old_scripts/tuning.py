@@ -282,7 +282,10 @@ def _data_options(given: Given, options: Options, translation: Translation) -> N
         if "data_name" in given.values and evaluates:
             options.set("data.validation_share", _BELLE_SHARE)
     else:
-        options.set("data.train", given.text("dataset_path"))
+        source = str(given.values["dataset_path"])
+        options.set("data.train", source)
+        if source == "alpaca" or source.endswith(".json"):  # Alpaca's list: worded as cover_alpaca2jsonl.py does
+            options.set("data.template", "chatglm_tuning")
 
 
 def _published_set(given: Given) -> str:
