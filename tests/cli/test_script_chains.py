@@ -189,7 +189,9 @@ def test_cli_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     small_release(folder / "THUDM" / "chatglm-6b", "chatglm-6b", max_positions=48)  # its answer is as long as it can be
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("你好\nclear\nstop\n".encode())))
     run(DEMOS["cli"])
-    assert "clear 清空对话历史，stop 终止程序" in capsys.readouterr().err
+    assert (
+        "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序" in capsys.readouterr().err
+    )
 
 
 def served(command: str) -> AbstractContextManager[ProcessServer]:

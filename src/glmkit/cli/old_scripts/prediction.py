@@ -151,7 +151,8 @@ def demonstrate(given: Given, machine: Machine) -> Translation:
     quantize_option(given, options)
     check_prefix_flags(given, given.text("ptuning_checkpoint"))
     if verb == "chat":
-        translation.note(GREETING.format(str(given.values["model_name_or_path"]).rpartition("/")[2]))
+        name, published = PurePath(str(given.values["model_name_or_path"])).name, given.script.publisher
+        translation.note(GREETING.format(published if name.lower() == published.lower() else name))
     else:
         sentence = _POST if given.script.plan == "api" else _HOME
         translation.note(sentence.format(_address(options)))
