@@ -43,7 +43,8 @@ def round_activations(x_NC: Tensor) -> tuple[Tensor, Tensor]:
     filled_NC = functional.pad(x_NC.float(), (0, -x_NC.shape[1] % ACTIVATION_GROUP))
     groups_NGC = torch.unflatten(filled_NC, 1, (-1, ACTIVATION_GROUP))
     most_NG = groups_NGC.abs().amax(-1)
-    factor_NG = torch.where(most_NG > _TINY, 127 / most_NG, 0.0)
+    # `127 / most_NG` would multiply by a rounded reciprocal.
+    factor_NG = torch.where(most_NG > _TINY, torch.full_like(most_NG, 127).div(most_NG), 0.0)
     scale_NG = torch.where(most_NG.isfinite(), most_NG / 127, torch.nan)
     return (groups_NGC * factor_NG[..., None]).round(), scale_NG
 

@@ -1,0 +1,288 @@
+// Products of few and of many rows with integer panels and with floats as published, on threads of its own.
+//
+// Plain C: no headers of Python or PyTorch but in the stub at the end. Layout of panels: quant/panels.py. A level is a set
+// of instructions; the caller passes the one to use. What a level computes is written once, in level.h.
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bytes of a line are read as little-endian numbers"
+#endif
+#if defined(__GNUC__) && !defined(GLM_PORTABLE)
+#define GNU
+#define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+#else
+#define INLINE inline
+#define NOINLINE
+#define UNROLL
+#endif
+#ifdef _WIN32
+#define API __declspec(dllexport)
+#elif defined(GNU)
+#define API __attribute__((visibility("default")))
+#else
+#define API
+#endif
+#if defined(GNU) && defined(__x86_64__)
+#include <immintrin.h>
+#define X86
+#endif
+enum { ABI = 1, RUN = 256 };                              // RUN: columns that are floats at once, a multiple of 8
+enum { PLAIN, AVX2, AVX512, AVX512_BF16, LEVELS };        // AVX512 with VNNI
+enum { PER_ROW, BYTES, HALF };                            // scales of groups
+typedef struct { int64_t weight, scales, row_scale, rows, group, bits, kind; } described;  // as the caller describes a matrix
+typedef struct { const uint8_t *weight; const void *scales; const float *row_scale; int64_t rows, group, bits, kind, panels, groups; } matrix;
+typedef struct {
+  const matrix *matrices; int64_t count, units;           // a unit is a pair of panels
+  const char *x; int64_t rows, columns, stride, bf16;     // activations, as they come; stride in numbers
+  char *y; int exact, many, level;
+  int64_t padded, block; int8_t *q; float *x_scales; int32_t *sums, *group_sums;  // rounded activations
+  const float *floats; int64_t float_stride;              // or as floats
+} call;
+
+static INLINE float from_bf16(uint16_t v) { uint32_t u = (uint32_t)v << 16; float f; memcpy(&f, &u, 4); return f; }
+static INLINE float from_half(uint16_t v) {
+  const uint32_t sign = (uint32_t)(v & 0x8000) << 16; uint32_t u = (uint32_t)(v & 0x7fff) << 13; float f;
+  memcpy(&f, &u, 4); f *= 0x1p112f; memcpy(&u, &f, 4);    // the exponents' offsets differ by 112; subnormals come out right too
+  if ((v & 0x7c00) == 0x7c00) u |= 0x7f800000;
+  u |= sign; memcpy(&f, &u, 4); return f;
+}
+static INLINE uint16_t to_bf16(float f) {
+  uint32_t u; memcpy(&u, &f, 4);
+  return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static INLINE void read_floats(const call *c, int64_t row, int64_t column, int64_t count, float *out) {
+  if (!c->bf16) { memcpy(out, c->x + (row * c->stride + column) * 4, (size_t)count * 4); return; }
+  const uint16_t *from = (const uint16_t *)c->x + row * c->stride + column;
+  for (int64_t i = 0; i < count; i++) out[i] = from_bf16(from[i]);
+}
+static INLINE void write_floats(const call *c, const matrix *w, char *y, int64_t row, int64_t column, int64_t count, const float *from) {
+  if (column + count > w->rows) count = w->rows - column;
+  if (!c->bf16) { memcpy(y + (row * w->rows + column) * 4, from, (size_t)count * 4); return; }
+  uint16_t *to = (uint16_t *)y + row * w->rows + column;
+  for (int64_t i = 0; i < count; i++) to[i] = to_bf16(from[i]);
+}
+#define LOW(v) ((v) & 0x0f0f0f0f)
+#define HIGH(v) (((v) >> 4) & 0x0f0f0f0f)
+#define FLIP ((int32_t)0x80808080)
+#define SPLAT(s) ((s) - (vf){0})
+
+// ---- plain: vectors of 4 where the compiler has them ----
+#define NAME(f) f##_plain
+#define TARGET
+#ifdef GNU
+#define LANES 4
+typedef int32_t vi_plain __attribute__((vector_size(16)));
+typedef float vf_plain __attribute__((vector_size(16)));
+typedef uint32_t vu_plain __attribute__((vector_size(16)));
+#define TO_FLOAT(v) __builtin_convertvector(v, vf)
+#else
+#define LANES 1
+typedef int32_t vi_plain;
+typedef float vf_plain;
+typedef uint32_t vu_plain;
+#define TO_FLOAT(v) ((float)(v))
+#endif
+#define vi vi_plain
+#define vf vf_plain
+static INLINE vf bytes_plain(const uint8_t *p) { float f[LANES]; vf v; for (int i = 0; i < LANES; i++) f[i] = p[i]; memcpy(&v, f, sizeof v); return v; }
+static INLINE vf half_plain(const uint16_t *p) { float f[LANES]; vf v; for (int i = 0; i < LANES; i++) f[i] = from_half(p[i]); memcpy(&v, f, sizeof v); return v; }
+static INLINE vf bf16_plain(const uint16_t *p) { float f[LANES]; vf v; for (int i = 0; i < LANES; i++) f[i] = from_bf16(p[i]); memcpy(&v, f, sizeof v); return v; }
+#define BYTE(v, i) ((vi)((vu_plain)(v) << (24 - 8 * i)) >> 24)
+#define ONE(u, i) ((int32_t)((uint32_t)(u) << (24 - 8 * i)) >> 24)
+#define SUM4(acc, w, u) acc += BYTE(w, 0) * ONE(u, 0) + BYTE(w, 1) * ONE(u, 1) + BYTE(w, 2) * ONE(u, 2) + BYTE(w, 3) * ONE(u, 3)
+#define DOT8(acc, w, u) SUM4(acc, (w) ^ FLIP, u)
+#define DOT4(p, r, split, a, b, u0, u1) SUM4(p, a, u0); SUM4(p, b, u1)
+#define OFFSET8 0
+#define FROM_BYTES bytes_plain
+#define FROM_HALF half_plain
+#define FROM_BF16 bf16_plain
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#define BLOCKS(DO, bits) DO(2, 1, bits) DO(1, 1, bits)
+#define FLOAT_ROWS 2
+#define EXACT_ROWS 2
+#define EXACT_PANELS 1
+#include "level.h"
+
+#ifdef X86
+// ---- AVX2. Bytes times bytes saturate where both factors are large: |w| <= 128 times +-127 twice stays below 32768 ----
+#define NAME(f) f##_avx2
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define LANES 8
+typedef int32_t vi_avx2 __attribute__((vector_size(32)));
+typedef float vf_avx2 __attribute__((vector_size(32)));
+#define vi vi_avx2
+#define vf vf_avx2
+#define TO_FLOAT(v) __builtin_convertvector(v, vf)
+#define PAIRS(a, b) _mm256_maddubs_epi16((__m256i)(a), b)
+#define DOT8(acc, w, u) { const __m256i s = (__m256i)((w) ^ FLIP); \
+  acc += (vi)_mm256_madd_epi16(PAIRS(_mm256_abs_epi8(s), _mm256_sign_epi8(_mm256_set1_epi32(u), s)), _mm256_set1_epi16(1)); }
+#define DOT4(p, r, split, a, b, u0, u1) p += (vi)_mm256_madd_epi16(_mm256_add_epi16(PAIRS(a, _mm256_set1_epi32(u0)), PAIRS(b, _mm256_set1_epi32(u1))), _mm256_set1_epi16(1))
+#define OFFSET8 0
+#define FROM_BYTES(p) ((vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p)))))
+#define FROM_HALF(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
+#define FROM_BF16(p) ((vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
+#define MULTIPLY_ADD(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define BLOCKS(DO, bits) DO(4, 1, bits) DO(2, 1, bits) DO(1, 1, bits)
+#define FLOAT_ROWS 2
+#define EXACT_ROWS 4
+#define EXACT_PANELS 1
+#include "level.h"
+
+// ---- AVX512 with VNNI: unsigned weights, so 128 times the sum of the activations is taken back ----
+#define NAME(f) f##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")))
+#define LANES 16
+typedef int32_t vi_avx512 __attribute__((vector_size(64)));
+typedef float vf_avx512 __attribute__((vector_size(64)));
+#define vi vi_avx512
+#define vf vf_avx512
+#define TO_FLOAT(v) __builtin_convertvector(v, vf)
+#define TO_INT(v) __builtin_convertvector(v, vi)
+#define DOT8(acc, w, u) acc = (vi)_mm512_dpbusd_epi32((__m512i)(acc), (__m512i)(w), _mm512_set1_epi32(u))
+#define DOT4(p, r, split, a, b, u0, u1) DOT8(p, a, u0); if (split) { DOT8(r, b, u1); } else { DOT8(p, b, u1); }
+#define OFFSET8 128
+#define FROM_BYTES(p) ((vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
+#define FROM_HALF(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
+#define FROM_BF16(p) ((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
+#define MULTIPLY_ADD(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define DOT_BF16(acc, w, u) ((vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(w), (__m512bh)(u)))
+#define BLOCKS(DO, bits) DO(8, 1, bits) DO(4, 1, bits) DO(2, 1, bits) DO(1, 1, bits)
+#define FLOAT_ROWS 6
+#define EXACT_ROWS 4
+#define EXACT_PANELS 2
+#define MANY
+static INLINE TARGET vi widened(vi numbers, vi scales) {  // bytes (number * scale + 128 - 8 * scale); scales twice in a lane
+  const __m512i n = (__m512i)numbers, s = (__m512i)scales, low = _mm512_set1_epi16(255), shift = _mm512_slli_epi16(s, 3);
+  const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(n, low), s), odd = _mm512_mullo_epi16(_mm512_srli_epi16(n, 8), s);
+  const __m512i add = _mm512_sub_epi8(_mm512_set1_epi8((char)128), _mm512_or_si512(shift, _mm512_slli_epi16(shift, 8)));
+  return (vi)_mm512_add_epi8(_mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, even, _mm512_slli_epi16(odd, 8)), add);
+}
+#define WIDEN widened
+#include "level.h"
+#endif
+
+typedef void run_level(const call *, const matrix *, char *, int64_t, int64_t, void *);
+typedef void round_level(const call *, int64_t, int64_t, int64_t);
+#ifdef X86
+static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512};
+static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512};
+static const int8_t TOPS[LEVELS] = {2, 4, 8, 8};
+API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16; }
+#else
+static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain};
+static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain};
+static const int8_t TOPS[LEVELS] = {2, 2, 2, 2};
+API int glm_built(void) { return 1 << PLAIN; }
+#endif
+API int glm_abi(void) { return ABI; }
+
+#include "pool.h"
+
+// ---- work on the pool: pieces of rows to be rounded, of units to be multiplied, of panels to be packed ----
+static int64_t block_of(int64_t left, int64_t top) { return left >= top ? top : left >= 4 && top > 4 ? 4 : left >= 2 ? 2 : 1; }
+static void prepare(const call *c, int64_t first, int64_t end) {  // whole blocks of rows
+  for (int64_t at = first, size; at < end; at += size) {
+    size = block_of(c->rows - at, c->block);
+    for (int64_t row = at; row < at + size; row++)
+      if (c->q) ROUNDS[c->level](c, row, at, size); else read_floats(c, row, 0, c->columns, (float *)c->floats + row * c->float_stride);
+  }
+}
+static void prepare_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const call *c = work; const int64_t blocks = c->rows / c->block; (void)buffer;  // the rest below a block goes with the last piece
+  prepare(c, blocks * i / pieces * c->block, i + 1 == pieces ? c->rows : blocks * (i + 1) / pieces * c->block);
+}
+static void product_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const call *c = work; const int64_t lo = c->units * i / pieces, hi = c->units * (i + 1) / pieces; int64_t base = 0; char *y = c->y;
+  for (const matrix *w = c->matrices; w < c->matrices + c->count; w++) {
+    const int64_t units = (w->panels + 1) / 2, a = lo > base ? lo - base : 0, b = hi < base + units ? hi - base : units;
+    if (a < b) RUNS[c->level](c, w, y, 2 * a, 2 * b < w->panels ? 2 * b : w->panels, buffer);
+    base += units; y += c->rows * w->rows * (c->bf16 ? 2 : 4);
+  }
+}
+// y: for every matrix (rows, its rows), one behind the other. All of bits 4 and 8, or all of 16 and 32. 0: done, 1: no memory.
+API int glm_linear(const described *given, int64_t count, const void *x, int64_t bf16, int64_t rows, int64_t columns, int64_t stride,
+                   void *y, int64_t exact, int64_t level, int64_t threads) {
+  matrix matrices[16]; const int integers = given->bits < 16; int64_t narrow = 0;
+  if (count > 16 || rows == 0) return count > 16;
+  call c = {.matrices = matrices, .count = count, .x = x, .rows = rows, .columns = columns, .stride = stride, .bf16 = bf16, .y = y,
+            .exact = (int)exact, .level = (int)level, .padded = (columns + 31) / 32 * 32, .block = 1, .float_stride = stride};
+  for (int64_t i = 0; i < count; i++) {
+    const described *g = given + i; const int64_t panels = (g->rows + 15) / 16;
+    matrices[i] = (matrix){(const uint8_t *)(intptr_t)g->weight, (const void *)(intptr_t)g->scales, (const float *)(intptr_t)g->row_scale,
+                           g->rows, g->group, g->bits, g->kind, panels, g->group ? (columns + g->group - 1) / g->group : 1};
+    c.units += (panels + 1) / 2; narrow |= g->bits == 4;
+  }
+  const int64_t groups = (c.padded + 127) / 128; void *memory = NULL; size_t need = 0;
+  if (integers && !exact) {
+    c.many = level >= AVX512 && rows >= (narrow ? 32 : 12); c.block = c.many ? 6 : TOPS[level];
+    memory = malloc((size_t)(rows * (c.padded + 8 * groups + c.padded / 8))); if (!memory) return 1;
+    c.x_scales = memory; c.group_sums = (int32_t *)(c.x_scales + rows * groups); c.sums = c.group_sums + rows * groups;
+    c.q = (int8_t *)(c.sums + rows * c.padded / 32); need = c.many && narrow ? (size_t)c.padded * 32 : 0;
+  } else {
+    need = integers ? (size_t)(RUN + rows) * 2 * 64 : 0; c.floats = x;
+    if (bf16) {
+      memory = malloc((size_t)(rows * columns * 4)); if (!memory) return 1;
+      c.floats = memory; c.float_stride = columns;
+    }
+  }
+  int failed = 0;
+  if (memory) { const int64_t pieces = rows < 16 ? 1 : 4 * threads; failed = run_pieces(prepare_piece, &c, pieces, pieces == 1 ? 1 : threads, 0); }
+  const int64_t pieces = (c.many ? 8 : 6) * threads;
+  failed |= run_pieces(product_piece, &c, threads == 1 ? 1 : pieces < c.units ? pieces : c.units, threads, need);
+  free(memory); return failed;
+}
+
+// ---- numbers as published into panels ----
+typedef struct { const uint8_t *from; uint8_t *to; int64_t rows, columns, stride, bits, nibbles; } packing;
+static INLINE int number_at(const packing *p, const uint8_t *row, int64_t column) {
+  if (!p->nibbles) return (int8_t)row[column];
+  return column % 2 ? (int8_t)(row[column / 2] << 4) >> 4 : (int8_t)row[column / 2] >> 4;
+}
+static void pack_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const packing *p = work; const int64_t panels = (p->rows + 15) / 16, K = (p->columns + 31) / 32 * 32, wide = 32 / p->bits, fast = p->columns / wide * wide;
+  (void)buffer;
+  for (int64_t panel = panels * i / pieces; panel < panels * (i + 1) / pieces; panel++) for (int64_t r = 0; r < 16; r++) {
+    uint8_t *to = p->to + panel * K * 2 * p->bits + 4 * r; const int real = panel * 16 + r < p->rows; int64_t k = 0;
+    const uint8_t *row = p->from + (panel * 16 + r) * p->stride;
+    for (; real && k < fast; k += wide, to += 64) {
+      uint32_t v; const uint8_t *at = row + (p->nibbles ? k / 2 : k);
+      if (p->bits == 8) { memcpy(&v, at, 4); v ^= 0x80808080u; }
+      else if (p->nibbles) {  // columns 0, 1, ... are the high and low halves of bytes 0, ...
+        memcpy(&v, at, 4); const uint32_t high = v >> 4 & 0x0f0f0f0f, low = v & 0x0f0f0f0f;  // columns 0 2 4 6, 1 3 5 7
+        const uint32_t h = high | high >> 12, l = low | low >> 12;                           // bytes: 0|4, 2|6 and 1|5, 3|7
+        v = ((h & 0xff) | (h & 0xff00) << 8 | (l & 0xff) << 8 | (l & 0xff00) << 16) ^ 0x88888888u;
+      } else {
+        uint32_t first, second; memcpy(&first, at, 4); memcpy(&second, at + 4, 4);
+        v = ((first & 0x0f0f0f0f) | (second & 0x0f0f0f0f) << 4) ^ 0x88888888u;
+      }
+      memcpy(to, &v, 4);
+    }
+    for (; k < K; k += wide, to += 64) for (int b = 0; b < 4; b++) {
+      const int first = real && k + b < p->columns ? number_at(p, row, k + b) : 0;
+      const int second = p->bits == 4 && real && k + 4 + b < p->columns ? number_at(p, row, k + 4 + b) : 0;
+      to[b] = (uint8_t)(p->bits == 8 ? first + 128 : (first + 8) | (second + 8) << 4);
+    }
+  }
+}
+// from: rows of int8, or of two 4-bit numbers a byte, the even column in the high half (nibbles); stride in bytes
+API int glm_pack(const void *from, int64_t nibbles, int64_t rows, int64_t columns, int64_t stride, int64_t bits, void *to, int64_t threads) {
+  const packing p = {from, to, rows, columns, stride, bits, nibbles}; const int64_t panels = (rows + 15) / 16;
+  return run_pieces(pack_piece, &p, threads == 1 ? 1 : panels < 8 * threads ? panels : 8 * threads, threads, 0);
+}
+
+#ifdef GLM_EXTENSION  // pip builds an extension module; nothing but its file is used
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kern", NULL, 0, NULL, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__kern(void) { return PyModule_Create(&module); }
+#endif
