@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -82,6 +83,68 @@ def one_thread(small: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def usable_cores() -> int:
+    """Cores that this process may keep busy, at least 1: by affinity, the control groups' quota, and no core twice."""
+    return count_cores()
+
+
+def count_cores(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup"), info: Path = Path("/proc/cpuinfo")
+) -> int:
+    """The least of affinity, physical cores in it, and the whole cores that any group's quota leaves.
+
+    groups: the mounted control groups of version 2, or 1 with its folder `cpu`. own: the groups of this process.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    counts = [len(allowed), _physical(info, allowed), *_quotas(groups, own)]
+    return max(1, min(count for count in counts if count is not None))
+
+
+def _physical(info: Path, allowed: set[int]) -> int | None:
+    """Different cores among processors; None where the system does not say."""
+    try:
+        text = info.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    cores = set()
+    for entry in text.split("\n\n"):
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in entry.splitlines())}
+        if facts.get("processor", "").isdigit() and int(facts["processor"]) in allowed and "core id" in facts:
+            cores.add((facts.get("physical id"), facts["core id"]))
+    return len(cores) or None
+
+
+def _quotas(groups: Path, own: Path) -> Iterator[int]:
+    """Whole cores of every quota that binds this process, at least 1 each."""
+    try:
+        lines = own.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    for line in lines or ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups if not controllers else groups / "cpu"
+        group = root / path.strip("/")
+        if ".." in path or not group.is_dir():  # in a container its own group is mounted as the root
+            group = root
+        for folder in (group, *group.parents):
+            yield from _quota(folder)
+            if folder == root:
+                break
+
+
+def _quota(folder: Path) -> Iterator[int]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            if words[0] not in ("max", "-1"):
+                yield max(1, int(words[0]) // int(words[1]))
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
 
 
 def share(tasks: Sequence[Callable[[], T]]) -> list[T]:

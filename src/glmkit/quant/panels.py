@@ -13,6 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glmkit.devices import is_cpu
+from glmkit.model.integer_packing import unpack_int4
+
+from .native import library
+
 Scales = Literal["float16", "byte"]
 
 PANEL = 16  # rows
@@ -92,10 +97,20 @@ class Panels:
     ) -> "Panels":
         """Panels of integers (any integer dtype) with a scale a row, and one a row and group (uint8 or float16)."""
         rows, columns = numbers_RC.shape
-        weight = pack_numbers(numbers_RC, bits)
+        weight = _pack(numbers_RC.to(torch.int8), columns, bits)
         row_scale = _fill(row_scale_R.float(), len(weight) * PANEL)
         scales = None if scales_RG is None else pack_scales(scales_RG)
         return cls(bits, rows, columns, group, weight, scales, row_scale)
+
+    @classmethod
+    def of_published(cls, weight_RQ: Tensor, scale_R: Tensor, bits: int) -> "Panels":
+        """Panels of int8 rows as published: a number a byte, or two of 4 bits, the even column in the high half.
+
+        scale_R: one a row, of any float type.
+        """
+        rows, columns = weight_RQ.shape[0], weight_RQ.shape[1] * 8 // bits
+        weight = _pack(weight_RQ, columns, bits)
+        return cls(bits, rows, columns, 0, weight, None, _fill(scale_R.float(), len(weight) * PANEL))
 
     def numbers(self, start: int = 0, end: int | None = None) -> Tensor:
         """Rows start..end as (R',C) int8."""
@@ -137,6 +152,16 @@ class Panels:
         end = self.rows if end is None else min(end, self.rows)
         first = start // PANEL
         return first, slice(start - first * PANEL, end - first * PANEL), end
+
+
+def _pack(rows_RQ: Tensor, columns: int, bits: int) -> Tensor:
+    """Lines (P,L,64) of int8 rows, a number a byte or two: by the kernels where they are, which is much faster."""
+    if is_cpu(rows_RQ.device) and library.kernels().there and rows_RQ.numel():
+        shape = (panel_count(len(rows_RQ)), line_count(columns, bits), 64)
+        lines = torch.empty(shape, dtype=torch.uint8)
+        library.pack(rows_RQ if rows_RQ.stride(1) == 1 else rows_RQ.contiguous(), columns, bits, lines)
+        return lines
+    return pack_numbers(rows_RQ if rows_RQ.shape[1] == columns else unpack_int4(rows_RQ), bits)
 
 
 def pack_numbers(numbers_RC: Tensor, bits: int) -> Tensor:

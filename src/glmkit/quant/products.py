@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glmkit.devices import is_cpu
+
+from .native import library
 from .panels import PANEL, Panels
 
 Compute = Literal["exact", "fast"]
@@ -24,15 +27,123 @@ _TINY = 1e-35
 _CHUNK = 1 << 22
 
 
+# Rows from which on PyTorch's products with floats are faster than ours.
+_FEW = 8
+_FLOATS = {torch.float32: 32, torch.bfloat16: 16}
+_KINDS = {torch.uint8: 1, torch.float16: 2}  # of scales, as kern.c numbers them
+
+_LIBRARY = torch.library.Library("glmkit", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "panel_linear(Tensor x, Tensor[] weights, Tensor?[] scales, Tensor[] row_scales, int[] bits, int[] rows,"
+    " int[] groups, bool exact) -> Tensor[]"
+)
+_LIBRARY.define("float_linear(Tensor x, Tensor[] weights) -> Tensor[]")  # type: ignore[no-untyped-call]
+
+
 def linear(x: Tensor, panels: Sequence[Panels], compute: Compute) -> list[Tensor]:
     """x (..., C), of any strides, times every matrix: (..., R) each, in x's dtype; differentiable in x."""
     columns = x.shape[-1]
     assert all(matrix.columns == columns for matrix in panels), (columns, [matrix.columns for matrix in panels])
     if torch.is_grad_enabled() and x.requires_grad:
         return [_Product.apply(x, matrix, compute) for matrix in panels]  # type: ignore[no-untyped-call]
-    flat_NC = x.reshape(-1, columns)
-    outs = _torch_linear(flat_NC, panels, compute)
+    outs = torch.ops.glmkit.panel_linear.default(
+        x.reshape(-1, columns),
+        [matrix.weight for matrix in panels],
+        [matrix.scales for matrix in panels],
+        [matrix.row_scale for matrix in panels],
+        [matrix.bits for matrix in panels],
+        [matrix.rows for matrix in panels],
+        [matrix.group for matrix in panels],
+        compute == "exact",
+    )
     return [out_NR.view(*x.shape[:-1], out_NR.shape[1]) for out_NR in outs]
+
+
+def float_linear(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """x (..., C) times float matrices (R,C) of its dtype: each weight read once for up to 8 rows, as it lies in memory.
+
+    Whatever the kernels do not do (more rows, other types, gradients) is `functional.linear`.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
+        return [functional.linear(x, weight) for weight in weights]
+    outs = torch.ops.glmkit.float_linear.default(x.reshape(-1, x.shape[-1]), list(weights))
+    return [out_NR.view(*x.shape[:-1], out_NR.shape[1]) for out_NR in outs]
+
+
+def _panel_linear(
+    x_NC: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor | None],
+    row_scales: list[Tensor],
+    bits: list[int],
+    rows: list[int],
+    groups: list[int],
+    exact: bool,
+) -> list[Tensor]:
+    """The kernels, or else PyTorch."""
+    if not (is_cpu(x_NC.device) and x_NC.numel() and library.kernels().there):
+        parts = zip(bits, rows, groups, weights, scales, row_scales, strict=True)
+        panels = [Panels(b, r, x_NC.shape[1], group, w, s, scale) for b, r, group, w, s, scale in parts]
+        return _torch_linear(x_NC, panels, "exact" if exact else "fast")
+    x = x_NC if x_NC.dtype in _FLOATS else x_NC.float()
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    outs = [x.new_empty(len(x), count) for count in rows]
+    matrices = [
+        (
+            weight.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            row_scale.data_ptr(),
+            out.data_ptr(),
+            out.shape[1],
+            group,
+            number,
+            0 if scale is None else _KINDS[scale.dtype],
+        )
+        for weight, scale, row_scale, out, group, number in zip(
+            weights, scales, row_scales, outs, groups, bits, strict=True
+        )
+    ]
+    for start in range(0, len(matrices), library.MOST):
+        library.linear(matrices[start : start + library.MOST], x, exact=exact)
+    return outs if x.dtype == x_NC.dtype else [out.to(x_NC.dtype) for out in outs]
+
+
+def _float_linear(x_NC: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    same = x_NC.dtype in _FLOATS and all(w.dtype == x_NC.dtype and w.is_contiguous() for w in weights)
+    few = 0 < len(x_NC) <= _FEW and x_NC.shape[1] > 0 and is_cpu(x_NC.device)
+    if not (same and few and library.kernels().multiplies_floats):
+        return [functional.linear(x_NC, weight) for weight in weights]
+    x = x_NC if x_NC.stride(1) == 1 else x_NC.contiguous()
+    outs = [x.new_empty(len(x), len(weight)) for weight in weights]
+    bits = _FLOATS[x.dtype]
+    matrices = [(w.data_ptr(), 0, 0, out.data_ptr(), len(w), 0, bits, 0) for w, out in zip(weights, outs, strict=True)]
+    for start in range(0, len(matrices), library.MOST):
+        library.linear(matrices[start : start + library.MOST], x)
+    return outs
+
+
+def _fake_panel_linear(
+    x: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor | None],
+    row_scales: list[Tensor],
+    bits: list[int],
+    rows: list[int],
+    groups: list[int],
+    exact: bool,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], count) for count in rows]
+
+
+def _fake_float_linear(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+
+
+_LIBRARY.impl("panel_linear", _panel_linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("float_linear", _float_linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("glmkit::panel_linear", _fake_panel_linear, lib=_LIBRARY)
+torch.library.register_fake("glmkit::float_linear", _fake_float_linear, lib=_LIBRARY)
 
 
 def round_activations(x_NC: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,15 +36,16 @@
 #include <immintrin.h>
 #define X86
 #endif
-enum { ABI = 1, RUN = 256 };                              // RUN: columns that are floats at once, a multiple of 8
+_Static_assert(sizeof(void *) == 8, "addresses are numbers of 64 bits");
+enum { ABI = 1, RUN = 256, SMALL = 1 << 19 };            // columns that are floats at once, a multiple of 8; work for one thread
 enum { PLAIN, AVX2, AVX512, AVX512_BF16, LEVELS };        // AVX512 with VNNI
 enum { PER_ROW, BYTES, HALF };                            // scales of groups
-typedef struct { int64_t weight, scales, row_scale, rows, group, bits, kind; } described;  // as the caller describes a matrix
-typedef struct { const uint8_t *weight; const void *scales; const float *row_scale; int64_t rows, group, bits, kind, panels, groups; } matrix;
+typedef struct { int64_t weight, scales, row_scale, out, rows, group, bits, kind; } described;  // a matrix and its result
+typedef struct { const uint8_t *weight; const void *scales; const float *row_scale; char *out; int64_t rows, group, bits, kind, panels, groups; } matrix;
 typedef struct {
   const matrix *matrices; int64_t count, units;           // a unit is a pair of panels
   const char *x; int64_t rows, columns, stride, bf16;     // activations, as they come; stride in numbers
-  char *y; int exact, many, level;
+  int exact, many, level;
   int64_t padded, block; int8_t *q; float *x_scales; int32_t *sums, *group_sums;  // rounded activations
   const float *floats; int64_t float_stride;              // or as floats
 } call;
@@ -65,10 +66,10 @@ static INLINE void read_floats(const call *c, int64_t row, int64_t column, int64
   const uint16_t *from = (const uint16_t *)c->x + row * c->stride + column;
   for (int64_t i = 0; i < count; i++) out[i] = from_bf16(from[i]);
 }
-static INLINE void write_floats(const call *c, const matrix *w, char *y, int64_t row, int64_t column, int64_t count, const float *from) {
+static INLINE void write_floats(const call *c, const matrix *w, int64_t row, int64_t column, int64_t count, const float *from) {
   if (column + count > w->rows) count = w->rows - column;
-  if (!c->bf16) { memcpy(y + (row * w->rows + column) * 4, from, (size_t)count * 4); return; }
-  uint16_t *to = (uint16_t *)y + row * w->rows + column;
+  if (!c->bf16) { memcpy(w->out + (row * w->rows + column) * 4, from, (size_t)count * 4); return; }
+  uint16_t *to = (uint16_t *)w->out + row * w->rows + column;
   for (int64_t i = 0; i < count; i++) to[i] = to_bf16(from[i]);
 }
 #define LOW(v) ((v) & 0x0f0f0f0f)
@@ -171,7 +172,7 @@ static INLINE TARGET vi widened(vi numbers, vi scales) {  // bytes (number * sca
 #include "level.h"
 #endif
 
-typedef void run_level(const call *, const matrix *, char *, int64_t, int64_t, void *);
+typedef void run_level(const call *, const matrix *, int64_t, int64_t, void *);
 typedef void round_level(const call *, int64_t, int64_t, int64_t);
 #ifdef X86
 static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512};
@@ -185,6 +186,10 @@ static const int8_t TOPS[LEVELS] = {2, 2, 2, 2};
 API int glm_built(void) { return 1 << PLAIN; }
 #endif
 API int glm_abi(void) { return ABI; }
+#ifndef GLM_SOURCE
+#define GLM_SOURCE ""
+#endif
+API const char *glm_source(void) { return GLM_SOURCE; }  // the hash of the files that this was made of
 
 #include "pool.h"
 
@@ -202,26 +207,27 @@ static void prepare_piece(const void *work, int64_t i, int64_t pieces, void *buf
   prepare(c, blocks * i / pieces * c->block, i + 1 == pieces ? c->rows : blocks * (i + 1) / pieces * c->block);
 }
 static void product_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
-  const call *c = work; const int64_t lo = c->units * i / pieces, hi = c->units * (i + 1) / pieces; int64_t base = 0; char *y = c->y;
+  const call *c = work; const int64_t lo = c->units * i / pieces, hi = c->units * (i + 1) / pieces; int64_t base = 0;
   for (const matrix *w = c->matrices; w < c->matrices + c->count; w++) {
     const int64_t units = (w->panels + 1) / 2, a = lo > base ? lo - base : 0, b = hi < base + units ? hi - base : units;
-    if (a < b) RUNS[c->level](c, w, y, 2 * a, 2 * b < w->panels ? 2 * b : w->panels, buffer);
-    base += units; y += c->rows * w->rows * (c->bf16 ? 2 : 4);
+    if (a < b) RUNS[c->level](c, w, 2 * a, 2 * b < w->panels ? 2 * b : w->panels, buffer);
+    base += units;
   }
 }
-// y: for every matrix (rows, its rows), one behind the other. All of bits 4 and 8, or all of 16 and 32. 0: done, 1: no memory.
+// Results are (rows, rows of the matrix), in x's type. Matrices are all of bits 4 and 8, or all of 16 and 32. 0: done, 1: no memory.
 API int glm_linear(const described *given, int64_t count, const void *x, int64_t bf16, int64_t rows, int64_t columns, int64_t stride,
-                   void *y, int64_t exact, int64_t level, int64_t threads) {
-  matrix matrices[16]; const int integers = given->bits < 16; int64_t narrow = 0;
+                   int64_t exact, int64_t level, int64_t threads) {
+  matrix matrices[16]; const int integers = given->bits < 16; int64_t narrow = 0, work = 0;
   if (count > 16 || rows == 0) return count > 16;
-  call c = {.matrices = matrices, .count = count, .x = x, .rows = rows, .columns = columns, .stride = stride, .bf16 = bf16, .y = y,
+  call c = {.matrices = matrices, .count = count, .x = x, .rows = rows, .columns = columns, .stride = stride, .bf16 = bf16,
             .exact = (int)exact, .level = (int)level, .padded = (columns + 31) / 32 * 32, .block = 1, .float_stride = stride};
   for (int64_t i = 0; i < count; i++) {
     const described *g = given + i; const int64_t panels = (g->rows + 15) / 16;
     matrices[i] = (matrix){(const uint8_t *)(intptr_t)g->weight, (const void *)(intptr_t)g->scales, (const float *)(intptr_t)g->row_scale,
-                           g->rows, g->group, g->bits, g->kind, panels, g->group ? (columns + g->group - 1) / g->group : 1};
-    c.units += (panels + 1) / 2; narrow |= g->bits == 4;
+                           (char *)(intptr_t)g->out, g->rows, g->group, g->bits, g->kind, panels, g->group ? (columns + g->group - 1) / g->group : 1};
+    c.units += (panels + 1) / 2; narrow |= g->bits == 4; work += g->rows * columns * rows;
   }
+  if (work < SMALL) threads = 1;
   const int64_t groups = (c.padded + 127) / 128; void *memory = NULL; size_t need = 0;
   if (integers && !exact) {
     c.many = level >= AVX512 && rows >= (narrow ? 32 : 12); c.block = c.many ? 6 : TOPS[level];
@@ -278,6 +284,35 @@ static void pack_piece(const void *work, int64_t i, int64_t pieces, void *buffer
 API int glm_pack(const void *from, int64_t nibbles, int64_t rows, int64_t columns, int64_t stride, int64_t bits, void *to, int64_t threads) {
   const packing p = {from, to, rows, columns, stride, bits, nibbles}; const int64_t panels = (rows + 15) / 16;
   return run_pieces(pack_piece, &p, threads == 1 ? 1 : panels < 8 * threads ? panels : 8 * threads, threads, 0);
+}
+
+// ---- 0 where a level computes what plain C does; for a child process, which an unknown instruction ends ----
+API int glm_self_test(int level) {
+  enum { R = 40, C = 300, K = 320, N = 40 };
+  static uint8_t weight[R * C * 4 + 3 * 16 * K], scales[3 * 16 * K]; static float x[N * C], row_scale[48], y[2][N * R];
+  static uint16_t x16[N * C]; uint32_t seed = 1;
+#define NOISE ((float)((int)((seed = seed * 1664525u + 1013904223u) >> 16 & 0xfff) - 2048) / 1024)
+  static const int8_t kinds[][3] = {{8, PER_ROW, 0}, {4, PER_ROW, 0}, {4, BYTES, 32}, {4, HALF, 64}, {8, HALF, 96}, {16, 0, 0}, {32, 0, 0}};
+  static const int64_t rows[] = {1, 2, 7, N};
+  for (int i = 0; i < N * C; i++) x16[i] = to_bf16(x[i] = NOISE);
+  for (int i = 0; i < 48; i++) row_scale[i] = NOISE;
+  for (size_t kind = 0; kind < sizeof kinds / 3; kind++) {
+    const int bits = kinds[kind][0], form = kinds[kind][1], b = bits == 16;
+    for (size_t i = 0; i < sizeof weight / 4; i++) { const float f = NOISE; seed ^= (uint32_t)i; memcpy(weight + 4 * i, bits == 32 ? (void *)&f : (void *)&seed, 4); }
+    if (b) for (size_t i = 0; i < sizeof weight / 2; i++) { const uint16_t v = to_bf16(NOISE); memcpy(weight + 2 * i, &v, 2); }
+    for (size_t i = 0; i < sizeof scales; i++) scales[i] = form == BYTES ? (uint8_t)(1 + i % 16) : i % 2 ? 0x38 : (uint8_t)i;
+    described d = {(intptr_t)weight, (intptr_t)scales, (intptr_t)row_scale, 0, R, kinds[kind][2], bits, form};
+    for (int exact = 0; exact < 2; exact++) for (int n = 0; n < 4; n++) {
+      double wrong = 0, size = 0;
+      for (int i = 0; i < 2; i++) if (d.out = (intptr_t)y[i], glm_linear(&d, 1, b ? (void *)x16 : x, b, rows[n], C, C, exact, i ? level : PLAIN, 2)) return 3;
+      for (int i = 0; i < rows[n] * R; i++) {
+        const double one = b ? from_bf16(((uint16_t *)y[0])[i]) : y[0][i], other = b ? from_bf16(((uint16_t *)y[1])[i]) : y[1][i];
+        wrong += fabs(one - other); size += fabs(one);
+      }
+      if (!(wrong <= (b ? 1e-2 : 1e-5) * size)) return 10 + 2 * (int)kind + exact;
+    }
+  }
+  return 0;
 }
 
 #ifdef GLM_EXTENSION  // pip builds an extension module; nothing but its file is used

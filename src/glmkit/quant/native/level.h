@@ -39,7 +39,7 @@ FN void NAME(round)(const call *c, int64_t row, int64_t first, int64_t block) {
 
 // M rows of rounded activations times one panel or two. Every level and every block of rows adds the same numbers in the
 // same order: integers under a weight scale, floats under an activation scale, then over these groups.
-INL void NAME(product)(const call *c, const matrix *w, char *y, int64_t panel, int64_t row, const uint8_t *p0, const uint8_t *p1,
+INL void NAME(product)(const call *c, const matrix *w, int64_t panel, int64_t row, const uint8_t *p0, const uint8_t *p1,
                        const int M, const int panels, const int bits) {
   const int64_t K = c->padded, groups = (K + 127) / 128, unit = w->kind == PER_ROW || w->group % 128 == 0 ? 128 : 32;
   const int8_t *x = c->q + row * K; const float *xs = c->x_scales + row * groups;
@@ -72,14 +72,14 @@ INL void NAME(product)(const call *c, const matrix *w, char *y, int64_t panel, i
   float out[16];
   for (int m = 0; m < M; m++) for (int t = 0; t < panels && panel + t < w->panels; t++) {
     UNROLL for (int h = 0; h < PARTS; h++) NAME(store)(out + h * LANES, acc[m][t][h] * NAME(load)(w->row_scale + (panel + t) * 16 + h * LANES));
-    write_floats(c, w, y, row + m, (panel + t) * 16, 16, out);
+    write_floats(c, w, row + m, (panel + t) * 16, 16, out);
   }
 }
-#define PRODUCT(M, panels, bits) NOINLINE FN void NAME(product_##bits##_##panels##_##M)(const call *c, const matrix *w, char *y, int64_t panel, int64_t row, \
-  const uint8_t *p0, const uint8_t *p1) { NAME(product)(c, w, y, panel, row, p0, p1, M, panels, bits); }
-#define ROWS(block, panels, bits) for (; row + block <= c->rows; row += block) NAME(product_##bits##_##panels##_##block)(c, w, y, panel, row, p0, p1);
+#define PRODUCT(M, panels, bits) NOINLINE FN void NAME(product_##bits##_##panels##_##M)(const call *c, const matrix *w, int64_t panel, int64_t row, \
+  const uint8_t *p0, const uint8_t *p1) { NAME(product)(c, w, panel, row, p0, p1, M, panels, bits); }
+#define ROWS(block, panels, bits) for (; row + block <= c->rows; row += block) NAME(product_##bits##_##panels##_##block)(c, w, panel, row, p0, p1);
 BLOCKS(PRODUCT, 4) BLOCKS(PRODUCT, 8)
-FN void NAME(few)(const call *c, const matrix *w, char *y, int64_t panel) {
+FN void NAME(few)(const call *c, const matrix *w, int64_t panel) {
   const uint8_t *p0 = w->weight + panel * c->padded * 2 * w->bits, *p1 = p0; int64_t row = 0;
   if (w->bits == 8) { BLOCKS(ROWS, 8) } else { BLOCKS(ROWS, 4) }
 }
@@ -93,7 +93,7 @@ FN void NAME(widen)(const call *c, const matrix *w, int64_t panel, uint8_t *out)
     memcpy(out, &a, 64); memcpy(out + 64, &b, 64);
   }
 }
-FN void NAME(many)(const call *c, const matrix *w, char *y, int64_t panel, uint8_t *buffer) {
+FN void NAME(many)(const call *c, const matrix *w, int64_t panel, uint8_t *buffer) {
   const int64_t size = c->padded * 16, next = panel + 1 < w->panels ? size : 0; matrix wide = *w;
   const uint8_t *p0 = w->weight + panel * size, *p1 = p0 + next; int64_t row = 0;
   if (w->bits == 4) {
@@ -107,14 +107,16 @@ FN void NAME(many)(const call *c, const matrix *w, char *y, int64_t panel, uint8
 // Float activations: runs of columns of a panel (or two) become floats, all rows pass them. buffer: these, then sums.
 INL void NAME(exact_rows)(const call *c, const float *wide, float *sums, int64_t row, int64_t from, int64_t to, const int M, const int panels) {
   vf acc[EXACT_ROWS][2][PARTS]; sums += row * panels * 16;
-  EACH(M) acc[m][t][h] = from ? NAME(load)(sums + (m * panels + t) * 16 + h * LANES) : (vf){0};
+  EACH(M) acc[m][t][h] = (vf){0};
   for (int64_t k = from; k < to; k++, wide += panels * 16) UNROLL for (int t = 0; t < panels; t++) UNROLL for (int h = 0; h < PARTS; h++) {
     const vf v = NAME(load)(wide + t * 16 + h * LANES);
     UNROLL for (int m = 0; m < M; m++) acc[m][t][h] = MULTIPLY_ADD(v, SPLAT(c->floats[(row + m) * c->float_stride + k]), acc[m][t][h]);
   }
-  EACH(M) NAME(store)(sums + (m * panels + t) * 16 + h * LANES, acc[m][t][h]);
+  EACH(M) {  // sums of runs: less is rounded away than in one long sum
+    float *sum = sums + (m * panels + t) * 16 + h * LANES; NAME(store)(sum, from ? NAME(load)(sum) + acc[m][t][h] : acc[m][t][h]);
+  }
 }
-FN void NAME(exact)(const call *c, const matrix *w, char *y, int64_t panel, float *wide) {
+FN void NAME(exact)(const call *c, const matrix *w, int64_t panel, float *wide) {
   const int panels = EXACT_PANELS; float *sums = wide + RUN * panels * 16, out[16];
   for (int64_t from = 0; from < c->columns; from += RUN) {
     const int64_t to = from + RUN < c->columns ? from + RUN : c->columns; int64_t row = 0;
@@ -130,12 +132,12 @@ FN void NAME(exact)(const call *c, const matrix *w, char *y, int64_t panel, floa
   }
   for (int64_t row = 0; row < c->rows; row++) for (int t = 0; t < panels && panel + t < w->panels; t++) {
     for (int i = 0; i < 16; i++) out[i] = sums[(row * panels + t) * 16 + i] * w->row_scale[(panel + t) * 16 + i];
-    write_floats(c, w, y, row, (panel + t) * 16, 16, out);
+    write_floats(c, w, row, (panel + t) * 16, 16, out);
   }
 }
 
 // Rows of floats as published (bits 32, or 16: bfloat16), 4 at a time; DOT_BF16 multiplies bfloat16 pairs as they are.
-INL void NAME(dots)(const call *c, const matrix *w, char *y, int64_t n, int64_t row, const int N, const int M, const int bits, const int pairs) {
+INL void NAME(dots)(const call *c, const matrix *w, int64_t n, int64_t row, const int N, const int M, const int bits, const int pairs) {
   const int64_t C = c->columns; float out[4] = {0}; int64_t k = 0; (void)pairs;
   const uint8_t *p = w->weight + n * C * bits / 8; vf acc[4][FLOAT_ROWS];
   UNROLL for (int r = 0; r < N; r++) UNROLL for (int m = 0; m < M; m++) acc[r][m] = (vf){0};
@@ -157,33 +159,33 @@ INL void NAME(dots)(const call *c, const matrix *w, char *y, int64_t n, int64_t 
       for (int64_t i = k; i < C; i++) lanes[0] += c->floats[(row + m) * c->float_stride + i] * (bits == 16 ? from_bf16(((const uint16_t *)p)[r * C + i]) : ((const float *)p)[r * C + i]);
       out[r] = lanes[0];
     }
-    write_floats(c, w, y, row + m, n, N, out);
+    write_floats(c, w, row + m, n, N, out);
   }
 }
-#define DOTS(name, bits, pairs) NOINLINE FN void NAME(name)(const call *c, const matrix *w, char *y, int64_t n, int64_t end) { \
+#define DOTS(name, bits, pairs) NOINLINE FN void NAME(name)(const call *c, const matrix *w, int64_t n, int64_t end) { \
   for (; n < end; n += n + 4 <= end ? 4 : 1) { int64_t row = 0; \
-    if (n + 4 > end) for (; row < c->rows; row++) NAME(dots)(c, w, y, n, row, 1, 1, bits, pairs); \
-    for (; row + FLOAT_ROWS <= c->rows; row += FLOAT_ROWS) NAME(dots)(c, w, y, n, row, 4, FLOAT_ROWS, bits, pairs); \
-    for (; row + 2 <= c->rows; row += 2) NAME(dots)(c, w, y, n, row, 4, 2, bits, pairs); \
-    for (; row < c->rows; row++) NAME(dots)(c, w, y, n, row, 4, 1, bits, pairs); } }
+    if (n + 4 > end) for (; row < c->rows; row++) NAME(dots)(c, w, n, row, 1, 1, bits, pairs); \
+    for (; row + FLOAT_ROWS <= c->rows; row += FLOAT_ROWS) NAME(dots)(c, w, n, row, 4, FLOAT_ROWS, bits, pairs); \
+    for (; row + 2 <= c->rows; row += 2) NAME(dots)(c, w, n, row, 4, 2, bits, pairs); \
+    for (; row < c->rows; row++) NAME(dots)(c, w, n, row, 4, 1, bits, pairs); } }
 DOTS(dots_32, 32, 0) DOTS(dots_16, 16, 0)
 #ifdef DOT_BF16
 DOTS(dots_pairs, 16, 1)
 #endif
 
 // Panels first..end of one matrix
-FN void NAME(run)(const call *c, const matrix *w, char *y, int64_t first, int64_t end, void *buffer) {
+FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, void *buffer) {
   const int64_t last = end * 16 < w->rows ? end * 16 : w->rows;
-  if (w->bits == 32) NAME(dots_32)(c, w, y, first * 16, last);
+  if (w->bits == 32) NAME(dots_32)(c, w, first * 16, last);
 #ifdef DOT_BF16
-  else if (w->bits == 16 && c->level == AVX512_BF16) NAME(dots_pairs)(c, w, y, first * 16, last);
+  else if (w->bits == 16 && c->bf16 && c->level == AVX512_BF16) NAME(dots_pairs)(c, w, first * 16, last);
 #endif
-  else if (w->bits == 16) NAME(dots_16)(c, w, y, first * 16, last);
-  else if (c->exact) for (; first < end; first += EXACT_PANELS) NAME(exact)(c, w, y, first, buffer);
+  else if (w->bits == 16) NAME(dots_16)(c, w, first * 16, last);
+  else if (c->exact) for (; first < end; first += EXACT_PANELS) NAME(exact)(c, w, first, buffer);
 #ifdef MANY
-  else if (c->many) for (; first < end; first += 2) NAME(many)(c, w, y, first, buffer);
+  else if (c->many) for (; first < end; first += 2) NAME(many)(c, w, first, buffer);
 #endif
-  else for (; first < end; first++) NAME(few)(c, w, y, first);
+  else for (; first < end; first++) NAME(few)(c, w, first);
 }
 #undef NAME
 #undef TARGET

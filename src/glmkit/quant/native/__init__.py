@@ -1,0 +1,1 @@
+"""Kernels in plain C for products with integer and float matrices on CPUs: their source, build, and choice."""
