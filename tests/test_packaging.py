@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from glmkit.quant.native import build
 from support.shared import ROOT
 
 pytest.importorskip("setuptools")
@@ -65,7 +66,9 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "glmkit").rglob("*.py")}
     recipes = {f"glmkit/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*.yaml")}
-    assert names == modules | recipes | {"glmkit/py.typed"}
+    native = {f"glmkit/quant/native/{name}" for name in build.SOURCES}
+    compiled = {f"glmkit/quant/native/{build.INSTALLED}"} if shutil.which("cc") else set()
+    assert names == modules | recipes | native | compiled | {"glmkit/py.typed"}
     run(folder, "-m", "pip", "install", *quiet, "--target", str(folder / "site"), str(wheel))
     return folder / "site"
 
@@ -80,6 +83,28 @@ def test_the_installed_wheel_finds_its_recipes(site: Path, tmp_path: Path) -> No
         dry = run(tmp_path, "-m", "glmkit", "pretrain", *command, "--dry-run", PYTHONPATH=str(site))
         assert "parameters  " in dry
     assert "parameters        109,338,624" in dry
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_installed_kernels_are_taken(site: Path, tmp_path: Path) -> None:
+    """No compiler is asked, and nothing is written to the user's cache."""
+    code = "from glmkit.quant.native.library import kernels; print(kernels().path)"
+    found = run(tmp_path, "-c", code, PYTHONPATH=str(site), PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert Path(found.strip()) == site / "glmkit" / "quant" / "native" / build.INSTALLED
+    assert list(tmp_path.rglob("*.so")) == []
+
+
+@pytest.mark.exhaustive
+def test_without_a_compiler_the_build_says_what_is_lost_and_goes_on(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--verbose", "-w", str(tmp_path))
+    told = run(copy, "-m", "pip", "wheel", *options, ".", CC="/nowhere/cc")
+    assert "INT8 and INT4 run through PyTorch" in told
+    (wheel,) = tmp_path.glob("glmkit-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 
 @pytest.mark.exhaustive

@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
+from glmkit.quant.native import library
 from glmkit.quant.panels import Panels, Scales
 from glmkit.quant.products import round_activations
+
+# Levels of the kernels that this machine can run, the best one last.
+HERE = tuple(level for level in library.detected_levels() if level in library.kernels().built)
 
 
 def random_panels(

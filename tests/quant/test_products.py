@@ -1,4 +1,4 @@
-"""Products with panels against the dequantised matrix and against integer arithmetic."""
+"""Products with panels, at every level, against the dequantised matrix and against integer arithmetic."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ import torch
 from glmkit.quant.panels import Scales
 from glmkit.quant.products import Compute, linear
 from quant.matrices import difference, integer_product, random_panels
+
+pytestmark = pytest.mark.usefixtures("level")
 
 COMPUTES: tuple[Compute, ...] = ("exact", "fast")
 KINDS: list[tuple[int, int, Scales]] = [
