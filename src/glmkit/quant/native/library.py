@@ -50,7 +50,7 @@ class KernelWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Kernels:
-    """What multiplies integer matrices on this CPU.
+    """The library that multiplies integer matrices on this CPU, and the level of it that runs.
 
     level: the chosen name, "torch" without a library. detected: levels that the processor and the system offer.
     built: those in the library. reason: one line on the choice.
@@ -173,7 +173,7 @@ def thread_count() -> int:
 
 
 def _open(path: Path) -> tuple[ctypes.CDLL, tuple[str, ...]]:
-    """Raises OSError for a file that cannot be loaded, ValueError for one of another version."""
+    """The functions of a file and its levels; OSError where it cannot be loaded, ValueError for another version."""
     functions = ctypes.CDLL(str(path))
     try:
         functions.glm_source.restype = ctypes.c_char_p
