@@ -10,6 +10,7 @@ from diagnosis.directories import chatglm_directory, glm_directory
 from glmkit.cli import doctor
 from glmkit.cli.parser import OneLineParser
 from glmkit.errors import GLMKitError
+from glmkit.quant.native import library
 
 
 def run(*arguments: str) -> int:
@@ -80,3 +81,36 @@ def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         run("--help")
     assert "Exit status: 0 usable" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_kernels_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = as_json(capsys, "--kernels")
+    assert status == int(values["slower_than_torch"])
+    assert [level["name"] for level in values["levels"]] == ["torch", "plain", "avx2", "avx512", "avx512-bf16"]
+    (chosen,) = [level for level in values["levels"] if level["chosen"]]
+    assert (chosen["name"], chosen["detected"], chosen["built"]) == (values["chosen"], True, True)
+    assert all((level["one_row"] or 0) > 0 for level in values["levels"] if level["detected"] and level["built"])
+    run("--kernels")
+    out = capsys.readouterr().out
+    assert f"because  {values['reason']}" in out
+    assert "GOP/s" in out
+
+
+def test_without_kernels_the_reason_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        library, "candidates", lambda problems: (path for path in problems.append("no C compiler") or ())
+    )
+    library.use_level(None)
+    try:
+        status, values = as_json(capsys, "--kernels")
+    finally:
+        monkeypatch.undo()
+        library.use_level(None)
+    assert (status, values["chosen"], values["reason"], values["path"]) == (0, "torch", "no C compiler", "")
+
+
+def test_a_directory_or_kernels() -> None:
+    with pytest.raises(GLMKitError, match="give DIR, or --kernels"):
+        run()

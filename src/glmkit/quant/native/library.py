@@ -86,6 +86,11 @@ def use_level(name: str | None) -> None:
         kernels()
 
 
+def asked_level() -> str | None:
+    """The name that `use_level` was last given."""
+    return _asked
+
+
 @lru_cache(maxsize=1)
 def kernels() -> Kernels:
     """The library and its level, found, compiled and tried out at the first call.
