@@ -86,7 +86,7 @@ def test_help_tells_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_kernels_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     status, values = as_json(capsys, "--kernels")
     assert status == int(values["slower_than_torch"])
-    assert [level["name"] for level in values["levels"]] == ["torch", "plain", "avx2", "avx512", "avx512-bf16"]
+    assert [level["name"] for level in values["levels"]] == ["torch", "plain", "avx2", "avx512", "avx512-bf16", "amx"]
     (chosen,) = [level for level in values["levels"] if level["chosen"]]
     assert (chosen["name"], chosen["detected"], chosen["built"]) == (values["chosen"], True, True)
     assert all((level["one_row"] or 0) > 0 for level in values["levels"] if level["detected"] and level["built"])

@@ -32,20 +32,24 @@
 #else
 #define API
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(GNU) && defined(__x86_64__)
 #include <immintrin.h>
 #define X86
 #endif
 _Static_assert(sizeof(void *) == 8, "addresses are numbers of 64 bits");
 enum { ABI = 1, RUN = 256, SMALL = 1 << 19 };            // columns that are floats at once, a multiple of 8; work for one thread
-enum { PLAIN, AVX2, AVX512, AVX512_BF16, LEVELS };        // AVX512 with VNNI
+enum { PLAIN, AVX2, AVX512, AVX512_BF16, AMX, LEVELS };   // AVX512 with VNNI; AMX has all before it
 enum { PER_ROW, BYTES, HALF };                            // scales of groups
 typedef struct { int64_t weight, scales, row_scale, out, rows, group, bits, kind; } described;  // a matrix and its result
 typedef struct { const uint8_t *weight; const void *scales; const float *row_scale; char *out; int64_t rows, group, bits, kind, panels, groups; } matrix;
 typedef struct {
   const matrix *matrices; int64_t count, units;           // a unit is a pair of panels
   const char *x; int64_t rows, columns, stride, bf16;     // activations, as they come; stride in numbers
-  int exact, many, level;
+  int exact, many, tiles, level;
   int64_t padded, block; int8_t *q; float *x_scales; int32_t *sums, *group_sums;  // rounded activations
   const float *floats; int64_t float_stride;              // or as floats
 } call;
@@ -141,7 +145,9 @@ typedef float vf_avx2 __attribute__((vector_size(32)));
 
 // ---- AVX512 with VNNI: unsigned weights, so 128 times the sum of the activations is taken back ----
 #define NAME(f) f##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")))
+#define AVX512_NAMES "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+#define TARGET_AVX512 __attribute__((target(AVX512_NAMES)))
+#define TARGET TARGET_AVX512
 #define LANES 16
 typedef int32_t vi_avx512 __attribute__((vector_size(64)));
 typedef float vf_avx512 __attribute__((vector_size(64)));
@@ -169,20 +175,27 @@ static INLINE TARGET vi widened(vi numbers, vi scales) {  // bytes (number * sca
   return (vi)_mm512_add_epi8(_mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, even, _mm512_slli_epi16(odd, 8)), add);
 }
 #define WIDEN widened
+#if defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
+#define WITH_TILES
+#endif
 #include "level.h"
 #endif
 
 typedef void run_level(const call *, const matrix *, int64_t, int64_t, void *);
 typedef void round_level(const call *, int64_t, int64_t, int64_t);
 #ifdef X86
-static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512};
-static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512};
-static const int8_t TOPS[LEVELS] = {2, 4, 8, 8};
-API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16; }
+static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512, run_avx512};
+static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512, round_avx512};
+static const int8_t TOPS[LEVELS] = {2, 4, 8, 8, 8};
+#ifdef WITH_TILES
+API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16 | (tiles_are_lent() ? 1 << AMX : 0); }
 #else
-static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain};
-static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain};
-static const int8_t TOPS[LEVELS] = {2, 2, 2, 2};
+API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16; }
+#endif
+#else
+static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain, run_plain};
+static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain, round_plain};
+static const int8_t TOPS[LEVELS] = {2, 2, 2, 2, 2};
 API int glm_built(void) { return 1 << PLAIN; }
 #endif
 API int glm_abi(void) { return ABI; }
@@ -217,7 +230,7 @@ static void product_piece(const void *work, int64_t i, int64_t pieces, void *buf
 // Results are (rows, rows of the matrix), in x's type. Matrices are all of bits 4 and 8, or all of 16 and 32. 0: done, 1: no memory.
 API int glm_linear(const described *given, int64_t count, const void *x, int64_t bf16, int64_t rows, int64_t columns, int64_t stride,
                    int64_t exact, int64_t level, int64_t threads) {
-  matrix matrices[16]; const int integers = given->bits < 16; int64_t narrow = 0, work = 0;
+  matrix matrices[16]; const int integers = given->bits < 16; int64_t narrow = 0, work = 0, whole = 1;
   if (count > 16 || rows == 0) return count > 16;
   call c = {.matrices = matrices, .count = count, .x = x, .rows = rows, .columns = columns, .stride = stride, .bf16 = bf16,
             .exact = (int)exact, .level = (int)level, .padded = (columns + 31) / 32 * 32, .block = 1, .float_stride = stride};
@@ -226,14 +239,20 @@ API int glm_linear(const described *given, int64_t count, const void *x, int64_t
     matrices[i] = (matrix){(const uint8_t *)(intptr_t)g->weight, (const void *)(intptr_t)g->scales, (const float *)(intptr_t)g->row_scale,
                            (char *)(intptr_t)g->out, g->rows, g->group, g->bits, g->kind, panels, g->group ? (columns + g->group - 1) / g->group : 1};
     c.units += (panels + 1) / 2; narrow |= g->bits == 4; work += g->rows * columns * rows;
+    whole &= g->kind == HALF ? g->group % 128 == 0 : g->kind == PER_ROW || g->bits == 4;
   }
   if (work < SMALL) threads = 1;
   const int64_t groups = (c.padded + 127) / 128; void *memory = NULL; size_t need = 0;
   if (integers && !exact) {
     c.many = level >= AVX512 && rows >= (narrow ? 32 : 12); c.block = c.many ? 6 : TOPS[level];
-    memory = malloc((size_t)(rows * (c.padded + 8 * groups + c.padded / 8))); if (!memory) return 1;
-    c.x_scales = memory; c.group_sums = (int32_t *)(c.x_scales + rows * groups); c.sums = c.group_sums + rows * groups;
-    c.q = (int8_t *)(c.sums + rows * c.padded / 32); need = c.many && narrow ? (size_t)c.padded * 32 : 0;
+#ifdef WITH_TILES
+    c.tiles = c.many && level == AMX && rows >= 32 && c.padded % 64 == 0 && whole && tiles_are_lent();
+#endif
+    if (c.tiles) c.block = 1;
+    const int64_t room = c.tiles ? (rows + 31) / 32 * 32 : rows;  // tiles read whole blocks of rows
+    memory = malloc((size_t)(room * (c.padded + 8 * groups + c.padded / 8))); if (!memory) return 1;
+    c.x_scales = memory; c.group_sums = (int32_t *)(c.x_scales + room * groups); c.sums = c.group_sums + room * groups;
+    c.q = (int8_t *)(c.sums + room * c.padded / 32); need = c.many && narrow ? (size_t)c.padded * 32 : 0;
   } else {
     need = integers ? (size_t)(RUN + rows) * 2 * 64 : 0; c.floats = x;
     if (bf16) {

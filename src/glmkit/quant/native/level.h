@@ -93,6 +93,9 @@ FN void NAME(widen)(const call *c, const matrix *w, int64_t panel, uint8_t *out)
     memcpy(out, &a, 64); memcpy(out + 64, &b, 64);
   }
 }
+#ifdef WITH_TILES
+#include "amx.h"
+#endif
 FN void NAME(many)(const call *c, const matrix *w, int64_t panel, uint8_t *buffer) {
   const int64_t size = c->padded * 16, next = panel + 1 < w->panels ? size : 0; matrix wide = *w;
   const uint8_t *p0 = w->weight + panel * size, *p1 = p0 + next; int64_t row = 0;
@@ -100,6 +103,9 @@ FN void NAME(many)(const call *c, const matrix *w, int64_t panel, uint8_t *buffe
     NAME(widen)(c, w, panel, buffer); if (next) NAME(widen)(c, w, panel + 1, buffer + size);
     p0 = buffer; p1 = p0 + next; wide.kind = w->kind == BYTES ? PER_ROW : w->kind;
   }
+#ifdef TILES
+  if (c->tiles) { product_tiles(c, &wide, panel, p0, p1); return; }
+#endif
   w = &wide; ROWS(6, 2, 8) ROWS(4, 2, 8) ROWS(2, 2, 8) ROWS(1, 2, 8)
 }
 #endif
@@ -131,7 +137,7 @@ FN void NAME(exact)(const call *c, const matrix *w, int64_t panel, float *wide) 
     for (; row < c->rows; row++) NAME(exact_rows)(c, wide, sums, row, from, to, 1, panels);
   }
   for (int64_t row = 0; row < c->rows; row++) for (int t = 0; t < panels && panel + t < w->panels; t++) {
-    for (int i = 0; i < 16; i++) out[i] = sums[(row * panels + t) * 16 + i] * w->row_scale[(panel + t) * 16 + i];
+    UNROLL for (int h = 0; h < PARTS; h++) NAME(store)(out + h * LANES, NAME(load)(sums + (row * panels + t) * 16 + h * LANES) * NAME(load)(w->row_scale + (panel + t) * 16 + h * LANES));
     write_floats(c, w, row, (panel + t) * 16, 16, out);
   }
 }
@@ -178,7 +184,7 @@ FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, vo
   const int64_t last = end * 16 < w->rows ? end * 16 : w->rows;
   if (w->bits == 32) NAME(dots_32)(c, w, first * 16, last);
 #ifdef DOT_BF16
-  else if (w->bits == 16 && c->bf16 && c->level == AVX512_BF16) NAME(dots_pairs)(c, w, first * 16, last);
+  else if (w->bits == 16 && c->bf16 && c->level >= AVX512_BF16) NAME(dots_pairs)(c, w, first * 16, last);
 #endif
   else if (w->bits == 16) NAME(dots_16)(c, w, first * 16, last);
   else if (c->exact) for (; first < end; first += EXACT_PANELS) NAME(exact)(c, w, first, buffer);

@@ -23,7 +23,7 @@ from .build import candidates, source_hash
 
 VARIABLE = "GLMKIT_CPU_LEVEL"
 TORCH = "torch"
-LEVELS = ("plain", "avx2", "avx512", "avx512-bf16")  # numbered as in kern.c
+LEVELS = ("plain", "avx2", "avx512", "avx512-bf16", "amx")  # numbered as in kern.c
 MOST = 16  # matrices of a call
 _ABI = 1
 _AVX512 = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
@@ -32,6 +32,7 @@ _NEEDS = {
     "avx2": frozenset({"avx2", "fma", "f16c"}),
     "avx512": _AVX512,
     "avx512-bf16": _AVX512 | {"avx512_bf16"},
+    "amx": _AVX512 | {"avx512_bf16", "amx_tile", "amx_int8"},
 }
 # Names of PyTorch's own list, where they differ from the kernel's.
 _TORCH_NAMES = {"fma3": "fma", "avx512_f": "avx512f", "avx512_bw": "avx512bw", "avx512_vl": "avx512vl"} | {
