@@ -9,7 +9,7 @@ gathers is (K,S,D) per row, which plain products read two to five times as fast 
 The idea of paging: vLLM, Kwon et al. 2023, arXiv:2309.06180.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,10 @@ class PrefixBlocks:
     blocks: range
     tokens: int
 
+
+# Attention in place: queries (R,N,D), an arena (C,2,K,W,D), and for each token its blocks, the first slot that it sees
+# and the one behind the last: (R,N,D). `quant.paged_attention.attend`.
+AttendInPlace = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # Up to so many tokens a row, attention on a CPU is two products over all rows; beyond, the fused kernel row by row.
 SHORT = 16
@@ -54,6 +58,10 @@ class PagedCache:
         # Which slab (block, keys or values, head) comes where in a gathered (2,B,K,M).
         self.slab_offsets_21K1 = torch.arange(2 * self.heads, device=device).view(2, 1, self.heads, 1)
         self.head_offsets_2K = torch.arange(2 * self.heads, device=device) * block
+
+    def arena(self, layer: int) -> Tensor:
+        """(C,2,K,W,D) of one layer."""
+        return self._layers[layer]
 
     @staticmethod
     def token_bytes(config: GLMConfig, dtype: torch.dtype, kv_heads: int | None = None) -> int:
@@ -132,12 +140,22 @@ class PagedCache:
         return keys, values
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Slots that each token sees: its line of blocks (B*T,M), the first slot and the one behind the last (B*T,)."""
+
+    table_RM: Tensor
+    firsts_R: Tensor
+    lasts_R: Tensor
+
+
 @dataclass
 class Group:
     """Rows that attend in one call: B rows of T tokens each, the tokens [first, first + B*T) of the step.
 
-    slabs: what they gather; bias (B,T,S): 0 where a token sees a slot, -inf elsewhere. Both None for rows that start
-    here and so see nothing but their own new tokens, the first `part_a` of them in both directions.
+    slabs: what they gather; bias (B,T,S): 0 where a token sees a slot, -inf elsewhere. seen: the same for rows that
+    attend in place. All None for rows that start here and so see nothing but their own new tokens, the first `part_a`
+    of them in both directions.
     """
 
     first: int
@@ -146,6 +164,7 @@ class Group:
     part_a: int = 0
     slabs: Tensor | None = None
     bias: Tensor | None = None
+    seen: Seen | None = None
     _spread: Tensor | None = None
 
     def spread_bias(self, kv_heads: int, groups: int) -> Tensor:
@@ -163,9 +182,20 @@ class PagedStep:
     It is both the cache that `Attention` writes to and the plan by which it attends.
     """
 
-    def __init__(self, cache: PagedCache, slots_2RK: Tensor, groups: Sequence[Group], part: int = 0) -> None:
-        """part: of steps that run side by side on one cache, which one; none may read what another writes."""
+    def __init__(
+        self,
+        cache: PagedCache,
+        slots_2RK: Tensor,
+        groups: Sequence[Group],
+        part: int = 0,
+        attend_in_place: AttendInPlace | None = None,
+    ) -> None:
+        """part: of steps that run side by side on one cache, which one; none may read what another writes.
+
+        attend_in_place: for groups that say what each token sees.
+        """
         self._cache, self._slots_2RK, self._groups, self._part = cache, slots_2RK, groups, part
+        self._attend_in_place = attend_in_place
         self._layer = 0
 
     def write(self, layer: int, k_1RKD: Tensor, v_1RKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +210,12 @@ class PagedStep:
         out = []
         for group in self._groups:
             stop = group.first + group.rows * group.length
+            if group.seen is not None:
+                assert self._attend_in_place is not None
+                seen, arena = group.seen, self._cache.arena(self._layer)
+                q_RND = q_1RND[0, group.first : stop]
+                out.append(self._attend_in_place(q_RND, arena, seen.table_RM, seen.firsts_R, seen.lasts_R)[None])
+                continue
             if group.slabs is None:
                 parts = (x[0, group.first : stop] for x in (q_1RND, k_1RKD, v_1RKD))
                 q, k, v = (torch.unflatten(x, 0, (group.rows, group.length)) for x in parts)

@@ -37,7 +37,18 @@ def finish(engine: EngineCore, tickets: list[Any]) -> None:
 @pytest.mark.parametrize("prefix", [False, True], ids=["", "tuned"])
 @pytest.mark.parametrize("limits", LIMITS)
 def test_together_as_alone(kind: str, prefix: bool, limits: str) -> None:
-    model = make(kind, prefix=prefix)
+    together_as_alone(kind, make(kind, prefix=prefix), limits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prefix", [False, True], ids=["", "tuned"])
+def test_heads_that_the_kernels_take(kind: str, prefix: bool) -> None:
+    """Keys and values are read where they lie, or gathered where there are no kernels."""
+    for limits in LIMITS:
+        together_as_alone(kind, make(kind, prefix=prefix, head_size=16), limits)
+
+
+def together_as_alone(kind: str, model: GLM, limits: str) -> None:
     engine = EngineCore(model, LIMITS[limits])
     jobs = [Greedy(model, prompt_of(kind, length, seed), 7) for seed, length in enumerate((3, 11, 6, 1, 30))]
     jobs.append(Greedy(model, prompt_of(kind, 9, 7), 7, copies=3))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from glmkit.model import GLM
-from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep
+from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep, Seen
 from glmkit.model.routing import Route, on_route
+from glmkit.quant.paged_attention import attend, attends_in_place
 from glmkit.threads import LayerWork, one_thread, share
 
 from .sequence import Chunk, Plan
@@ -50,6 +51,7 @@ class Runner:
             model.config, self._block, dtype=model.dtype, device=model.device, kv_heads=model.kv_heads
         )
         places = self.cache.seed([one.tuned_prefix() for one in (model, *model.variants.values())])
+        self._in_place = attends_in_place(self.cache.arena(0))
         self._prefixes = dict(zip((None, *model.variants), places, strict=True))
         self._front = max(len(place.blocks) for place in places)
         self.first = self.cache.reserved
@@ -105,7 +107,7 @@ class Runner:
             wanted += range(len(ids) - chunk.wanted, len(ids))
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
-        step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part)
+        step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part, attend)
         counts = [chunk.wanted for chunk in chunks]
         routes: tuple[Route | None, Route | None] = None, None
         if self._model.variants:
@@ -240,6 +242,11 @@ class Runner:
         columns = slice(self._front - front, self._front + max_blocks)
         table_BM = torch.from_numpy(self._table[lines, columns]).to(device)
         own = front * self._block
+        if self._in_place and length <= SHORT:
+            begins = [own - self._prefixes[chunk.adapter].tokens if front else 0 for chunk in chunks]
+            firsts_R, lasts_R = (torch.tensor(each, device=device) for each in (begins, ends))
+            seen = Seen(table_BM.repeat_interleave(length, 0), firsts_R.repeat_interleave(length), lasts_R + own)
+            return Group(at, len(chunks), length, seen=seen)
         slots = own + max_blocks * self._block
         if len(self._columns) < slots:
             self._columns = torch.arange(2 * slots, device=device)

@@ -53,6 +53,10 @@ typedef struct {
   int64_t padded, block; int8_t *q; float *x_scales; int32_t *sums, *group_sums;  // rounded activations
   const float *floats; int64_t float_stride;              // or as floats
 } call;
+typedef struct {  // tokens over blocks of keys and values: (blocks, 2, kv_heads, block, width)
+  const void *q; const char *arena; const int64_t *table, *firsts, *lasts; void *out;  // a line of table, and the slots seen, for each token
+  int64_t rows, heads, kv_heads, shared, width, block, columns, bf16, level; float scale;
+} attending;
 
 static INLINE float from_bf16(uint16_t v) { uint32_t u = (uint32_t)v << 16; float f; memcpy(&f, &u, 4); return f; }
 static INLINE float from_half(uint16_t v) {
@@ -90,7 +94,9 @@ typedef int32_t vi_plain __attribute__((vector_size(16)));
 typedef float vf_plain __attribute__((vector_size(16)));
 typedef uint32_t vu_plain __attribute__((vector_size(16)));
 #define TO_FLOAT(v) __builtin_convertvector(v, vf)
+#define MAXIMUM(a, b) ((vf)(((vi)((a) > (b)) & (vi)(a)) | (~(vi)((a) > (b)) & (vi)(b))))
 #else
+#define MAXIMUM(a, b) ((a) > (b) ? (a) : (b))
 #define LANES 1
 typedef int32_t vi_plain;
 typedef float vf_plain;
@@ -136,6 +142,7 @@ typedef float vf_avx2 __attribute__((vector_size(32)));
 #define FROM_BYTES(p) ((vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p)))))
 #define FROM_HALF(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
 #define FROM_BF16(p) ((vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
+#define MAXIMUM(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define MULTIPLY_ADD(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define BLOCKS(DO, bits) DO(4, 1, bits) DO(2, 1, bits) DO(1, 1, bits)
 #define FLOAT_ROWS 2
@@ -161,6 +168,7 @@ typedef float vf_avx512 __attribute__((vector_size(64)));
 #define FROM_BYTES(p) ((vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
 #define FROM_HALF(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
 #define FROM_BF16(p) ((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
+#define MAXIMUM(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define MULTIPLY_ADD(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define DOT_BF16(acc, w, u) ((vf)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)(w), (__m512bh)(u)))
 #define BLOCKS(DO, bits) DO(8, 1, bits) DO(4, 1, bits) DO(2, 1, bits) DO(1, 1, bits)
@@ -182,10 +190,12 @@ static INLINE TARGET vi widened(vi numbers, vi scales) {  // bytes (number * sca
 #endif
 
 typedef void run_level(const call *, const matrix *, int64_t, int64_t, void *);
+typedef void attend_level(const attending *, int64_t, int64_t, int64_t, void *);
 typedef void round_level(const call *, int64_t, int64_t, int64_t);
 #ifdef X86
 static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512, run_avx512};
 static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512, round_avx512};
+static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_avx2, attend_avx512, attend_avx512, attend_avx512};
 static const int8_t TOPS[LEVELS] = {2, 4, 8, 8, 8};
 #ifdef WITH_TILES
 API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16 | (tiles_are_lent() ? 1 << AMX : 0); }
@@ -195,6 +205,7 @@ API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX
 #else
 static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain, run_plain};
 static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain, round_plain};
+static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_plain, attend_plain, attend_plain, attend_plain};
 static const int8_t TOPS[LEVELS] = {2, 2, 2, 2, 2};
 API int glm_built(void) { return 1 << PLAIN; }
 #endif
@@ -265,6 +276,21 @@ API int glm_linear(const described *given, int64_t count, const void *x, int64_t
   const int64_t pieces = (c.many ? 8 : 6) * threads;
   failed |= run_pieces(product_piece, &c, threads == 1 ? 1 : pieces < c.units ? pieces : c.units, threads, need);
   free(memory); return failed;
+}
+
+// ---- attention of single tokens ----
+static void attend_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const attending *a = work; const int64_t fours = (a->shared + 3) / 4; (void)pieces;
+  ATTENDS[a->level](a, i / fours / a->kv_heads, i / fours % a->kv_heads, i % fours * 4, buffer);
+}
+// q, out (rows, heads, width); table (rows, columns); width a multiple of 16
+API int glm_attend(const void *q, const void *arena, const int64_t *table, const int64_t *firsts, const int64_t *lasts, void *out, int64_t rows,
+                   int64_t heads, int64_t kv_heads, int64_t width, int64_t block, int64_t columns, int64_t bf16, int64_t level, int64_t threads) {
+  const attending a = {q, arena, table, firsts, lasts, out, rows, heads, kv_heads, heads / kv_heads, width, block, columns, bf16, level, 1 / sqrtf((float)width)};
+  int64_t most = 0, all = 0;
+  for (int64_t i = 0; i < rows; i++) { const int64_t own = lasts[i] - firsts[i]; most = own > most ? own : most; all += own; }
+  if (all * heads * width < SMALL) threads = 1;
+  return run_pieces(attend_piece, &a, rows * kv_heads * ((a.shared + 3) / 4), threads, (size_t)(4 * width + 4 * (most + 16)) * 4);
 }
 
 // ---- numbers as published into panels ----

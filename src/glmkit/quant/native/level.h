@@ -8,6 +8,11 @@
 INL vi NAME(line)(const uint8_t *p) { vi v; memcpy(&v, p, sizeof v); return v; }
 INL vf NAME(load)(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INL void NAME(store)(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INL float NAME(sum)(vf v) {
+  float lanes[LANES]; NAME(store)(lanes, v);
+  UNROLL for (int width = LANES / 2; width; width /= 2) UNROLL for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
 // 16 scales of a panel and a group of columns, part h of them
 INL vf NAME(scale)(const matrix *w, int64_t panel, int64_t column, int h) {
   const int64_t at = (panel * w->groups + column / w->group) * 16 + h * LANES;
@@ -160,10 +165,8 @@ INL void NAME(dots)(const call *c, const matrix *w, int64_t n, int64_t row, cons
   }
   UNROLL for (int m = 0; m < M; m++) {
     UNROLL for (int r = 0; r < N; r++) {
-      float lanes[LANES]; NAME(store)(lanes, acc[r][m]);
-      for (int width = LANES / 2; width; width /= 2) for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-      for (int64_t i = k; i < C; i++) lanes[0] += c->floats[(row + m) * c->float_stride + i] * (bits == 16 ? from_bf16(((const uint16_t *)p)[r * C + i]) : ((const float *)p)[r * C + i]);
-      out[r] = lanes[0];
+      out[r] = NAME(sum)(acc[r][m]);
+      for (int64_t i = k; i < C; i++) out[r] += c->floats[(row + m) * c->float_stride + i] * (bits == 16 ? from_bf16(((const uint16_t *)p)[r * C + i]) : ((const float *)p)[r * C + i]);
     }
     write_floats(c, w, row + m, n, N, out);
   }
@@ -178,6 +181,8 @@ DOTS(dots_32, 32, 0) DOTS(dots_16, 16, 0)
 #ifdef DOT_BF16
 DOTS(dots_pairs, 16, 1)
 #endif
+
+#include "attend.h"
 
 // Panels first..end of one matrix
 FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, void *buffer) {
@@ -206,6 +211,7 @@ FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, vo
 #undef FROM_HALF
 #undef FROM_BF16
 #undef MULTIPLY_ADD
+#undef MAXIMUM
 #undef BLOCKS
 #undef FLOAT_ROWS
 #undef EXACT_ROWS

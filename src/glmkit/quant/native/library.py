@@ -161,6 +161,36 @@ def linear(
         raise MemoryError
 
 
+def attend(
+    q_RND: torch.Tensor,
+    arena: torch.Tensor,
+    table_RM: torch.Tensor,
+    firsts_R: torch.Tensor,
+    lasts_R: torch.Tensor,
+    *,
+    level: str | None = None,
+) -> torch.Tensor:
+    """(R,N,D) in q's type, see `paged_attention.attend`; all tensors contiguous. Raises MemoryError."""
+    chosen = kernels()
+    assert chosen.functions is not None
+    out = torch.empty_like(q_RND)
+    places = (tensor.data_ptr() for tensor in (q_RND, arena, table_RM, firsts_R, lasts_R, out))
+    failed = chosen.functions.glm_attend(
+        *places,
+        *q_RND.shape[:2],
+        arena.shape[2],
+        q_RND.shape[2],
+        arena.shape[3],
+        table_RM.shape[1],
+        q_RND.dtype == torch.bfloat16,
+        LEVELS.index(level or chosen.level),
+        thread_count(),
+    )
+    if failed:
+        raise MemoryError
+    return out
+
+
 def pack(rows: torch.Tensor, columns: int, bits: int, out: torch.Tensor) -> None:
     """Rows (R,Q) int8 into panels: a number a byte, or two of 4 bits a byte as published where Q < columns."""
     chosen = kernels()
@@ -189,6 +219,7 @@ def _open(path: Path) -> tuple[ctypes.CDLL, tuple[str, ...]]:
         raise ValueError("not a library of these kernels") from error
     address, number = ctypes.c_void_p, ctypes.c_int64
     functions.glm_linear.argtypes = [address, number, address, *[number] * 7]
+    functions.glm_attend.argtypes = [*[address] * 6, *[number] * 9]
     functions.glm_pack.argtypes = [address, *[number] * 5, address, number]
     mask = functions.glm_built()
     return functions, tuple(level for place, level in enumerate(LEVELS) if mask >> place & 1)
