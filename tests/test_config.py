@@ -199,3 +199,34 @@ def test_from_dict_leaves_its_argument_alone() -> None:
     values = {**TINY, "special": dataclasses.asdict(SPECIAL)}
     GLMConfig.from_dict(values)
     assert isinstance(values["special"], dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 4, "group_size": 48}, "group_size is 48; 0 for rows, or a multiple of 32"),
+        ({"bits": 4, "group_size": -32}, "group_size is -32"),
+        ({"bits": 4, "group_size": True}, "group_size is True"),
+        ({"bits": 4, "scales": "int8"}, "scales is 'int8'; float16 or byte"),
+        ({"bits": 4, "packing": "tiles"}, "packing is 'tiles'; rows or panels"),
+        ({"bits": 4, "head_bits": 6}, "head_bits is 6; it must be 4 or 8"),
+        ({"bits": 4, "scales": "byte"}, "scales are bytes, which go with groups of 4-bit numbers only"),
+        ({"bits": 8, "scales": "byte", "group_size": 32, "packing": "panels"}, "scales are bytes"),
+        ({"bits": 4, "group_size": 32}, "packing is 'rows', which has one width and a scale per row"),
+        ({"bits": 4, "head_bits": 8}, "packing is 'rows'"),
+        (
+            {"bits": 4, "group_size": 32, "column_blocks": 2, "packing": "panels"},
+            "32 columns and 2 column_blocks",
+        ),
+    ],
+)
+def test_forms_of_integers_that_do_not_exist(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Quantization(**values)
+
+
+def test_records_of_before_there_were_panels() -> None:
+    config = GLMConfig(**TINY, quantization=Quantization.usual(4))
+    assert GLMConfig.from_dict(config.to_dict()) == config
+    old = {"bits": 4, "embeddings": True, "column_blocks": 2}
+    assert Quantization(**old) == Quantization(4, True, 2, packing="rows")

@@ -14,7 +14,7 @@ from torch.nn import functional
 from glmkit.errors import CheckpointError
 from glmkit.loading import Parts, load_parts
 from glmkit.model import GLM
-from glmkit.model.integer_packing import dequantize
+from glmkit.quant.layers import QuantMatrix
 from support.published import close, glm_options, greedy, new_cache
 from support.shared import shared_dir
 
@@ -131,15 +131,15 @@ def check_dequantized(parts: Parts, expected: Any) -> None:
     """The published fused matrices of the recording, put together from our parts, exactly."""
     assert parts.family is not None
     (layout,) = [layout for layout in parts.family.layouts if layout.name == parts.layout]
-    state, config = parts.model.state_dict(), parts.config
+    config = parts.config
     for key in (key for key in expected.files if key.startswith("dequant.")):
         found = layout.resolve(key.removeprefix("dequant.").removesuffix(".weight"))
         assert found is not None
         rule, layer = found
-        names = [f"{ours.replace('{i}', str(layer))}.weight" for ours in rule.ours]
-        names = [name if name in state else "model.embed_tokens.weight" for name in names]
-        assert config.quantization is not None
-        matrices = [dequantize(state[name], state[f"{name}_scale"], config.quantization.bits) for name in names]
+        modules = dict(parts.model.named_modules())
+        found = [modules.get(ours.replace("{i}", str(layer)), parts.model.model.embed_tokens) for ours in rule.ours]
+        matrices = [module.floats() for module in found if isinstance(module, QuantMatrix)]
+        assert len(matrices) == len(found)
         fused = torch.cat(matrices)
         if rule.order == "heads":
             fused = torch.stack([m.unflatten(0, (config.num_heads, -1)) for m in matrices], 1).flatten(0, 2)

@@ -127,7 +127,7 @@ def test_quantised_anew_the_rest_of_the_effect_is_measured(name: str, tmp_path: 
     again = load_parts(tmp_path / "merged")
     assert again.config.quantization is not None
     assert again.config.quantization.bits == report.bits == 4
-    assert again.config.quantization.embeddings == name.endswith("qe")
+    assert again.config.quantization.embeddings == (name != "chatglm-6b-int4")
     assert 0.5 < report.left < 1.5
     if name == "chatglm-6b":  # numbers between two integers: of many tiny changes some cross the middle
         return

@@ -21,6 +21,10 @@ Bias = Literal["all", "qkv", "none"]
 MaskKind = Literal["prefix", "causal"]
 BlankOrder = Literal["each", "gmask_first", "mask_first"]
 Init = Literal["gpt", "xavier"]
+Scales = Literal["float16", "byte"]
+Packing = Literal["rows", "panels"]
+
+GROUP_STEP = 32  # columns that share a scale are a multiple of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +62,65 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Integer weights with scales per output row, as published for ChatGLM and GLM-130B.
+    """Integer weights: their width, which matrices have them, what shares a scale, and how files hold them.
 
-    `embeddings`: the word table (and the head) is quantised as well. `column_blocks`: scales per output row of `o_proj`
-    and `down_proj`, whose input is what tensor parallelism cuts: a file quantised per rank has one scale per row and
-    rank. Every other matrix has one scale per row.
+    `embeddings`: the word table and the head are quantised as well, in `head_bits` (None: in `bits`). `column_blocks`:
+    scales per output row of `o_proj` and `down_proj`, whose input is what tensor parallelism cuts: a file quantised per
+    rank has one scale per row and rank. Every other matrix has one scale per row (`group_size` 0), or one for every
+    `group_size` columns of a row, in the type of `scales`: bytes are numbers from 1 to 16, times a float of the row.
+    The groups are of matrices of `bits` alone, so an INT8 head of an INT4 model has a scale per row.
+    `packing`: "rows" as published for ChatGLM and GLM-130B; "panels" as products read them (`quant/panels.py`).
     """
 
     bits: int
     embeddings: bool = False
     column_blocks: int = 1
+    group_size: int = 0
+    scales: Scales = "float16"
+    head_bits: int | None = None
+    packing: Packing = "rows"
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in (4, 8):
-            raise ConfigError(f"quantization.bits is {self.bits!r}; it must be 4 or 8")
+        for name, width in (("bits", self.bits), ("head_bits", 8 if self.head_bits is None else self.head_bits)):
+            if isinstance(width, bool) or width not in (4, 8):
+                raise ConfigError(f"quantization.{name} is {width!r}; it must be 4 or 8")
         if not isinstance(self.embeddings, bool):
             raise ConfigError(f"quantization.embeddings is {self.embeddings!r}; it must be true or false")
         if not _is_count(self.column_blocks):
             raise ConfigError(f"quantization.column_blocks is {self.column_blocks!r}; it must be at least 1")
+        size = self.group_size
+        if isinstance(size, bool) or not isinstance(size, int) or size not in range(0, _LARGEST, GROUP_STEP):
+            raise ConfigError(f"quantization.group_size is {size!r}", step=f"0 for rows, or a multiple of {GROUP_STEP}")
+        for name, choices in (("scales", get_args(Scales)), ("packing", get_args(Packing))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"quantization.{name} is {getattr(self, name)!r}", step=" or ".join(choices))
+        if self.scales == "byte" and (self.bits, bool(size)) != (4, True):
+            raise ConfigError("quantization.scales are bytes, which go with groups of 4-bit numbers only")
+        if size and self.column_blocks > 1:
+            raise ConfigError(f"quantization has groups of {size} columns and {self.column_blocks} column_blocks")
+        if self.packing == "rows" and (size or self.head_bits not in (None, self.bits)):
+            raise ConfigError("quantization.packing is 'rows', which has one width and a scale per row", step="panels")
+
+    @classmethod
+    def usual(cls, bits: int) -> "Quantization":
+        """The form of weights that are quantised here: INT8 with a scale per row, INT4 in groups of 32, byte scales.
+
+        Word table and head are INT8 in both: 4 bits there cost more than everywhere else together.
+        """
+        if bits == 4:
+            return cls(4, True, group_size=GROUP_STEP, scales="byte", head_bits=8, packing="panels")
+        return cls(bits, True, packing="panels")
+
+    @property
+    def about(self) -> str:
+        """The scales, and the word table and head, in words."""
+        unit = f"groups of {self.group_size}, {self.scales} scales" if self.group_size else "a scale per row"
+        return f"{unit}, word table and head {f'INT{self.table_bits}' if self.embeddings else 'in floats'}"
+
+    @property
+    def table_bits(self) -> int:
+        """Width of the word table and the head, where they are quantised."""
+        return self.head_bits or self.bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +278,7 @@ class GLMConfig:
         if not isinstance(quantization, Quantization):
             raise ConfigError(f"quantization is {quantization!r}; it must be a table with bits 4 or 8, or null")
         widths = {"head_dim * num_heads": self.head_dim * self.num_heads, "ffn_size": self.inner_size}
-        blocks, packed = quantization.column_blocks, 8 // quantization.bits
+        blocks, packed = quantization.column_blocks, 8 // quantization.bits if quantization.packing == "rows" else 1
         for name, width in widths.items():
             if width % (blocks * packed):
                 unit = blocks * packed

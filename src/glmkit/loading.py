@@ -13,10 +13,10 @@ import torch
 
 from .adapters.adapter import Adapter, Origin
 from .adapters.attach import attached, find_attached
-from .adapters.directory import apply_adapter, read_origin, recorded_table
+from .adapters.directory import apply_adapter, read_origin, recorded_form
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
-from .checkpoint.materialize import fetch, fetch_quantized, in_parallel, refuse_bad
+from .checkpoint.materialize import fetch, fetch_panels, in_parallel, refuse_bad
 from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
@@ -39,7 +39,9 @@ from .families.family import Family
 from .hub.names import read_name
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
-from .quant import quantize_modules
+from .quant import Compute, quantize_modules, set_compute, use_kernels
+from .quant.native import library
+from .quant.rounding import matrix_form
 from .tokenizer.composed import ComposedTokenizer
 from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
@@ -50,6 +52,7 @@ BITS = {"int8": 8, "int4": 4}
 _SHORT: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Bytes up to which a float16 model is computed in float32, which holds it exactly, even where bfloat16 is faster.
 SMALL = 256 << 20
+_MOST_MADE = 2
 _SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
 
 
@@ -86,6 +89,7 @@ def load_parts(
     device: str = "auto",
     dtype: DType = "auto",
     quantize: Quantize | None = None,
+    compute: Compute | None = None,
     family: str | None = None,
     template: str | None = None,
     hub: str | None = None,
@@ -99,11 +103,13 @@ def load_parts(
     or the run of one. alpha: of a LoRA whose directory does not state it; its scale is alpha / rank. pre_seq_len,
     prefix_projection: those of the prefix, where somebody states them. device: "auto" takes CUDA when there is one.
     dtype "auto": what the files hold, except that float16 becomes bfloat16 on a CPU, where half-precision arithmetic is
-    a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, on the
-    way in. family: decides where several share a layout. template: the name or the .yaml file of the text template that
-    users' texts are put in, by every adapter; "none": they stay as they are; None: the one that the model or the
-    adapter was tuned with. hub: "huggingface" or "modelscope", for names (default:
-    GLMKIT_HUB, else Hugging Face); a name is looked for here first, then in the hub's cache, then downloaded.
+    a trap (float32 where the processor has no bfloat16, and for small models). quantize: the layers' matrices, word
+    table and head, on the way in: in the form that the adapter was trained on, else `Quantization.usual`. compute: of
+    integer products, "exact" or "fast" (on activations that are rounded to int8); None = fast in bfloat16, exact
+    otherwise. family: decides where several share a layout. template: the name or the .yaml file of the text template
+    that users' texts are put in, by every adapter; "none": they stay as they are; None: the one that the model or the
+    adapter was tuned with. hub: "huggingface" or "modelscope", for names (default: GLMKIT_HUB, else Hugging Face); a
+    name is looked for here first, then in the hub's cache, then downloaded.
 
     Raises CheckpointError, ConfigError, TokenizerError or RequestError.
     """
@@ -134,10 +140,14 @@ def load_parts(
     if settings.special is None and loaded is not None and checkpoint.layout is not OWN:
         settings = _with_special(settings, loaded)
     settings = _quantized(settings, bits, adapter_directory)
+    if compute not in (None, "exact", "fast"):
+        raise RequestError(f"compute {compute!r} is unknown", step="use exact or fast, or None", param="compute")
     chosen = choose_dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
-    model = _filled(checkpoint, settings, chosen, target, bits)
+    model = _filled(checkpoint, settings, chosen, target)
+    use_kernels(model)
     notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
+    notes += compute_notes(settings, set_compute(model, compute))
     if isinstance(loaded, ComposedTokenizer):
         notes += loaded.added.notes
         for note in loaded.added.notes:
@@ -260,39 +270,50 @@ def empty_model(config: GLMConfig) -> GLM:
     return model
 
 
-def _filled(
-    checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, device: torch.device, bits: int | None
-) -> GLM:
-    """The model with its tensors, read one by one; float matrices become integers of `bits` on the way."""
+def _filled(checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, device: torch.device) -> GLM:
+    """The model with its tensors, read one by one; matrices that the config has quantised become panels on the way."""
     model, weights, bad = empty_model(config), checkpoint.weights, dict[str, None]()
     wanted = model.state_dict().keys()
+    stems = [name.removesuffix(".row_scale") for name in wanted if name.endswith(".row_scale")]
+    forms = {stem: form for stem in stems if (form := matrix_form(config.quantization, stem)) is not None}
+    floats = [name for name in wanted if name.rpartition(".")[0] not in forms or name.endswith(".bias")]
 
     def read(name: str) -> dict[str, torch.Tensor]:
-        scale = f"{name}_scale"
-        if bits is not None and scale in wanted:
-            packed, factors = fetch_quantized(weights, name, bits, device, bad)
-            return {name: packed, scale: factors}
-        return {name: fetch(weights, name, None if name.endswith("_scale") else dtype, device, bad)}
+        if name in forms:
+            return fetch_panels(weights, name, forms[name], device, bad)
+        return {name: fetch(weights, name, dtype, device, bad)}
 
-    names = [name for name in wanted if bits is None or not name.endswith("_scale")]
-    state = {name: tensor for found in in_parallel(read, names) for name, tensor in found.items()}
+    # Panels that are made here take memory beside the pages that are read, so no more than two at a time.
+    made = in_parallel(read, forms, _MOST_MADE) + in_parallel(read, floats)
     refuse_bad({name: weights.stored_name(name) for name in bad}, str(checkpoint.directory))
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict({name: tensor for found in made for name, tensor in found.items()}, strict=True, assign=True)
     return model.eval()
 
 
+def compute_notes(config: GLMConfig, compute: Compute | None) -> list[str]:
+    """One line on how integer products are made, and by what; none for a model without any."""
+    if compute is None or config.quantization is None:
+        return []
+    kernels = library.kernels()
+    how = "rounded to int8 in groups of 128" if compute == "fast" else "as they are"
+    by = f"kernels of level {kernels.level}" if kernels.there else f"PyTorch ({kernels.reason})"
+    return [f"INT{config.quantization.bits}, compute {compute}: activations {how}, products by {by}"]
+
+
 def _quantized(config: GLMConfig, bits: int | None, adapter: Path | None) -> GLMConfig:
-    """The config with integers of `bits`, in the places where they were when the adapter was trained."""
-    if bits is None:
-        return config
-    if config.quantization is not None:
+    """The config as the model has it: integers are panels in memory, wherever they come from."""
+    if config.quantization is None:
+        if bits is None:
+            return config
+        form = None if adapter is None else recorded_form(adapter, bits)
+        return replace(config, quantization=form or Quantization.usual(bits))
+    if bits is not None:
         raise RequestError(
             f"quantize=int{bits}: these weights are INT{config.quantization.bits} already",
             step="leave it out",
             param="quantize",
         )
-    embeddings = adapter is not None and recorded_table(adapter, bits)
-    return replace(config, quantization=Quantization(bits, embeddings=embeddings))
+    return replace(config, quantization=replace(config.quantization, packing="panels"))
 
 
 def _with_special(config: GLMConfig, tokenizer: Tokenizer) -> GLMConfig:

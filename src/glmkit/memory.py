@@ -1,6 +1,7 @@
 """Memory that a model's weights need, and the refusal of what cannot fit before it is tried."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ RESERVE = 256 << 20
 
 
 def weights_bytes(config: GLMConfig, dtype: torch.dtype | int) -> int:
-    """Bytes of all weights of a model in a floating-point dtype, or with its linear layers in 8 or 4 bits.
+    """Bytes of all weights of a model in a floating-point dtype, or quantised to 8 or 4 bits.
 
     With bits, what stays in floating point counts as two bytes a number. A config that is quantised already keeps that.
     """
@@ -26,9 +27,8 @@ def weights_bytes(config: GLMConfig, dtype: torch.dtype | int) -> int:
 
 
 def _with_bits(config: GLMConfig, bits: int) -> GLMConfig:
-    values = {**config.to_dict(), "quantization": {"bits": bits}}
-    assert config.quantization is None or config.quantization == Quantization(**values["quantization"])
-    return GLMConfig.from_dict(values)
+    assert config.quantization is None or config.quantization.bits == bits
+    return config if config.quantization is not None else replace(config, quantization=Quantization.usual(bits))
 
 
 def fits(num_bytes: int, device: torch.device | str = CPU) -> bool:

@@ -92,7 +92,7 @@ def merge(
         ids_BT, old = _some_ids(parts, [*found.new_tokens.values()]), parts.config.quantization
         quantization = None
         if quantize is not None:
-            quantization = Quantization(BITS[quantize], embeddings=old is not None and old.embeddings)
+            quantization = _form(BITS[quantize], old, layout)
         with_adapter_BTV = _logits(parts.model, ids_BT)
         with adapter_off(parts.model):
             effect_BTV = with_adapter_BTV - _logits(parts.model, ids_BT)
@@ -140,6 +140,14 @@ def merge(
         carried=tuple(carried),
         notes=tuple(parts.notes),
     )
+
+
+def _form(bits: int, old: Quantization | None, layout: str) -> Quantization:
+    """The form of the result: the base's own where it has these bits, else the usual one that the layout can hold."""
+    if old is not None and old.bits == bits:
+        return old
+    tables = old is not None and old.embeddings
+    return Quantization.usual(bits) if layout == OWN.name else Quantization(bits, tables, packing="panels")
 
 
 def _rounded(model: GLM, dtype: torch.dtype, quantization: Quantization | None) -> GLM:

@@ -33,6 +33,7 @@ from .generate.params import (
 from .generate.wording import Wording
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
+from .quant import Compute
 from .tokenizer.chat_template import Call, ChatTemplate, History, Message, Turns, to_messages
 from .tokenizer.protocol import Tokenizer
 
@@ -364,6 +365,7 @@ def load(
     device: str = "auto",
     dtype: DType = "auto",
     quantize: Quantize | None = None,
+    compute: Compute | None = None,
     family: str | None = None,
     template: str | None = None,
     hub: str | None = None,
@@ -388,6 +390,7 @@ def load(
         device=device,
         dtype=dtype,
         quantize=quantize,
+        compute=compute,
         family=family,
         template=template,
         hub=hub,

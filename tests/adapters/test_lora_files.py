@@ -24,8 +24,8 @@ from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, GLMKitError, RequestError
 from glmkit.families.family import all_families
 from glmkit.model import GLM
-from glmkit.model.integer_packing import dequantize, quantize_rows
 from glmkit.quant.apply import quantize_modules
+from glmkit.quant.layers import QuantMatrix
 from support.saved_adapters import draw
 
 pytestmark = pytest.mark.sampled(4)
@@ -332,15 +332,11 @@ def quantised(source: GLM, bits: int) -> GLM:
     config = replace(source.config, quantization=Quantization(bits))
     model = GLM(config)
     assert config.quantization is not None
+    model.load_state_dict(source.state_dict())
     quantize_modules(model, config.quantization)
-    state, rounded = dict(source.state_dict()), dict(source.state_dict())
-    for name in model.state_dict():
-        if name.endswith("weight_scale"):
-            weight = name.removesuffix("_scale")
-            state[weight], state[name] = quantize_rows(rounded[weight], bits, 1)
-            rounded[weight] = dequantize(state[weight], state[name], bits)
-    model.load_state_dict(state, assign=True)
-    source.load_state_dict(rounded)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantMatrix):
+            source.get_parameter(f"{name}.weight").data.copy_(module.floats())
     return model.eval()
 
 

@@ -10,17 +10,27 @@ from safetensors.torch import load_file
 
 from checkpoint.published import CHECKPOINTS, assert_same_ranks, read_ranks, same, source_of, weights_kind
 from glmkit.checkpoint.conversion.conversion import convert
+from glmkit.checkpoint.conversion.repack import repacked
 from glmkit.checkpoint.conversion.transfer import Step
+from glmkit.checkpoint.files.safetensors_file import ALIGNMENT, open_safetensors_file
 from glmkit.checkpoint.open import open_checkpoint
+from glmkit.checkpoint.weights import Weights
+from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
 from glmkit.families.family import family_named
+from support.quantised import packed_as
 from support.shared import shared_dir
 
 pytestmark = pytest.mark.sampled(5)
 
 
+def stored(directory: Path, **options: Any) -> tuple[Weights, GLMConfig]:
+    checkpoint = open_checkpoint(directory, **options)
+    return checkpoint.weights, checkpoint.config
+
+
 def learned(directory: Path, **options: Any) -> dict[str, torch.Tensor]:
-    weights = open_checkpoint(directory, **options).weights
+    weights, _ = repacked(*stored(directory, **options), "rows")
     return {name: weights.read(name).clone() for name in weights.names()}
 
 
@@ -41,7 +51,10 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert own.verify_seconds is not None
     assert own.tensors == len(weights)
     assert_same_weights(learned(tmp_path / "own"), weights)
-    assert_same_weights(load_file(tmp_path / "own" / "model.safetensors"), weights)
+    file = open_safetensors_file(tmp_path / "own" / "model.safetensors")
+    assert all(file.read(key).data_ptr() % ALIGNMENT == 0 for key in file if file.info(key).dtype == torch.uint8)
+    rows = repacked(*stored(tmp_path / "own"), "rows")[1]
+    assert_same_weights(load_file(tmp_path / "own" / "model.safetensors"), packed_as("panels", weights, rows))
 
     quantized = open_checkpoint(tmp_path / "own").config.quantization is not None
     for published in family_named(own.family).layouts:

@@ -57,9 +57,9 @@ def test_glm_130b_by_hand_and_at_once(capsys: pytest.CaptureFixture[str]) -> Non
     assert values["parameters"]["embedding"] == vocabulary * width
     assert values["parameters"]["head"] == 0
     assert values["parameters"]["non_embedding"] == layers * (linears + biases_and_norms) + 2 * width
-    rest = 2 * (vocabulary * width + layers * biases_and_norms + 2 * width)
-    assert values["bytes"]["int8"] == rest + layers * (linears + 2 * rows)
-    assert values["bytes"]["int4"] == rest + layers * (linears // 2 + 2 * rows)
+    rest = (width + 4) * vocabulary + 2 * (layers * biases_and_norms + 2 * width)
+    assert values["bytes"]["int8"] == rest + layers * (linears + 4 * rows)
+    assert values["bytes"]["int4"] == rest + layers * (linears // 2 + linears // 32 + 4 * rows)
     assert values["cache_bytes_per_token"] == 2 * 2 * layers * width
 
 

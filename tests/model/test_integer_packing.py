@@ -92,8 +92,8 @@ def test_the_published_files_byte_for_byte(name: str) -> None:
 def test_two_ranks_have_two_scales_a_row() -> None:
     reference = recording("glm-130b-sat-int4-mp2", "glm-130b-sat")
     layer = reference.model.model.layers[0]
-    assert layer.self_attn.o_proj.weight_scale.shape == (64, 2)
-    assert layer.mlp.up_proj.weight_scale.shape == (168, 1)
+    assert layer.self_attn.o_proj.row_scale.shape == (2 * 64,)
+    assert layer.mlp.up_proj.row_scale.shape == (176,)
     dense = reference.expected["dequant.transformer.layers.0.attention.dense.weight"]
     np.testing.assert_array_equal(layer.self_attn.o_proj.floats().numpy(), dense)
     fused = reference.expected["dequant.transformer.layers.0.mlp.dense_h_to_4h.weight"]

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional
 
 from glmkit.errors import ConfigError, TrainingError
-from glmkit.model.integer_packing import quantize_rows
 from glmkit.objective.loss import linear_cross_entropy
-from glmkit.quant.layers import QuantLinear
+from glmkit.quant.rounding import MatrixForm
+from support.quantised import quantised_linear
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,10 +68,7 @@ def test_a_head_of_integers_equals_its_floats(
     bits: int, chunk_size: int | None, z_loss: float, smoothing: float
 ) -> None:
     hidden, _, targets = problem(torch.float32)
-    head = QuantLinear(8, 41, bits=bits, bias=False)
-    stored, scale = quantize_rows(torch.randn(41, 8, generator=torch.Generator().manual_seed(1)), bits)
-    head.weight.copy_(stored)
-    head.weight_scale.copy_(scale)
+    head = quantised_linear(torch.randn(41, 8, generator=torch.Generator().manual_seed(1)), MatrixForm(bits))
     options = {"z_loss": z_loss, "label_smoothing": smoothing}
     sums = linear_cross_entropy(hidden, head, targets, **options, chunk_size=chunk_size)
     (sums.loss_sum / 3).backward()

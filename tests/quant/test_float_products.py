@@ -5,9 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glmkit.quant import use_kernels
+from glmkit.quant.layers import FloatEmbedding, FloatLinear
+from glmkit.quant.native import library
 from glmkit.quant.panels import Panels
 from glmkit.quant.products import Compute, float_linear, linear
 from quant.matrices import difference, random_panels
+from support.tiny import random_ids, tiny_model
 
 
 @pytest.mark.usefixtures("level")
@@ -91,3 +95,26 @@ def test_shapes_are_known_without_values() -> None:
         panels = Panels.empty(4, 33, 300, 32)
     (out,) = linear(x, [panels], "fast")
     assert (out.shape, out.dtype, out.is_meta) == ((2, 3, 33), torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_a_loaded_model(dtype: torch.dtype) -> None:
+    """The same parameters, near results for few rows, PyTorch's own for many and in training."""
+    if not library.kernels().multiplies_floats:
+        pytest.skip("the kernels of this machine multiply no floats")
+    plain, model = (tiny_model(seed=1, mlp="swiglu").to(dtype) for _ in range(2))
+    use_kernels(model)
+    assert isinstance(model.model.embed_tokens, FloatEmbedding)
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert all(type(module) is FloatLinear for module in linears)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    ids = random_ids(1, 6)
+    with torch.no_grad():
+        few, expected = model(ids), plain(ids)
+    torch.testing.assert_close(few, expected, **({} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}))
+    many = random_ids(2, 9)
+    for each in (model, plain):
+        each.train()
+    assert torch.equal(model(many), plain(many))
+    model(many).float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

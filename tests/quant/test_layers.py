@@ -1,16 +1,20 @@
 """Quantised layers against the same model with its dequantised matrices in floats."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glmkit.config import Quantization
 from glmkit.errors import ConfigError
 from glmkit.model import GLM, KVCache, init_weights
-from glmkit.quant import QuantEmbedding, QuantLinear, layers, quantize_modules
+from glmkit.quant import QuantEmbedding, QuantLinear, layers, products, quantize_modules, set_compute
+from glmkit.quant.native import library
+from glmkit.quant.panels import Panels
+from glmkit.quant.rounding import MatrixForm
 from support.tiny import random_ids, tiny_config, tiny_model
 
 pytestmark = pytest.mark.sampled(4)
@@ -21,6 +25,8 @@ KINDS = [
     Quantization(4, embeddings=True),
     Quantization(4, column_blocks=4),
     Quantization(8, embeddings=True, column_blocks=2),
+    Quantization.usual(4),
+    Quantization(4, True, group_size=64, packing="panels"),
 ]
 AXES: list[dict[str, Any]] = [{}, {"tie_embeddings": False, "mlp": "swiglu", "bias": "qkv", "num_kv_heads": 2}]
 
@@ -40,7 +46,8 @@ def pair(quantization: Quantization, **axes: Any) -> tuple[GLM, GLM]:
 @pytest.mark.parametrize("axes", AXES, ids=str)
 @pytest.mark.parametrize("quantization", KINDS, ids=str)
 def test_logits(quantization: Quantization, axes: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_CHUNK", chunk)
+    monkeypatch.setattr(products, "_CHUNK", chunk)
+    library.use_level(library.TORCH if chunk == 1 else None)
     quantised, plain = pair(quantization, **axes)
     ids = random_ids(2, 9)
     torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
@@ -90,14 +97,13 @@ def test_shapes_on_the_meta_device() -> None:
     quantize_modules(model, config.quantization or Quantization(4))
     shapes = {name: (tuple(p.shape), p.dtype, p.device.type) for name, p in model.named_parameters()}
     layer = "model.layers.0"
-    assert shapes[f"{layer}.self_attn.q_proj.weight"] == ((32, 16), torch.int8, "meta")
-    assert shapes[f"{layer}.self_attn.q_proj.weight_scale"] == ((32, 1), torch.float16, "meta")
-    assert shapes[f"{layer}.self_attn.o_proj.weight_scale"] == ((32, 2), torch.float16, "meta")
-    assert shapes[f"{layer}.mlp.down_proj.weight"] == ((32, 24), torch.int8, "meta")
-    assert shapes[f"{layer}.mlp.down_proj.weight_scale"] == ((32, 2), torch.float16, "meta")
+    assert shapes[f"{layer}.self_attn.q_proj.weight"] == ((2, 4, 64), torch.uint8, "meta")
+    assert shapes[f"{layer}.self_attn.q_proj.row_scale"] == ((32,), torch.float32, "meta")
+    assert shapes[f"{layer}.self_attn.o_proj.row_scale"] == ((64,), torch.float32, "meta")
+    assert shapes[f"{layer}.mlp.down_proj.weight"] == ((4, 4, 64), torch.uint8, "meta")
     assert shapes[f"{layer}.mlp.up_proj.bias"] == ((48,), torch.float32, "meta")
-    assert shapes["model.embed_tokens.weight"] == ((64, 16), torch.int8, "meta")
-    assert model.to(torch.bfloat16).model.layers[0].mlp.up_proj.weight_scale.dtype == torch.float16
+    assert shapes["model.embed_tokens.weight"] == ((4, 4, 64), torch.uint8, "meta")
+    assert model.to(torch.bfloat16).model.layers[0].mlp.up_proj.row_scale.dtype == torch.float32
 
 
 def test_scales_and_integers_survive_casts() -> None:
@@ -107,7 +113,7 @@ def test_scales_and_integers_survive_casts() -> None:
         after = quantised.to(cast).state_dict()
         assert quantised.dtype == cast
         for name, value in before.items():
-            if value.dtype == torch.int8 or name.endswith("weight_scale"):
+            if value.dtype == torch.uint8 or name.endswith("_scale"):
                 assert after[name].dtype == value.dtype
                 assert torch.equal(after[name], value), name
     logits = quantised.to(torch.bfloat16)(random_ids(1, 5))
@@ -142,10 +148,57 @@ def test_a_quantised_model_is_not_initialised() -> None:
 
 
 def test_no_floats_are_kept_for_the_backward_pass() -> None:
-    layer = QuantLinear(64, 128, bits=4)
-    nn.init.zeros_(layer.weight_scale)
+    layer = QuantLinear(64, 128, MatrixForm(4))
+    nn.init.zeros_(layer.row_scale)
     layer.weight.data.zero_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         layer(torch.randn(2, 64, requires_grad=True)).sum()
     assert sum(kept) < 64 * 128
+
+
+def test_layers_that_read_the_same_inputs_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    whole = layers.linear
+
+    def counted(x: Tensor, panels: Sequence[Panels], compute: products.Compute) -> list[Tensor]:
+        calls.append(len(panels))
+        return whole(x, panels, compute)
+
+    quantised, plain = pair(Quantization.usual(4), mlp="swiglu", num_kv_heads=2)
+    monkeypatch.setattr(layers, "linear", counted)
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
+    assert calls == [3, 1, 2, 1] * quantised.config.num_layers + [1]
+    # A hook sees its own layer's call.
+    seen: list[int] = []
+    quantised.model.layers[0].self_attn.k_proj.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
+    assert seen == [1]
+
+
+def test_fast_products_are_near_exact_ones_and_training_is_exact() -> None:
+    quantised, _ = pair(Quantization.usual(4), init_std=0.1)
+    ids = random_ids(3, 20)
+    with torch.no_grad():
+        exact = quantised(ids)
+        assert set_compute(quantised, "fast") == "fast"
+        fast = quantised(ids)
+        alone = torch.cat([quantised(ids[row : row + 1]) for row in range(3)])
+    assert 0 < (fast - exact).norm() / exact.norm() < 2e-2
+    torch.testing.assert_close(alone, fast, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(quantised(ids).detach(), fast, rtol=1e-2, atol=0.1)
+    torch.testing.assert_close(quantised.train()(ids).detach(), exact, rtol=1e-6, atol=1e-6)
+    assert set_compute(quantised.eval(), None) == "exact"  # float32
+    assert set_compute(tiny_model(), "fast") is None
+
+
+def test_fast_is_usual_in_bfloat16_where_the_kernels_run() -> None:
+    quantised, _ = pair(Quantization.usual(8))
+    expected = "fast" if library.kernels().there else "exact"
+    assert set_compute(quantised.to(torch.bfloat16), None) == expected
+    library.use_level(library.TORCH)
+    assert set_compute(quantised, None) == "exact"
+    library.use_level(None)

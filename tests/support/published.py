@@ -15,6 +15,7 @@ from torch import Tensor
 from glmkit.config import GLMConfig, Quantization, SpecialIds
 from glmkit.model import GLM, KVCache
 from glmkit.quant import quantize_modules
+from support.quantised import packed_as
 from support.reference import read_reference, to_glmkit
 from support.shared import shared_dir
 
@@ -52,7 +53,7 @@ def recording(name: str, inputs: str | None = None) -> Recording:
         with torch.device("meta"):
             model = GLM(config)
         quantize_modules(model, config.quantization)
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(packed_as("panels", state, config), strict=True, assign=True)
     cases = json.loads(((shared_dir("fixtures", inputs) if inputs else folder) / "inputs.json").read_text())
     return Recording(folder, model.float().eval(), cases, np.load(folder / "expected.npz"))
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from glmkit.errors import CheckpointError, names_text
-from glmkit.model.integer_packing import IntegerMatrix
+from glmkit.config import Quantization
+from glmkit.errors import CheckpointError, ConfigError, names_text
+from glmkit.model.integer_packing import IntegerMatrix, row_count
 
 from .adapter import Base
 
@@ -35,7 +36,7 @@ def base_facts(base: Base) -> dict[str, object]:
         "family": config.family,
         **{name: getattr(config, name) for name in SIZES},
         "dtype": str(base.float_tensor.dtype).removeprefix("torch."),
-        "quantization": stored and dataclasses.asdict(stored),
+        "quantization": _form(stored and dataclasses.asdict(stored)),
         "weights": _fingerprint(base),
     }
 
@@ -64,7 +65,7 @@ def compare_bases(recorded: Mapping[str, object], here: Mapping[str, object], so
     notes: list[str] = []
     warnings: list[str] = []
     for name in ("family", "dtype", "quantization"):
-        if name in recorded and recorded[name] != here[name]:
+        if name in recorded and _form(recorded[name]) != _form(here[name]):
             text = f"made on a base with {name} {_shown(recorded[name])}, this one has {_shown(here[name])}"
             if name == "quantization" and here[name] is None and (bits := _bits(recorded)) is not None:
                 text += f'; quantize="int{bits}" (--quantize int{bits}) makes it as it was in training'
@@ -129,7 +130,8 @@ def _sample(module: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     if weight.dim() == 1:
         return _spread(weight)
-    rows = [number * len(weight) // _SAMPLE for number in range(_SAMPLE)]
+    count = row_count(module)
+    rows = [number * count // _SAMPLE for number in range(_SAMPLE)]
     if isinstance(module, IntegerMatrix):
         found = [module.floats(row, row + 1)[0] for row in rows]
     else:
@@ -159,10 +161,24 @@ def _is_matrix(name: str) -> bool:
     return name.endswith("_proj.weight") or name == "model.embed_tokens.weight"
 
 
-def table_is_quantized(recorded: Mapping[str, object], bits: int) -> bool:
-    """True where a record says that its base had its word table and head in integers of `bits`, too."""
-    quantization = recorded.get("quantization")
-    return _bits(recorded) == bits and isinstance(quantization, Mapping) and quantization.get("embeddings") is True
+def form_of(recorded: Mapping[str, object], bits: int) -> Quantization | None:
+    """The form of integers of `bits` that a record says its base had; None where it had none."""
+    form = _form(recorded.get("quantization"))
+    if _bits(recorded) != bits or not isinstance(form, Mapping):
+        return None
+    try:
+        return Quantization(**form, packing="panels")
+    except (ConfigError, TypeError):
+        return None
+
+
+def _form(value: object) -> object:
+    """Record of integers without what only files know, and with the usual values of newer fields."""
+    if not isinstance(value, Mapping):
+        return value
+    given = {key: fact for key, fact in value.items() if key != "packing"}
+    usual = {field.name: field.default for field in dataclasses.fields(Quantization) if field.name != "packing"}
+    return {**usual, **given}
 
 
 def _bits(facts: Mapping[str, object]) -> int | None:

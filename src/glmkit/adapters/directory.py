@@ -15,6 +15,7 @@ import torch
 from glmkit.checkpoint.native import read_json, write_json
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.checkpoint.taught import Taught
+from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, MismatchWarning, RequestError
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
@@ -24,7 +25,7 @@ from glmkit.model import GLM
 from .adapter import AdapterInfo, Base, Origin, Saving, all_kinds
 from .adapter_files import RECORD, AdapterFiles, hint
 from .attach import attached, put_on, refuse_second
-from .base_facts import Differences, base_facts, compare_bases, table_is_quantized
+from .base_facts import Differences, base_facts, compare_bases, form_of
 
 FORMAT = 1
 
@@ -103,10 +104,10 @@ def read_origin(directory: Path) -> Origin | None:
     return recorded_origin(record, directory)
 
 
-def recorded_table(directory: Path, bits: int) -> bool:
-    """True where the record in a directory says that the word table had integers of `bits` in training, too."""
+def recorded_form(directory: Path, bits: int) -> Quantization | None:
+    """The form of the base's integers of `bits` in training, as the record in a directory says it, None without."""
     base = read_json(directory / RECORD).get("base") if (directory / RECORD).is_file() else None
-    return isinstance(base, Mapping) and table_is_quantized(base, bits)
+    return form_of(base, bits) if isinstance(base, Mapping) else None
 
 
 def recorded_origin(record: Mapping[str, object], directory: Path) -> Origin:

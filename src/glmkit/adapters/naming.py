@@ -15,6 +15,7 @@ from glmkit.errors import CheckpointError, closest
 from glmkit.families.common.layout import WRAPPERS, Layout, Rule, head_rule
 from glmkit.families.common.native_layout import OWN
 from glmkit.families.family import all_families
+from glmkit.model.integer_packing import row_count
 
 from .adapter import Base
 
@@ -94,7 +95,7 @@ def output_sizes(model: nn.Module) -> dict[str, int]:
     for stem, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim():
-            sizes[stem.removesuffix(".base")] = weight.shape[0]
+            sizes[stem.removesuffix(".base")] = row_count(module)
     return sizes
 
 

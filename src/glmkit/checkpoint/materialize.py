@@ -6,6 +6,7 @@ Every number is looked at once, while its block is in the cache: NaN and infinit
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError, names_text
 from glmkit.finite import all_finite
-from glmkit.model.integer_packing import quantize_rows
+from glmkit.quant.filling import repack_matrix, round_matrix
+from glmkit.quant.rounding import MatrixForm
 
+from .files.safetensors_file import ALIGNMENT
 from .weights import Weights
 
 _BLOCK = 1 << 20  # numbers looked at or converted at a time: they stay in the processor's cache
@@ -34,13 +37,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def in_parallel(work: Callable[[str], _T], names: Iterable[str]) -> list[_T]:
-    """`work` of every name, in order: whole tensors side by side, each on one core.
+def in_parallel(work: Callable[[str], _T], names: Iterable[str], most: int = _WORKERS) -> list[_T]:
+    """`work` of every name, in order: whole tensors side by side, each on one core, `most` of them at a time.
 
     Blocks are too small to be shared among cores: where others use the machine, PyTorch's threads would wait for each
     other at every one of them.
     """
-    workers = min(torch.get_num_threads(), _WORKERS)
+    workers = min(torch.get_num_threads(), most)
     with one_thread(), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, names))
 
@@ -90,22 +93,43 @@ def fetch(weights: Weights, name: str, dtype: torch.dtype | None, device: torch.
     return out
 
 
-def fetch_quantized(
-    weights: Weights, name: str, bits: int, device: torch.device, bad: dict[str, None]
-) -> tuple[Tensor, Tensor]:
-    """A floating-point matrix quantised while it is read: (packed, scale (rows, 1)), see `packing.quantize_rows`."""
-    rows, columns = weights.info(name).shape
-    step = max(1, _BLOCK // columns)
-    packed, scales = [], []
-    for start in range(0, rows, step):
-        block = weights.read_rows(name, start, min(start + step, rows))
-        check_finite(name, block, bad)
-        if name in bad:
-            break
-        numbers, scale = quantize_rows(block, bits)
-        packed.append(numbers)
-        scales.append(scale)
+def fetch_panels(
+    weights: Weights, stem: str, form: MatrixForm, device: torch.device, bad: dict[str, None]
+) -> dict[str, Tensor]:
+    """Tensors of a matrix in panels, under our names: as they lie in the file, else made of what is there on the way.
+
+    Integers in rows, as published, are repacked; floats are rounded to the nearest. No more than the panels and a few
+    rows are held beside the file's pages, which are let go of afterwards.
+    """
+    name, names = f"{stem}.weight", weights.names()
+    info = weights.info(name)
+    if info.dtype == torch.uint8:
+        parts = {part: f"{stem}.{part}" for part in ("weight", "row_scale", "group_scale")}
+        found = {part: fetch(weights, ours, None, device, bad) for part, ours in parts.items() if ours in names}
+        return {parts[part]: _aligned(tensor) for part, tensor in found.items()}
+
+    def rows(part: str, start: int, stop: int) -> Tensor:
+        block = weights.read_rows(part, start, stop)
+        check_finite(part, block, bad)
+        return block
+
+    try:
+        if info.dtype.is_floating_point:
+            shape = (info.shape[0], info.shape[1])
+            made = round_matrix(partial(rows, name), shape, form)
+        else:
+            shape = (info.shape[0], info.shape[1] * 8 // form.bits)
+            made = repack_matrix(partial(rows, name), partial(rows, f"{name}_scale"), shape, form)
+    except CheckpointError:
+        if not bad:
+            raise
+        return {}  # told of together, by `refuse_bad`
     weights.release(name)
-    if name in bad:
-        return torch.empty(0, dtype=torch.int8), torch.empty(0)
-    return torch.cat(packed).to(device), torch.cat(scales).to(device)
+    if f"{name}_scale" in names:
+        weights.release(f"{name}_scale")
+    return {f"{stem}.{part}": tensor.to(device) for part, tensor in made.items()}
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor at an address that vector instructions read at once; another program may have written the file."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

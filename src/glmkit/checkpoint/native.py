@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from glmkit.families.common.native_layout import NAME_KEY
 from glmkit.small_files import parse_small_json, read_small
 
 from .files.content import check_pointer
-from .files.safetensors_file import open_safetensors_file
+from .files.safetensors_file import open_safetensors_file, write_safetensors
+from .files.stream import Entry
+from .files.tensors import TensorInfo
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -40,9 +43,17 @@ def write_model(
     folder = Path(directory)
     write_json(folder / CONFIG_FILE, {"glmkit_format": FORMAT, **config.to_dict()})
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_tensors(folder / WEIGHTS_FILE, tensors)
+    if config.quantization is None:
+        write_tensors(folder / WEIGHTS_FILE, tensors)
+    else:  # panels are used where they lie in the file, so they have to be aligned, which the library does not do
+        entries = [Entry(name, TensorInfo(t.dtype, tuple(t.shape)), partial(_whole, t)) for name, t in tensors.items()]
+        write_safetensors(folder / WEIGHTS_FILE, entries)
     if generation is not None:
         write_json(folder / GENERATION_FILE, generation.to_dict())
+
+
+def _whole(tensor: Tensor) -> tuple[Tensor]:
+    return (tensor,)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

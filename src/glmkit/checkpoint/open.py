@@ -213,8 +213,10 @@ def identify(opened: Opened, given: Given | None = None, family: str | None = No
         )
     except ConfigError as error:
         raise error.behind(f"{where}: ") from error
-    stored = stored_quantization(layout, published.config, ranks, where)
     said, notes = published.config.quantization, [*published.notes]
+    # Panels say by their names and shapes alone whether they are what the config says.
+    in_panels = said is not None and said.packing == "panels"
+    stored = said if in_panels else stored_quantization(layout, published.config, ranks, where)
     if (said and said.bits) != (stored and stored.bits):
         shown = "not quantised" if stored is None else f"INT{stored.bits}"
         if said is not None:

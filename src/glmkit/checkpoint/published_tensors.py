@@ -7,6 +7,7 @@ Reading is in `published_weights.py`; both share `Fused`, one published tensor a
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from .weights import Weights, expected_tensors
 
 # Bytes of a piece: small beside any model, large beside the cost of a call.
 _PIECE = 8 << 20
+# Parameters of quantised matrices beside their numbers: of panels, and of rows as published.
+PANEL_SCALES = ("row_scale", "group_scale")
+_SCALES = ("weight_scale", *PANEL_SCALES)
 _DECISIVE = ("positions", "rope_pairs", "norm", "residual", "mlp", "mask")
 
 
@@ -113,7 +117,7 @@ def _of_rule(
 ) -> Iterator[Fused]:
     stems = [stem.replace("{i}", str(layer)) for stem in rule.ours]
     theirs = rule.theirs.replace("{i}", str(layer))
-    for parameter in dict.fromkeys((*rule.parameters, "weight_scale")):
+    for parameter in dict.fromkeys((*rule.parameters, *_SCALES)):
         parts = tuple(f"{stem}.{parameter}" for stem in stems)
         here = [part for part in parts if part in expected]
         if here:
@@ -247,7 +251,7 @@ def _pieces(
     heads = tensor.rule.order_for(ranks) == "heads" and len(tensor.parts) > 1
     rows = [tensor.part_shape(index, ranks)[0] for index in range(len(tensor.parts))]
     starts = [rank * count if tensor.cut_dim == 0 else 0 for count in rows]
-    width = tensor.shapes[0][1] if len(tensor.shapes[0]) == 2 else 1
+    width = prod(tensor.shapes[0][1:])
 
     def fetch(index: int, start: int, stop: int) -> Tensor:
         block = weights.read_rows(tensor.parts[index], starts[index] + start, starts[index] + stop)

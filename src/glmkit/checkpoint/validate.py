@@ -7,12 +7,12 @@ import torch
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import CheckpointError, closest, names_text
 from glmkit.families.common.layout import Layout, template_match
+from glmkit.model.integer_packing import COLUMN_CUT
 
 from .choose_layout import is_unlearned
 from .files.tensors import TensorInfo, equal_bits
-from .published_tensors import Fused, derived_value
+from .published_tensors import PANEL_SCALES, Fused, derived_value
 from .sources import Source
-from .weights import COLUMN_CUT
 
 _SHOWN = 4
 # Ranks that train for long may drift apart by rounding; beyond this share of the largest number it is something else.
@@ -67,7 +67,8 @@ def check_tensors(
     wrong = []
     for tensor in fused:
         shape = tensor.shape(layout, len(ranks))
-        is_integer = not expected[tensor.parts[0]].dtype.is_floating_point
+        asked = expected[tensor.parts[0]].dtype
+        exact = not asked.is_floating_point or tensor.parameter in PANEL_SCALES
         for number, rank in enumerate(ranks):
             if tensor.name not in rank:
                 continue
@@ -75,8 +76,8 @@ def check_tensors(
             place = f" on rank {number}" if len(ranks) > 1 else ""
             if info.shape != shape:
                 wrong.append(f"{tensor.name} has shape {info.shape}{place}, the config asks for {shape}")
-            elif info.dtype not in ((torch.int8,) if is_integer else _FLOATS):
-                wanted_type = "int8" if is_integer else "floating-point numbers of 16, 32 or 64 bits"
+            elif info.dtype not in ((asked,) if exact else _FLOATS):
+                wanted_type = _plain(asked) if exact else "floating-point numbers of 16, 32 or 64 bits"
                 wrong.append(f"{tensor.name} is {_plain(info.dtype)}{place}, the config asks for {wanted_type}")
             elif info.dtype != ranks[0][tensor.name].info().dtype:
                 wrong.append(f"{tensor.name} is {_plain(info.dtype)}{place}, rank 0 has another type")

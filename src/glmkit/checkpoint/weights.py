@@ -13,11 +13,10 @@ from torch import Tensor
 
 from glmkit.config import GLMConfig
 from glmkit.model import GLM
+from glmkit.quant.layers import empty_tensors
+from glmkit.quant.rounding import matrix_form
 
 from .files.tensors import TensorInfo
-
-# Linear layers whose inputs are shared among ranks: per-rank quantisation leaves them several scales per output row.
-COLUMN_CUT = ("o_proj", "down_proj")
 
 
 class Weights(Protocol):
@@ -69,19 +68,28 @@ class DictWeights:
 def expected_tensors(config: GLMConfig, dtype: torch.dtype = torch.float32) -> dict[str, TensorInfo]:
     """Every tensor of a model with this config, in order: what a checkpoint must hold, no more and no less.
 
-    Floating-point tensors get `dtype`; quantised ones are int8 with a float16 `weight_scale` (O, blocks).
+    Floating-point tensors get `dtype`. A quantised matrix has the tensors of `quant.layers.QuantMatrix`, or packed in
+    rows int8 numbers with a float16 `weight_scale` (O, blocks).
     """
     expected: dict[str, TensorInfo] = {}
     for name, shape in _shapes(config):
-        blocks = _scale_blocks(name, config)
-        if blocks is None:
+        stem = name.removesuffix(".weight")
+        form = None if stem == name else matrix_form(config.quantization, stem)
+        if form is None or config.quantization is None:
             expected[name] = TensorInfo(dtype, shape)
-            continue
-        assert config.quantization is not None
-        columns = shape[1] // 2 if config.quantization.bits == 4 else shape[1]
-        expected[name] = TensorInfo(torch.int8, (shape[0], columns))
-        expected[f"{name}_scale"] = TensorInfo(torch.float16, (shape[0], blocks))
+        elif config.quantization.packing == "rows":
+            expected[name] = TensorInfo(torch.int8, (shape[0], shape[1] * form.bits // 8))
+            expected[f"{name}_scale"] = TensorInfo(torch.float16, (shape[0], form.blocks))
+        else:
+            for part, tensor in empty_tensors(shape[0], shape[1], form, "meta").items():
+                expected[f"{stem}.{part}"] = TensorInfo(tensor.dtype, tuple(tensor.shape))
     return expected
+
+
+def matrix_shapes(config: GLMConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the quantised matrices, by the stems of their modules."""
+    stems = ((name.removesuffix(".weight"), shape) for name, shape in _shapes(config))
+    return {stem: (shape[0], shape[1]) for stem, shape in stems if matrix_form(config.quantization, stem) is not None}
 
 
 @lru_cache(maxsize=8)
@@ -101,15 +109,3 @@ def _shapes(config: GLMConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     for number in range(config.num_layers):
         yield from ((f"model.layers.{number}.{name}", shape) for name, shape in layer)
     yield from shapes[start + len(layer) :]
-
-
-def _scale_blocks(name: str, config: GLMConfig) -> int | None:
-    """Scales per output row of a quantised weight, None for what stays in floating point."""
-    if config.quantization is None or not name.endswith(".weight"):
-        return None
-    module = name.removesuffix(".weight").rpartition(".")[2]
-    if ".layers." in name and module.endswith("_proj"):
-        return config.quantization.column_blocks if module in COLUMN_CUT else 1
-    if config.quantization.embeddings and module in ("embed_tokens", "lm_head"):
-        return 1
-    return None

@@ -97,7 +97,7 @@ def facts(report: ConvertReport) -> dict[str, object]:
     return values
 
 
-def _size(count: float) -> str:
+def decimal_size(count: float) -> str:
     """Decimal units: "13.74 GB", "216.01 kB"."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= scale:
@@ -107,10 +107,10 @@ def _size(count: float) -> str:
 
 def summary(report: ConvertReport, destination: str) -> str:
     """The report as text for people."""
-    dtypes = ", ".join(f"{name} {_size(count)}" for name, count in report.dtypes.items())
+    dtypes = ", ".join(f"{name} {decimal_size(count)}" for name, count in report.dtypes.items())
     ranks = f", {report.ranks} ranks" if report.ranks > 1 else ""
     files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"
-    speed = _size(report.bytes / max(report.write_seconds, 1e-9))
+    speed = decimal_size(report.bytes / max(report.write_seconds, 1e-9))
     lines = [
         f"wrote {destination}: {report.family}, {report.source_format} -> {report.format}{ranks}",
         f"  {report.bytes:,} bytes ({dtypes}), {files}, {report.write_seconds:.1f} s, {speed}/s",

@@ -17,6 +17,7 @@ from glmkit.diagnosis.sizes import Sizes, decimal_text, sizes
 from glmkit.errors import ConfigError, did_you_mean, printable, size_text
 from glmkit.families.family import all_families, first_command, preset, preset_names
 from glmkit.hub.names import existing_directory
+from glmkit.quant import compute_text
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -103,6 +104,8 @@ def _facts(config: GLMConfig) -> dict[str, object]:
         "head": "tied" if config.tie_embeddings else "separate",
         "quantization": None if config.quantization is None else f"int{config.quantization.bits}",
     }
+    if config.quantization is not None:
+        facts |= {"scales": config.quantization.about, "compute": compute_text()}
     return facts
 
 
@@ -123,12 +126,15 @@ def _parameter_lines(counted: Sizes) -> dict[str, str]:
     return {name: f"{count:,} ({decimal_text(count)})" if count else "0 (tied)" for name, count in counts.items()}
 
 
+_QUANTISED = {"int8": "a scale per row", "int4": "groups of 32, tables and head in INT8"}
+
+
 def _byte_lines(config: GLMConfig, counted: Sizes) -> dict[str, str]:
     lines = {f"weights in {name}": size_text(getattr(counted, name)) for name in ("float32", "bfloat16")}
     for name in ("int8", "int4"):
         size = getattr(counted, name)
         if size is not None:
-            lines[f"weights in {name}"] = f"{size_text(size)} (tables, head, norms, biases in 16 bits)"
+            lines[f"weights in {name}"] = f"{size_text(size)} ({_QUANTISED[name]})"
     whole = counted.cache_per_token * config.max_positions
     lines["cache of a token"] = size_text(counted.cache_per_token)
     lines[f"cache of {config.max_positions:,}"] = size_text(whole)

@@ -13,7 +13,7 @@ from glmkit.errors import RequestError
 from glmkit.session import LM
 
 # Arguments of `glmkit.load` that are not about adapters.
-_LOADING = ("tokenizer", "config", "family", "device", "dtype", "quantize", "hub")
+_LOADING = ("tokenizer", "config", "family", "device", "dtype", "quantize", "compute", "hub")
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
@@ -37,7 +37,9 @@ def add_load_arguments(parser: ArgumentParser, *, adapter: str = "LoRA or P-Tuni
     devices = "auto, cpu, cuda, cuda:N, or another accelerator of PyTorch (untested)"
     add("--device", default="auto", help=f"{devices} (default: %(default)s)")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
-    add("--quantize", choices=["int8", "int4"], help="quantise the layers' matrices on the way in")
+    add("--quantize", choices=["int8", "int4"], help="quantise the matrices on the way in")
+    compute_help = "integer products with float activations (exact) or int8 ones (fast); default: fast in bfloat16"
+    add("--compute", choices=["exact", "fast"], help=compute_help)
 
 
 def add_template_argument(parser: ArgumentParser, more: str = "") -> None:

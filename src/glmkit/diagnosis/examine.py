@@ -17,6 +17,7 @@ from glmkit.devices import accelerator, available_memory
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.family import config_beside, first_command, preset, preset_names
 from glmkit.files import SAMPLE
+from glmkit.quant import compute_text
 
 from .adapter_check import check_adapter, check_base, check_inside, holds_adapter, local_folder
 from .check_ranks import check_ranks
@@ -255,6 +256,7 @@ def _shape_facts(config: GLMConfig) -> dict[str, object]:
         "width": config.hidden_size,
         "vocabulary": config.vocab_size,
         "quantization": None if config.quantization is None else f"int{config.quantization.bits}",
+        **({} if config.quantization is None else {"scales": config.quantization.about, "compute": compute_text()}),
     }
 
 

@@ -46,8 +46,8 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
         rows += [
             (_HALF, counted.bfloat16, ""),
             ("load in float32", counted.float32, ""),
-            (_IN["int8"], counted.int8, "linears of the blocks; scales per row"),
-            (_IN["int4"], counted.int4, "linears of the blocks; scales per row"),
+            (_IN["int8"], counted.int8, "tables and head as well; scales per row"),
+            (_IN["int4"], counted.int4, "groups of 32; tables and head in INT8"),
             ("fine-tune everything", TRAINED_BYTES * counted.total, "AdamW: float32 weights, gradients, two moments"),
         ]
     rows += [

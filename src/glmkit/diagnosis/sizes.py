@@ -16,9 +16,9 @@ from glmkit.errors import ConfigError
 class Sizes:
     """Counts of numbers, and bytes. A head that shares the embedding is counted once, as embedding.
 
-    `int8` and `int4` follow the published weight-only formats: the linears of the blocks with one float16 scale per
-    output row, everything else (embeddings, head, norms, biases) in 16 bits. `cache_per_token` is the bytes that one
-    token of one text adds to the key/value cache in 16 bits.
+    `int8` and `int4` are what quantising here makes (`Quantization.usual`): the linears of the blocks, word table and
+    head in integers with their scales, everything else (position tables, norms, biases) in 16 bits. `cache_per_token`
+    is the bytes that one token of one text adds to the key/value cache in 16 bits.
     """
 
     total: int
@@ -49,7 +49,7 @@ def sizes(config: GLMConfig) -> Sizes:
     layers = config.num_layers
 
     def num_bytes(dtype: torch.dtype, bits: Literal[4, 8] | None) -> int:
-        shape = one if bits is None else replace(one, quantization=Quantization(bits=bits))
+        shape = one if bits is None else replace(one, quantization=Quantization.usual(bits))
         found = _sum_by_part(shape, lambda info: info.nbytes, dtype)
         return sum(found.values()) + (layers - 1) * found["layer"]
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 from glmkit.devices import CPU, is_cpu
 
+from .integer_packing import project, row_count
 from .masks import Segments, dense_from_prefix, open_columns
 from .positions import Rotary, rotate
 
@@ -236,9 +237,7 @@ class Attention(nn.Module):
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values here: those of the whole model, fewer in a shard of it."""
-        weight = self.k_proj.weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[0] // self.head_dim
+        return row_count(self.k_proj) // self.head_dim
 
     def forward(
         self,
@@ -250,8 +249,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B,T,H). `prefix`: keys and values to put in front; with a cache they are in it already."""
         q_BTND, k_BSKD, v_BSKD = (
-            torch.unflatten(projection(x_BTH), -1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            torch.unflatten(projected, -1, (-1, self.head_dim))
+            for projected in project((self.q_proj, self.k_proj, self.v_proj), x_BTH)
         )
         if rotary is not None:
             q_BTND, k_BSKD = rotate(q_BTND, rotary), rotate(k_BSKD, rotary)

@@ -5,6 +5,8 @@ each (1 but for matrices that were quantised after tensor parallelism had cut th
 Sources: ChatGLM-6B's `quantization.py`; `THUDM/GLM-130B:quantization/layers.py`, `tools/convert_tp.py`.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 
 from glmkit.errors import CheckpointError
 from glmkit.finite import all_finite
+
+# Linear layers whose inputs are shared among ranks: per-rank quantisation leaves them several scales per output row.
+COLUMN_CUT = ("o_proj", "down_proj")
 
 
 @runtime_checkable
@@ -27,6 +32,45 @@ class IntegerMatrix(Protocol):
 
     def product(self, x: Tensor) -> Tensor:
         """(..., C) to (..., R) with the dequantised matrix."""
+
+
+class SharesInputs(nn.Module, ABC):
+    """A linear layer that computes several of its kind, which read the same inputs, in one call."""
+
+    @abstractmethod
+    def together(self, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """Outputs of all `layers`, of this very type and this one among them, for x (..., C)."""
+
+
+class HeadTable(nn.Module, ABC):
+    """A float table of rows that knows how to multiply with them."""
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., R)."""
+
+
+def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """Outputs of linear layers that read the same inputs: in one call where all are of a kind that can."""
+    first = layers[0]
+    if isinstance(first, SharesInputs) and all(type(layer) is type(first) and _is_plain(layer) for layer in layers):
+        return first.together(layers, x)
+    return [layer(x) for layer in layers]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """True without hooks, which only a call of the layer runs."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def row_count(module: nn.Module) -> int:
+    """Rows of a layer's matrix, float or integer, with whatever lies on top of it."""
+    while isinstance(base := getattr(module, "base", None), nn.Module):
+        module = base
+    if isinstance(module, IntegerMatrix):
+        return module.num_rows
+    assert isinstance(module.weight, Tensor)
+    return module.weight.shape[0]
 
 
 def float_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:

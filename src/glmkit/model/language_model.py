@@ -18,7 +18,7 @@ from glmkit.errors import RequestError
 
 from .attention import Attention, AttentionPlan, DensePlan, KeyValue, PlannedCache, SplitPlan
 from .cache import KVCache
-from .integer_packing import IntegerMatrix
+from .integer_packing import HeadTable, IntegerMatrix
 from .masks import Segments, dense_from_prefix, dense_from_segments, from_prefix, open_columns, open_empty_rows
 from .positions import (
     check_positions,
@@ -106,6 +106,8 @@ class GLM(nn.Module):
         return self._product(head, hidden)
 
     def _product(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        if isinstance(head, HeadTable):
+            return head.product(hidden)
         if isinstance(head, nn.Embedding):
             return functional.linear(hidden, head.weight)
         if self.lm_head is None and isinstance(head, IntegerMatrix):

@@ -14,6 +14,7 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 
 from .attention import Attention, AttentionPlan, Cache, KeyValue
+from .integer_packing import project
 from .positions import Rotary
 
 
@@ -67,7 +68,8 @@ class GegluMLP(nn.Module):
         self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
 
     def forward(self, x_BTH: Tensor) -> Tensor:
-        inner_BTF = self.up_proj(x_BTH) * _gelu(self.gate_proj(x_BTH), self.gelu)
+        gate_BTF, up_BTF = project((self.gate_proj, self.up_proj), x_BTH)
+        inner_BTF = up_BTF * _gelu(gate_BTF, self.gelu)
         return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
 
 
@@ -75,7 +77,8 @@ class SwigluMLP(GegluMLP):
     """`down(silu(gate(x)) * up(x))`: ChatGLM2-6B and later activate the first chunk of their fused matrix."""
 
     def forward(self, x_BTH: Tensor) -> Tensor:
-        inner_BTF = functional.silu(self.gate_proj(x_BTH)) * self.up_proj(x_BTH)
+        gate_BTF, up_BTF = project((self.gate_proj, self.up_proj), x_BTH)
+        inner_BTF = functional.silu(gate_BTF) * up_BTF
         return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
 
 

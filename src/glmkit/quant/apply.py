@@ -1,31 +1,33 @@
-"""Exchange of layers for quantised ones, as the published files do: matrices of the layers, tables on request."""
+"""Exchange of a model's layers for quantised ones: matrices of the layers, tables on request."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from glmkit.checkpoint.weights import COLUMN_CUT
 from glmkit.config import Quantization
+from glmkit.devices import is_cpu
 from glmkit.model import GLM
-from glmkit.model.integer_packing import float_module, quantize_rows
+from glmkit.model.integer_packing import float_module
 
-from .layers import QuantEmbedding, QuantLinear, QuantMatrix
+from .filling import round_matrix
+from .layers import FloatEmbedding, FloatLinear, QuantEmbedding, QuantLinear, QuantMatrix
+from .native import library
+from .products import Compute
+from .rounding import MatrixForm, matrix_form
 
 
 def quantize_modules(model: GLM, quantization: Quantization) -> None:
     """Replace the attention and MLP matrices of every layer and, with `embeddings`, the word table and an untied head.
 
     On the meta device only the modules change and weights are expected from a file; otherwise the weights that are
-    there are quantised (`integer_packing.quantize_rows`). Biases, norms and position tables stay as they are. A tied
-    head uses the quantised table. Layers that are quantised already are left alone.
+    there are rounded to the nearest. Biases, norms and position tables stay as they are. A tied head uses the quantised
+    table. Layers that are quantised already are left alone.
     """
-    for parent, name in _places(model, quantization.embeddings):
-        old = getattr(parent, name)
-        if isinstance(old, QuantMatrix):
-            continue
-        blocks = quantization.column_blocks if name in COLUMN_CUT else 1
-        setattr(parent, name, _quantized(old, quantization.bits, blocks))
+    for stem, old in [*_matrices(model)]:
+        form = matrix_form(quantization, stem)
+        if form is not None and not isinstance(old, QuantMatrix):
+            model.set_submodule(stem, _quantized(old, form))
 
 
 def dequantize_modules(model: GLM, dtype: torch.dtype) -> None:
@@ -35,39 +37,69 @@ def dequantize_modules(model: GLM, dtype: torch.dtype) -> None:
             model.set_submodule(name, float_module(module, dtype))
 
 
-def _places(model: GLM, embeddings: bool) -> Iterator[tuple[nn.Module, str]]:
-    for layer in model.model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            assert isinstance(part, nn.Module)
-            for name, child in list(part.named_children()):
-                if name.endswith("_proj") and isinstance(child, (nn.Linear, QuantMatrix)):
-                    yield part, name
-    if embeddings:
-        yield model.model, "embed_tokens"
-        if model.lm_head is not None:
-            yield model, "lm_head"
+def use_kernels(model: GLM) -> None:
+    """Let the float linear layers and word tables of a model on a CPU make products of a few rows by the kernels.
+
+    The parameters stay the very same. Without kernels that are faster than PyTorch nothing changes.
+    """
+    if not (is_cpu(model.device) and library.kernels().multiplies_floats):
+        return
+    for stem, old in [*model.named_modules()]:
+        new: nn.Module
+        if type(old) is nn.Linear:
+            new = FloatLinear(old.in_features, old.out_features, old.bias is not None, device="meta")
+            new.bias = old.bias
+        elif type(old) is nn.Embedding and stem == "model.embed_tokens":
+            new = FloatEmbedding(old.num_embeddings, old.embedding_dim, device="meta")
+        else:
+            continue
+        new.weight = old.weight
+        model.set_submodule(stem, new.train(old.training))
+
+
+def set_compute(model: GLM, compute: Compute | None) -> Compute | None:
+    """Let a model's integer products be made in one way, and return it; None for a model without any.
+
+    compute: None = "fast" where the model is bfloat16 on a CPU that the kernels run on, else "exact".
+    """
+    matrices = [module for module in model.modules() if isinstance(module, QuantMatrix)]
+    if not matrices:
+        return None
+    if compute is None:
+        fast = model.dtype == torch.bfloat16 and is_cpu(model.device) and library.kernels().there
+        compute = "fast" if fast else "exact"
+    for matrix in matrices:
+        matrix.compute = compute
+    return compute
+
+
+def compute_text() -> str:
+    """The ways in which integer products are made on this machine's CPU, in words."""
+    kernels = library.kernels()
+    if not kernels.there:
+        return f"exact, by PyTorch ({kernels.reason})"
+    return f"fast in bfloat16, exact in float32; kernels of level {kernels.level}"
+
+
+def _matrices(model: GLM) -> Iterator[tuple[str, nn.Linear | nn.Embedding | QuantMatrix]]:
+    """Layers that hold a matrix, by their stems."""
+    kinds = (nn.Linear, nn.Embedding, QuantMatrix)
+    return ((stem, module) for stem, module in model.named_modules() if isinstance(module, kinds))
 
 
 @torch.no_grad()
-def _quantized(old: nn.Linear | nn.Embedding, bits: int, blocks: int) -> QuantMatrix:
-    device = old.weight.device
+def _quantized(old: nn.Linear | nn.Embedding, form: MatrixForm) -> QuantMatrix:
+    device, weight = old.weight.device, old.weight
     new: QuantLinear | QuantEmbedding
     if isinstance(old, nn.Embedding):
-        new = QuantEmbedding(old.num_embeddings, old.embedding_dim, bits=bits, device=device)
+        new = QuantEmbedding(old.num_embeddings, old.embedding_dim, form, device="meta")
     else:
-        new = QuantLinear(
-            old.in_features,
-            old.out_features,
-            bits=bits,
-            bias=old.bias is not None,
-            blocks=blocks,
-            device=device,
-            dtype=old.weight.dtype,
-        )
-        if old.bias is not None:
-            new.bias = old.bias
-    if not old.weight.is_meta:
-        weight, scale = quantize_rows(old.weight, bits, blocks)
-        new.weight.copy_(weight)
-        new.weight_scale.copy_(scale)
+        has_bias = old.bias is not None
+        new = QuantLinear(old.in_features, old.out_features, form, bias=has_bias, device="meta", dtype=weight.dtype)
+        new.bias = old.bias
+    if weight.is_meta:
+        return new.train(old.training)
+    rows, columns = weight.shape
+    for name, value in round_matrix(lambda start, end: weight[start:end].cpu(), (rows, columns), form).items():
+        setattr(new, name, nn.Parameter(value.to(device), requires_grad=False))
     return new.train(old.training)

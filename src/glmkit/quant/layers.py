@@ -1,147 +1,198 @@
-"""Layers whose matrices stay in integers, and products with them that never hold a whole matrix as floats.
+"""Layers on the kernels: matrices that stay in integers, as panels, and float ones for products of a few rows.
 
-Reference implementation: dequantise a run of rows, multiply.
-
-Legend: R output rows, C input columns, Q stored bytes a row, U scales a row (see `model/integer_packing.py`).
+Legend: R output rows, C input columns, U blocks of columns with a row scale each, P panels of all blocks, L lines, G
+groups.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from glmkit.model.integer_packing import dequantize
+from glmkit.devices import is_cpu
+from glmkit.model.integer_packing import HeadTable, SharesInputs
 
-# Numbers dequantised at once: 16 MB of floats.
-_CHUNK = 1 << 22
+from .panels import PANEL, Panels, panel_count
+from .products import FEW, Compute, float_linear, linear
+from .rounding import MatrixForm
 
 
 class QuantMatrix(nn.Module):
-    """weight (R,Q) int8 and weight_scale (R,U), parameters without gradients; the scales keep their dtype in casts.
+    """weight (P,L,64) uint8, row_scale (16 P,) float32, with groups group_scale (P,G,16): parameters without gradients.
 
-    A scale is part of what is stored: rounding it to bfloat16 with the rest of a model would change every weight.
+    The blocks of columns lie behind each other, each as panels of its own. Scales keep their dtype in casts: they are
+    part of what is stored, and rounding them with the rest of a model would change every weight. compute: how products
+    are made ("exact" or "fast", see `products`); training is always exact.
     """
 
     weight: nn.Parameter
-    weight_scale: nn.Parameter
+    row_scale: nn.Parameter
+    group_scale: nn.Parameter | None
 
-    def __init__(
-        self, rows: int, columns: int, *, bits: int, blocks: int = 1, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, rows: int, columns: int, form: MatrixForm, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        assert columns % (blocks * (8 // bits)) == 0, (columns, blocks, bits)
-        self.bits = bits
-        stored = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device)
-        scale = torch.empty(rows, blocks, dtype=torch.float16, device=device)
-        self.weight = nn.Parameter(stored, requires_grad=False)
-        self.weight_scale = nn.Parameter(scale, requires_grad=False)
+        assert columns % form.blocks == 0, (columns, form)
+        self.num_rows, self.num_columns, self.form = rows, columns, form
+        self.compute: Compute = "exact"
+        for name, value in empty_tensors(rows, columns, form, device).items():
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        if not form.group:
+            self.register_parameter("group_scale", None)
+        self._made: tuple[Tensor, Tensor, list[Panels]] | None = None
 
     @property
-    def num_rows(self) -> int:
-        """R."""
-        return self.weight.shape[0]
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """Bounds of runs of rows, small enough to be floats at once."""
-        rows, stored = self.weight.shape
-        step = max(1, _CHUNK * self.bits // (stored * 8))
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+    def panels(self) -> list[Panels]:
+        """The matrix, one for each block of columns."""
+        if self._made is None or self._made[0] is not self.weight or self._made[1] is not self.row_scale:
+            tensors = {name: value.detach() for name, value in self.named_parameters() if name != "bias"}
+            made = panels_of(tensors, self.num_rows, self.num_columns, self.form)
+            self._made = (self.weight, self.row_scale, made)
+        return self._made[2]
 
     def floats(self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rows as floats (R',C): fp32(scale) * number, rounded once to `dtype`."""
-        return dequantize(self.weight[start:end], self.weight_scale[start:end], self.bits).to(dtype)
+        """Rows as floats (R',C), computed in float32 and rounded once to `dtype`."""
+        parts = [block.floats(start, end, dtype) for block in self.panels]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def product(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., R) with the dequantised matrix, in x's dtype or autocast's; differentiable in x."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return _Product.apply(x, self)  # type: ignore[no-any-return,no-untyped-call]
+        """(..., C) to (..., R), in x's dtype or autocast's; differentiable in x."""
+        return products([self], x)[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        exact = self.weight_scale.detach()
+        exact = {name: value.detach() for name, value in self.named_parameters() if name.endswith("_scale")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        moved = self.weight_scale
-        if moved.dtype != exact.dtype:
-            kept = torch.empty_like(moved, dtype=exact.dtype) if exact.is_meta else exact.to(moved.device)
-            self.weight_scale = nn.Parameter(kept, requires_grad=False)
+        self._made = None
+        for name, old in exact.items():
+            moved = self.get_parameter(name)
+            if moved.dtype != old.dtype:
+                kept = torch.empty_like(moved, dtype=old.dtype) if old.is_meta else old.to(moved.device)
+                setattr(self, name, nn.Parameter(kept, requires_grad=False))
         return self
 
     def extra_repr(self) -> str:
-        rows, blocks = self.weight_scale.shape
-        return f"{rows} x {self.weight.shape[1] * 8 // self.bits}, bits={self.bits}, blocks={blocks}"
+        return f"{self.num_rows} x {self.num_columns}, {self.form}, compute={self.compute}"
 
 
-class _Context(Protocol):
-    """Autograd's context, with the matrix instead of saved floats."""
-
-    matrix: QuantMatrix
-
-
-class _Product(torch.autograd.Function):
-    """x @ W^T, and grad @ W in the backward pass with W dequantised again, so that no floats are kept for it."""
-
-    @staticmethod
-    def forward(ctx: _Context, x: Tensor, matrix: QuantMatrix) -> Tensor:
-        ctx.matrix = matrix
-        with torch.autocast(x.device.type, enabled=False):
-            out = x.new_empty(*x.shape[:-1], matrix.weight.shape[0])
-            for start, end in matrix.chunks():
-                out[..., start:end] = nn.functional.linear(x, matrix.floats(start, end, x.dtype))
-            return out
-
-    @staticmethod
-    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, None]:
-        (grad,) = grads
-        matrix = ctx.matrix
-        pieces = (grad[..., a:b] @ matrix.floats(a, b, grad.dtype) for a, b in matrix.chunks())
-        total = next(pieces)
-        for piece in pieces:
-            total += piece
-        return total, None
+def empty_tensors(
+    rows: int, columns: int, form: MatrixForm, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a matrix without values: weight, row_scale and, with groups, group_scale."""
+    one = Panels.empty(form.bits, rows, columns // form.blocks, form.group, form.scales, device)
+    weight = torch.empty(form.blocks * len(one.weight), *one.weight.shape[1:], dtype=torch.uint8, device=device)
+    row_scale = torch.empty(form.blocks * len(one.row_scale), dtype=torch.float32, device=device)
+    groups = {} if one.scales is None else {"group_scale": one.scales}
+    return {"weight": weight, "row_scale": row_scale, **groups}
 
 
-class QuantLinear(QuantMatrix):
-    """y = x W^T + b with W = fp32(weight_scale) * weight, as `QuantizedLinear` of ChatGLM-6B's `quantization.py`.
+def panels_of(tensors: dict[str, Tensor], rows: int, columns: int, form: MatrixForm) -> list[Panels]:
+    """The blocks of a matrix as views of its tensors."""
+    count, width = panel_count(rows), columns // form.blocks
+    weights, scales = torch.split(tensors["weight"], count), torch.split(tensors["row_scale"], count * PANEL)
+    groups = tensors.get("group_scale")
+    pairs = zip(weights, scales, strict=True)
+    return [Panels(form.bits, rows, width, form.group, weight, groups, scale) for weight, scale in pairs]
 
-    weight int8 (out, in), or (out, in / 2) for 4 bits with the even column in the high four bits; weight_scale
-    (out, blocks) fp16 or fp32; bias (out,) or None in the model's dtype. Gradients flow to the input and the bias.
+
+def products(layers: Sequence[QuantMatrix], x: Tensor) -> list[Tensor]:
+    """x (..., C) times the matrices of layers, in one call where none of them is in blocks."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    training = layers[0].training or (torch.is_grad_enabled() and x.requires_grad)
+    compute: Compute = "exact" if training else layers[0].compute
+    with torch.autocast(x.device.type, enabled=False):
+        if all(layer.form.blocks == 1 for layer in layers):
+            return linear(x, [layer.panels[0] for layer in layers], compute)
+        return [_summed(layer, x, compute) for layer in layers]
+
+
+def _summed(layer: QuantMatrix, x: Tensor, compute: Compute) -> Tensor:
+    """The sum of the blocks' products, in float32, rounded once."""
+    blocks = layer.panels
+    if len(blocks) == 1:
+        return linear(x, blocks, compute)[0]
+    out, *others = (
+        linear(part, [block], compute)[0] for part, block in zip(x.float().chunk(len(blocks), -1), blocks, strict=True)
+    )
+    for other in others:
+        out = out + other
+    return out.to(x.dtype)
+
+
+class QuantLinear(QuantMatrix, SharesInputs):
+    """y = x W^T + b with an integer matrix W (out, in); bias (out,) or None in the model's dtype.
+
+    Gradients flow to the input and the bias.
     """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
+        form: MatrixForm,
         *,
-        bits: int,
         bias: bool = True,
-        blocks: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, bits=bits, blocks=blocks, device=device)
+        super().__init__(out_features, in_features, form, device=device)
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.product(x)
+        return self._with_bias(self.product(x))
+
+    def together(self, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """Outputs of several, read from memory in one pass over their matrices."""
+        own = [layer for layer in layers if isinstance(layer, QuantLinear)]
+        return [layer._with_bias(out) for layer, out in zip(own, products(own, x), strict=True)]
+
+    def _with_bias(self, out: Tensor) -> Tensor:
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class QuantEmbedding(QuantMatrix):
-    """Rows of fp32(weight_scale) * weight, as `QuantizedEmbedding` of ChatGLM-6B's `quantization.py`.
-
-    weight int8 (V, H), or (V, H / 2) for 4 bits; weight_scale (V, 1) fp16 or fp32.
-    """
+    """Rows of an integer matrix (V,H) as float32 word vectors."""
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, bits: int, device: torch.device | str | None = None
+        self, num_embeddings: int, embedding_dim: int, form: MatrixForm, *, device: torch.device | str | None = None
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, bits=bits, device=device)
+        super().__init__(num_embeddings, embedding_dim, form, device=device)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(..., H) fp32 word vectors of ids (...)."""
-        flat = ids.flatten()
-        rows = dequantize(self.weight[flat], self.weight_scale[flat], self.bits)
-        return rows.view(*ids.shape, -1)
+        """(..., H) float32 word vectors of ids (...)."""
+        (table,) = self.panels
+        return table.gather(ids.flatten()).view(*ids.shape, -1)
+
+
+class FloatLinear(nn.Linear, SharesInputs):
+    """`nn.Linear` whose products of a few rows on a CPU are the kernels', which read each weight once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.together([self], x)[0]
+
+    def together(self, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """Outputs of several, read from memory in one pass over their matrices."""
+        own = [layer for layer in layers if isinstance(layer, FloatLinear)]
+        if self.training or not _is_small(x, self.weight):
+            return [functional.linear(x, layer.weight, layer.bias) for layer in own]
+        outs = float_linear(x, [layer.weight for layer in own])
+        return [out if layer.bias is None else out + layer.bias for layer, out in zip(own, outs, strict=True)]
+
+
+class FloatEmbedding(nn.Embedding, HeadTable):
+    """`nn.Embedding` that multiplies as `FloatLinear` where it is the head as well."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """(..., H) to (..., V)."""
+        if self.training or not _is_small(x, self.weight):
+            return functional.linear(x, self.weight)
+        return float_linear(x, [self.weight])[0]
+
+
+def _is_small(x: Tensor, weight: Tensor) -> bool:
+    """True for a few rows of inference, in the weight's own type."""
+    few = 0 < x.numel() <= FEW * x.shape[-1] and x.dtype == weight.dtype and is_cpu(x.device)
+    return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)

@@ -28,7 +28,7 @@ _CHUNK = 1 << 22
 
 
 # Rows from which on PyTorch's products with floats are faster than ours.
-_FEW = 8
+FEW = 8
 _FLOATS = {torch.float32: 32, torch.bfloat16: 16}
 _KINDS = {torch.uint8: 1, torch.float16: 2}  # of scales, as kern.c numbers them
 
@@ -111,7 +111,7 @@ def _panel_linear(
 
 def _float_linear(x_NC: Tensor, weights: list[Tensor]) -> list[Tensor]:
     same = x_NC.dtype in _FLOATS and all(w.dtype == x_NC.dtype and w.is_contiguous() for w in weights)
-    few = 0 < len(x_NC) <= _FEW and x_NC.shape[1] > 0 and is_cpu(x_NC.device)
+    few = 0 < len(x_NC) <= FEW and x_NC.shape[1] > 0 and is_cpu(x_NC.device)
     if not (same and few and library.kernels().multiplies_floats):
         return [functional.linear(x_NC, weight) for weight in weights]
     x = x_NC if x_NC.stride(1) == 1 else x_NC.contiguous()

@@ -20,7 +20,6 @@ from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import ConfigError, TokenizerError
 from glmkit.loading import Parts, choose_dtype, empty_model, load_parts, read_tokenizer, stored_dtype
 from glmkit.model import GLM
-from glmkit.quant import quantize_modules
 from glmkit.tokenizer.composed import with_new_tokens
 from glmkit.tokenizer.dialogue import TuningFormat
 from glmkit.tokenizer.protocol import Tokenizer
@@ -92,7 +91,7 @@ def open_base(config: FinetuneConfig) -> TuningBase:
     if form is None:
         raise ConfigError(f"no form of fine-tuning rows is known for {checkpoint.family.title}", param="model.base")
     if bits:
-        shape = replace(shape, quantization=Quantization(bits, embeddings=True))
+        shape = replace(shape, quantization=Quantization.usual(bits))
     return TuningBase(checkpoint, tokenizer, form, shape)
 
 
@@ -144,11 +143,6 @@ def load_base(config: FinetuneConfig, base: TuningBase, device: torch.device) ->
         quantize=None if m.quantization_bit is None else ("int4" if m.quantization_bit == 4 else "int8"),
         family=m.family,
     )
-    if base.shape != parts.config and m.quantization_bit:
-        assert base.shape.quantization is not None
-        quantize_modules(parts.model, base.shape.quantization)
-        parts = replace(parts, config=base.shape)
-        parts.model.config = base.shape
     if m.adapter is not None:
         directory = model_directory(local_directory(m.adapter, param="model.adapter"))[0]
         family, layout = base.checkpoint.family, base.checkpoint.layout

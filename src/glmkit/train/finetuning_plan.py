@@ -190,7 +190,7 @@ def _placed(model: GLM, dtype: torch.dtype, device: torch.device) -> GLM:
     for module in model.modules():
         for name, old in module.named_parameters(recurse=False):
             if old not in new:
-                kept = old.requires_grad or old.dtype != torch.float32
+                kept = old.requires_grad or old.dtype != torch.float32 or name.endswith("_scale")
                 empty = torch.empty(old.shape, dtype=old.dtype if kept else dtype, device=device)
                 new[old] = nn.Parameter(empty, requires_grad=old.requires_grad)
             module._parameters[name] = new[old]

@@ -109,7 +109,7 @@ class LoraOptions:
             f"{stem}.{name}": Replaced(own_value(floats_of(model.get_submodule(stem), name)))
             for stem in whole_modules(base, self.modules_to_save, updates)
             for name, _ in model.get_submodule(stem).named_parameters(recurse=False)
-            if name != "weight_scale"
+            if not name.endswith("_scale")
         }
         if self.bias != "none":
             names = [name for name, _ in model.named_parameters() if name.endswith(".bias")]

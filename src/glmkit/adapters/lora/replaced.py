@@ -102,7 +102,7 @@ def shape_of(module: nn.Module, name: str) -> tuple[int, ...]:
         return tuple(value.shape)
     columns = getattr(module, "in_features", None) or module.embedding_dim
     assert isinstance(columns, int)
-    return len(value), columns
+    return module.num_rows, columns
 
 
 def token_tables(model: GLM) -> list[str]:

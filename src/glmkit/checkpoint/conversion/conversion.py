@@ -19,7 +19,7 @@ from glmkit.checkpoint.plain_names import adapter_words
 from glmkit.checkpoint.published_tensors import published_tensors
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.checkpoint.weights import Weights
-from glmkit.config import GLMConfig
+from glmkit.config import GLMConfig, Packing
 from glmkit.errors import CheckpointError, names_text
 from glmkit.families.common.layout import Extras, Layout
 from glmkit.families.common.native_layout import NAME_KEY, OWN
@@ -29,6 +29,7 @@ from glmkit.small_files import read_small
 
 from .journal import Journal
 from .outputs import KINDS, LARGEST, Outputs, WeightsFormat, carried_files, check_names, output_files, parse_size
+from .repack import repacked
 from .requantize import AddedError, Requantized, blocks_for
 from .transfer import Progress, Step, write_files
 from .verify import compare, config_changes
@@ -104,8 +105,7 @@ def convert(
     layout = _layout(checkpoint, to)
     kind, shard_bytes = _files(layout, weights, shard_size)
     ranks = _ranks(checkpoint, layout, kind, tensor_parallel)
-    stored, changed = _requantized(checkpoint, layout, ranks, requantize)
-    target = changed.config if changed is not None else checkpoint.config
+    stored, target, changed = _requantized(checkpoint, layout, ranks, requantize)
     tensors = published_tensors(
         layout,
         target,
@@ -249,16 +249,17 @@ def _ranks(checkpoint: Checkpoint, layout: Layout, kind: WeightsFormat | None, a
 
 def _requantized(
     checkpoint: Checkpoint, layout: Layout, ranks: int, allowed: bool
-) -> tuple[Weights, Requantized | None]:
-    """The weights to write, and themselves again where integers have to change and may."""
-    quantization = checkpoint.config.quantization
-    if quantization is None or not allowed:
-        return checkpoint.weights, None
-    blocks = blocks_for(checkpoint.config, ranks, layout.scale_blocks)
-    if blocks == quantization.column_blocks:
-        return checkpoint.weights, None
-    changed = Requantized(checkpoint.weights, checkpoint.config, blocks)
-    return changed, changed
+) -> tuple[Weights, GLMConfig, Requantized | None]:
+    """The weights to write as the layout packs them, their config, and what changes integers where that has to be."""
+    weights, config = checkpoint.weights, checkpoint.config
+    packing: Packing = "panels" if layout is OWN else "rows"
+    if config.quantization is None or not allowed:
+        return *repacked(weights, config, packing), None
+    blocks = blocks_for(config, ranks, layout.scale_blocks)
+    if blocks == config.quantization.column_blocks:
+        return *repacked(weights, config, packing), None
+    changed = Requantized(*repacked(weights, config, "rows"), blocks)
+    return *repacked(changed, changed.config, packing), changed
 
 
 def _tag(checkpoint: Checkpoint, layout: Layout) -> str:

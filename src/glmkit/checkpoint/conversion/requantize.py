@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from glmkit.checkpoint.files.tensors import TensorInfo
-from glmkit.checkpoint.weights import COLUMN_CUT, Weights
+from glmkit.checkpoint.weights import Weights
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError
-from glmkit.model.integer_packing import dequantize, quantize_rows
+from glmkit.model.integer_packing import COLUMN_CUT, dequantize, quantize_rows
 
 BLOCK_ELEMENTS = 4 << 20  # dequantised at a time: 16 MiB of float32
 

@@ -6,18 +6,21 @@ are read where they lie. Its own `save_file` needs every tensor at once.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from glmkit.errors import CheckpointError, shorten
+from glmkit.files import atomic_write, sync
 
 from .content import check_content
 from .mapping import FileMap, Strided, TensorFile, checked_sizes, dense_stride
-from .stream import Entry, Written, entry_bytes, ignore, open_sink
+from .stream import WRITE_BYTES, Entry, Written, drop_pages, entry_bytes, ignore, open_sink, row_blocks, tensor_bytes
 from .tensors import TensorInfo
 
 MAX_HEADER = 8 * 2**20  # bytes
@@ -134,10 +137,10 @@ def write_safetensors(
 ) -> Written:
     """Write `entries` to `path`. made_by: the library that the metadata names: "pt", or "np" as PaddleNLP does.
 
-    The format has no gaps. So wider elements come first, which aligns every tensor to its element size, and tensors of
-    odd sizes last, which aligns all others to ALIGNMENT.
+    The format has no gaps. So tensors of odd sizes come last, which aligns all others to ALIGNMENT, and of both kinds
+    the wider elements first, which aligns every tensor to its element size.
     """
-    ordered = sorted(entries, key=lambda entry: (-entry.info.dtype.itemsize, entry.info.nbytes % ALIGNMENT != 0))
+    ordered = _ordered(entries)
     with open_sink(path) as sink:
         sink.write(_header(path, ordered, made_by))
         for entry in ordered:
@@ -145,6 +148,43 @@ def write_safetensors(
                 sink.write(data)
                 tick(len(data))
     return Written(sink.size, sink.crc32)
+
+
+def _ordered(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.info.nbytes % ALIGNMENT != 0, -entry.info.dtype.itemsize))
+
+
+@contextmanager
+def safetensors_places(path: Path, infos: Mapping[str, TensorInfo]) -> Iterator[Callable[[str, Tensor], None]]:
+    """A file in the same order, whose tensors are put into their places in any order; it appears when the block ends.
+
+    Every tensor has to be put once.
+    """
+    ordered = _ordered(Entry(name, info, list) for name, info in infos.items())
+    header, missing = _header(path, ordered, "pt"), set(infos)
+    places: dict[str, int] = {}
+    end = len(header)
+    for entry in ordered:
+        places[entry.name], end = end, end + entry.info.nbytes
+    with atomic_write(path) as file:
+        descriptor = file.fileno()
+
+        def put(name: str, tensor: Tensor) -> None:
+            assert infos[name] == TensorInfo(tensor.dtype, tuple(tensor.shape)), name
+            missing.remove(name)
+            at = places[name]
+            for block in row_blocks(tensor):
+                data = tensor_bytes(block.contiguous())
+                while len(data):
+                    count = os.pwrite(descriptor, data[:WRITE_BYTES], at)
+                    at, data = at + count, data[count:]
+                drop_pages(descriptor, places[name], at)
+
+        os.truncate(descriptor, end)
+        os.pwrite(descriptor, header, 0)
+        yield put
+        assert not missing, missing
+        sync(file, path)
 
 
 def _header(path: Path, entries: list[Entry], made_by: str) -> bytes:
