@@ -16,7 +16,6 @@ from .adapters.attach import attached, find_attached
 from .adapters.directory import apply_adapter, read_origin, recorded_form
 from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
-from .checkpoint.materialize import fetch, fetch_panels, in_parallel, refuse_bad
 from .checkpoint.native import read_generation
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
@@ -36,12 +35,12 @@ from .errors import (
 )
 from .families.common.native_layout import OWN
 from .families.family import Family
+from .filled_model import filled_model
 from .hub.names import read_name
 from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
-from .quant import Compute, quantize_modules, set_compute, use_kernels
+from .quant import Compute, set_compute, use_kernels
 from .quant.native import library
-from .quant.rounding import matrix_form
 from .tokenizer.composed import ComposedTokenizer
 from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
@@ -52,7 +51,6 @@ BITS = {"int8": 8, "int4": 4}
 _SHORT: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Bytes up to which a float16 model is computed in float32, which holds it exactly, even where bfloat16 is faster.
 SMALL = 256 << 20
-_MOST_MADE = 2
 _SMALLER = 'give quantize="int8" or "int4", or use a machine with more memory'
 
 
@@ -144,7 +142,7 @@ def load_parts(
         raise RequestError(f"compute {compute!r} is unknown", step="use exact or fast, or None", param="compute")
     chosen = choose_dtype(checkpoint, settings, given, target)
     crowd_out_cache(checkpoint.files, weights_bytes(settings, chosen or torch.float32))
-    model = _filled(checkpoint, settings, chosen, target)
+    model = filled_model(checkpoint, settings, chosen, target)
     use_kernels(model)
     notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
     notes += compute_notes(settings, set_compute(model, compute))
@@ -259,35 +257,6 @@ def base_directory(origin: Origin, adapter: Path, hub: str | None = None) -> Pat
             f"{adapter} is an adapter of {base}, which is one as well", step=f"merge that first: glm merge BASE {base}"
         )
     return base
-
-
-def empty_model(config: GLMConfig) -> GLM:
-    """A model without memory (on the meta device), with quantised layers where the config has them."""
-    with torch.device("meta"):
-        model = GLM(config)
-        if config.quantization is not None:
-            quantize_modules(model, config.quantization)
-    return model
-
-
-def _filled(checkpoint: Checkpoint, config: GLMConfig, dtype: torch.dtype | None, device: torch.device) -> GLM:
-    """The model with its tensors, read one by one; matrices that the config has quantised become panels on the way."""
-    model, weights, bad = empty_model(config), checkpoint.weights, dict[str, None]()
-    wanted = model.state_dict().keys()
-    stems = [name.removesuffix(".row_scale") for name in wanted if name.endswith(".row_scale")]
-    forms = {stem: form for stem in stems if (form := matrix_form(config.quantization, stem)) is not None}
-    floats = [name for name in wanted if name.rpartition(".")[0] not in forms or name.endswith(".bias")]
-
-    def read(name: str) -> dict[str, torch.Tensor]:
-        if name in forms:
-            return fetch_panels(weights, name, forms[name], device, bad)
-        return {name: fetch(weights, name, dtype, device, bad)}
-
-    # Panels that are made here take memory beside the pages that are read, so no more than two at a time.
-    made = in_parallel(read, forms, _MOST_MADE) + in_parallel(read, floats)
-    refuse_bad({name: weights.stored_name(name) for name in bad}, str(checkpoint.directory))
-    model.load_state_dict({name: tensor for found in made for name, tensor in found.items()}, strict=True, assign=True)
-    return model.eval()
 
 
 def compute_notes(config: GLMConfig, compute: Compute | None) -> list[str]:

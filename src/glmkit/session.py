@@ -376,9 +376,8 @@ def load(
     one that is put on the model for all requests, instead.
     """
     if adapter is not None and adapters:
-        raise RequestError(
-            "both adapter and adapters are given", step="give adapter a name in adapters", param="adapter"
-        )
+        step = "give adapter a name in adapters"
+        raise RequestError("both adapter and adapters are given", step=step, param="adapter")
     parts = load_parts(
         source,
         config=config,

@@ -16,7 +16,7 @@ from .checkpoint.open import Checkpoint
 from .checkpoint.weights import Weights
 from .devices import CPU
 from .errors import RequestError
-from .loading import empty_model
+from .filled_model import empty_model
 from .model import GLM
 from .objective.loss import linear_cross_entropy
 from .quant.layers import QuantMatrix

@@ -16,7 +16,7 @@ from glmkit.adapters.prefix.prefix_adapter import PrefixOptions
 from glmkit.config import Quantization
 from glmkit.errors import ConfigError
 from glmkit.families.family import all_families, preset
-from glmkit.loading import empty_model
+from glmkit.filled_model import empty_model
 from glmkit.model import GLM
 from glmkit.quant import quantize_modules
 

@@ -19,7 +19,8 @@ from glmkit.cli.main import main
 from glmkit.config import Quantization
 from glmkit.errors import CheckpointError, ConfigError, DataError, GLMKitError, MismatchWarning, TrainingError
 from glmkit.families.family import preset
-from glmkit.loading import empty_model, load_parts
+from glmkit.filled_model import empty_model
+from glmkit.loading import load_parts
 from glmkit.parallel.mesh import Ranks
 from glmkit.progress import Progress
 from glmkit.quant import QuantEmbedding
@@ -125,7 +126,7 @@ def test_what_is_trained_is_float32_on_any_base(
     model = load_base(config, open_base(config), torch.device("cpu")).model
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     if bits is not None:
-        assert model.config.quantization == Quantization(bits, embeddings=True)
+        assert model.config.quantization == Quantization.usual(bits)
         assert isinstance(model.model.embed_tokens, QuantEmbedding)
     outcome = finetune(config, quiet=True)
     assert outcome.result.reason == "finished"
@@ -133,7 +134,7 @@ def test_what_is_trained_is_float32_on_any_base(
         with warnings.catch_warnings():
             warnings.simplefilter("error", MismatchWarning)
             parts = load_parts(base, adapter=tmp_path / "run" / "model", quantize="int4" if bits == 4 else "int8")
-        assert parts.config.quantization == Quantization(bits, embeddings=True)
+        assert parts.config.quantization == Quantization.usual(bits)
         assert torch.equal(parts.model.model.embed_tokens.weight, model.model.embed_tokens.weight)
 
 

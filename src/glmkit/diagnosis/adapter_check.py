@@ -12,8 +12,8 @@ from glmkit.checkpoint.plain_names import adapter_words, is_adapter_part
 from glmkit.config import GLMConfig
 from glmkit.errors import names_text
 from glmkit.families.family import Family
+from glmkit.filled_model import empty_model
 from glmkit.finite import all_finite
-from glmkit.loading import empty_model
 
 from .finding import Finding
 from .headers import Headers, attempt

@@ -21,7 +21,8 @@ from glmkit.data.packing import Batch
 from glmkit.data.tuning_batches import TuningBatches
 from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError, ConfigError, TrainingError
-from glmkit.loading import Parts, empty_model
+from glmkit.filled_model import empty_model
+from glmkit.loading import Parts
 from glmkit.model import GLM
 from glmkit.objective.loss import LossSums
 from glmkit.parallel.mesh import Ranks

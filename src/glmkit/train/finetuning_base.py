@@ -18,7 +18,8 @@ from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GLMConfig, Quantization
 from glmkit.errors import ConfigError, TokenizerError
-from glmkit.loading import Parts, choose_dtype, empty_model, load_parts, read_tokenizer, stored_dtype
+from glmkit.filled_model import empty_model
+from glmkit.loading import Parts, choose_dtype, load_parts, read_tokenizer, stored_dtype
 from glmkit.model import GLM
 from glmkit.tokenizer.composed import with_new_tokens
 from glmkit.tokenizer.dialogue import TuningFormat

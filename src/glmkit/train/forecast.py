@@ -13,7 +13,7 @@ from glmkit.config import GLMConfig
 from glmkit.data.mixture import named_stores
 from glmkit.devices import CPU, available_memory, is_cpu
 from glmkit.errors import ConfigError, TrainingError, size_text
-from glmkit.loading import empty_model
+from glmkit.filled_model import empty_model
 from glmkit.model import GLM
 from glmkit.model.masks import from_prefix
 from glmkit.parallel.mesh import Ranks

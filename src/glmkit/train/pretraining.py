@@ -15,7 +15,7 @@ from glmkit.data.store_check import require_whole
 from glmkit.devices import is_cpu
 from glmkit.errors import ConfigError
 from glmkit.files import SAMPLE
-from glmkit.loading import empty_model
+from glmkit.filled_model import empty_model
 from glmkit.model import GLM, init_weights
 from glmkit.objective.loss import LossSums
 from glmkit.parallel.mesh import Ranks
