@@ -1,12 +1,12 @@
 """Peak memory of steps of full tuning of GLM-large-Chinese, and of LoRA and P-Tuning v2 on INT4 as wide as ChatGLM-6B.
 
 Full tuning is measured at its whole size, in float32, with the rows of PaddleNLP's script: 2 of 608 + 160, recomputed.
-On INT4 word table and head are INT4 too, as `quantization_bit: 4` of glm finetune makes them. Each case is a process of
-its own, with 2 and with 4 layers: their difference is what one layer costs, so 28 layers are the 4 measured ones and 24
-times that. Rows are random ids of the full length of the published scripts: P-Tuning v2 at 64 + 64 with a prefix of
-128 (ptuning/train.sh), LoRA of rank 8 at 6 rows of 200 (ChatGLM-Tuning) with recomputation, and at 64 + 64. Beside them
-the published numbers for a GPU: 7 GB for P-Tuning v2 on INT4, 13 GB for the model in half precision alone. The last
-line is JSON.
+On INT4 (groups of 32) word table and head are INT8, as `quantization_bit: 4` of glm finetune makes them. Each case is
+a process of its own, with 2 and with 4 layers: their difference is what one layer costs, so 28 layers are the 4
+measured ones and 24 times that. Rows are random ids of the full length of the published scripts: P-Tuning v2 at
+64 + 64 with a prefix of 128 (ptuning/train.sh), LoRA of rank 8 at 6 rows of 200 (ChatGLM-Tuning) with recomputation,
+and at 64 + 64. Beside them the published numbers for a GPU: 7 GB for P-Tuning v2 on INT4, 13 GB for the model in half
+precision alone. The last line is JSON.
 
     python benchmarks/finetune_memory.py [--layers 2 4] [--steps 2] [--threads N] [--only full|prefix|lora]
 """
@@ -66,7 +66,7 @@ CASES = {
 
 def base(layers: int) -> GLM:
     """INT4 matrices of random bytes in a bfloat16 model: floats for them never exist."""
-    quantization = Quantization(4, embeddings=True)
+    quantization = Quantization.usual(4)
     shape = replace(preset("chatglm-6b"), num_layers=layers, special=None, quantization=quantization)
     with torch.device("meta"):
         model = GLM(shape).to(torch.bfloat16)
@@ -76,8 +76,11 @@ def base(layers: int) -> GLM:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, QuantMatrix):
-                module.weight.random_(-128, 128, generator=generator)
-                module.weight_scale.fill_(0.02 / 7)
+                module.weight.random_(0, 256, generator=generator)
+                scale = 1 if module.group_scale is None else 8
+                module.row_scale.fill_(0.02 / module.form.most / scale)
+                if module.group_scale is not None:
+                    module.group_scale.fill_(scale)
             elif isinstance(module, torch.nn.LayerNorm):
                 module.weight.fill_(1.0)
                 module.bias.zero_()

@@ -15,6 +15,7 @@ from glmkit.quant import QuantEmbedding, QuantLinear, layers, products, quantize
 from glmkit.quant.native import library
 from glmkit.quant.panels import Panels
 from glmkit.quant.rounding import MatrixForm
+from support.published import close, recording
 from support.tiny import random_ids, tiny_config, tiny_model
 
 pytestmark = pytest.mark.sampled(4)
@@ -28,6 +29,7 @@ KINDS = [
     Quantization.usual(4),
     Quantization(4, True, group_size=64, packing="panels"),
 ]
+COMPUTES: tuple[products.Compute, ...] = ("exact", "fast")
 AXES: list[dict[str, Any]] = [{}, {"tie_embeddings": False, "mlp": "swiglu", "bias": "qkv", "num_kv_heads": 2}]
 
 
@@ -202,3 +204,25 @@ def test_fast_is_usual_in_bfloat16_where_the_kernels_run() -> None:
     library.use_level(library.TORCH)
     assert set_compute(quantised, None) == "exact"
     library.use_level(None)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("name", ["chatglm-6b-int8", "chatglm-6b-int4", "chatglm-6b-int4-qe"])
+def test_published_integers_at_every_level(name: str) -> None:
+    """Recorded logits within the recording's own tolerance; fast products stay near them."""
+    reference = recording(name)
+    for case in [case for case in reference.inputs if f"{case}.logits" in reference.expected]:
+        real, expected = reference.real(case), reference.expected[f"{case}.logits"]
+        for compute in COMPUTES:
+            set_compute(reference.model, compute)
+            with torch.no_grad():
+                logits = reference.model(reference.ids(case), attention_mask=real)
+            theirs = torch.from_numpy(expected)
+            if real is not None:
+                logits, theirs = logits[real], theirs[real]
+            elif case == "long":
+                logits = logits[:, -12:]
+            if compute == "exact":
+                close(logits, theirs.numpy(), 3e-5)
+            else:
+                assert (logits - theirs).norm() / theirs.norm() < 0.03
