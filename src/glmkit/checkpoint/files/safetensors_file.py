@@ -167,21 +167,20 @@ def safetensors_places(path: Path, infos: Mapping[str, TensorInfo]) -> Iterator[
     for entry in ordered:
         places[entry.name], end = end, end + entry.info.nbytes
     with atomic_write(path) as file:
-        descriptor = file.fileno()
 
         def put(name: str, tensor: Tensor) -> None:
             assert infos[name] == TensorInfo(tensor.dtype, tuple(tensor.shape)), name
             missing.remove(name)
-            at = places[name]
+            file.seek(places[name])
             for block in row_blocks(tensor):
                 data = tensor_bytes(block.contiguous())
-                while len(data):
-                    count = os.pwrite(descriptor, data[:WRITE_BYTES], at)
-                    at, data = at + count, data[count:]
-                drop_pages(descriptor, places[name], at)
+                for start in range(0, len(data), WRITE_BYTES):
+                    file.write(data[start : start + WRITE_BYTES])
+            file.flush()
+            drop_pages(file.fileno(), places[name], places[name] + infos[name].nbytes)
 
-        os.truncate(descriptor, end)
-        os.pwrite(descriptor, header, 0)
+        file.truncate(end)
+        file.write(header)
         yield put
         assert not missing, missing
         sync(file, path)
