@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from glmkit import quantizing
 from glmkit.checkpoint.conversion.conversion import convert
 from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.open import open_checkpoint
@@ -19,7 +22,7 @@ from glmkit.errors import CheckpointError, ConfigError, RequestError
 from glmkit.loading import load_parts
 from glmkit.memory import weights_bytes
 from glmkit.model import GLM, init_weights
-from glmkit.quant import QuantLinear, quantize_modules
+from glmkit.quant import QuantLinear, compute_text, quantize_modules
 from glmkit.quantizing import choose_form, quantize
 from glmkit.streaming import StreamedModel
 from support.quantised import packed_as
@@ -73,6 +76,7 @@ def test_into_a_published_layout_and_back(bits: int, tmp_path: Path) -> None:
     form = choose_form(bits, layout="huggingface")
     convert(fixture("chatglm-6b"), tmp_path / "half", to="huggingface", dtype="float16")
     quantize(tmp_path / "half", tmp_path / "hf", form, layout="huggingface", rounding="nearest")
+    assert not list((tmp_path / "hf").glob(".*"))
     values = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert values["quantization_bit"] == bits
     published = load_parts(fixture(f"chatglm-6b-int{bits}"), dtype="float32").model.state_dict()
@@ -132,11 +136,73 @@ def test_options_that_no_layout_holds() -> None:
 
 @pytest.mark.parametrize("name", ["chatglm-6b-int4", "chatglm-6b-int8", "glm-130b-sat-int4"])
 def test_quantised_sources_are_refused_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--config", "glm-130b"] if name.startswith("glm-130b") else []
-    assert main(["quantize", str(fixture(name)), str(tmp_path / "q"), "--bits", "4", *options]) == 2
+    assert main(["quantize", str(fixture(name)), str(tmp_path / "q"), "--bits", "4"]) == 2
     error = capsys.readouterr().err
-    assert f"INT{4 if 'int4' in name else 8} weights already" in error or "130b" in error
+    assert f"{name} has INT{4 if 'int4' in name else 8} weights already" in error
     assert not (tmp_path / "q").exists()
+
+
+def test_own_directories_are_refused_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantize(fixture("chatglm-6b"), tmp_path / "q", Quantization.usual(4))
+    assert main(["quantize", str(tmp_path / "q"), str(tmp_path / "r"), "--bits", "8"]) == 2
+    assert "INT4 weights already (a glmkit directory)" in capsys.readouterr().err
+
+
+def test_an_adapter_among_the_weights_is_told_of(tmp_path: Path) -> None:
+    base, prefix = fixture("chatglm-6b"), fixture("chatglm-6b-ptuning-v2-embedding")
+    (tmp_path / "s").mkdir()
+    both = [torch.load(folder / "pytorch_model.bin") for folder in (base, prefix)]
+    torch.save({**both[0], **both[1]}, tmp_path / "s" / "pytorch_model.bin")
+    shutil.copy(prefix / "config.json", tmp_path / "s")
+    report = quantize(tmp_path / "s", tmp_path / "q", Quantization.usual(4))
+    assert "the base alone; left out, a P-Tuning prefix" in report.notes[0]
+
+
+def test_a_text_for_nearest_rounding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nearest rounding") as caught:
+        quantize(fixture("chatglm-6b"), tmp_path / "q", Quantization.usual(4), rounding="nearest", calibration="text")
+    assert caught.value.param == "calibrate"
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a published layout: everything of a run lies in the one directory that the next run removes."""
+    seen: list[list[str]] = []
+
+    def stopped(own: Path, made: Path, **_: object) -> None:
+        assert (own / "model.safetensors").exists()
+        seen.append([path.name for path in tmp_path.iterdir()])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantizing, "convert", stopped)
+    form = choose_form(4, layout="huggingface")
+    with pytest.raises(KeyboardInterrupt):
+        quantize(fixture("chatglm-6b"), tmp_path / "q", form, layout="huggingface")
+    assert seen == [[f".q.tmp-{os.getpid()}"]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_tells_integers_that_are_repacked_from_mapped_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize(fixture("chatglm-6b"), tmp_path / "q", Quantization.usual(4))
+    remarks = []
+    for directory in (fixture("chatglm-6b-int4"), tmp_path / "q"):
+        assert main(["doctor", str(directory), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["facts"]["compute"] == compute_text()
+        remarks += [use["remark"] for use in report["forecast"] if use["name"] == "load as stored"]
+    assert remarks == ["integers are repacked in memory", "memory-mapped: pages are read when used"]
+
+
+def test_a_byte_that_no_scale_has_is_refused(tmp_path: Path) -> None:
+    quantize(fixture("chatglm-6b"), tmp_path / "q", Quantization.usual(4))
+    path = tmp_path / "q" / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith("group_scale"))
+    state[name][0, 0, 0] = 17
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=f"{name}: a scale is 17, 16 is the largest"):
+        load_parts(tmp_path / "q")
 
 
 def test_the_verb_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

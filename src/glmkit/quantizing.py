@@ -1,7 +1,7 @@
 """Quantising a model directory: matrix by matrix from the files of any layout to a new directory, in bounded memory."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from .checkpoint.files.safetensors_file import safetensors_places
 from .checkpoint.materialize import fetch, refuse_bad
 from .checkpoint.native import CONFIG_FILE, FORMAT, GENERATION_FILE, WEIGHTS_FILE, write_json
 from .checkpoint.open import Checkpoint, open_checkpoint
+from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
 from .checkpoint.weights import expected_tensors, matrix_shapes
 from .config import GLMConfig, Quantization
 from .devices import CPU
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError, RequestError, names_text
 from .families.common.native_layout import NAME_KEY, OWN
 from .files import atomic_directory
 from .loading import read_tokenizer
@@ -32,6 +33,7 @@ from .streaming import StreamedModel, windows
 _CALIBRATED = 8  # windows of the text that importances come from
 _MEASURED = 4  # windows of the text that losses are measured on
 _LARGEST = 64 << 20  # bytes of a file that is copied
+_WORK = ".work"  # folder of our own layout, on the way to another one
 
 # Called with a label, the work done so far and all of it.
 Progress = Callable[[str, int, int], None]
@@ -126,11 +128,18 @@ def quantize(
         )
     _check_layout(checkpoint, layout, directory, Path(destination))
     target = replace(checkpoint.config, quantization=form)
+    if calibration is not None and rounding == "nearest" and rounder is None:
+        raise RequestError(
+            "a calibration text changes nothing about nearest rounding", step="leave one out", param="calibrate"
+        )
     if rounding is None:
         coarse = form.bits == 4 and form.group_size not in range(1, 33)
         rounding = "searched" if calibration is not None or coarse else "nearest"
     tokenizer = None if calibration is None and text is None else read_tokenizer(checkpoint, directory, None)
-    notes = [*remarks, *checkpoint.notes]
+    notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
+    if checkpoint.adapter:
+        names, words = names_text(checkpoint.adapter, 2), adapter_words(checkpoint.adapter)
+        notes.insert(0, f"what was written is the base alone; left out, {words}: {names}")
     if tokenizer is None and calibration is not None:
         raise RequestError(f"{source} has no tokenizer for the calibration text", param="calibrate")
     importance: dict[str, Tensor] = {}
@@ -140,19 +149,18 @@ def quantize(
         importance = StreamedModel.open(checkpoint).mean_squares(ids_BT)
     if rounder is None:
         rounder = _plain_rounder(rounding, importance)
-    with (
-        atomic_directory(destination) as folder,
-        tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as work,
-    ):
-        own = folder if layout == OWN.name else Path(work) / OWN.name
-        own.mkdir(exist_ok=True)
+    with atomic_directory(destination) as folder:
+        work = folder / _WORK  # within, so that what a killed run leaves is removed with its directory
+        own = folder if layout == OWN.name else work / OWN.name
+        own.mkdir(parents=True, exist_ok=True)
         errors = _write_weights(checkpoint, target, own / WEIGHTS_FILE, rounder, progress)
         _write_small(checkpoint, target, own)
         if own is not folder:
-            made = Path(work) / layout
+            made = work / layout
             convert(own, made, to=layout, family=checkpoint.family.name)
-            for path in made.iterdir():
+            for path in [*made.iterdir()]:
                 path.rename(folder / path.name)
+            shutil.rmtree(work)
         before = after = None
         if text is not None and tokenizer is not None:
             ids_BT, start = windows(tokenizer, checkpoint, text, _MEASURED)

@@ -1,7 +1,8 @@
 """Quantised layers against the same model with its dequantised matrices in floats."""
 
 import copy
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -179,6 +180,34 @@ def test_layers_that_read_the_same_inputs_are_one_call(monkeypatch: pytest.Monke
     with torch.no_grad():
         torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
     assert seen == [1]
+
+
+def test_a_hook_on_gradients_sees_its_own_layer() -> None:
+    quantised, _ = pair(Quantization.usual(4))
+    seen: list[int] = []
+    quantised.model.layers[1].self_attn.v_proj.register_full_backward_hook(lambda *_: seen.append(1))
+    quantised.train()(random_ids(2, 9)).sum().backward()
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_used_model_read_their_own_weights(copied: Callable[[GLM], GLM]) -> None:
+    quantised, ids = pair(Quantization.usual(4))[0], random_ids(2, 9)
+    before = quantised(ids)
+    other = tiny_model(seed=4)
+    quantize_modules(other, Quantization.usual(4))
+    made = copied(quantised)
+    assert torch.equal(made(ids), before)
+    made.load_state_dict(other.state_dict())
+    assert torch.equal(made(ids), other(ids))
+    assert torch.equal(quantised(ids), before)
+    layer = made.model.layers[0].mlp.up_proj
+    assert isinstance(layer, QuantLinear)
+    assert layer.panels[0].weight.data_ptr() == layer.weight.data_ptr()
+    assert layer.group_scale is not None
+    floats = layer.floats()
+    layer.group_scale = nn.Parameter(torch.ones_like(layer.group_scale), requires_grad=False)
+    assert not torch.equal(layer.floats(), floats)
 
 
 def test_fast_products_are_near_exact_ones_and_training_is_exact() -> None:

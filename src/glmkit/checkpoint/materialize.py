@@ -16,7 +16,7 @@ from glmkit.devices import is_cpu
 from glmkit.errors import CheckpointError, names_text
 from glmkit.finite import all_finite
 from glmkit.quant.filling import repack_matrix, round_matrix
-from glmkit.quant.rounding import MatrixForm
+from glmkit.quant.rounding import LARGEST_BYTE, MatrixForm
 
 from .files.safetensors_file import ALIGNMENT
 from .weights import Weights
@@ -100,12 +100,20 @@ def fetch_panels(
 
     Integers in rows, as published, are repacked; floats are rounded to the nearest. No more than the panels and a few
     rows are held beside the file's pages, which are let go of afterwards.
+    Raises CheckpointError for a byte that no scale has: times a number it would not fit a byte, and levels of the
+    kernels would differ.
     """
     name, names = f"{stem}.weight", weights.names()
     info = weights.info(name)
     if info.dtype == torch.uint8:
         parts = {part: f"{stem}.{part}" for part in ("weight", "row_scale", "group_scale")}
         found = {part: fetch(weights, ours, None, device, bad) for part, ours in parts.items() if ours in names}
+        groups = found.get("group_scale")
+        if groups is not None and groups.dtype == torch.uint8 and int(groups.max()) > LARGEST_BYTE:
+            raise CheckpointError(
+                f"{parts['group_scale']}: a scale is {int(groups.max())}, {LARGEST_BYTE} is the largest",
+                step="the file is damaged, get it again",
+            )
         return {parts[part]: _aligned(tensor) for part, tensor in found.items()}
 
     def rows(part: str, start: int, stop: int) -> Tensor:

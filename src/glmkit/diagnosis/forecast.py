@@ -38,7 +38,9 @@ def forecast(config: GLMConfig, counted: Sizes, stored: int | None, *, ram: int 
     prefix = PREFIX_LENGTH * 2 * config.num_layers * config.kv_heads * config.head_dim
     rows: list[tuple[str, int | None, str]] = []
     if stored is not None:
-        rows.append((_STORED, stored, "memory-mapped: pages are read when used"))
+        repacked = config.quantization is not None and config.quantization.packing == "rows"
+        remark = "integers are repacked in memory" if repacked else "memory-mapped: pages are read when used"
+        rows.append((_STORED, stored, remark))
     base, name = counted.bfloat16, "bfloat16 base"
     if config.quantization is not None:  # the integers stay what they are: no other type, no training of all
         base, name = stored or counted.bfloat16, f"INT{config.quantization.bits} base"

@@ -60,7 +60,8 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 def _is_plain(layer: nn.Module) -> bool:
     """True without hooks, which only a call of the layer runs."""
-    return not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not any(hooks)
 
 
 def row_count(module: nn.Module) -> int:

@@ -40,16 +40,16 @@ class QuantMatrix(nn.Module):
             self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         if not form.group:
             self.register_parameter("group_scale", None)
-        self._made: tuple[Tensor, Tensor, list[Panels]] | None = None
+        self._made: tuple[tuple[Tensor | None, ...], list[Panels]] | None = None
 
     @property
     def panels(self) -> list[Panels]:
         """The matrix, one for each block of columns."""
-        if self._made is None or self._made[0] is not self.weight or self._made[1] is not self.row_scale:
+        of = (self.weight, self.row_scale, self.group_scale)
+        if self._made is None or any(old is not new for old, new in zip(self._made[0], of, strict=True)):
             tensors = {name: value.detach() for name, value in self.named_parameters() if name != "bias"}
-            made = panels_of(tensors, self.num_rows, self.num_columns, self.form)
-            self._made = (self.weight, self.row_scale, made)
-        return self._made[2]
+            self._made = (of, panels_of(tensors, self.num_rows, self.num_columns, self.form))
+        return self._made[1]
 
     def floats(self, start: int = 0, end: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows as floats (R',C), computed in float32 and rounded once to `dtype`."""
@@ -70,6 +70,10 @@ class QuantMatrix(nn.Module):
                 kept = torch.empty_like(moved, dtype=old.dtype) if old.is_meta else old.to(moved.device)
                 setattr(self, name, nn.Parameter(kept, requires_grad=False))
         return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """The state that copies and files get: without the panels, which would become tensors of their own."""
+        return {**self.__dict__, "_made": None}
 
     def extra_repr(self) -> str:
         return f"{self.num_rows} x {self.num_columns}, {self.form}, compute={self.compute}"

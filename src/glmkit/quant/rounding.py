@@ -22,7 +22,7 @@ from glmkit.model.integer_packing import COLUMN_CUT
 
 Rounding = Literal["nearest", "searched"]
 
-_BYTES = 16  # the largest scale of a group that is a byte
+LARGEST_BYTE = 16  # the largest scale of a group that is a byte
 _SHRINK = tuple(1 - 0.04 * step for step in range(11))  # of a searched scale
 _STEPS_DOWN = 3  # of a searched byte
 _SMALLEST_HALF = 2.0**-14  # below it float16 loses digits
@@ -129,8 +129,8 @@ def _searched(weight_RGD: Tensor, cost_GD: Tensor, form: MatrixForm, rounding: R
 def _bytes(weight_RGD: Tensor, cost_GD: Tensor, form: MatrixForm, rounding: Rounding) -> MatrixScales:
     """Bytes that a group's largest value just fits, or smaller ones where the squared error is less."""
     widest_RG = weight_RGD.abs().amax(2) / form.most
-    row_scale_R1 = widest_RG.amax(1, keepdim=True) / _BYTES
-    first_RG = _over(widest_RG, row_scale_R1).sub_(1e-4).ceil_().clamp_(1, _BYTES)
+    row_scale_R1 = widest_RG.amax(1, keepdim=True) / LARGEST_BYTE
+    first_RG = _over(widest_RG, row_scale_R1).sub_(1e-4).ceil_().clamp_(1, LARGEST_BYTE)
     best_RG, least_RG = first_RG, torch.full_like(first_RG, torch.inf)
     for down in range((_STEPS_DOWN if rounding == "searched" else 1) + 1):
         scale_RG = (first_RG - down).clamp_(min=1)
