@@ -113,6 +113,20 @@ def test_directories_of_rows_still_load(bits: int, tmp_path: Path) -> None:
     assert torch.equal(loaded(random_ids(2, 7)), model(random_ids(2, 7)))
 
 
+def test_a_loaded_models_config_opens_its_directory_again(tmp_path: Path) -> None:
+    """In memory the integers are panels; in the file they are what they are."""
+    quantize(fixture("chatglm-6b"), tmp_path / "panels", Quantization.usual(4))
+    for directory in (tmp_path / "panels", fixture("chatglm-6b-int4"), fixture("chatglm-6b-int8")):
+        parts = load_parts(directory, dtype="float32")
+        assert parts.config.quantization is not None
+        assert parts.config.quantization.packing == "panels"
+        again = load_parts(directory, dtype="float32", config=parts.config.to_dict())
+        assert again.config == parts.config
+        assert torch.equal(again.model(random_ids(1, 7)), parts.model(random_ids(1, 7)))
+    with pytest.raises(CheckpointError, match="the config says INT4, but the tensors are not quantised"):
+        load_parts(fixture("chatglm-6b"), config=load_parts(tmp_path / "panels").config.to_dict())
+
+
 def test_word_table_and_head_stay_int8(tmp_path: Path) -> None:
     form = choose_form(4)
     assert (form.bits, form.group_size, form.scales, form.table_bits) == (4, 32, "byte", 8)

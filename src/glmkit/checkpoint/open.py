@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glmkit.config import GenerationSettings, GLMConfig
+from glmkit.config import GenerationSettings, GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError, GuessWarning, message_text, names_text
 from glmkit.families.common.layout import Layout
 from glmkit.families.family import Family
@@ -214,9 +214,12 @@ def identify(opened: Opened, given: Given | None = None, family: str | None = No
     except ConfigError as error:
         raise error.behind(f"{where}: ") from error
     said, notes = published.config.quantization, [*published.notes]
-    # Panels say by their names and shapes alone whether they are what the config says.
-    in_panels = said is not None and said.packing == "panels"
-    stored = said if in_panels else stored_quantization(layout, published.config, ranks, where)
+    # The packing is that of the files: a loaded model's config says panels, whatever it was read from. Panels say by
+    # their names and shapes alone whether they are what the rest of the config says.
+    if said is not None and any(name.endswith(".row_scale") for name in ranks[0]):
+        stored: Quantization | None = replace(said, packing="panels")
+    else:
+        stored = stored_quantization(layout, published.config, ranks, where)
     if (said and said.bits) != (stored and stored.bits):
         shown = "not quantised" if stored is None else f"INT{stored.bits}"
         if said is not None:
