@@ -218,6 +218,20 @@ def small_base(folder: Path) -> Path:
     return folder
 
 
+def test_new_tokens_on_an_integer_table(tmp_path: Path) -> None:
+    """Their rows lie behind the number of panels."""
+    base = small_base(tmp_path / "base")
+    parts = load_parts(base, quantize="int4", dtype="float32")
+    assert parts.tokenizer is not None
+    extended = with_new_tokens(parts.tokenizer, ["<客服>"], parts.config.vocab_size)
+    ids = torch.tensor([extended.encode("你好<客服>在吗")])
+    new_adapter(parts.model, LoraOptions(("q_proj",), rank=2, new_tokens=("<客服>",)), tokenizer=extended, seed=1)
+    save_adapter(parts.model, tmp_path / "a", origin=Origin(None, str(base)))
+    again = load_parts(base, quantize="int4", dtype="float32", adapter=tmp_path / "a").model
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids), parts.model.eval()(ids), atol=1e-5, rtol=1e-5)
+
+
 def test_new_tokens_are_trained_and_saved_with_the_adapter_and_its_tokenizer(tmp_path: Path) -> None:
     base = small_base(tmp_path / "base")
     plain, parts = load_parts(base), load_parts(base)

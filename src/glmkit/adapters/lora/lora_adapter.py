@@ -341,13 +341,13 @@ def _replacements(
         if not isinstance(old, nn.Parameter):
             raise CheckpointError(f"{source}: {part.stem} of this model has no {parameter}")
         olds.append(old)
-    counts = [len(old) for old in olds] if rows is None else [len(rows)]
-    widths = {shape_of(model.get_submodule(part.stem), parameter)[1:] for part in parts}
-    expected = (sum(counts), *next(iter(widths)))
-    if tuple(tensor.shape) != expected or (rows is not None and max(rows) >= len(olds[0])):
+    shapes = [shape_of(model.get_submodule(part.stem), parameter) for part in parts]
+    there = shapes[0][0]
+    expected = (sum(shape[0] for shape in shapes) if rows is None else len(rows), *shapes[0][1:])
+    if tuple(tensor.shape) != expected or (rows is not None and max(rows) >= there):
         has = f" and {max(rows) + 1} rows at least" if rows is not None else ""
         raise CheckpointError(
-            f"{source} has shape {tuple(tensor.shape)}{has}, this model needs {expected} of {len(olds[0])} rows",
+            f"{source} has shape {tuple(tensor.shape)}{has}, this model needs {expected} of {there} rows",
             step="load it on the base it was trained with",
         )
     if not tensor.is_floating_point() or not all_finite(tensor):
