@@ -31,8 +31,10 @@ def attend(q_RND: Tensor, arena: Tensor, table_RM: Tensor, firsts_R: Tensor, las
     """(R,N,D): for token r softmax(q k / sqrt(D)) v over slots firsts[r] .. lasts[r] - 1, at least one.
 
     arena (C,2,K,W,D) as `PagedCache` lays it out, in q's dtype; slot s of a token lies in block table[r, s // W].
-    Scores and sums are float32.
+    Scores and sums are float32. All index tensors are int64 on the device of the arena.
     """
+    assert q_RND.dtype == arena.dtype, f"queries of {q_RND.dtype} over {arena.dtype}"
+    assert {x.dtype for x in (table_RM, firsts_R, lasts_R)} == {torch.int64}, "the kernel reads 64-bit indices"
     out: Tensor = torch.ops.glmkit.paged_attention.default(q_RND, arena, table_RM, firsts_R, lasts_R)
     return out
 

@@ -20,7 +20,7 @@ static INLINE TARGET_AVX512 void add_group(const call *c, const matrix *w, const
     store_avx512(acc + 16 * i, load_avx512(acc + 16 * i) + f * c->x_scales[at]);
   }
 }
-TILES static void product_tiles(const call *c, const matrix *w, int64_t panel, const uint8_t *p0, const uint8_t *p1) {
+TILES static void product_tiles_avx512(const call *c, const matrix *w, int64_t panel, const uint8_t *p0, const uint8_t *p1) {
   const int64_t K = c->padded, groups = (K + 127) / 128; _Alignas(64) float acc[4][256]; _Alignas(64) int32_t products[4][256]; float out[16];
   _Alignas(64) const struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};

@@ -109,7 +109,7 @@ FN void NAME(many)(const call *c, const matrix *w, int64_t panel, uint8_t *buffe
     p0 = buffer; p1 = p0 + next; wide.kind = w->kind == BYTES ? PER_ROW : w->kind;
   }
 #ifdef TILES
-  if (c->tiles) { product_tiles(c, &wide, panel, p0, p1); return; }
+  if (c->tiles) { product_tiles_avx512(c, &wide, panel, p0, p1); return; }
 #endif
   w = &wide; ROWS(6, 2, 8) ROWS(4, 2, 8) ROWS(2, 2, 8) ROWS(1, 2, 8)
 }
