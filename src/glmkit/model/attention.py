@@ -20,7 +20,7 @@ from glmkit.devices import CPU, is_cpu
 
 from .integer_packing import project, row_count
 from .masks import Segments, dense_from_prefix, open_columns
-from .positions import Rotary, rotate
+from .positions import Rotary, Rotation
 
 # Longest rows, in tokens, that a bfloat16 training step on a CPU attends to by plain products: the fused kernel's
 # backward costs two to four times as much there (benchmarks/attention.py). The scores are kept for the backward pass.
@@ -233,6 +233,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, config.kv_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=config.bias == "all")
+        self.rotate = Rotation()
 
     @property
     def kv_heads(self) -> int:
@@ -253,7 +254,7 @@ class Attention(nn.Module):
             for projected in project((self.q_proj, self.k_proj, self.v_proj), x_BTH)
         )
         if rotary is not None:
-            q_BTND, k_BSKD = rotate(q_BTND, rotary), rotate(k_BSKD, rotary)
+            q_BTND, k_BSKD = self.rotate(q_BTND, rotary), self.rotate(k_BSKD, rotary)
         if cache is not None:
             k_BSKD, v_BSKD = cache.write(self.layer, k_BSKD, v_BSKD)
         elif prefix is not None:

@@ -6,7 +6,7 @@ Legend: B batch, T tokens, D head width, R channels of a head that turn.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import RequestError
@@ -119,6 +119,13 @@ def rotate(x_BTND: Tensor, rotary: Rotary) -> Tensor:
         turning, passing = torch.split(x_BTND, [width, x_BTND.shape[-1] - width], dim=-1)
         return torch.cat([_turn(turning, rotary), passing], dim=-1)
     return _turn(x_BTND, rotary)
+
+
+class Rotation(nn.Module):
+    """`rotate` as a part of every layer, so that another way to compute it can take its place."""
+
+    def forward(self, x_BTND: Tensor, rotary: Rotary) -> Tensor:
+        return rotate(x_BTND, rotary)
 
 
 def _turn(x_BTNR: Tensor, rotary: Rotary) -> Tensor:

@@ -9,12 +9,15 @@ from glmkit.config import Quantization
 from glmkit.devices import is_cpu
 from glmkit.model import GLM
 from glmkit.model.integer_packing import float_module
+from glmkit.model.positions import Rotation
+from glmkit.model.transformer import RMSNorm
 
 from .filling import round_matrix
 from .layers import FloatEmbedding, FloatLinear, QuantEmbedding, QuantLinear, QuantMatrix
 from .native import library
 from .products import Compute
 from .rounding import MatrixForm, matrix_form
+from .row_ops import KernelRMSNorm, KernelRotation
 
 
 def quantize_modules(model: GLM, quantization: Quantization) -> None:
@@ -38,7 +41,7 @@ def dequantize_modules(model: GLM, dtype: torch.dtype) -> None:
 
 
 def use_kernels(model: GLM) -> None:
-    """Let the float linear layers and word tables of a model on a CPU make products of a few rows by the kernels.
+    """Let a model on a CPU use the kernels: products of a few rows with floats, RMS norms, rotations of heads.
 
     The parameters stay the very same. Without kernels that are faster than PyTorch nothing changes.
     """
@@ -51,9 +54,14 @@ def use_kernels(model: GLM) -> None:
             new.bias = old.bias
         elif type(old) is nn.Embedding and stem == "model.embed_tokens":
             new = FloatEmbedding(old.num_embeddings, old.embedding_dim, device="meta")
+        elif type(old) is RMSNorm:
+            new = KernelRMSNorm(old.weight.shape[0], old.eps)
+        elif type(old) is Rotation:
+            new = KernelRotation()
         else:
             continue
-        new.weight = old.weight
+        if not isinstance(old, Rotation):
+            new.weight = old.weight
         model.set_submodule(stem, new.train(old.training))
 
 

@@ -103,12 +103,13 @@ def products(layers: Sequence[QuantMatrix], x: Tensor) -> list[Tensor]:
     """x (..., C) times the matrices of layers, in one call where none of them is in blocks."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return products(layers, x)
     training = layers[0].training or (torch.is_grad_enabled() and x.requires_grad)
     compute: Compute = "exact" if training else layers[0].compute
-    with torch.autocast(x.device.type, enabled=False):
-        if all(layer.form.blocks == 1 for layer in layers):
-            return linear(x, [layer.panels[0] for layer in layers], compute)
-        return [_summed(layer, x, compute) for layer in layers]
+    if all(layer.form.blocks == 1 for layer in layers):
+        return linear(x, [layer.panels[0] for layer in layers], compute)
+    return [_summed(layer, x, compute) for layer in layers]
 
 
 def _summed(layer: QuantMatrix, x: Tensor, compute: Compute) -> Tensor:

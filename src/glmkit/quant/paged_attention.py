@@ -35,7 +35,8 @@ def attend(q_RND: Tensor, arena: Tensor, table_RM: Tensor, firsts_R: Tensor, las
     """
     assert q_RND.dtype == arena.dtype, f"queries of {q_RND.dtype} over {arena.dtype}"
     assert {x.dtype for x in (table_RM, firsts_R, lasts_R)} == {torch.int64}, "the kernel reads 64-bit indices"
-    out: Tensor = torch.ops.glmkit.paged_attention.default(q_RND, arena, table_RM, firsts_R, lasts_R)
+    attention = _attend if library.calls_directly() else torch.ops.glmkit.paged_attention.default
+    out: Tensor = attention(q_RND, arena, table_RM, firsts_R, lasts_R)
     return out
 
 

@@ -46,15 +46,19 @@ def linear(x: Tensor, panels: Sequence[Panels], compute: Compute) -> list[Tensor
     assert all(matrix.columns == columns for matrix in panels), (columns, [matrix.columns for matrix in panels])
     if torch.is_grad_enabled() and x.requires_grad:
         return [_Product.apply(x, matrix, compute) for matrix in panels]  # type: ignore[no-untyped-call]
+    x_NC, exact = x.reshape(-1, columns), compute == "exact"
+    if library.calls_directly():
+        outs = _multiply(x_NC, panels, exact)
+        return [out_NR.view(*x.shape[:-1], out_NR.shape[1]) for out_NR in outs]
     outs = torch.ops.glmkit.panel_linear.default(
-        x.reshape(-1, columns),
+        x_NC,
         [matrix.weight for matrix in panels],
         [matrix.scales for matrix in panels],
         [matrix.row_scale for matrix in panels],
         [matrix.bits for matrix in panels],
         [matrix.rows for matrix in panels],
         [matrix.group for matrix in panels],
-        compute == "exact",
+        exact,
     )
     return [out_NR.view(*x.shape[:-1], out_NR.shape[1]) for out_NR in outs]
 
@@ -66,7 +70,8 @@ def float_linear(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return [functional.linear(x, weight) for weight in weights]
-    outs = torch.ops.glmkit.float_linear.default(x.reshape(-1, x.shape[-1]), list(weights))
+    multiply = _float_linear if library.calls_directly() else torch.ops.glmkit.float_linear.default
+    outs = multiply(x.reshape(-1, x.shape[-1]), list(weights))
     return [out_NR.view(*x.shape[:-1], out_NR.shape[1]) for out_NR in outs]
 
 
@@ -80,32 +85,35 @@ def _panel_linear(
     groups: list[int],
     exact: bool,
 ) -> list[Tensor]:
+    """`_multiply` on the tensors that panels are made of."""
+    parts = zip(bits, rows, groups, weights, scales, row_scales, strict=True)
+    panels = [Panels(b, r, x_NC.shape[1], group, w, s, scale) for b, r, group, w, s, scale in parts]
+    return _multiply(x_NC, panels, exact)
+
+
+def _multiply(x_NC: Tensor, panels: Sequence[Panels], exact: bool) -> list[Tensor]:
     """The kernels, or else PyTorch."""
     if not (is_cpu(x_NC.device) and x_NC.numel() and library.kernels().there):
-        parts = zip(bits, rows, groups, weights, scales, row_scales, strict=True)
-        panels = [Panels(b, r, x_NC.shape[1], group, w, s, scale) for b, r, group, w, s, scale in parts]
         return _torch_linear(x_NC, panels, "exact" if exact else "fast")
     x = x_NC if x_NC.dtype in _FLOATS else x_NC.float()
     if x.stride(1) != 1:
         x = x.contiguous()
-    outs = [x.new_empty(len(x), count) for count in rows]
-    matrices = [
+    outs = [x.new_empty(len(x), matrix.rows) for matrix in panels]
+    described = [
         (
-            weight.data_ptr(),
-            0 if scale is None else scale.data_ptr(),
-            row_scale.data_ptr(),
+            matrix.weight.data_ptr(),
+            0 if matrix.scales is None else matrix.scales.data_ptr(),
+            matrix.row_scale.data_ptr(),
             out.data_ptr(),
-            out.shape[1],
-            group,
-            number,
-            0 if scale is None else _KINDS[scale.dtype],
+            matrix.rows,
+            matrix.group,
+            matrix.bits,
+            0 if matrix.scales is None else _KINDS[matrix.scales.dtype],
         )
-        for weight, scale, row_scale, out, group, number in zip(
-            weights, scales, row_scales, outs, groups, bits, strict=True
-        )
+        for matrix, out in zip(panels, outs, strict=True)
     ]
-    for start in range(0, len(matrices), library.MOST):
-        library.linear(matrices[start : start + library.MOST], x, exact=exact)
+    for start in range(0, len(described), library.MOST):
+        library.linear(described[start : start + library.MOST], x, exact=exact)
     return outs if x.dtype == x_NC.dtype else [out.to(x_NC.dtype) for out in outs]
 
 

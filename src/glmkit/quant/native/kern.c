@@ -57,6 +57,9 @@ typedef struct {  // tokens over blocks of keys and values: (blocks, 2, kv_heads
   const void *q; const char *arena; const int64_t *table, *firsts, *lasts; void *out;  // a line of table, and the slots seen, for each token
   int64_t rows, heads, kv_heads, shared, width, block, columns, bf16, level; float scale;
 } attending;
+enum { MOST_TURNING = 1024 };
+typedef struct { const void *x, *weight; void *out; int64_t rows, width, bf16, level; float eps; } norming;
+typedef struct { const void *x; const float *cosines, *sines; void *out; int64_t rows, heads, width, turning, streams, interleaved, bf16, level; } rotating;
 
 static INLINE float from_bf16(uint16_t v) { uint32_t u = (uint32_t)v << 16; float f; memcpy(&f, &u, 4); return f; }
 static INLINE float from_half(uint16_t v) {
@@ -192,10 +195,14 @@ static INLINE TARGET vi widened(vi numbers, vi scales) {  // bytes (number * sca
 typedef void run_level(const call *, const matrix *, int64_t, int64_t, void *);
 typedef void attend_level(const attending *, int64_t, int64_t, int64_t, void *);
 typedef void round_level(const call *, int64_t, int64_t, int64_t);
+typedef void norm_level(const norming *, int64_t);
+typedef void rotate_level(const rotating *, int64_t);
 #ifdef X86
 static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512, run_avx512};
 static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512, round_avx512};
 static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_avx2, attend_avx512, attend_avx512, attend_avx512};
+static norm_level *const NORMS[LEVELS] = {norm_plain, norm_avx2, norm_avx512, norm_avx512, norm_avx512};
+static rotate_level *const ROTATIONS[LEVELS] = {rotate_plain, rotate_avx2, rotate_avx512, rotate_avx512, rotate_avx512};
 static const int8_t TOPS[LEVELS] = {2, 4, 8, 8, 8};
 #ifdef WITH_TILES
 API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16 | (tiles_are_lent() ? 1 << AMX : 0); }
@@ -206,6 +213,8 @@ API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX
 static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain, run_plain};
 static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain, round_plain};
 static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_plain, attend_plain, attend_plain, attend_plain};
+static norm_level *const NORMS[LEVELS] = {norm_plain, norm_plain, norm_plain, norm_plain, norm_plain};
+static rotate_level *const ROTATIONS[LEVELS] = {rotate_plain, rotate_plain, rotate_plain, rotate_plain, rotate_plain};
 static const int8_t TOPS[LEVELS] = {2, 2, 2, 2, 2};
 API int glm_built(void) { return 1 << PLAIN; }
 #endif
@@ -293,43 +302,29 @@ API int glm_attend(const void *q, const void *arena, const int64_t *table, const
   return run_pieces(attend_piece, &a, rows * kv_heads * ((a.shared + 3) / 4), threads, (size_t)(4 * width + 4 * (most + 16)) * 4);
 }
 
-// ---- numbers as published into panels ----
-typedef struct { const uint8_t *from; uint8_t *to; int64_t rows, columns, stride, bits, nibbles; } packing;
-static INLINE int number_at(const packing *p, const uint8_t *row, int64_t column) {
-  if (!p->nibbles) return (int8_t)row[column];
-  return column % 2 ? (int8_t)(row[column / 2] << 4) >> 4 : (int8_t)row[column / 2] >> 4;
+// ---- norms and rotations, row by row ----
+static int64_t row_pieces(int64_t rows, int64_t numbers, int64_t threads) { return threads == 1 || numbers < SMALL / 4 ? 1 : rows < 8 * threads ? rows : 8 * threads; }
+static void norm_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const norming *n = work; (void)buffer;
+  for (int64_t row = n->rows * i / pieces; row < n->rows * (i + 1) / pieces; row++) NORMS[n->level](n, row);
 }
-static void pack_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
-  const packing *p = work; const int64_t panels = (p->rows + 15) / 16, K = (p->columns + 31) / 32 * 32, wide = 32 / p->bits, fast = p->columns / wide * wide;
-  (void)buffer;
-  for (int64_t panel = panels * i / pieces; panel < panels * (i + 1) / pieces; panel++) for (int64_t r = 0; r < 16; r++) {
-    uint8_t *to = p->to + panel * K * 2 * p->bits + 4 * r; const int real = panel * 16 + r < p->rows; int64_t k = 0;
-    const uint8_t *row = p->from + (panel * 16 + r) * p->stride;
-    for (; real && k < fast; k += wide, to += 64) {
-      uint32_t v; const uint8_t *at = row + (p->nibbles ? k / 2 : k);
-      if (p->bits == 8) { memcpy(&v, at, 4); v ^= 0x80808080u; }
-      else if (p->nibbles) {  // columns 0, 1, ... are the high and low halves of bytes 0, ...
-        memcpy(&v, at, 4); const uint32_t high = v >> 4 & 0x0f0f0f0f, low = v & 0x0f0f0f0f;  // columns 0 2 4 6, 1 3 5 7
-        const uint32_t h = high | high >> 12, l = low | low >> 12;                           // bytes: 0|4, 2|6 and 1|5, 3|7
-        v = ((h & 0xff) | (h & 0xff00) << 8 | (l & 0xff) << 8 | (l & 0xff00) << 16) ^ 0x88888888u;
-      } else {
-        uint32_t first, second; memcpy(&first, at, 4); memcpy(&second, at + 4, 4);
-        v = ((first & 0x0f0f0f0f) | (second & 0x0f0f0f0f) << 4) ^ 0x88888888u;
-      }
-      memcpy(to, &v, 4);
-    }
-    for (; k < K; k += wide, to += 64) for (int b = 0; b < 4; b++) {
-      const int first = real && k + b < p->columns ? number_at(p, row, k + b) : 0;
-      const int second = p->bits == 4 && real && k + 4 + b < p->columns ? number_at(p, row, k + 4 + b) : 0;
-      to[b] = (uint8_t)(p->bits == 8 ? first + 128 : (first + 8) | (second + 8) << 4);
-    }
-  }
+static void rotate_piece(const void *work, int64_t i, int64_t pieces, void *buffer) {
+  const rotating *r = work; (void)buffer;
+  for (int64_t row = r->rows * i / pieces; row < r->rows * (i + 1) / pieces; row++) ROTATIONS[r->level](r, row);
 }
-// from: rows of int8, or of two 4-bit numbers a byte, the even column in the high half (nibbles); stride in bytes
-API int glm_pack(const void *from, int64_t nibbles, int64_t rows, int64_t columns, int64_t stride, int64_t bits, void *to, int64_t threads) {
-  const packing p = {from, to, rows, columns, stride, bits, nibbles}; const int64_t panels = (rows + 15) / 16;
-  return run_pieces(pack_piece, &p, threads == 1 ? 1 : panels < 8 * threads ? panels : 8 * threads, threads, 0);
+// x, out (rows, width) and weight (width), all of one type; width a multiple of 16
+API int glm_rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, int64_t bf16, double eps, int64_t level, int64_t threads) {
+  const norming n = {x, weight, out, rows, width, bf16, level, (float)eps};
+  return run_pieces(norm_piece, &n, row_pieces(rows, rows * width, threads), threads, 0);
 }
+// x, out (rows, heads, width); cos, sin (rows, turning) float32; turning a multiple of 16, at most MOST_TURNING
+API int glm_rotate(const void *x, const float *cosines, const float *sines, void *out, int64_t rows, int64_t heads, int64_t width, int64_t turning,
+                   int64_t streams, int64_t interleaved, int64_t bf16, int64_t level, int64_t threads) {
+  const rotating r = {x, cosines, sines, out, rows, heads, width, turning, streams, interleaved, bf16, level};
+  return run_pieces(rotate_piece, &r, row_pieces(rows, rows * heads * width, threads), threads, 0);
+}
+
+#include "pack.h"
 
 // ---- 0 where a level computes what plain C does; for a child process, which an unknown instruction ends ----
 API int glm_self_test(int level) {

@@ -183,6 +183,7 @@ DOTS(dots_pairs, 16, 1)
 #endif
 
 #include "attend.h"
+#include "rows.h"
 
 // Panels first..end of one matrix
 FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, void *buffer) {

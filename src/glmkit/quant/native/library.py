@@ -119,6 +119,11 @@ def kernels() -> Kernels:
     return Kernels(TORCH, found, (), reason)
 
 
+def calls_directly() -> bool:
+    """True where nothing looks at operators, as in the engine's steps: PyTorch's dispatch costs as much as a norm."""
+    return torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+
+
 def detected_levels() -> tuple[str, ...]:
     """Levels whose instructions the processor has and the system has enabled."""
     flags = _flags()
@@ -191,6 +196,40 @@ def attend(
     return out
 
 
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, level: str | None = None) -> torch.Tensor:
+    """(..., H) like x, see `row_ops.KernelRMSNorm`; x and weight (H,) contiguous and of one type."""
+    chosen = kernels()
+    assert chosen.functions is not None
+    out, width = torch.empty_like(x), len(weight)
+    places = (tensor.data_ptr() for tensor in (x, weight, out))
+    number = LEVELS.index(level or chosen.level)
+    rows, bf16 = x.numel() // width, x.dtype == torch.bfloat16
+    failed = chosen.functions.glm_rms_norm(*places, rows, width, bf16, eps, number, thread_count())
+    assert not failed, "norms need no memory"
+    return out
+
+
+def rotate(
+    x_RND: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    streams: int,
+    interleaved: bool,
+    *,
+    level: str | None = None,
+) -> torch.Tensor:
+    """(R,N,D), see `row_ops.KernelRotation`; cos, sin (R,C) float32; all contiguous."""
+    chosen = kernels()
+    assert chosen.functions is not None
+    out_RND = torch.empty_like(x_RND)
+    places = (tensor.data_ptr() for tensor in (x_RND, cos, sin, out_RND))
+    numbers = (cos.shape[1], streams, interleaved, x_RND.dtype == torch.bfloat16)
+    number = LEVELS.index(level or chosen.level)
+    failed = chosen.functions.glm_rotate(*places, *x_RND.shape, *numbers, number, thread_count())
+    assert not failed, "rotations need no memory"
+    return out_RND
+
+
 def pack(rows: torch.Tensor, columns: int, bits: int, out: torch.Tensor) -> None:
     """Rows (R,Q) int8 into panels: a number a byte, or two of 4 bits a byte as published where Q < columns."""
     chosen = kernels()
@@ -220,6 +259,8 @@ def _open(path: Path) -> tuple[ctypes.CDLL, tuple[str, ...]]:
     address, number = ctypes.c_void_p, ctypes.c_int64
     functions.glm_linear.argtypes = [address, number, address, *[number] * 7]
     functions.glm_attend.argtypes = [*[address] * 6, *[number] * 9]
+    functions.glm_rms_norm.argtypes = [*[address] * 3, *[number] * 3, ctypes.c_double, number, number]
+    functions.glm_rotate.argtypes = [*[address] * 4, *[number] * 9]
     functions.glm_pack.argtypes = [address, *[number] * 5, address, number]
     mask = functions.glm_built()
     return functions, tuple(level for place, level in enumerate(LEVELS) if mask >> place & 1)
