@@ -58,6 +58,7 @@ INL void NAME(product)(const call *c, const matrix *w, int64_t panel, int64_t ro
       EACH(M) { p[m][t][h] = (vi){0} - offset * sums[m * per + u / unit]; r[m][t][h] = (vi){0}; }
       for (int64_t k = u; k < end; k += 8) UNROLL for (int t = 0; t < panels; t++) UNROLL for (int h = 0; h < PARTS; h++) {
         const uint8_t *line = (t ? p1 : p0) + k * 2 * bits + 4 * LANES * h; vi a = NAME(line)(line), b = a;
+        AHEAD(line);
         if (bits == 8) b = NAME(line)(line + 64); else { a = LOW(b); b = HIGH(b); }
         UNROLL for (int m = 0; m < M; m++) {
           int32_t u0, u1; memcpy(&u0, x + k * M + 4 * m, 4); memcpy(&u1, x + (k + 4) * M + 4 * m, 4);
@@ -155,6 +156,7 @@ INL void NAME(dots)(const call *c, const matrix *w, int64_t n, int64_t row, cons
 #ifdef DOT_BF16
   if (pairs) for (; k + 2 * LANES <= C; k += 2 * LANES) UNROLL for (int m = 0; m < M; m++) {
     const vi u = NAME(line)((const uint8_t *)((const uint16_t *)c->x + (row + m) * c->stride + k));
+    UNROLL for (int r = 0; r < N; r++) if (m == 0) AHEAD(p + (r * C + k) * 2);
     UNROLL for (int r = 0; r < N; r++) acc[r][m] = DOT_BF16(acc[r][m], NAME(line)(p + (r * C + k) * 2), u);
   }
 #endif
