@@ -44,9 +44,9 @@ class KernelRotation(Rotation):
         alike = cos_BT1C.shape[:2] == x_BTND.shape[:2] and turning <= _MOST_TURNING
         if self.training or torch.is_grad_enabled() or not (alike and _fits(x_BTND, turning)):
             return super().forward(x_BTND, rotary)
-        angles = (values.reshape(-1, turning) for values in (cos_BT1C, sin_BT1C))
+        cos_RC, sin_RC = cos_BT1C.reshape(-1, turning), sin_BT1C.reshape(-1, turning)
         turn = library.rotate if library.calls_directly() else torch.ops.glmkit.rotate.default
-        out_RND: Tensor = turn(x_BTND.flatten(0, 1), *angles, streams, interleaved)
+        out_RND: Tensor = turn(x_BTND.flatten(0, 1), cos_RC, sin_RC, streams, interleaved)
         return out_RND.view(x_BTND.shape)
 
 
