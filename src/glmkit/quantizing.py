@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .calibrating import Calibration
 from .checkpoint.conversion.conversion import convert
 from .checkpoint.conversion.outputs import carried_files
 from .checkpoint.files.safetensors_file import safetensors_places
@@ -19,39 +20,47 @@ from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
 from .checkpoint.weights import expected_tensors, matrix_shapes
 from .config import GLMConfig, Quantization
+from .data.packing import Batch
+from .data.text_rows import text_batches
 from .devices import CPU
 from .errors import CheckpointError, RequestError, names_text
 from .families.common.native_layout import NAME_KEY, OWN
 from .files import atomic_directory
 from .loading import read_tokenizer
+from .quant.calibration import Method
 from .quant.filling import round_matrix, row_blocks
 from .quant.layers import panels_of
 from .quant.rounding import MatrixForm, Rounding, matrix_form
 from .small_files import read_small
-from .streaming import StreamedModel, windows
+from .streaming import StreamedModel
 
-_CALIBRATED = 8  # windows of the text that importances come from
-_MEASURED = 4  # windows of the text that losses are measured on
+_CALIBRATED = 64  # windows of a calibration text
+_MEASURED = 8  # windows of the text that losses are measured on
 _LARGEST = 64 << 20  # bytes of a file that is copied
 _WORK = ".work"  # folder of our own layout, on the way to another one
 
 # Called with a label, the work done so far and all of it.
 Progress = Callable[[str, int, int], None]
-# Tensors of a matrix in a form, from a reader of its rows, its shape and its stem: another way to round.
-RoundMatrix = Callable[[Callable[[int, int], Tensor], tuple[int, int], MatrixForm, str], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """Distance of a layer's integer matrices (or of "tables") from the floats, relative to the floats' norm."""
+    """Distance of a layer's integer matrices (or of "tables") from the floats, relative to the floats' norm.
+
+    outputs: that of the matrices' outputs on the calibration text, the root mean square over the matrices.
+    """
 
     name: str
     relative: float
+    outputs: float | None = None
 
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """Report of a quantisation. Sizes in bytes; losses are mean cross-entropies on a text, None without one."""
+    """Report of a quantisation. Sizes in bytes; losses are mean cross-entropies on a text, None without one.
+
+    method: how a calibration text was used. loss_nearest: of the same form rounded to the nearest, for comparison.
+    """
 
     source: str
     destination: str
@@ -59,12 +68,14 @@ class QuantizeReport:
     layout: str
     quantization: Quantization
     rounding: str
+    method: str | None
     source_bytes: int
     bytes: int
     causal: bool
     errors: list[LayerError]
     loss_before: float | None = None
     loss_after: float | None = None
+    loss_nearest: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -104,8 +115,8 @@ def quantize(
     layout: str = OWN.name,
     rounding: Rounding | None = None,
     calibration: str | None = None,
+    method: Method | None = None,
     text: str | None = None,
-    rounder: RoundMatrix | None = None,
     family: str | None = None,
     config: str | Path | GLMConfig | None = None,
     progress: Progress = lambda label, done, total: None,
@@ -114,8 +125,8 @@ def quantize(
 
     layout: a name of `glm convert`. rounding: None = "searched" with a calibration text and for INT4 with more than
     32 columns a scale, else "nearest". calibration: a text; errors of columns then count by the mean square of their
-    activations. rounder: another way to round. text: to measure the loss on, before and after. One float layer is held
-    at a time. `destination` appears when it is complete.
+    activations. method: what else is done with it, None = "gptq". text: to measure the loss on, before and after. One
+    float layer is held at a time. `destination` appears when it is complete.
     Raises CheckpointError, ConfigError, RequestError, FileExistsError.
     """
     directory, remarks = model_directory(Path(source))
@@ -128,10 +139,12 @@ def quantize(
         )
     _check_layout(checkpoint, layout, directory, Path(destination))
     target = replace(checkpoint.config, quantization=form)
-    if calibration is not None and rounding == "nearest" and rounder is None:
+    if calibration is not None and rounding == "nearest":
         raise RequestError(
             "a calibration text changes nothing about nearest rounding", step="leave one out", param="calibrate"
         )
+    if method is not None and calibration is None:
+        raise RequestError(f"the method {method} needs a calibration text", step="give --calibrate", param="method")
     if rounding is None:
         coarse = form.bits == 4 and form.group_size not in range(1, 33)
         rounding = "searched" if calibration is not None or coarse else "nearest"
@@ -140,20 +153,24 @@ def quantize(
     if checkpoint.adapter:
         names, words = names_text(checkpoint.adapter, 2), adapter_words(checkpoint.adapter)
         notes.insert(0, f"what was written is the base alone; left out, {words}: {names}")
-    if tokenizer is None and calibration is not None:
-        raise RequestError(f"{source} has no tokenizer for the calibration text", param="calibrate")
-    importance: dict[str, Tensor] = {}
-    if tokenizer is not None and calibration is not None:
-        ids_BT, _ = windows(tokenizer, checkpoint, calibration, _CALIBRATED)
-        progress("reading activations", 0, 1)
-        importance = StreamedModel.open(checkpoint).mean_squares(ids_BT)
-    if rounder is None:
-        rounder = _plain_rounder(rounding, importance)
+    measured: list[Batch] = []
+    if tokenizer is not None and text is not None:
+        measured = text_batches(tokenizer, checkpoint.config, text, _MEASURED, what="text")
+    elif text is not None:
+        notes.append("no loss was measured: the directory has no tokenizer")
+    calibrated: Calibration | None = None
+    if calibration is not None:
+        if tokenizer is None:
+            raise RequestError(f"{source} has no tokenizer for the calibration text", param="calibrate")
+        batches = text_batches(tokenizer, checkpoint.config, calibration, _CALIBRATED, what="calibrate")
+        method = method or "gptq"
+        notes += _text_notes(batches, checkpoint, calibration, text, method)
+        calibrated = Calibration(checkpoint, target, batches, method, rounding)
     with atomic_directory(destination) as folder:
         work = folder / _WORK  # within, so that what a killed run leaves is removed with its directory
         own = folder if layout == OWN.name else work / OWN.name
         own.mkdir(parents=True, exist_ok=True)
-        errors = _write_weights(checkpoint, target, own / WEIGHTS_FILE, rounder, progress)
+        errors = _write_weights(checkpoint, target, own / WEIGHTS_FILE, rounding, calibrated, progress, notes)
         _write_small(checkpoint, target, own)
         if own is not folder:
             made = work / layout
@@ -161,26 +178,25 @@ def quantize(
             for path in [*made.iterdir()]:
                 path.rename(folder / path.name)
             shutil.rmtree(work)
-        before = after = None
-        if text is not None and tokenizer is not None:
-            ids_BT, start = windows(tokenizer, checkpoint, text, _MEASURED)
-            progress("measuring the loss", 0, 2)
-            before = StreamedModel.open(checkpoint).loss(ids_BT, start)
-            progress("measuring the loss", 1, 2)
+        losses: list[float | None] = [None, None, None]
+        if measured:
             written = open_checkpoint(folder, family=checkpoint.family.name)
-            after = StreamedModel.open(written).loss(ids_BT, start)
-            progress("measuring the loss", 2, 2)
+            models = [(checkpoint, checkpoint.config), (written, written.config)]
+            if calibrated is not None:
+                models.append((checkpoint, target))
+            for place, (one, own_config) in enumerate(models):
+                progress("measuring the loss", place, len(models))
+                losses[place] = StreamedModel.open(one, own_config).loss(measured)
+            progress("measuring the loss", len(models), len(models))
             for file in written.files:
                 file.close()
-        elif text is not None:
-            notes.append("no loss was measured: the directory has no tokenizer")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     before_bytes = sum(file.nbytes for file in checkpoint.files)
     for file in checkpoint.files:
         file.close()
     return QuantizeReport(
-        str(source), str(destination), checkpoint.family.name, layout, form, rounding, before_bytes, size,
-        target.mask == "causal", errors, before, after, notes,
+        str(source), str(destination), checkpoint.family.name, layout, form, rounding, method, before_bytes, size,
+        target.mask == "causal", errors, losses[0], losses[1], losses[2], notes,
     )  # fmt: skip
 
 
@@ -198,17 +214,30 @@ def _check_layout(checkpoint: Checkpoint, layout: str, source: Path, destination
         )
 
 
-def _plain_rounder(rounding: Rounding, importance: dict[str, Tensor]) -> RoundMatrix:
-    def round_one(
-        read: Callable[[int, int], Tensor], shape: tuple[int, int], form: MatrixForm, stem: str
-    ) -> dict[str, Tensor]:
-        return round_matrix(read, shape, form, rounding, importance.get(stem))
-
-    return round_one
+def _text_notes(
+    batches: list[Batch], checkpoint: Checkpoint, calibration: str, text: str | None, method: Method
+) -> list[str]:
+    """Remarks on a calibration text, and on what scaling changes."""
+    notes, tokens, config = [], sum(batch.num_tokens for batch in batches), checkpoint.config
+    if tokens < config.hidden_size:
+        notes.append(
+            f"the calibration text gives {tokens} tokens, fewer than the {config.hidden_size} columns of a row"
+        )
+    if text is not None and (text in calibration or calibration in text):
+        notes.append("the loss is measured on the calibration text itself and says little; give another --text")
+    if method.startswith("awq"):
+        notes.append("inputs are scaled: adapters that were trained on the float model do not fit these weights")
+    return notes
 
 
 def _write_weights(
-    checkpoint: Checkpoint, target: GLMConfig, path: Path, rounder: RoundMatrix, progress: Progress
+    checkpoint: Checkpoint,
+    target: GLMConfig,
+    path: Path,
+    rounding: Rounding,
+    calibrated: Calibration | None,
+    progress: Progress,
+    notes: list[str],
 ) -> list[LayerError]:
     """Put all tensors into their places, in the order of the model; returns the errors of each layer."""
     weights, bad = checkpoint.weights, dict[str, None]()
@@ -218,17 +247,27 @@ def _write_weights(
     }
     total = sum(weights.info(name).nbytes for name in weights.names())
     squares: dict[str, list[float]] = {}
+    outputs: dict[str, float] = {}
     done = 0
     with safetensors_places(path, infos) as put:
         for name in weights.names():
             stem = name.removesuffix(".weight")
+            layer, number = _layer(stem), _number(stem)
             form = matrix_form(target.quantization, stem) if stem in shapes and stem != name else None
-            if form is None:
+            progress(f"quantising {layer}", done, total)
+            if calibrated is not None and number is not None:
+                if layer not in squares:
+                    made = calibrated.round(number)
+                    squares[layer], outputs[layer] = made.weights, (sum(made.outputs) / len(made.outputs)) ** 0.5
+                    notes += [f"{layer}: {note}" for note in made.notes]
+                    for part, tensor in made.tensors.items():
+                        put(f"model.layers.{number}.{part}", tensor)
+            elif form is None:
                 put(name, fetch(weights, name, None, CPU, bad))
             else:
                 one = _Matrix(checkpoint, name)
-                tensors = rounder(one.read, shapes[stem], form, stem)
-                sums = squares.setdefault(_layer(stem), [0.0, 0.0])
+                tensors = round_matrix(one.read, shapes[stem], form, rounding)
+                sums = squares.setdefault(layer, [0.0, 0.0])
                 for place, value in enumerate(one.compare(tensors, shapes[stem], form)):
                     sums[place] += value
                 for part, tensor in tensors.items():
@@ -236,8 +275,11 @@ def _write_weights(
             weights.release(name)
             refuse_bad({each: weights.stored_name(each) for each in bad}, str(checkpoint.directory))
             done += weights.info(name).nbytes
-            progress(f"quantising {_layer(stem)}", done, total)
-    return [LayerError(name, (wrong / max(whole, 1e-30)) ** 0.5) for name, (wrong, whole) in squares.items()]
+        progress("quantising", total, total)
+    return [
+        LayerError(name, (wrong / max(whole, 1e-30)) ** 0.5, outputs.get(name))
+        for name, (wrong, whole) in squares.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -265,9 +307,15 @@ class _Matrix:
         return wrong, whole
 
 
-def _layer(stem: str) -> str:
+def _number(stem: str) -> int | None:
+    """Number of the layer that a module belongs to; None for tables and the last norm."""
     parts = stem.split(".")
-    return f"layer {parts[2]}" if parts[:2] == ["model", "layers"] else "tables"
+    return int(parts[2]) if parts[:2] == ["model", "layers"] else None
+
+
+def _layer(stem: str) -> str:
+    number = _number(stem)
+    return "tables" if number is None else f"layer {number}"
 
 
 def _write_small(checkpoint: Checkpoint, target: GLMConfig, folder: Path) -> None:

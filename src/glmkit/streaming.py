@@ -1,10 +1,11 @@
-"""A model whose layers are read from the files one at a time, for one pass over a text, and its loss on a text.
+"""A model whose layers are read from the files one at a time, for all batches of a text, and its loss on them.
 
-Legend: B windows, T tokens, C input columns of a linear layer, H hidden width.
+Legend: B rows, T tokens, N targets, H hidden width, R rows of a table.
 """
 
-from collections import defaultdict
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,16 @@ from torch.nn import functional
 from .checkpoint.materialize import fetch, fetch_panels, refuse_bad
 from .checkpoint.open import Checkpoint
 from .checkpoint.weights import Weights
+from .config import GLMConfig
+from .data.packing import Batch
 from .devices import CPU
-from .errors import RequestError
 from .filled_model import empty_model
 from .model import GLM
+from .model.attention import AttentionPlan
+from .model.positions import Rotary
+from .model.transformer import PreNormBlock
 from .objective.loss import linear_cross_entropy
 from .quant.layers import QuantMatrix
-from .tokenizer.protocol import Tokenizer
-
-WINDOW = 256  # tokens that see each other
-_FEWEST = 16  # tokens that a loss is measured on
 
 
 class StreamedTable(nn.Module):
@@ -47,103 +48,118 @@ class StreamedTable(nn.Module):
         return self._weights.read(self._name)[ids].float()
 
 
+@dataclass
+class Flow:
+    """A batch on its way through the layers: hidden states (1,T,H) before the next layer, and how it is attended to."""
+
+    batch: Batch
+    x_BTH: Tensor
+    plan: AttentionPlan
+    rotary: Rotary | None
+
+    def through(self, layer: PreNormBlock) -> Tensor:
+        """Hidden states behind a layer (1,T,H)."""
+        made: Tensor = layer(self.x_BTH, self.plan, self.rotary, None)
+        return made
+
+
+class _Start(nn.Module):
+    """A layer that remembers what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, AttentionPlan, Rotary | None]] = []
+
+    def forward(
+        self, x_BTH: Tensor, plan: AttentionPlan, rotary: Rotary | None, cache: None, prefix: None = None
+    ) -> Tensor:
+        self.seen.append((x_BTH, plan, rotary))
+        return x_BTH
+
+
 @dataclass(frozen=True)
 class StreamedModel:
-    """A float32 model of a checkpoint; a pass holds one layer's weights, integers as panels."""
+    """A float32 model of a checkpoint; all batches go through one layer before the next is read.
+
+    Integers stay as panels. `layers` have no memory but in `layer`.
+    """
 
     model: GLM
+    layers: nn.ModuleList
     checkpoint: Checkpoint
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint) -> "StreamedModel":
-        """The model with everything but its layers in place."""
-        model, weights = empty_model(checkpoint.config).eval(), checkpoint.weights
-        streamed = cls(model, checkpoint)
-        for number, layer in enumerate(model.model.layers):
-            assert isinstance(layer, nn.Module)
-            streamed._fill_when_called(f"model.layers.{number}", layer)
+    def open(cls, checkpoint: Checkpoint, config: GLMConfig | None = None) -> "StreamedModel":
+        """The model with everything but its layers in place. config: with matrices that are rounded on the way."""
+        model, weights = empty_model(config or checkpoint.config).eval(), checkpoint.weights
+        layers, model.model.layers = model.model.layers, nn.ModuleList([_Start()])
+        streamed = cls(model, layers, checkpoint)
         for stem in ("model.embed_tokens", "lm_head"):
             table = getattr(model, stem) if stem == "lm_head" else model.model.embed_tokens
             if isinstance(table, nn.Embedding | nn.Linear):
                 rows = weights.info(f"{stem}.weight").shape[0]
                 model.set_submodule(stem, StreamedTable(weights, stem, rows))
-        streamed._fill("", [name for name in model.state_dict() if not name.startswith("model.layers.")])
+        streamed._fill("", model, [*model.state_dict()])
         return streamed
 
-    def _fill(self, prefix: str, names: list[str]) -> None:
-        """Read parameters by the names that the model has for them behind `prefix`."""
+    def _fill(self, prefix: str, module: nn.Module, names: list[str]) -> None:
+        """Read parameters by the names that the module has for them behind `prefix`."""
         weights, bad, state = self.checkpoint.weights, dict[str, None](), dict[str, Tensor]()
-        module = self.model.get_submodule(prefix) if prefix else self.model
         for name in names:
             stem, _, part = name.rpartition(".")
             owner = module.get_submodule(stem)
-            whole = f"{prefix}.{name}".lstrip(".")
+            whole = f"{prefix}{name}"
             if isinstance(owner, StreamedTable) or part.endswith("_scale"):
                 continue
             if isinstance(owner, QuantMatrix) and part == "weight":
                 found = fetch_panels(weights, whole.removesuffix(".weight"), owner.form, CPU, bad)
             else:
                 found = {whole: fetch(weights, whole, torch.float32, CPU, bad)}
-            state |= {key.removeprefix(prefix).lstrip("."): value for key, value in found.items()}
+            state |= {key.removeprefix(prefix): value for key, value in found.items()}
         refuse_bad({name: weights.stored_name(name) for name in bad}, str(self.checkpoint.directory))
         module.load_state_dict(state, strict=False, assign=True)
 
-    def _fill_when_called(self, prefix: str, layer: nn.Module) -> None:
-        names = [*layer.state_dict()]
-
-        def fill(*_: object) -> None:
-            self._fill(prefix, names)
-
-        def empty(*_: object) -> None:
-            layer.to("meta")
-            for name in names:
-                if f"{prefix}.{name}" in known:
-                    self.checkpoint.weights.release(f"{prefix}.{name}")
-
-        known = set(self.checkpoint.weights.names())
-        layer.register_forward_pre_hook(fill)
-        layer.register_forward_hook(empty)
+    @contextmanager
+    def layer(self, number: int) -> Iterator[PreNormBlock]:
+        """A layer with its weights in memory, which are let go of afterwards."""
+        layer, prefix, weights = self.layers[number], f"model.layers.{number}.", self.checkpoint.weights
+        assert isinstance(layer, PreNormBlock)
+        names, known = [*layer.state_dict()], set(weights.names())
+        self._fill(prefix, layer, names)
+        yield layer
+        layer.to("meta")
+        for name in names:
+            if f"{prefix}{name}" in known:
+                weights.release(f"{prefix}{name}")
 
     @torch.no_grad()
-    def loss(self, ids_BT: Tensor, start: int) -> float:
-        """Mean cross-entropy of the tokens from column `start` on."""
-        hidden_BTH = self.model.hidden(ids_BT)[:, start - 1 : -1]
-        targets = ids_BT[:, start:].flatten()
-        sums = linear_cross_entropy(hidden_BTH.flatten(0, 1), self.model.head_matrix, targets)
-        return float(sums.cross_entropy_sum) / sums.num_targets
+    def start(self, batches: Sequence[Batch]) -> list[Flow]:
+        """Batches before the first layer."""
+        (first,) = self.model.model.layers
+        assert isinstance(first, _Start)
+        first.seen.clear()
+        for batch in batches:
+            self.model.hidden(batch.input_ids, position_ids=batch.position_ids, segments=batch.segments)
+        return [Flow(batch, *seen) for batch, seen in zip(batches, first.seen, strict=True)]
 
     @torch.no_grad()
-    def mean_squares(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Mean square of each input column (C,) of the layers' linear layers, by the stems of our names."""
-        sums: defaultdict[str, Tensor | float] = defaultdict(float)
-        hooks = [
-            module.register_forward_pre_hook(_adder(sums, stem))
-            for stem, module in self.model.named_modules()
-            if ".layers." in stem and isinstance(module, nn.Linear)
-        ]
-        self.model.hidden(ids_BT)
-        for hook in hooks:
-            hook.remove()
-        return {stem: total for stem, total in sums.items() if isinstance(total, Tensor)}
+    def sums(self, batches: Sequence[Batch]) -> list[tuple[float, int]]:
+        """Summed cross-entropy of each batch, in nats, and its targets."""
+        flows = self.start(batches)
+        for number in range(len(self.layers)):
+            with self.layer(number) as layer:
+                for flow in flows:
+                    flow.x_BTH = flow.through(layer)
+        assert self.model.model.norm is not None
+        sums = []
+        for flow in flows:
+            hidden_NH = self.model.model.norm(flow.x_BTH)[flow.batch.loss_mask]
+            targets_N = flow.batch.targets[flow.batch.loss_mask]
+            one = linear_cross_entropy(hidden_NH, self.model.head_matrix, targets_N)
+            sums.append((float(one.cross_entropy_sum), one.num_targets))
+        return sums
 
-
-def _adder(sums: defaultdict[str, Tensor | float], stem: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        sums[stem] += inputs[0].float().square().flatten(0, -2).mean(0)
-
-    return add
-
-
-def windows(tokenizer: Tokenizer, checkpoint: Checkpoint, text: str, most: int) -> tuple[Tensor, int]:
-    """Windows (B,T) of a text, at most `most`, behind the tokens that begin a piece, and the column of its first token.
-
-    Raises RequestError for a text that is too short.
-    """
-    special, ids = checkpoint.config.special or tokenizer.special, tokenizer.encode(text)
-    first = [index for index in (special.cls, special.gmask, special.sop) if index is not None]
-    size = min(WINDOW, checkpoint.config.max_positions - len(first), len(ids))
-    if size < _FEWEST:
-        raise RequestError(f"the text has {len(ids)} tokens, too few to measure on", step="give a longer one")
-    count = min(len(ids) // size, most)
-    rows = torch.tensor(ids[: count * size]).view(count, size)
-    return torch.cat([torch.tensor([first]).expand(count, -1), rows], 1), len(first)
+    def loss(self, batches: Sequence[Batch]) -> float:
+        """Mean cross-entropy of the targets, in nats."""
+        sums = self.sums(batches)
+        return math.fsum(value for value, _ in sums) / sum(count for _, count in sums)

@@ -4,6 +4,7 @@ import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from glmkit.checkpoint.hub import local_directory
 from glmkit.cli.convert import decimal_size
@@ -13,6 +14,7 @@ from glmkit.errors import RequestError
 from glmkit.eval.general_texts import general_dialogues
 from glmkit.families.family import first_command
 from glmkit.progress import Progress
+from glmkit.quant.calibration import Method
 from glmkit.quantizing import QuantizeReport, choose_form, quantize
 
 EPILOG = """INT8 has a scale per row, INT4 a byte for 32 columns (4.25 bits a number); word table and head are INT8.
@@ -39,7 +41,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--head-bits", type=int, choices=[4, 8, 16], help=head_help)
     rounding_help = "take each scale from the largest number, or search the one of the least error"
     add("--rounding", choices=["nearest", "searched"], help=rounding_help)
-    add("--calibrate", metavar="FILE", help="UTF-8 text whose activations say which columns matter")
+    add("--calibrate", metavar="FILE", help="UTF-8 text to round by: some pages of what the model will read")
+    method_help = "use of that text: gptq, awq (scaled inputs), both, or weighted scales alone (default: gptq)"
+    add("--method", choices=get_args(Method), help=method_help)
     add("--text", metavar="FILE", help="UTF-8 text to measure the loss on (default: a few general ones)")
     add("--no-loss", action="store_true", help="do not measure the loss before and after")
     add("--to", metavar="LAYOUT", default="glmkit", help="layout to write, see glm convert (default: glmkit)")
@@ -70,6 +74,7 @@ def run(args: Namespace) -> int:
             layout=args.to,
             rounding=args.rounding,
             calibration=None if args.calibrate is None else _read(args.calibrate),
+            method=args.method,
             text=text,
             family=args.family,
             config=args.config,
@@ -86,21 +91,34 @@ def summary(report: QuantizeReport) -> str:
     """The report as text for people."""
     form = report.quantization
     share = report.bytes / max(report.source_bytes, 1)
+    how = report.rounding if report.method is None else f"{report.method} on the text, scales {report.rounding}"
     lines = [
         f"wrote {report.destination}: {report.family}, {report.layout} layout, INT{form.bits}, {form.about}",
-        f"  {decimal_size(report.bytes)}, {100 * share:.1f} % of the source; rounding {report.rounding}",
+        f"  {decimal_size(report.bytes)}, {100 * share:.1f} % of the source; rounding: {how}",
     ]
-    errors = sorted(report.errors, key=lambda error: -error.relative)
-    if errors:
-        mean = sum(error.relative for error in errors) / len(errors)
-        worst = ", ".join(f"{error.name} {100 * error.relative:.2f} %" for error in errors[:_SHOWN])
-        lines.append(f"  error of the weights: {100 * mean:.2f} % of their norm on average; largest: {worst}")
+    if errors := report.errors:
+        lines.append(_errors_line("weights", {error.name: error.relative for error in errors}))
+        if outputs := {error.name: error.outputs for error in errors if error.outputs is not None}:
+            lines.append(_errors_line("outputs on the calibration text", outputs))
     if report.loss_before is not None and report.loss_after is not None:
-        change = 100 * (report.loss_after / report.loss_before - 1)
-        lines.append(f"  loss on the text: {report.loss_before:.4f} -> {report.loss_after:.4f} ({change:+.2f} %)")
+        after = _change(report.loss_after, report.loss_before)
+        lines.append(f"  loss on the text: {report.loss_before:.4f} -> {after}")
+        if report.loss_nearest is not None:
+            lines[-1] += f"; rounded to the nearest {_change(report.loss_nearest, report.loss_before)}"
     lines += [f"  note: {note}" for note in report.notes]
     command = first_command(report.family, shlex.quote(report.destination), causal=report.causal)
     return "\n".join([*lines, f"next: {command}"])
+
+
+def _errors_line(what: str, relative: dict[str, float]) -> str:
+    largest = sorted(relative, key=lambda name: -relative[name])[:_SHOWN]
+    worst = ", ".join(f"{name} {100 * relative[name]:.2f} %" for name in largest)
+    mean = sum(relative.values()) / len(relative)
+    return f"  error of the {what}: {100 * mean:.2f} % of their norm on average; largest: {worst}"
+
+
+def _change(loss: float, before: float) -> str:
+    return f"{loss:.4f} ({100 * (loss / before - 1):+.2f} %)"
 
 
 def _group(text: str) -> int:

@@ -20,12 +20,23 @@ _BLOCK = 1 << 18
 
 # Rows [start, stop) of a matrix.
 ReadRows = Callable[[int, int], Tensor]
+# Numbers (R',C) and scales of rows [start, stop).
+MakeRows = Callable[[int, int], tuple[Tensor, MatrixScales]]
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Bounds of whole panels of rows."""
-    step = max(1, _BLOCK // columns // PANEL) * PANEL
+def row_blocks(rows: int, columns: int, numbers: int = _BLOCK) -> Iterator[tuple[int, int]]:
+    """Bounds of whole panels of rows, about so many numbers at a time."""
+    step = max(1, numbers // columns // PANEL) * PANEL
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def fill_matrix(make: MakeRows, shape: tuple[int, int], form: MatrixForm, numbers: int = _BLOCK) -> dict[str, Tensor]:
+    """Tensors of a matrix (R,C) in a form, see `layers.QuantMatrix`, from rows that are made in order."""
+    tensors = empty_tensors(*shape, form)
+    blocks = panels_of(tensors, *shape, form)
+    for start, end in row_blocks(*shape, numbers):
+        _put(blocks, start, *make(start, end))
+    return tensors
 
 
 def round_matrix(
@@ -36,14 +47,13 @@ def round_matrix(
     importance_C: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Tensors of a float matrix (R,C) in a form, see `layers.QuantMatrix`. Raises CheckpointError as `find_scales`."""
-    rows, columns = shape
-    tensors = empty_tensors(rows, columns, form)
-    blocks = panels_of(tensors, rows, columns, form)
-    for start, end in row_blocks(rows, columns):
+
+    def make(start: int, end: int) -> tuple[Tensor, MatrixScales]:
         weight_RC = read(start, end).float()
         scales = find_scales(weight_RC, form, rounding, importance_C)
-        _put(blocks, start, scales.numbers(weight_RC), scales)
-    return tensors
+        return scales.numbers(weight_RC), scales
+
+    return fill_matrix(make, shape, form)
 
 
 def repack_matrix(weight: ReadRows, scale: ReadRows, shape: tuple[int, int], form: MatrixForm) -> dict[str, Tensor]:
@@ -51,16 +61,14 @@ def repack_matrix(weight: ReadRows, scale: ReadRows, shape: tuple[int, int], for
 
     Raises CheckpointError for a scale that is NaN or infinite.
     """
-    rows, columns = shape
-    tensors = empty_tensors(rows, columns, form)
-    blocks = panels_of(tensors, rows, columns, form)
-    for start, end in row_blocks(rows, columns):
+
+    def make(start: int, end: int) -> tuple[Tensor, MatrixScales]:
         numbers_RQ, scale_RU = weight(start, end), scale(start, end).float()
         if not bool(scale_RU.isfinite().all()):
             raise CheckpointError("a scale is NaN or infinite")
-        numbers_RC = unpack_int4(numbers_RQ) if form.bits == 4 else numbers_RQ
-        _put(blocks, start, numbers_RC, MatrixScales(form, scale_RU))
-    return tensors
+        return unpack_int4(numbers_RQ) if form.bits == 4 else numbers_RQ, MatrixScales(form, scale_RU)
+
+    return fill_matrix(make, shape, form)
 
 
 def _put(blocks: list[Panels], start: int, numbers_RC: Tensor, scales: MatrixScales) -> None:
