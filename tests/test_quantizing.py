@@ -18,6 +18,7 @@ from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.cli.main import main
 from glmkit.config import GLMConfig, Quantization
+from glmkit.data.text_rows import text_batches
 from glmkit.errors import CheckpointError, ConfigError, RequestError
 from glmkit.loading import load_parts
 from glmkit.memory import weights_bytes
@@ -25,6 +26,8 @@ from glmkit.model import GLM, init_weights
 from glmkit.quant import QuantLinear, compute_text, quantize_modules
 from glmkit.quantizing import choose_form, quantize
 from glmkit.streaming import StreamedModel
+from glmkit.tokenizer.training import train_tokenizer
+from glmkit.train.batch_loss import batch_loss
 from support.quantised import packed_as
 from support.shared import shared_dir
 from support.tiny import random_ids, tiny_config, tiny_model
@@ -232,24 +235,24 @@ def test_the_verb_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_loss_is_that_of_the_whole_models(tmp_path: Path) -> None:
     """Layer by layer from the files, floats and integers, as in one piece."""
-    config = tiny_config()
+    text = "the loss is that of the whole model " * 40
+    tokenizer = train_tokenizer([text], vocab_size=270)
+    config = tiny_config(vocab_size=320, special=tokenizer.special)
     model = GLM(config)
     init_weights(model, config, 0)
     (tmp_path / "f").mkdir()
     write_model(tmp_path / "f", config, dict(model.state_dict()))
     quantize(tmp_path / "f", tmp_path / "q", Quantization.usual(4))
-    ids = random_ids(3, 20)
+    batches = text_batches(tokenizer, config, text, 3)
     for name in ("f", "q"):
         whole = load_parts(tmp_path / name, dtype="float32").model
-        logits = whole(ids)[:, 3:-1]
-        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 4:].flatten())
-        assert StreamedModel.open(open_checkpoint(tmp_path / name)).loss(ids, 4) == pytest.approx(
-            expected.item(), rel=1e-5
+        (sums,) = [batch_loss()(whole, batch) for batch in batches]
+        assert StreamedModel.open(open_checkpoint(tmp_path / name)).loss(batches) == pytest.approx(
+            float(sums.cross_entropy_sum) / sums.num_targets, rel=1e-5
         )
-    found = StreamedModel.open(open_checkpoint(tmp_path / "f")).mean_squares(ids)
-    assert len(found) == sum(isinstance(module, torch.nn.Linear) for module in model.modules())
-    hidden = model.model.layers[0].input_layernorm(model.model._embed(ids, torch.zeros(3, 2, 20, dtype=torch.long)))
-    assert found["model.layers.0.self_attn.q_proj"].shape == hidden.shape[-1:]
+    # Floats of which the matrices are rounded on the way are the same as those that were written.
+    rounded = StreamedModel.open(open_checkpoint(tmp_path / "f"), open_checkpoint(tmp_path / "q").config)
+    assert rounded.loss(batches) == StreamedModel.open(open_checkpoint(tmp_path / "q")).loss(batches)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def round_layer(
     """Round a layer's matrices, in which afterwards are the floats that the integers stand for.
 
     passes: each sends one batch through the layer. form_of: of a matrix, by its name in the layer. stored: the type of
-    the floats in the file. Raises RequestError for inputs that are NaN or infinite.
+    the floats in the file. Raises RequestError for inputs that are NaN or too large.
     """
     made = RoundedLayer()
     if method.startswith("awq"):
@@ -89,8 +89,6 @@ def _gram(group: InputGroup, passes: Sequence[Callable[[], object]]) -> Tensor:
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal tokens
         x_TC = inputs[0].flatten(0, -2)
-        if not bool(torch.isfinite(x_TC.sum(dtype=torch.float64))):
-            raise RequestError(f"the inputs of {first} are NaN or infinite: the float model overflows on this text")
         gram_CC.addmm_(x_TC.T, x_TC)
         tokens += len(x_TC)
         raise _ReachedError
@@ -102,6 +100,8 @@ def _gram(group: InputGroup, passes: Sequence[Callable[[], object]]) -> Tensor:
         except _ReachedError:
             continue
     hook.remove()
+    if not bool(torch.isfinite(gram_CC.diagonal()).all()):
+        raise RequestError(f"the inputs of {first} are NaN or too large: the float model overflows on this text")
     return gram_CC.div_(tokens)
 
 

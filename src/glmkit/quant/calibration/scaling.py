@@ -76,14 +76,14 @@ def choose_exponents(
     size_K = torch.where(live_K, squares_K, 1.0).log2() / 2
     size_K = torch.where(live_K, size_K - size_K[live_K].mean(), 0.0)
     best_C = torch.zeros_like(squares_C)
-    least = _error(group, gram_CC, best_C, form, rounding)
+    least = scaled_error(group, gram_CC, best_C, form, rounding)
     for power in _POWERS:
         exponents_K = (size_K * power).round_().clamp_(-_LARGEST, _LARGEST)
         exponents_K = torch.where(_exact(group.source, exponents_K, stored), exponents_K, 0.0)
         exponents_C = _spread(exponents_K, group)
         if torch.equal(exponents_C, best_C):
             continue
-        error = _error(group, gram_CC, exponents_C, form, rounding)
+        error = scaled_error(group, gram_CC, exponents_C, form, rounding)
         if error < least:
             best_C, least = exponents_C, error
     return best_C
@@ -127,7 +127,9 @@ def _spread(values_K: Tensor, group: InputGroup) -> Tensor:
     return values_K.view(-1, 1, group.width).expand(-1, group.shared, -1).flatten()
 
 
-def _error(group: InputGroup, gram_CC: Tensor, exponents_C: Tensor, form: MatrixForm, rounding: Rounding) -> float:
+def scaled_error(
+    group: InputGroup, gram_CC: Tensor, exponents_C: Tensor, form: MatrixForm, rounding: Rounding
+) -> float:
     """Squared error of the outputs of some rows, when the scaled columns are rounded to the nearest."""
     factor_C = exponents_C.exp2()
     importance_C = gram_CC.diagonal() / factor_C.square()
