@@ -29,7 +29,7 @@ class Factor(NamedTuple):
 
 
 def factor(gram_CC: Tensor, *, damping: float = DAMPING, by_size: bool = True) -> Factor | None:
-    """What `gptq` needs of the inputs; None where the Gram matrix cannot be inverted even with a thousand times the
+    """Order and factor for `gptq`; None where the Gram matrix cannot be inverted even with a thousand times the
     damping. by_size False: columns in their own order.
 
     A column whose inputs are all 0 depends on no other. The factor has the type of the Gram matrix.
