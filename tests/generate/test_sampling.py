@@ -1,6 +1,7 @@
 """The noise of sampling, the cuts on large vocabularies, and how often each token comes."""
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,14 +13,13 @@ from glmkit.generate.sampling import (
     _hash_of,
     _signed,
     gumbel,
-    gumbel_apart,
     keep_top_k,
     keep_top_p,
     next_tokens,
     noise_keys,
     uniform,
 )
-from support.drawn import drawn
+from support.drawn import drawn, weights_kept
 
 WORD = (1 << 64) - 1
 
@@ -49,16 +49,22 @@ def test_noise_is_gumbel_and_streams_are_unrelated() -> None:
     assert (correlation - torch.eye(7)).abs().max() < 5 / ids.numel() ** 0.5
 
 
-def test_noise_of_a_token_does_not_depend_on_the_others() -> None:
-    """So a cut changes a choice only where it removes the token that would have come."""
-    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2))
-    whole = next_tokens(logits, Sampling(temperature=1.0, seed=6), range(4))
+@pytest.mark.parametrize("size", [300, 5000])
+def test_a_filter_changes_a_choice_only_where_it_takes_the_token_away(size: int) -> None:
+    logits = torch.randn(40, size, generator=torch.Generator().manual_seed(2))
+    whole = next_tokens(logits, Sampling(temperature=1.0, seed=6), range(40))
+    moved = 0
     for index, token in enumerate(whole.tolist()):
-        rank = int((logits[index] > logits[index, token]).sum()) + 1
-        one = logits[index : index + 1]
-        assert next_tokens(one, Sampling(temperature=1.0, seed=6, top_k=rank), [index]).item() == token
-        if rank > 1:
-            assert next_tokens(one, Sampling(temperature=1.0, seed=6, top_k=rank - 1), [index]).item() != token
+        one, p_V = logits[index : index + 1], logits[index].double().softmax(-1)
+        before = float(p_V[p_V > p_V[token]].sum())
+        for options in ({"top_p": before + 1e-5}, {"min_p": float(p_V[token] / p_V.max()) * 0.9999}):
+            assert next_tokens(one, Sampling(temperature=1.0, seed=6, **options), [index]).item() == token
+        for options in ({"top_p": max(before - 1e-5, 1e-9)}, {"min_p": float(p_V[token] / p_V.max()) * 1.0001}):
+            if token != int(logits[index].argmax()):
+                other = next_tokens(one, Sampling(temperature=1.0, seed=6, **options), [index]).item()
+                assert p_V[other] > p_V[token]
+                moved += 1
+    assert moved > 60
 
 
 def test_top_p_by_heads_equals_sorting_all() -> None:
@@ -89,22 +95,35 @@ def test_a_row_without_tokens_gives_id_0(cuts: dict[str, Any]) -> None:
         assert next_tokens(logits, Sampling(temperature=1.0, **cuts), range(3)).tolist() == [0, 4, 0]
 
 
-def test_few_numbers_by_numpy_have_the_same_noise() -> None:
-    ids = torch.randint(0, 150_000, (40, 500), generator=torch.Generator().manual_seed(1))
-    keys = noise_keys(range(40), range(900, 940), ids.device)
-    apart = torch.from_numpy(gumbel_apart(ids.numpy(), keys))
-    torch.testing.assert_close(apart, gumbel(uniform(ids, keys)).double(), atol=2e-6, rtol=1e-6)
-
-
-def test_sampled_frequencies_follow_the_softmax() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
-    draws = 4000
-    counts = torch.zeros(4)
-    for position in range(draws):
-        counts[next_tokens(logits, Sampling(temperature=1.0, seed=4), [position])] += 1
-    expected = logits[0].softmax(-1)
-    standard_error = (expected * (1 - expected) / draws).sqrt()
-    assert ((counts / draws - expected).abs() < 4 * standard_error).all()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.6}, {"top_k": 40}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 90, "top_p": 0.7, "min_p": 0.02}],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [4, 700, 9001])
+def test_frequencies_are_those_of_the_distribution(size: int, options: dict[str, Any]) -> None:
+    """Chi-square of 2,500 draws over the likeliest tokens, the rest as one; nothing that is cut ever comes."""
+    draws, options = 2500, {"temperature": 1.0, **options}
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(size)) * 2
+    ids, weights, kept = weights_kept(logits[0], **options)
+    weight = dict(zip(ids, weights, strict=True))
+    sampling = Sampling(seed=11, **options)
+    counts = Counter(next_tokens(logits.expand(draws, -1), sampling, range(draws)).tolist())
+    assert counts.keys() <= set(kept)
+    total = sum(weight[token] for token in kept)
+    cells: list[tuple[float, float]] = []  # expected and found
+    expected = found = 0.0
+    for token in kept:
+        expected, found = expected + draws * weight[token] / total, found + counts[token]
+        if expected >= 20:
+            cells.append((expected, found))
+            expected = found = 0.0
+    cells[-1] = (cells[-1][0] + expected, cells[-1][1] + found)
+    square = sum((found - expected) ** 2 / expected for expected, found in cells)
+    freedom = len(cells) - 1
+    # Wilson and Hilferty 1931: the cube root of chi-square over its freedom is nearly normal.
+    normal = ((square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5 if freedom else 0
+    assert normal < 3.1, f"chi-square {square:.1f} of {freedom}, beyond 0.1 %"
 
 
 def test_top_k_and_top_p_keep_what_they_say() -> None:
@@ -165,7 +184,7 @@ def _options(draw: random.Random) -> dict[str, Any]:
 def test_every_token_is_that_of_a_look_at_all_of_them(size: int, dtype: torch.dtype) -> None:
     """Peaked and flat distributions, equal logits (which few bits give), forbidden tokens; rows alone and together."""
     draw, generator = random.Random(size), torch.Generator().manual_seed(size)
-    for number in range(40 if size > 9000 else 120):
+    for number in range(12 if size > 9000 else 40):
         logits = (torch.randn(3, size, generator=generator) * draw.choice([0.0, 0.02, 1.0, 3.0, 8.0, 40.0])).to(dtype)
         logits[1, torch.rand(size, generator=generator) < draw.choice([0.0, 0.5, 0.99])] = -torch.inf
         logits[1, draw.randrange(size)] = 0

@@ -1,57 +1,70 @@
-"""Sampling written plainly: every cut on the whole distribution, the noise of every token that is left, an argmax."""
+"""Sampling written plainly, in double precision: what the filters keep by sorting, and one number after the other."""
 
-import torch
+import math
+
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
+_WORD = (1 << 64) - 1
+_GROUP = 256
 
 
-def signed(value: int) -> int:
-    return ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
+def _hash(x: int) -> int:
+    x &= _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
 
 
-def _hash(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+def _place(parts: list[float], key: int) -> int:
+    left = ((key >> 12) + 0.5) / 2**52 * sum(parts)
+    for place, part in enumerate(parts):
+        left -= part
+        if left < 0:
+            return place
+    raise AssertionError("a uniform number is less than 1")
 
 
-def noise_of(ids: Tensor, seed: int, position: int) -> Tensor:
-    key = _hash(torch.tensor(signed(seed * _GOLDEN + position * 0xD1B54A32D192ED03)))
-    bits = _hash(ids * signed(_GOLDEN) + key)
-    unit = (((bits >> 12) & ((1 << 52) - 1)).float() + 0.5) * 2.0**-52
-    return -torch.log(-torch.log1p(-unit.clamp_max(1 - 2.0**-24)))
+def _picked(weights: list[float], key: int) -> int:
+    groups = [weights[start : start + _GROUP] for start in range(0, len(weights), _GROUP)]
+    group = _place([sum(own) for own in groups], key)
+    return group * _GROUP + _place(groups[group], _hash(key))
 
 
-def _top_p(log_p_1V: Tensor, p: float) -> Tensor:
-    p_1V, size = log_p_1V.softmax(-1), log_p_1V.shape[1]
-    for head in (128, 4096, size):
-        top_1H, ids_1H = p_1V.topk(min(head, size), dim=-1)
-        before_1H = top_1H.cumsum(-1) - top_1H
-        drop_1H = (before_1H >= p) & (before_1H > 0)
-        if head >= size or bool(drop_1H[:, -1].all()):
+def weights_kept(
+    logits_V: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[list[int], list[float], list[int]]:
+    """Ids that top_k keeps, their weights over the largest, and the ids that all filters keep, the likeliest first."""
+    logits = logits_V.double().tolist()
+    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    if 0 < top_k < len(logits):
+        ranked = [token for token in ranked if logits[token] >= logits[ranked[top_k - 1]]]
+    weight = {token: math.exp((logits[token] - logits[ranked[0]]) / temperature) for token in ranked}
+    total, before, kept = sum(weight.values()), 0.0, []
+    for token in ranked:
+        if kept and (before >= top_p * total and top_p < 1 or weight[token] < min_p):
             break
-    return log_p_1V.masked_fill(torch.ones_like(p_1V, dtype=torch.bool).scatter(1, ids_1H, drop_1H), -torch.inf)
+        kept.append(token)
+        before += weight[token]
+    ids = sorted(ranked)
+    return ids, [weight[token] for token in ids], kept
 
 
-def drawn(
-    logits_1V: Tensor,
-    seed: int,
-    position: int,
-    *,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> int:
-    above_1V = logits_1V.float() - logits_1V.float().amax(-1, keepdim=True)
-    log_p_1V = torch.log_softmax(above_1V / temperature, dim=-1)
-    if 0 < top_k < log_p_1V.shape[1]:
-        log_p_1V = log_p_1V.masked_fill(log_p_1V < log_p_1V.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        log_p_1V = _top_p(log_p_1V, top_p)
-    if min_p > 0:
-        p_1V = log_p_1V.softmax(-1)
-        log_p_1V = log_p_1V.masked_fill(p_1V < min_p * p_1V.amax(-1, keepdim=True), -torch.inf)
-    ids = (log_p_1V[0] > -torch.inf).nonzero()[:, 0]
-    return int(ids[(log_p_1V[0, ids] + noise_of(ids, seed, position)).argmax()])
+def drawn(logits_1V: Tensor, seed: int, position: int, **options: float) -> int:
+    """The token that `next_tokens` must give: each draw is among those that the one before left."""
+    min_p = options.get("min_p", 0.0)
+    ids, weights, kept = weights_kept(logits_1V[0], **options)  # type: ignore[arg-type]
+    allowed = set(kept)
+    key = _hash(seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03)
+    while True:
+        place = _picked(weights, key)
+        if ids[place] in allowed:
+            return ids[place]
+        own = weights[place]
+        if own < min_p:
+            weights = [weight if weight >= min_p else 0.0 for weight in weights]
+        else:
+            weights = [
+                weight if weight > own or (weight == own and other < place) else 0.0
+                for other, weight in enumerate(weights)
+            ]
+        key = _hash(key + 1)

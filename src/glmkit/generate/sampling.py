@@ -1,13 +1,13 @@
 """Choice of the next token: temperature, top-k, top-p and min-p filters, noise, draw. Pure functions on logits.
 
-Legend: B rows, V vocabulary rows, H the likeliest tokens of a row, C tokens in question.
-Sampling is the Gumbel form: the argmax of log p + noise, so that one noise vector serves any distribution. The noise is
-a number for every (seed, position, token id), the same in any batch and on any device; the hash behind it is splitmix64
-(Steele et al. 2014, OOPSLA).
+Legend: B rows, V vocabulary rows, K beams, G groups of tokens, C tokens in question.
+Noise is hashed from the seed and the position, so it is the same in any batch and on any device; the hash is splitmix64
+(Steele et al. 2014, OOPSLA). A token is where a uniform number falls in the sums of probabilities; beams, which are
+several tokens drawn together, are the largest sums of log p and Gumbel noise, a number for each token id.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glmkit.devices import is_cpu
-
-_HEADS = (128, 2048)  # how many of the likeliest tokens are looked at; more where the filters reach further
-_BLOCK = 32  # tokens that are looked at together
-_CLOSE = 1e-4  # rounding of sums, probabilities and their logarithms is less
-# Logits that are looked at together: on a processor while its cache holds them, else for the memory.
-_AT_ONCE_CPU, _AT_ONCE_ELSEWHERE = 1 << 18, 1 << 24
+_GROUP = 256  # neighbouring tokens that are drawn together first: about the root of a large vocabulary
+_BLOCK = 32  # tokens whose largest is looked at for them all
 _WORD = (1 << 64) - 1
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -48,25 +43,87 @@ class Sampling:
 
 
 def next_tokens(logits_BV: Tensor, sampling: Sampling, positions: Sequence[int]) -> Tensor:
-    """(B,) int64: one token a row. The noise depends on (sampling.seed, position) only, not on the batch.
+    """(B,) int64: one token a row. A row depends on (sampling.seed, its position) only, not on the batch.
 
     Order: temperature, top_k, top_p, min_p, noise; each filter works on what the ones before left
-    (`huggingface/transformers:generation/utils.py` has the same order).
+    (`huggingface/transformers:generation/utils.py` has the same order). top_p and min_p change a choice only where they
+    take away the token that would have come without. A row where nothing is left gives 0.
     """
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    keys_B1 = noise_keys([int(sampling.seed)] * len(logits_BV), positions, logits_BV.device)
-    rows = max(1, (_AT_ONCE_CPU if is_cpu(logits_BV.device) else _AT_ONCE_ELSEWHERE) // logits_BV.shape[1])
-    parts = zip(torch.split(logits_BV, rows), torch.split(keys_B1, rows), strict=True)
-    return torch.cat([_drawn(*part, sampling) for part in parts])
-
-
-def _drawn(logits_BV: Tensor, keys_B1: Tensor, sampling: Sampling) -> Tensor:
-    # From the largest down and within fp32's range: an extreme temperature is greedy or uniform, never NaN.
     scores_BV = logits_BV.float()
-    above_BV = scores_BV - scores_BV.amax(-1, keepdim=True)
-    log_p_BV = torch.log_softmax(above_BV.div_(min(max(sampling.temperature, 1e-30), 1e30)), dim=-1)
-    return draw(log_p_BV, keys_B1, top_k=int(sampling.top_k), top_p=sampling.top_p, min_p=sampling.min_p)
+    if sampling.temperature == 0:
+        return scores_BV.max(-1).indices  # on a CPU sooner there than `argmax`
+    tokens = [_drawn(*row, sampling) for row in zip(scores_BV.detach().cpu().numpy(), positions, strict=True)]
+    return torch.tensor(tokens, dtype=torch.long, device=logits_BV.device)
+
+
+def _drawn(scores_V: NDArray[np.float32], position: int, sampling: Sampling) -> int:
+    """A token drawn from the top_k, or, where the other filters do not keep that one, from those that they keep.
+
+    The kept ones are never sorted: a token is kept when what is likelier has less than top_p, and one that is not shows
+    that none behind it is. So each draw is among fewer, and the share of the first one is top_p at least.
+    """
+    ids_C = None
+    if 0 < sampling.top_k < len(scores_V):
+        ids_C = _largest(scores_V, int(sampling.top_k))
+        scores_V = scores_V[ids_C]
+    first = int(scores_V.argmax())
+    if not math.isfinite(scores_V[first]):
+        return first if ids_C is None else int(ids_C[first])
+    # From the largest down and within fp32's range: an extreme temperature is greedy or uniform, never NaN.
+    p_V = scores_V - scores_V[first]
+    if sampling.temperature != 1:
+        with np.errstate(over="ignore"):
+            p_V *= np.float32(1 / min(max(sampling.temperature, 1e-30), 1e30))
+    np.exp(p_V, out=p_V)  # over the probability of the likeliest
+    key, top_p, least = _key(int(sampling.seed), position), sampling.top_p, np.float32(sampling.min_p)
+    token, total = _picked(p_V, key)
+    while token != first:
+        p = p_V[token]
+        if p < least:
+            p_V *= (p_V >= least).astype(np.float32)
+        elif top_p >= 1:
+            break
+        else:
+            kept_V = p_V > p
+            kept_V[:token] |= p_V[:token] == p  # of equal ones the first is the likelier
+            likelier_V = p_V * kept_V.astype(np.float32)
+            if likelier_V.sum() < top_p * total:
+                break
+            p_V = likelier_V
+        key = _hash_of(key + 1)
+        token, _ = _picked(p_V, key)
+    return token if ids_C is None else int(ids_C[token])
+
+
+def _picked(p_C: NDArray[np.float32], key: int) -> tuple[int, float]:
+    """(a token with its share of the sum, the sum): first a group is drawn, then one of its tokens."""
+    group, total = _place(np.add.reduceat(p_C, np.arange(0, len(p_C), _GROUP)), key)
+    start = group * _GROUP
+    return start + _place(p_C[start : start + _GROUP], _hash_of(key))[0], total
+
+
+def _place(parts_C: NDArray[np.float32], key: int) -> tuple[int, float]:
+    """(where a uniform number falls among parts of a sum, never on one of 0, the sum)."""
+    ends_C = parts_C.cumsum(dtype=np.float64)
+    total = float(ends_C[-1])
+    number = (((key & _WORD) >> 12) + 0.5) * 2.0**-52
+    place = int(ends_C.searchsorted(number * total, side="right"))
+    return min(place, int(ends_C.searchsorted(total))), total  # the product may round up to the sum
+
+
+def _largest(scores_V: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest and of those equal to the last of them, in order."""
+    blocks = len(scores_V) // _BLOCK
+    if blocks <= 2 * count:
+        ids = np.arange(len(scores_V))
+    else:
+        # As many blocks as tokens are asked for reach this value, so the tokens are in blocks that do.
+        end = blocks * _BLOCK
+        most = scores_V[:end].reshape(_BLOCK, blocks).max(0)
+        firsts = np.flatnonzero(~(most < np.partition(most, -count)[-count]))
+        ids = np.concatenate([(firsts + np.arange(0, end, blocks)[:, None]).ravel(), np.arange(end, len(scores_V))])
+    values = scores_V[ids]
+    return np.sort(ids[~(values < np.partition(values, -count)[-count])])  # what is no number stays
 
 
 def draw_beams(
@@ -128,110 +185,18 @@ def keep_min_p(log_p_BV: Tensor, p: float) -> Tensor:
     return log_p_BV.masked_fill(p_BV < p * p_BV.amax(-1, keepdim=True), -torch.inf)
 
 
-# --- drawing -----------------------------------------------------------------
-
-
-def draw(log_p_BV: Tensor, keys_B1: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """(B,) int64: of each row the token with the largest log p + noise among those that the filters keep, the first
-    of equal ones; 0 where nothing is left.
-
-    log_p_BV: fp32. keys_B1: of `noise_keys`. Exactly the result of the filters one after the other, the noise of all
-    tokens and an argmax: the ways here that look at less say of every row whether the result is certain.
-    """
-    top_k = 0 if top_k >= log_p_BV.shape[1] else top_k
-    left: Iterable[int] = range(len(log_p_BV))
-    tokens_B = torch.zeros_like(keys_B1[:, 0])
-    if top_k or top_p < 1 or min_p:
-        found_B, certain_B = _from_head(log_p_BV, keys_B1, _HEADS[0], top_k, top_p, min_p)
-        left, tokens_B = np.flatnonzero(~certain_B), torch.from_numpy(found_B).to(log_p_BV.device)
-    for row in left:
-        own = slice(int(row), int(row) + 1)
-        tokens_B[own] = _closely(log_p_BV[own], keys_B1[own], top_k, top_p, min_p)
-    return tokens_B
-
-
-def _closely(log_p_1V: Tensor, key_11: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    if top_k or top_p < 1:
-        found_1, certain_1 = _from_head(log_p_1V, key_11, _HEADS[1], top_k, top_p, min_p)
-        if certain_1.all():
-            return torch.from_numpy(found_1).to(key_11.device)
-    log_p_1V = keep_min_p(keep_top_p(keep_top_k(log_p_1V, top_k), top_p), min_p)
-    kept_V = log_p_1V[0] > -torch.inf
-    if bool(kept_V.all()):
-        ids_1V = torch.arange(len(kept_V), device=kept_V.device)[None]
-        return (log_p_1V + gumbel(uniform(ids_1V, key_11))).argmax(-1)
-    ids_1C = kept_V.nonzero().T
-    if not ids_1C.shape[1]:
-        return torch.zeros_like(key_11[0])
-    scores_1C = log_p_1V.gather(1, ids_1C) + gumbel(uniform(ids_1C, key_11))
-    return ids_1C[0, scores_1C.argmax(-1)]
-
-
-def _from_head(
-    log_p_BV: Tensor, keys_B1: Tensor, head: int, top_k: int, top_p: float, min_p: float
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(tokens, whether they are certain), each (B,), of filtered distributions, by the `head` likeliest tokens.
-
-    A row is not certain when its filters reach beyond the head, or when the token lies so near a bound, or another
-    score so near its own, that only rounding, or the order of equal ones, decides.
-    """
-    size, uncertain_B = log_p_BV.shape[1], np.zeros(len(log_p_BV), dtype=bool)
-    if top_k > min(head, size):
-        return uncertain_B.astype(np.int64), uncertain_B
-    largest_BH, columns_BH = _largest(log_p_BV, min(head, size))
-    # Few numbers from here on, which NumPy handles sooner, and more exactly: what is certain here is so by far.
-    values_BH, ids_BH = largest_BH.cpu().numpy().astype(np.float64), columns_BH.cpu().numpy()
-    kept_BH = values_BH > -np.inf
-    if top_k:
-        kept_BH &= values_BH >= values_BH[:, top_k - 1 : top_k]
-    maybe_BH, sure_BH = kept_BH, kept_BH
-    if top_p < 1:
-        p_BH = np.exp(np.where(kept_BH, values_BH, -np.inf))
-        if top_k:
-            p_BH /= np.maximum(p_BH.sum(-1, keepdims=True), 1e-300)  # nothing may be left
-        before_BH = p_BH.cumsum(-1) - p_BH
-        # The set ends between these two tokens, or among those that are as likely.
-        inside_BH, outside_BH = before_BH < top_p - _CLOSE, before_BH >= top_p + _CLOSE
-        inside_BH[:, 0], outside_BH[:, 0] = True, False
-        first_B1 = np.where(inside_BH, -np.inf, values_BH).max(-1, keepdims=True)
-        last_B1 = np.where(outside_BH, np.inf, values_BH).min(-1, keepdims=True)
-        sure_BH = sure_BH & (values_BH > first_B1 + _CLOSE)
-        maybe_BH = maybe_BH & (values_BH >= last_B1 - _CLOSE)
-    if min_p > 0:
-        least_B1 = values_BH[:, :1] + math.log(min_p)
-        sure_BH, maybe_BH = sure_BH & (values_BH > least_B1 + _CLOSE), maybe_BH & (values_BH >= least_B1 - _CLOSE)
-    scores_BH = np.where(maybe_BH, values_BH + gumbel_apart(ids_BH, keys_B1), -np.inf)
-    rows_B, drawn_B = np.arange(len(scores_BH)), scores_BH.argmax(-1)
-    best_B = scores_BH[rows_B, drawn_B]
-    alone_B = (scores_BH > best_B[:, None] - _CLOSE).sum(-1) == 1
-    certain_B = alone_B & sure_BH[rows_B, drawn_B] & ((head >= size) | ~maybe_BH[:, -1])
-    return ids_BH[rows_B, drawn_B], certain_B
-
-
-def _largest(x_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and their columns, as `topk`; of equal ones at the end, any."""
-    if count * _BLOCK * 2 > x_BV.shape[1]:
-        values_BH, ids_BH = x_BV.topk(count)
-        return values_BH, ids_BH
-    # The blocks with the largest values hold them all; what stands behind the last block is looked at, too.
-    size = x_BV.shape[1] // _BLOCK * _BLOCK
-    blocks_BH = torch.unflatten(x_BV[:, :size], 1, (-1, _BLOCK)).amax(-1).topk(count).indices
-    inside, rest = (torch.arange(*ends, device=x_BV.device) for ends in ((_BLOCK,), (size, x_BV.shape[1])))
-    columns_BC = (blocks_BH[:, :, None] * _BLOCK + inside).flatten(1)
-    ids_BC = torch.cat([columns_BC, rest.expand(len(x_BV), -1)], 1)
-    values_BH, places_BH = x_BV.gather(1, ids_BC).topk(count)
-    return values_BH, ids_BC.gather(1, places_BH)
-
-
 # --- noise -------------------------------------------------------------------
 
 
 def noise_keys(seeds: Sequence[int], positions: Sequence[int], device: torch.device) -> Tensor:
     """(B,1) int64: the start of each row's noise."""
-    # Two odd constants spread (seed, position) over 64 bits; nearby seeds and positions give unrelated streams.
-    pairs = zip(seeds, positions, strict=True)
-    keys = [_hash_of(seed * _GOLDEN + position * 0xD1B54A32D192ED03) for seed, position in pairs]
+    keys = [_key(*pair) for pair in zip(seeds, positions, strict=True)]
     return torch.tensor(keys, device=device)[:, None]
+
+
+def _key(seed: int, position: int) -> int:
+    # Two odd constants spread (seed, position) over 64 bits; nearby seeds and positions give unrelated streams.
+    return _hash_of(seed * _GOLDEN + position * 0xD1B54A32D192ED03)
 
 
 def uniform(ids_BC: Tensor, keys_B1: Tensor) -> Tensor:
@@ -240,18 +205,6 @@ def uniform(ids_BC: Tensor, keys_B1: Tensor) -> Tensor:
     # With as many digits near 0, where the large noise comes from, as elsewhere.
     unit = (bits >> 12).bitwise_and_((1 << 52) - 1).float().add_(0.5).mul_(2.0**-52)
     return unit.clamp_max_(1 - 2.0**-24)
-
-
-def gumbel_apart(ids_BC: NDArray[np.int64], keys_B1: Tensor) -> NDArray[np.float64]:
-    """`gumbel(uniform(...))` of few ids, worked out by NumPy, which begins sooner; the logarithms are rounded later."""
-    x = ids_BC.astype(np.uint64) * np.uint64(_GOLDEN) + keys_B1.cpu().numpy().astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
-    x ^= x >> np.uint64(31)
-    unit = ((x >> np.uint64(12)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-52)
-    clear: NDArray[np.float64] = np.minimum(unit, np.float32(1 - 2.0**-24)).astype(np.float64)
-    noise: NDArray[np.float64] = -np.log(-np.log1p(-clear))
-    return noise
 
 
 def gumbel(uniform_BC: Tensor) -> Tensor:
