@@ -97,7 +97,14 @@ def test_a_row_without_tokens_gives_id_0(cuts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.6}, {"top_k": 40}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 90, "top_p": 0.7, "min_p": 0.02}],
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 40},
+        {"top_p": 0.8},
+        {"min_p": 0.05},
+        {"top_k": 90, "top_p": 0.7, "min_p": 0.02},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [4, 700, 9001])

@@ -41,7 +41,7 @@ def weights_kept(
     weight = {token: math.exp((logits[token] - logits[ranked[0]]) / temperature) for token in ranked}
     total, before, kept = sum(weight.values()), 0.0, []
     for token in ranked:
-        if kept and (before >= top_p * total and top_p < 1 or weight[token] < min_p):
+        if kept and ((before >= top_p * total and top_p < 1) or weight[token] < min_p):
             break
         kept.append(token)
         before += weight[token]
