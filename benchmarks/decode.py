@@ -36,6 +36,7 @@ class Greedy:
     """A prompt and the most likely tokens after it."""
 
     max_sequences = 1
+    spare_rows = 0
     listener = None
     adapter = None
 

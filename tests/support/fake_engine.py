@@ -37,6 +37,7 @@ class CountJob:
     """Writes 0, 1, 2, … one number a step."""
 
     max_sequences = 1
+    spare_rows = 0
     adapter = None
 
     def __init__(self, tokens: int, *, prompt: int = 1, breaks_at: int | None = None) -> None:

@@ -44,7 +44,7 @@ class Option:
     above: one that is not. off: the value without effect. item: of an option with several values, one of them.
     max_items: how many of them. search: of beam search alone. one_beam: why the option does not go with several beams.
     chat_default: help on the default in a conversation, where that is another one. api, api_low, api_high, api_help:
-    name, limits and help in the API where they differ. The rest is that of the field.
+    name, limits and help in the API where they differ. unset: what None stands for. The rest is that of the field.
     """
 
     help: str
@@ -67,6 +67,7 @@ class Option:
     kind: type = int
     words: tuple[str, ...] = ()
     default: object = None
+    unset: str = "none"
 
     @property
     def api_name(self) -> str:
@@ -144,7 +145,8 @@ class GenerationParams:
     the model's own. logprobs 0 reports the token alone, None nothing. num_beams > 1 is beam search; with a
     temperature its beams are drawn, by the filters of sampling, too.
     prompt_lookup guesses so many tokens ahead where the last ones, `prompt_lookup_ngram` at most, occurred before in
-    prompt or answer; the answer stays exactly the same, it only comes faster where it repeats.
+    prompt or answer; the answer stays exactly the same, it only comes faster where it repeats. None: as many as pay,
+    while at most two sequences run and rows do not change each other's numbers (`engine.runner.Runner.alike`).
     beam_length: what a beam's score is divided by. "row" counts the prompt as it was given, its padding too, and no
     stop id (transformers up to 4.35, with which the published numbers were made); "answer" counts the new tokens, a
     stop id too (transformers since). The power is length_penalty in both.
@@ -224,10 +226,10 @@ class GenerationParams:
         "the length that a beam's score is divided by: row counts the prompt, too, answer its own tokens",
         faces=("generate",), search=True,
     ))  # fmt: skip
-    prompt_lookup: int = _option(0, Option(
+    prompt_lookup: int | None = _option(None, Option(
         "so many tokens at a time are looked up in the prompt and checked at once, 0 = off; same answers, "
-        "faster",
-        low=0, high=64, off=0, faces=("generate", "fill", "chat", "api"), one_beam="leave it at 0",
+        "faster; without it as many as pay, while at most two sequences run",
+        low=0, high=64, off=0, faces=("generate", "fill", "chat", "api"), one_beam="leave it at 0", unset="auto",
     ))  # fmt: skip
     prompt_lookup_ngram: int = _option(
         3, Option("longest run that is looked up, in tokens", low=1, high=64, faces=("generate", "fill", "chat"))
@@ -251,7 +253,7 @@ class GenerationParams:
                 param="num_return_sequences",
             )
         for option in OPTIONS.values() if self.num_beams > 1 else ():
-            if option.one_beam and getattr(self, option.name) != option.default:
+            if option.one_beam and getattr(self, option.name) not in (option.default, option.off):
                 raise RequestError(
                     f"{option.name} does not go with num_beams {self.num_beams}",
                     step=f"{option.one_beam}, or take one beam",
@@ -330,7 +332,7 @@ class _Common(TypedDict, total=False):
     early_stopping: bool | Literal["never"]
     num_return_sequences: int
     beam_length: Literal["row", "answer"]
-    prompt_lookup: int
+    prompt_lookup: int | None
     prompt_lookup_ngram: int
 
 

@@ -1,6 +1,6 @@
 """Weight-only INT8 and INT4: layers that hold packed weights, and putting them into a built model."""
 
-from .apply import compute_text, dequantize_modules, quantize_modules, set_compute, use_kernels
+from .apply import compute_text, dequantize_modules, quantize_modules, rows_alike, set_compute, use_kernels
 from .layers import QuantEmbedding, QuantLinear
 from .products import Compute
 
@@ -11,6 +11,7 @@ __all__ = [
     "compute_text",
     "dequantize_modules",
     "quantize_modules",
+    "rows_alike",
     "set_compute",
     "use_kernels",
 ]

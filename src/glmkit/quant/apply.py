@@ -15,9 +15,12 @@ from glmkit.model.transformer import RMSNorm
 from .filling import round_matrix
 from .layers import FloatEmbedding, FloatLinear, QuantEmbedding, QuantLinear, QuantMatrix
 from .native import library
-from .products import Compute
+from .products import FEW, Compute
 from .rounding import MatrixForm, matrix_form
 from .row_ops import KernelRMSNorm, KernelRotation
+
+# PyTorch computes two vectors of an activation at once, of 16 numbers at most, and what is left over by other functions.
+_VECTORS = 32
 
 
 def quantize_modules(model: GLM, quantization: Quantization) -> None:
@@ -79,6 +82,17 @@ def set_compute(model: GLM, compute: Compute | None) -> Compute | None:
     for matrix in matrices:
         matrix.compute = compute
     return compute
+
+
+def rows_alike(model: GLM) -> int:
+    """Rows of a pass up to which each has the very numbers that it has alone: all matrices are the kernels'; else 0."""
+    if not (is_cpu(model.device) and library.kernels().multiplies_floats) or model.config.inner_size % _VECTORS:
+        return 0
+    for module in model.modules():
+        multiplies = any(own.dim() > 1 for own in module.parameters(recurse=False))
+        if multiplies and not isinstance(module, FloatLinear | nn.Embedding | QuantMatrix):
+            return 0
+    return FEW
 
 
 def compute_text() -> str:

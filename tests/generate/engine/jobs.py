@@ -56,6 +56,7 @@ class Greedy:
     """
 
     listener = None
+    spare_rows = 0
     adapter = None
 
     def __init__(

@@ -25,6 +25,7 @@ class Numbers:
     """A job that is only counted."""
 
     listener = None
+    spare_rows = 0
     adapter = None
 
     def __init__(self, max_sequences: int, max_sequence_tokens: int) -> None:

@@ -18,6 +18,9 @@ from .scheduler import Scheduler
 from .sequence import Plan
 from .ticket import Ticket
 
+# Sequences up to which a pass has room for rows that may be for nothing.
+_FEW = 2
+
 
 class EngineCore:
     """Runs jobs together, step by step, on one model and one cache. For one thread.
@@ -197,6 +200,7 @@ class EngineCore:
         """Let a job say what comes next, and end it when that is nothing, or an error."""
         job = ticket.job
         try:
+            job.spare_rows = self._spare_rows()
             branches = job.start() if logits_MV is None else job.advance(logits_MV)
             for branch in branches:
                 self._check(ticket, branch)
@@ -211,6 +215,11 @@ class EngineCore:
             self._end(ticket)
         elif not ticket.over:  # the listener of its events may have cancelled it
             self._scheduler.grow(ticket, branches)
+
+    def _spare_rows(self) -> int:
+        """Tokens that each running sequence may feed ahead: while there are few, together as many rows as are alike."""
+        count = sum(ticket.job.max_sequences for ticket in self._scheduler.running)
+        return max(0, self._runner.alike // count - 1) if 0 < count <= _FEW else 0
 
     def _check(self, ticket: Ticket, branch: Branch) -> None:
         """Raise RequestError for ids and positions that the model does not have."""

@@ -39,13 +39,15 @@ class Job(Protocol):
     max_sequences: the most that it ever has at once. max_sequence_tokens: the most tokens of one of them, prompt
     included; the engine refuses a job whose numbers can never fit, and needs no more than these. adapter: the one of
     the model's variants that reads them, None for the model alone. listener: called with every event of an answer; the
-    engine sets it for a job whose ticket gives events.
+    engine sets it for a job whose ticket gives events. spare_rows: tokens that each of its sequences may feed ahead at
+    little cost and with the numbers of single tokens; the engine sets it before every `advance`.
     """
 
     max_sequences: int
     max_sequence_tokens: int
     adapter: str | None
     listener: Listener | None
+    spare_rows: int
 
     def start(self) -> Sequence[Branch]:
         """The first sequences, all of them new."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from glmkit.model import GLM
 from glmkit.model.paged import SHORT, Group, PagedCache, PagedStep, Seen
 from glmkit.model.routing import Route, on_route
+from glmkit.quant import rows_alike
 from glmkit.quant.paged_attention import attend, attends_in_place
 from glmkit.threads import LayerWork, one_thread, share
 
@@ -30,7 +31,10 @@ Run = Callable[[], list[Tensor | None]]
 
 
 class Runner:
-    """Owns the cache and the table of blocks, a line for each slot."""
+    """Owns the cache and the table of blocks, a line for each slot.
+
+    alike: tokens of a pass up to which each has the very numbers that it has alone; 0 where none has.
+    """
 
     def __init__(self, model: GLM, block: int, budget: int, *, allocate: bool) -> None:
         """budget: blocks for sequences. allocate: all at once; else the cache doubles as it is needed."""
@@ -52,6 +56,7 @@ class Runner:
         )
         places = self.cache.seed([one.tuned_prefix() for one in (model, *model.variants.values())])
         self._in_place = attends_in_place(self.cache.arena(0))
+        self.alike = rows_alike(model) if self._in_place else 0
         self._prefixes = dict(zip((None, *model.variants), places, strict=True))
         self._front = max(len(place.blocks) for place in places)
         self.first = self.cache.reserved

@@ -46,7 +46,7 @@ class AnswersJob:
         if params.num_beams > 1:
             raise RequestError(f"num_beams is {params.num_beams}; take one beam, or use make_job", param="num_beams")
         check_stops(params, detokenizer)
-        self.listener, self.adapter = listener, prompt.adapter
+        self.listener, self.adapter, self.spare_rows = listener, prompt.adapter, 0
         self.prompt_tokens = len(prompt.ids)
         self.max_sequences = int(params.n)
         self._max_tokens = max_answer_tokens(prompt, params)
@@ -79,7 +79,7 @@ class AnswersJob:
         branches, self._decoders = [], []
         for index, (number, decoder) in enumerate(decoders):
             parent = 0 if forks else index
-            decoder.take(logits_MV[parent], None if best is None else best[parent])
+            decoder.take(logits_MV[parent], None if best is None else best[parent], spare=self.spare_rows)
             if decoder.answer is None:
                 branches.append(self._branch(decoder, parent))
                 self._decoders.append((number, decoder))

@@ -162,7 +162,7 @@ class BeamsJob:
         self.listener, self.adapter = listener, prompt.adapter
         self._params = replace(params, max_new_tokens=max_answer_tokens(prompt, params))
         self.prompt_tokens = len(prompt.ids)
-        self.max_sequences = int(params.num_beams)
+        self.max_sequences, self.spare_rows = int(params.num_beams), 0
         self.max_sequence_tokens = len(prompt.ids) + self._params.max_new_tokens - 1  # the last one is never fed
         self.answers: list[Answer] = []
         self._prompt, self._vocab_size = prompt, config.vocab_size

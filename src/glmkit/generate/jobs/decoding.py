@@ -16,7 +16,7 @@ from glmkit.generate.params import GenerationParams
 from glmkit.generate.penalties import check_numbers, forbid, ids_tensor, penalise
 from glmkit.generate.sampling import Sampling, next_tokens
 
-from .prompt_lookup import Lookup
+from .prompt_lookup import Ahead, Lookup
 
 Best = tuple[float, int]  # the largest logit and its id
 
@@ -83,7 +83,8 @@ class AnswerDecoder:
         """given: ids of the prompt as penalties count them, padding included where it was given with some.
 
         number: in the events. sampling: instead of that of the parameters. first: position of the first token's noise;
-        those after it count on. max_tokens: a limit besides max_new_tokens. lookup: of the tokens before the answer.
+        those after it count on. max_tokens: a limit besides max_new_tokens. lookup: of the tokens before the answer, where
+        the parameters say how many drafts there are.
         """
         self.ids: list[int] = []
         self.answer: Answer | None = None
@@ -97,16 +98,18 @@ class AnswerDecoder:
         self._seen = _Seen(given, bounds.stops.device) if params.penalises else None
         self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._detokenizer, self._listener, self._lookup = detokenizer, listener, lookup
-        self._reach = int(params.prompt_lookup)  # drafts of the next step
+        self._reach = int(params.prompt_lookup or 0)  # drafts of the next step
+        self._ahead: Ahead | None = None
         self._stop = StopText(params.stop) if params.stop else None
         self._texts: list[str] = []
         self._finish: Finish | None = None
         self._stop_id: int | None = None
 
-    def take(self, logits_MV: Tensor, best: Sequence[Best] | None = None) -> None:
+    def take(self, logits_MV: Tensor, best: Sequence[Best] | None = None, *, spare: int = 0) -> None:
         """Go on by one token, and by one more for each draft that is what would have come anyway.
 
-        best: `likeliest` of the logits, where it is known. Raises RequestError when the model gave NaN.
+        best: `likeliest` of the logits, where it is known. spare: the most drafts where the parameters do not say it.
+        Raises RequestError when the model gave NaN.
         """
         assert self.answer is None, "this answer has ended"
         drafts, place = self.drafts, 0
@@ -124,10 +127,22 @@ class AnswerDecoder:
         self.dropped = len(drafts) - place
         if self._finish is not None:
             self.drafts, self.answer = [], self._end(self._finish)
-        elif self._lookup is not None:
-            most = int(self._params.prompt_lookup)
+            return
+        left = self._max_tokens - len(self.ids) - 1
+        if self._lookup is not None:
+            most = int(self._params.prompt_lookup or 0)
             self._reach = min(most, 2 * place + 1) if drafts else most
-            self.drafts = self._lookup.guess(min(self._reach, self._max_tokens - len(self.ids) - 1))
+            self.drafts = self._lookup.guess(min(self._reach, left))
+        elif self._params.prompt_lookup is None:
+            self.drafts = self._guess(min(spare, left))
+
+    def _guess(self, most: int) -> list[int]:
+        """As many drafts as pay. Where there is no room for any, nothing is looked up, and later what was missed."""
+        if most <= 0:
+            return []
+        if self._ahead is None:
+            self._ahead = Ahead(self._given, int(self._params.prompt_lookup_ngram))
+        return self._ahead.guess(self.ids, most)
 
     # --- tokens ---
 

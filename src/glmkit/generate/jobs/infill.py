@@ -88,7 +88,7 @@ class FillJob:
         if not self._kinds:
             raise RequestError(f"{self._name} has no blank; put [MASK], [sMASK] or [gMASK] where something is missing")
         self.prompt_tokens = len(ids)
-        self.max_sequences = 1
+        self.max_sequences, self.spare_rows = 1, 0
         if room is not None:
             most = _longest_answer(len(ids), len(self._kinds), room, self.order, config)
             params = replace(params, max_new_tokens=max(1, params.min_new_tokens, min(params.max_new_tokens, most)))
@@ -132,7 +132,7 @@ class FillJob:
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """Go on, as `Job` has it."""
         decoder = self._decoder or self._begin(logits_MV[0].device)
-        decoder.take(logits_MV[0])
+        decoder.take(logits_MV[0], spare=self.spare_rows)
         if decoder.answer is None:
             tokens = [*decoder.unfed, *decoder.drafts]
             first = len(self._row) - 1 + len(decoder.ids)

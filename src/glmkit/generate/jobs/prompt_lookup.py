@@ -3,10 +3,15 @@
 Source: "prompt lookup decoding", `apoorvumang/prompt-lookup-decoding`; here the answer is looked up in as well.
 """
 
+import math
 from collections.abc import Sequence
 
 # Earlier places that are compared, the last ones first; only a short run that is very common has more of them.
 _PLACES = 64
+# A row more costs less than this share of a step of one row (1.7 times as long at 8 rows, `docs/kernels.md`).
+_COST = 0.15
+# A share of right guesses: at first, how much the newest counts in it, and the most that is taken for true.
+_FIRST, _NEWEST, _MOST = 0.5, 0.2, 0.98
 
 
 class Lookup:
@@ -38,10 +43,12 @@ class Lookup:
         self._tokens.append(token)
 
     def guess(self, count: int) -> list[int]:
-        """`count` tokens that may come next, or none. A run that reaches the end is taken to repeat."""
-        start = self._place(len(self._tokens)) if count > 0 else 0
-        if not start:
-            return []
+        """`count` tokens that may come next, or none."""
+        start, _ = self.find() if count > 0 else (0, 0)
+        return self.following(start, count) if start else []
+
+    def following(self, start: int, count: int) -> list[int]:
+        """`count` tokens from a place on. A run that reaches the end is taken to repeat."""
         tokens = self._tokens
         guess = tokens[start : start + count]
         period = len(tokens) - start
@@ -49,9 +56,13 @@ class Lookup:
             guess.append(guess[-period])
         return guess
 
-    def _place(self, end: int) -> int:
-        """The place behind the longest run that also ends at `end`, the last of several; 0 where there is none."""
+    def find(self) -> tuple[int, int]:
+        """(the place behind the longest run that also ends the sequence, the last of several; the length of the run).
+
+        (0, 0) where there is none.
+        """
         best = size = 0
+        end = len(self._tokens)
         place = self._last(end)
         for _ in range(_PLACES):
             if not place:
@@ -62,7 +73,7 @@ class Lookup:
             if size == self._longest:
                 break
             place = self._before[place]
-        return best
+        return best, size
 
     def _same(self, place: int, end: int) -> int:
         """Length of the equal runs before both places."""
@@ -80,3 +91,33 @@ class Lookup:
     def _note(self, end: int) -> None:
         self._before[end] = self._last(end)
         self._after[tuple(self._tokens[end - self._least : end])] = end
+
+
+class Ahead:
+    """Drafts for one answer, as many as are worth their rows by how often the lookup was right of late.
+
+    That is known without feeding them: what would have been guessed is compared with every token that came, for runs of
+    each length apart. So an answer that repeats nothing is soon left alone, and one that begins to is noticed.
+    """
+
+    def __init__(self, given: Sequence[int], longest: int) -> None:
+        """given: the tokens before the answer. longest: as of `Lookup`."""
+        self._lookup, self._known = Lookup(given, longest), 0
+        self._rights: dict[int, float] = {}
+
+    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow the answer so far; it has grown since the last time."""
+        for token in ids[self._known :]:
+            place, size = self._lookup.find()
+            if place:
+                right = self._rights.get(size, _FIRST)
+                hit = self._lookup.following(place, 1) == [token]
+                self._rights[size] = right + _NEWEST * (hit - right)
+            self._lookup.push(token)
+        self._known = len(ids)
+        place, size = self._lookup.find()
+        if not place:
+            return []
+        # Draft number d comes with right ** d, and must be worth its row.
+        right = min(self._rights.get(size, _FIRST), _MOST)
+        return self._lookup.following(place, min(most, int(math.log(_COST) / math.log(right))))
