@@ -62,8 +62,8 @@ def test_options_reach_the_model(run: Run, lm: LM) -> None:
 
 
 def test_several_answers(run: Run, lm: LM) -> None:
-    (answers,) = lm.answers([TEXT], max_new_tokens=6, temperature=1.0, n=3, logprobs=1)
-    options = ["--max_new_tokens", "6", "--temperature", "1", "--n", "3"]
+    (answers,) = lm.answers([TEXT], max_new_tokens=6, min_new_tokens=2, temperature=1.0, n=3, logprobs=1)
+    options = ["--max_new_tokens", "6", "--min_new_tokens", "2", "--temperature", "1", "--n", "3"]
     _, out, err = run("generate", TEXT, *options)
     assert out == "".join(f"[{number}]\n{TEXT}{answer.text}\n" for number, answer in enumerate(answers, 1))
     cut = sum(answer.finish == "length" for answer in answers)
@@ -128,7 +128,7 @@ def test_there_is_an_option_for_every_parameter() -> None:
     add_generation_arguments(parser, "generate")
     values = generation_options(parser.parse_args([]))
     assert GenerationParams(**values) == GenerationParams()
-    assert {*OPTIONS} - {*values} == {"stop", "stop_ids", "forbidden", "logprobs"}  # None unless given
+    assert {*OPTIONS} - {*values} == {"stop", "stop_ids", "forbidden", "logprobs", "prompt_lookup"}  # None unless given
     chat = OneLineParser(prog="glm y")
     add_generation_arguments(chat, "chat")
     missing = {"max_new_tokens", "temperature", "top_p", "seed"} | {*OPTIONS} - {row.name for row in options_of("chat")}
@@ -157,7 +157,7 @@ def test_help_names_every_default_once(verb: str, capsys: pytest.CaptureFixture[
         if option.name in free:
             assert named.startswith(("the family's", "what the family's", "a new one"))
         else:
-            assert named == ("none" if option.default in (None, ()) else str(option.default).lower())
+            assert named == (option.unset if option.default in (None, ()) else str(option.default).lower())
         assert option.name not in _LENGTHS or "tokens" in found[option.name]
     if verb == "fill":
         assert "in tokens (default: 64)" in found["max_tokens"]
