@@ -13,7 +13,9 @@ def add_generation_arguments(parser: ArgumentParser, face: Face) -> None:
     """
     for option in options_of(face):
         name, default = f"--{option.name}", option.default
-        shown = option.unset if default in (None, ()) else str(default).lower() if isinstance(default, bool) else default
+        shown = (
+            option.unset if default in (None, ()) else str(default).lower() if isinstance(default, bool) else default
+        )
         if face == "chat" and option.chat_default:
             default, shown = None, option.chat_default
         limits = f"; {option.limits}" if option.high is not None else ""

@@ -19,7 +19,7 @@ from .products import FEW, Compute
 from .rounding import MatrixForm, matrix_form
 from .row_ops import KernelRMSNorm, KernelRotation
 
-# PyTorch computes two vectors of an activation at once, of 16 numbers at most, and what is left over by other functions.
+# PyTorch activates two vectors at once, of 16 numbers at most, and the numbers left over by another function.
 _VECTORS = 32
 
 

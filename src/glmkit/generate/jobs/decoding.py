@@ -83,8 +83,8 @@ class AnswerDecoder:
         """given: ids of the prompt as penalties count them, padding included where it was given with some.
 
         number: in the events. sampling: instead of that of the parameters. first: position of the first token's noise;
-        those after it count on. max_tokens: a limit besides max_new_tokens. lookup: of the tokens before the answer, where
-        the parameters say how many drafts there are.
+        those after it count on. max_tokens: a limit besides max_new_tokens. lookup: of the tokens before the answer,
+        where the parameters say how many drafts there are.
         """
         self.ids: list[int] = []
         self.answer: Answer | None = None
