@@ -215,6 +215,15 @@ class ReplyJob:
             self._job.listener = lambda event: listener(self._shown(event))
 
     @property
+    def spare_rows(self) -> int:
+        """Rows for drafts, as `Job` has it."""
+        return self._job.spare_rows
+
+    @spare_rows.setter
+    def spare_rows(self, count: int) -> None:
+        self._job.spare_rows = count
+
+    @property
     def answers(self) -> list[Answer]:
         """The replies, complete once the job is over."""
         return self._job.answers
