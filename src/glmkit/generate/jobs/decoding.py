@@ -137,7 +137,7 @@ class AnswerDecoder:
             self.drafts = self._guess(min(spare, left))
 
     def _guess(self, most: int) -> list[int]:
-        """As many drafts as pay. Where there is no room for any, nothing is looked up, and later what was missed."""
+        """Drafts, as many as pay. Without room for any nothing is looked up; what was missed is, the next time."""
         if most <= 0:
             return []
         if self._ahead is None:
