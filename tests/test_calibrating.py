@@ -1,6 +1,7 @@
 """Calibration from end to end on small models: losses, the report, kills, texts that help little, memory."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,13 +55,14 @@ def write_small(
     """A model whose words lie along few directions, as trained ones do; outliers: of some channels of the norms."""
     tokenizer = train_tokenizer([CALIBRATION], vocab_size=320)
     model = tiny_model(
-        vocab_size=320, hidden_size=96, max_positions=512, special=tokenizer.special, init_std=0.15, **kind
+        **{"hidden_size": 96, **kind}, vocab_size=320, max_positions=512, special=tokenizer.special, init_std=0.15
     )
     random = torch.Generator().manual_seed(0)
     table = model.model.embed_tokens
     assert table is not None
-    turned = torch.linalg.qr(torch.randn(96, 96, generator=random)).Q
-    table.weight.data = 0.5 * torch.randn(320, 96, generator=random) * torch.logspace(0, -1.5, 96) @ turned
+    width = model.config.hidden_size
+    turned = torch.linalg.qr(torch.randn(width, width, generator=random)).Q
+    table.weight.data = 0.5 * torch.randn(320, width, generator=random) * torch.logspace(0, -1.5, width) @ turned
     if outliers:
         for name, value in model.named_parameters():
             if "layernorm" in name and "bias" not in name:
@@ -292,3 +294,39 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_model(
     quantize(blanks, tmp_path / "q", Quantization.usual(4), calibration=CALIBRATION[:3000])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "text"]
     load_parts(tmp_path / "q")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+_MEASURE = """
+import sys, torch
+from glmkit.config import Quantization
+from glmkit.quantizing import quantize
+from glmkit.quant.native import library
+library.kernels()
+torch.linalg.cholesky(torch.eye(256)) @ torch.randn(256, 256)
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+quantize(sys.argv[1], sys.argv[2], Quantization.usual(4), calibration=open(sys.argv[3]).read())
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured through /proc")
+def test_calibrating_holds_a_layer_at_a_time(tmp_path: Path) -> None:
+    """Of 50 million numbers: one layer's floats twice, the widest inputs' square thrice, the rows' hidden states."""
+    width, layers, text = 512, 16, CALIBRATION[:4000]
+    write_small(tmp_path / "s", {**BLANKS, "num_layers": layers, "hidden_size": width}, dtype=torch.bfloat16)
+    (tmp_path / "text").write_text(text)
+    command = [sys.executable, "-c", _MEASURE, *(str(tmp_path / name) for name in ("s", "q", "text"))]
+    own = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}  # what is freed goes back to the system at once
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own})
+    layer, widest = 12 * width**2 * 4, 4 * width
+    hidden = 40 * 300 * width * 4
+    allowed = 2 * layer + 3 * widest**2 * 4 + hidden + (32 << 20)
+    assert int(done.stdout) < allowed < 12 * width**2 * layers * 4
