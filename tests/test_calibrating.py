@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glmkit.adapters.adapter import Base
+from glmkit.adapters.base_facts import base_facts, compare_bases
 from glmkit.checkpoint.native import write_model
 from glmkit.checkpoint.open import open_checkpoint
 from glmkit.cli.main import main
@@ -153,6 +155,16 @@ def test_the_verb_prints_errors_and_losses_beside_those_of_the_nearest(
     assert (
         f"{losses[1]:.4f} ({100 * (losses[1] / losses[0] - 1):+.2f} %); rounded to the nearest {losses[2]:.4f}" in out
     )
+
+
+def test_an_adapter_of_the_float_model_is_warned_about_scaled_inputs_alone(chat: Path, tmp_path: Path) -> None:
+    recorded, told = base_facts(Base(load_parts(chat, dtype="float32").model)), {}
+    for method in METHODS[1:3]:
+        quantize(chat, tmp_path / method, Quantization.usual(4), calibration=CALIBRATION[:3000], method=method)
+        here = base_facts(Base(load_parts(tmp_path / method, dtype="float32").model))
+        told[method] = [text for text in compare_bases(recorded, here, "a").warnings if "other weights" in text]
+    assert told["gptq"] == []
+    assert "input_layernorm" in told["awq"][0]
 
 
 def test_a_published_layout_holds_calibrated_numbers(blanks: Path, tmp_path: Path) -> None:
