@@ -1,7 +1,7 @@
 """Calibration from end to end on small models: losses, the report, kills, texts that help little, memory."""
 
+import gc
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +23,8 @@ from glmkit.data.packing import Batch
 from glmkit.data.text_rows import text_batches
 from glmkit.errors import CheckpointError, RequestError
 from glmkit.loading import load_parts
-from glmkit.quant.calibration import Method
+from glmkit.quant.calibration import Method, layer
+from glmkit.quant.calibration.gptq import Factor, factor
 from glmkit.quantizing import choose_form, quantize
 from glmkit.streaming import StreamedModel
 from glmkit.tokenizer.training import train_tokenizer
@@ -310,35 +311,30 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_model(
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-_MEASURE = """
-import sys, torch
-from glmkit.config import Quantization
-from glmkit.quantizing import quantize
-from glmkit.quant.native import library
-library.kernels()
-torch.linalg.cholesky(torch.eye(256)) @ torch.randn(256, 256)
 
-def status(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+def test_one_layer_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve layers: the floats of one, a Gram matrix or two, and the rows' hidden states."""
+    write_small(tmp_path / "s", {**BLANKS, "num_layers": 12}, dtype=torch.bfloat16)
+    held: list[int] = []
 
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
-quantize(sys.argv[1], sys.argv[2], Quantization.usual(4), calibration=open(sys.argv[3]).read())
-print(status("VmHWM") - before)
-"""
+    def counted(gram_CC: torch.Tensor) -> Factor | None:
+        found = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in gc.get_objects()
+            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.dtype == torch.float32 and not value.is_meta
+        }
+        held.append(sum(found.values()))
+        return factor(gram_CC)
 
-
-@pytest.mark.exhaustive
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured through /proc")
-def test_calibrating_holds_a_layer_at_a_time(tmp_path: Path) -> None:
-    """Of 50 million numbers: one layer's floats twice, the widest inputs' square thrice, the rows' hidden states."""
-    width, layers, text = 512, 16, CALIBRATION[:4000]
-    write_small(tmp_path / "s", {**BLANKS, "num_layers": layers, "hidden_size": width}, dtype=torch.bfloat16)
-    (tmp_path / "text").write_text(text)
-    command = [sys.executable, "-c", _MEASURE, *(str(tmp_path / name) for name in ("s", "q", "text"))]
-    own = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}  # what is freed goes back to the system at once
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own})
-    layer, widest = 12 * width**2 * 4, 4 * width
-    hidden = 40 * 300 * width * 4
-    allowed = 2 * layer + 3 * widest**2 * 4 + hidden + (32 << 20)
-    assert int(done.stdout) < allowed < 12 * width**2 * layers * 4
+    gc.collect()
+    before = len(held)
+    monkeypatch.setattr(layer, "factor", counted)
+    batches = text_batches(load_parts(tmp_path / "s").tokenizer, load_parts(tmp_path / "s").config, CALIBRATION, 64)
+    gc.collect()
+    counted(torch.eye(2))
+    quantize(tmp_path / "s", tmp_path / "q", Quantization.usual(4), calibration=CALIBRATION)
+    others, *during = held[before:]
+    assert len(during) == 12 * 4
+    one, widest, hidden = 13 * 96**2 * 4, (4 * 96) ** 2 * 4, sum(batch.num_tokens for batch in batches) * 96 * 4
+    assert max(during) - others < one + 2 * widest + 2 * hidden
+    assert max(during[24:]) - others < 1.1 * (max(during[:24]) - others)  # later layers hold no more

@@ -137,10 +137,10 @@ class StreamedModel:
         """Batches before the first layer."""
         (first,) = self.model.model.layers
         assert isinstance(first, _Start)
-        first.seen.clear()
         for batch in batches:
             self.model.hidden(batch.input_ids, position_ids=batch.position_ids, segments=batch.segments)
-        return [Flow(batch, *seen) for batch, seen in zip(batches, first.seen, strict=True)]
+        seen, first.seen = first.seen, []
+        return [Flow(batch, *own) for batch, own in zip(batches, seen, strict=True)]
 
     @torch.no_grad()
     def sums(self, batches: Sequence[Batch]) -> list[tuple[float, int]]:

@@ -42,7 +42,7 @@ def factor(gram_CC: Tensor, *, damping: float = DAMPING, by_size: bool = True) -
     order_C = torch.argsort(diagonal_C, descending=True, stable=True) if by_size else torch.arange(size)
     for power in range(_TRIES):
         share = damping * 10.0**power
-        upper_CC = gram_CC[order_C][:, order_C]
+        upper_CC = gram_CC[order_C[:, None], order_C]
         upper_CC.diagonal().add_(share * mean)
         lower_CC, failed = torch.linalg.cholesky_ex(upper_CC)
         if failed:
