@@ -86,7 +86,7 @@ static INLINE void write_floats(const call *c, const matrix *w, int64_t row, int
 // Intel's cores wait for memory unless they are told what comes: a third of the rate of INT4. AMD's lose by it.
 #ifdef X86
 #define BYTES_AHEAD (__builtin_cpu_is("intel") ? 2048 : 0)
-#define AHEAD(p) do { if (c->ahead) __builtin_prefetch((p) + c->ahead); } while (0)
+#define AHEAD(p) __builtin_prefetch((p) + c->ahead)  // 0: of what is read now; a branch would cost more
 #else
 #define BYTES_AHEAD 0
 #define AHEAD(p) (void)0
