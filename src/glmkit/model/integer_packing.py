@@ -53,12 +53,12 @@ class HeadTable(nn.Module, ABC):
 def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Outputs of linear layers that read the same inputs: in one call where all are of a kind that can."""
     first = layers[0]
-    if isinstance(first, SharesInputs) and all(type(layer) is type(first) and _is_plain(layer) for layer in layers):
+    if isinstance(first, SharesInputs) and all(type(layer) is type(first) and is_plain(layer) for layer in layers):
         return first.together(layers, x)
     return [layer(x) for layer in layers]
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """True without hooks, which only a call of the layer runs."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return not any(hooks)

@@ -198,6 +198,21 @@ class PagedStep:
         self._attend_in_place = attend_in_place
         self._layer = 0
 
+    @property
+    def cache(self) -> PagedCache:
+        """Where keys and values lie."""
+        return self._cache
+
+    @property
+    def slots_2RK(self) -> Tensor:
+        """Where those of the new tokens go, as rows of D numbers of an arena."""
+        return self._slots_2RK
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Rows that attend in one call."""
+        return self._groups
+
     def write(self, layer: int, k_1RKD: Tensor, v_1RKD: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values and give them back: `attend` finds the rest itself."""
         self._layer = layer

@@ -6,6 +6,7 @@ Legend: B batch, T tokens, H hidden width, F inner width, L layers.
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +177,13 @@ def build_block(config: GLMConfig, layer: int) -> PreNormBlock:
     return _BLOCKS[config.residual](config, layer)
 
 
+class LayersAtOnce(Protocol):
+    """A way to run all blocks in one call: the seam of `quant.decode_stack`."""
+
+    def __call__(self, x_BTH: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor | None:
+        """(B,T,H), the last block's output, with keys and values written; None for what it does not do."""
+
+
 class Transformer(nn.Module):
     """Embeddings (with learned position tables where the config has them), blocks and the last norm.
 
@@ -195,6 +203,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(build_block(config, layer) for layer in range(config.num_layers))
         self.norm: nn.Module | None = build_norm(config)
         self.gradient_scale = config.embedding_gradient_scale
+        self.layers_at_once: LayersAtOnce | None = None
 
     def forward(
         self,
@@ -214,6 +223,10 @@ class Transformer(nn.Module):
         x_BTH = inputs if self.embed_tokens is None else self._embed(inputs, position_ids_B2T)
         if every_layer is not None:
             every_layer.append(x_BTH)
+        if self.layers_at_once is not None and every_layer is None:
+            out_BTH = self.layers_at_once(x_BTH, rotary, cache)
+            if out_BTH is not None:
+                return out_BTH if self.norm is None else self.norm(out_BTH)
         for block, own in zip_longest(self.layers, prefix_L):
             if block is not None:
                 x_BTH = block(x_BTH, plan, rotary, cache, own)

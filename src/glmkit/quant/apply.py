@@ -12,6 +12,7 @@ from glmkit.model.integer_packing import float_module
 from glmkit.model.positions import Rotation
 from glmkit.model.transformer import RMSNorm
 
+from .decode_stack import DecodeStack
 from .filling import round_matrix
 from .layers import FloatEmbedding, FloatLinear, QuantEmbedding, QuantLinear, QuantMatrix
 from .native import library
@@ -44,7 +45,8 @@ def dequantize_modules(model: GLM, dtype: torch.dtype) -> None:
 
 
 def use_kernels(model: GLM) -> None:
-    """Let a model on a CPU use the kernels: products of a few rows with floats, RMS norms, rotations of heads.
+    """Let a model on a CPU use the kernels: for products of a few rows with floats, RMS norms, rotations of heads, and
+    for all layers at once in steps of few tokens.
 
     The parameters stay the very same. Without kernels that are faster than PyTorch nothing changes.
     """
@@ -66,6 +68,7 @@ def use_kernels(model: GLM) -> None:
         if not isinstance(old, Rotation):
             new.weight = old.weight
         model.set_submodule(stem, new.train(old.training))
+    model.model.layers_at_once = DecodeStack(model.model, model.config)
 
 
 def set_compute(model: GLM, compute: Compute | None) -> Compute | None:

@@ -29,8 +29,8 @@ _CHUNK = 1 << 22
 
 # Rows from which on PyTorch's products with floats are faster than ours.
 FEW = 8
-_FLOATS = {torch.float32: 32, torch.bfloat16: 16}
-_KINDS = {torch.uint8: 1, torch.float16: 2}  # of scales, as kern.c numbers them
+FLOAT_BITS = {torch.float32: 32, torch.bfloat16: 16}  # types that the kernels multiply
+KINDS_OF_SCALES = {torch.uint8: 1, torch.float16: 2}  # of scales, as kern.c numbers them
 
 _LIBRARY = torch.library.Library("glmkit", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
@@ -95,7 +95,7 @@ def _multiply(x_NC: Tensor, panels: Sequence[Panels], exact: bool) -> list[Tenso
     """The kernels, or else PyTorch."""
     if not (is_cpu(x_NC.device) and x_NC.numel() and library.kernels().there):
         return _torch_linear(x_NC, panels, "exact" if exact else "fast")
-    x = x_NC if x_NC.dtype in _FLOATS else x_NC.float()
+    x = x_NC if x_NC.dtype in FLOAT_BITS else x_NC.float()
     if x.stride(1) != 1:
         x = x.contiguous()
     outs = [x.new_empty(len(x), matrix.rows) for matrix in panels]
@@ -108,7 +108,7 @@ def _multiply(x_NC: Tensor, panels: Sequence[Panels], exact: bool) -> list[Tenso
             matrix.rows,
             matrix.group,
             matrix.bits,
-            0 if matrix.scales is None else _KINDS[matrix.scales.dtype],
+            0 if matrix.scales is None else KINDS_OF_SCALES[matrix.scales.dtype],
         )
         for matrix, out in zip(panels, outs, strict=True)
     ]
@@ -118,13 +118,13 @@ def _multiply(x_NC: Tensor, panels: Sequence[Panels], exact: bool) -> list[Tenso
 
 
 def _float_linear(x_NC: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    same = x_NC.dtype in _FLOATS and all(w.dtype == x_NC.dtype and w.is_contiguous() for w in weights)
+    same = x_NC.dtype in FLOAT_BITS and all(w.dtype == x_NC.dtype and w.is_contiguous() for w in weights)
     few = 0 < len(x_NC) <= FEW and x_NC.shape[1] > 0 and is_cpu(x_NC.device)
     if not (same and few and library.kernels().multiplies_floats):
         return [functional.linear(x_NC, weight) for weight in weights]
     x = x_NC if x_NC.stride(1) == 1 else x_NC.contiguous()
     outs = [x.new_empty(len(x), len(weight)) for weight in weights]
-    bits = _FLOATS[x.dtype]
+    bits = FLOAT_BITS[x.dtype]
     matrices = [(w.data_ptr(), 0, 0, out.data_ptr(), len(w), 0, bits, 0) for w, out in zip(weights, outs, strict=True)]
     for start in range(0, len(matrices), library.MOST):
         library.linear(matrices[start : start + library.MOST], x)

@@ -58,7 +58,7 @@ typedef struct {  // tokens over blocks of keys and values: (blocks, 2, kv_heads
   int64_t rows, heads, kv_heads, shared, width, block, columns, bf16, level; float scale;
 } attending;
 enum { MOST_TURNING = 1024 };
-typedef struct { const void *x, *weight; void *out; int64_t rows, width, bf16, level; float eps; } norming;
+typedef struct { const void *x, *weight, *bias; void *out; int64_t rows, width, bf16, level; float eps; } norming;
 typedef struct { const void *x; const float *cosines, *sines; void *out; int64_t rows, heads, width, turning, streams, interleaved, bf16, level; } rotating;
 
 static INLINE float from_bf16(uint16_t v) { uint32_t u = (uint32_t)v << 16; float f; memcpy(&f, &u, 4); return f; }
@@ -205,12 +205,10 @@ typedef void attend_level(const attending *, int64_t, int64_t, int64_t, void *);
 typedef void round_level(const call *, int64_t, int64_t, int64_t);
 typedef void norm_level(const norming *, int64_t);
 typedef void rotate_level(const rotating *, int64_t);
+typedef void add_level(const void *, float, const void *, void *, int64_t, int64_t);
+typedef void activate_level(const void *, int, const void *, void *, int64_t, int64_t);
 #ifdef X86
-static run_level *const RUNS[LEVELS] = {run_plain, run_avx2, run_avx512, run_avx512, run_avx512};
-static round_level *const ROUNDS[LEVELS] = {round_plain, round_avx2, round_avx512, round_avx512, round_avx512};
-static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_avx2, attend_avx512, attend_avx512, attend_avx512};
-static norm_level *const NORMS[LEVELS] = {norm_plain, norm_avx2, norm_avx512, norm_avx512, norm_avx512};
-static rotate_level *const ROTATIONS[LEVELS] = {rotate_plain, rotate_avx2, rotate_avx512, rotate_avx512, rotate_avx512};
+#define BY_LEVEL(f) {f##_plain, f##_avx2, f##_avx512, f##_avx512, f##_avx512}
 static const int8_t TOPS[LEVELS] = {2, 4, 8, 8, 8};
 #ifdef WITH_TILES
 API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16 | (tiles_are_lent() ? 1 << AMX : 0); }
@@ -218,14 +216,17 @@ API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX
 API int glm_built(void) { return 1 << PLAIN | 1 << AVX2 | 1 << AVX512 | 1 << AVX512_BF16; }
 #endif
 #else
-static run_level *const RUNS[LEVELS] = {run_plain, run_plain, run_plain, run_plain, run_plain};
-static round_level *const ROUNDS[LEVELS] = {round_plain, round_plain, round_plain, round_plain, round_plain};
-static attend_level *const ATTENDS[LEVELS] = {attend_plain, attend_plain, attend_plain, attend_plain, attend_plain};
-static norm_level *const NORMS[LEVELS] = {norm_plain, norm_plain, norm_plain, norm_plain, norm_plain};
-static rotate_level *const ROTATIONS[LEVELS] = {rotate_plain, rotate_plain, rotate_plain, rotate_plain, rotate_plain};
+#define BY_LEVEL(f) {f##_plain, f##_plain, f##_plain, f##_plain, f##_plain}
 static const int8_t TOPS[LEVELS] = {2, 2, 2, 2, 2};
 API int glm_built(void) { return 1 << PLAIN; }
 #endif
+static run_level *const RUNS[LEVELS] = BY_LEVEL(run);
+static round_level *const ROUNDS[LEVELS] = BY_LEVEL(round);
+static attend_level *const ATTENDS[LEVELS] = BY_LEVEL(attend);
+static norm_level *const NORMS[LEVELS] = BY_LEVEL(norm);
+static rotate_level *const ROTATIONS[LEVELS] = BY_LEVEL(rotate);
+static add_level *const ADDS[LEVELS] = BY_LEVEL(add);
+static activate_level *const ACTIVATIONS[LEVELS] = BY_LEVEL(activate);
 API int glm_abi(void) { return ABI; }
 #ifndef GLM_SOURCE
 #define GLM_SOURCE ""
@@ -322,7 +323,7 @@ static void rotate_piece(const void *work, int64_t i, int64_t pieces, void *buff
 }
 // x, out (rows, width) and weight (width), all of one type; width a multiple of 16
 API int glm_rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, int64_t bf16, double eps, int64_t level, int64_t threads) {
-  const norming n = {x, weight, out, rows, width, bf16, level, (float)eps};
+  const norming n = {x, weight, NULL, out, rows, width, bf16, level, (float)eps};
   return run_pieces(norm_piece, &n, row_pieces(rows, rows * width, threads), threads, 0);
 }
 // x, out (rows, heads, width); cos, sin (rows, turning) float32; turning a multiple of 16, at most MOST_TURNING
@@ -332,6 +333,7 @@ API int glm_rotate(const void *x, const float *cosines, const float *sines, void
   return run_pieces(rotate_piece, &r, row_pieces(rows, rows * heads * width, threads), threads, 0);
 }
 
+#include "decode.h"
 #include "pack.h"
 
 // ---- 0 where a level computes what plain C does; for a child process, which an unknown instruction ends ----

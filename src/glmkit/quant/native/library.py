@@ -230,6 +230,14 @@ def rotate(
     return out_RND
 
 
+def decode(described: ctypes.Structure) -> None:
+    """All layers of a step, see `decode_stack`. Raises MemoryError."""
+    functions = kernels().functions
+    assert functions is not None
+    if functions.glm_decode(ctypes.addressof(described)):
+        raise MemoryError
+
+
 def pack(rows: torch.Tensor, columns: int, bits: int, out: torch.Tensor) -> None:
     """Rows (R,Q) int8 into panels: a number a byte, or two of 4 bits a byte as published where Q < columns."""
     chosen = kernels()
@@ -261,6 +269,7 @@ def _open(path: Path) -> tuple[ctypes.CDLL, tuple[str, ...]]:
     functions.glm_attend.argtypes = [*[address] * 6, *[number] * 9]
     functions.glm_rms_norm.argtypes = [*[address] * 3, *[number] * 3, ctypes.c_double, number, number]
     functions.glm_rotate.argtypes = [*[address] * 4, *[number] * 9]
+    functions.glm_decode.argtypes = [address]
     functions.glm_pack.argtypes = [address, *[number] * 5, address, number]
     mask = functions.glm_built()
     return functions, tuple(level for place, level in enumerate(LEVELS) if mask >> place & 1)

@@ -11,14 +11,40 @@ INL vf NAME(rounded)(vf v, int64_t bf16) {
   NAME(store)(lanes, v); for (int i = 0; i < LANES; i++) lanes[i] = from_bf16(to_bf16(lanes[i]));
   return NAME(load)(lanes);
 }
-NOINLINE FN void NAME(norm)(const norming *n, int64_t row) {
-  const int64_t width = n->width, start = row * width; vf sums[4]; float square = 0;
-  for (int i = 0; i < 4; i++) sums[i] = (vf){0};
-  for (int64_t at = 0; at < width; at += LANES) { const vf v = NAME(get)(n->x, start + at, n->bf16); sums[at / LANES % 4] = MULTIPLY_ADD(v, v, sums[at / LANES % 4]); }
-  for (int i = 0; i < 4; i++) square += NAME(sum)(sums[i]);
-  const vf factor = SPLAT(1 / sqrtf(square / (float)width + n->eps));
-  for (int64_t at = 0; at < width; at += LANES)
-    NAME(put)(n->out, start + at, NAME(rounded)(NAME(get)(n->x, start + at, n->bf16) * factor, n->bf16) * NAME(get)(n->weight, at, n->bf16), n->bf16);
+NOINLINE FN void NAME(norm)(const norming *n, int64_t row) {  // RMS, or with a bias that of a layer
+  const int64_t width = n->width, start = row * width, bf16 = n->bf16; vf sums[4], middle = {0}; float total = 0;
+  for (int turn = n->bias ? 0 : 1; turn < 2; turn++) {
+    for (int i = 0; i < 4; i++) sums[i] = (vf){0};
+    for (int64_t at = 0; at < width; at += LANES) {
+      const vf v = NAME(get)(n->x, start + at, bf16) - middle; vf *sum = sums + at / LANES % 4;
+      if (turn) *sum = MULTIPLY_ADD(v, v, *sum); else *sum += v;
+    }
+    total = 0; for (int i = 0; i < 4; i++) total += NAME(sum)(sums[i]);
+    if (!turn) middle = SPLAT(total / (float)width);
+  }
+  const vf factor = SPLAT(1 / sqrtf(total / (float)width + n->eps));
+  for (int64_t at = 0; at < width; at += LANES) {
+    const vf v = (NAME(get)(n->x, start + at, bf16) - middle) * factor, weight = NAME(get)(n->weight, at, bf16);
+    NAME(put)(n->out, start + at, n->bias ? v * weight + NAME(get)(n->bias, at, bf16) : NAME(rounded)(v, bf16) * weight, bf16);
+  }
+}
+NOINLINE FN void NAME(add)(const void *x, float factor, const void *y, void *out, int64_t count, int64_t bf16) {  // factor * x + y
+  for (int64_t at = 0; at < count; at += LANES) {
+    vf v = NAME(get)(x, at, bf16); if (factor != 1) v = NAME(rounded)(v * factor, bf16);
+    NAME(put)(out, at, v + NAME(get)(y, at, bf16), bf16);
+  }
+}
+// An activation of x, times y where there is one: x s(x), or x s(2 sqrt(2 / pi) (x + 0.044715 x^3)), the tanh form of GELU.
+NOINLINE FN void NAME(activate)(const void *x, int silu, const void *y, void *out, int64_t count, int64_t bf16) {
+  for (int64_t at = 0; at < count; at += LANES) {
+    const vf v = NAME(get)(x, at, bf16), u = silu ? v : 1.5957691216057308f * (v + 0.044715f * v * v * v); float lanes[LANES], shares[LANES];
+    NAME(store)(lanes, u); for (int i = 0; i < LANES; i++) shares[i] = -fabsf(lanes[i]);
+    const vf small = NAME(exp)(MAXIMUM(SPLAT(-87.0f), NAME(load)(shares)));
+    NAME(store)(shares, small); for (int i = 0; i < LANES; i++) shares[i] = lanes[i] >= 0 ? 1 : shares[i];
+    vf z = v * (NAME(load)(shares) / (1.0f + small));
+    if (y) z = NAME(rounded)(z, bf16) * NAME(get)(y, at, bf16);
+    NAME(put)(out, at, z, bf16);
+  }
 }
 // Channels turn with those half a stream away, or with their neighbours (interleaved): x cos + turned sin.
 NOINLINE FN void NAME(rotate)(const rotating *r, int64_t row) {
@@ -36,6 +62,6 @@ NOINLINE FN void NAME(rotate)(const rotating *r, int64_t row) {
       const vf one = NAME(rounded)(NAME(load)(x + d) * NAME(load)(cosines + d), r->bf16), other = NAME(rounded)(NAME(load)(turned + d) * NAME(load)(sines + d), r->bf16);
       NAME(put)(r->out, start + d, one + other, r->bf16);
     }
-    memcpy((char *)r->out + (start + turning) * size, (const char *)r->x + (start + turning) * size, (size_t)((r->width - turning) * size));
+    if (r->out != r->x) memcpy((char *)r->out + (start + turning) * size, (const char *)r->x + (start + turning) * size, (size_t)((r->width - turning) * size));
   }
 }
