@@ -12,7 +12,7 @@ static int tiles_are_lent(void) {
 }
 static INLINE TARGET_AVX512 void add_group(const call *c, const matrix *w, const int32_t *products, float *acc, int64_t panel, int64_t row, int64_t g, int64_t groups) {
   vf scale = {0};
-  if (w->kind == HALF) scale = scale_avx512(w, panel, g * 128, 0);
+  if (w->kind == HALF) scale = scale_avx512(w, panel, g * 128 / w->group, 0);
   for (int i = 0; i < 16; i++) {
     const int64_t at = (row + i) * groups + g;
     vf f = TO_FLOAT(line_avx512((const uint8_t *)(products + 16 * i)) - 128 * c->group_sums[at]);

@@ -14,8 +14,8 @@ INL float NAME(sum)(vf v) {
   return lanes[0];
 }
 // 16 scales of a panel and a group of columns, part h of them
-INL vf NAME(scale)(const matrix *w, int64_t panel, int64_t column, int h) {
-  const int64_t at = (panel * w->groups + column / w->group) * 16 + h * LANES;
+INL vf NAME(scale)(const matrix *w, int64_t panel, int64_t group, int h) {
+  const int64_t at = (panel * w->groups + group) * 16 + h * LANES;
   return w->kind == BYTES ? FROM_BYTES((const uint8_t *)w->scales + at) : FROM_HALF((const uint16_t *)w->scales + at);
 }
 
@@ -50,12 +50,13 @@ INL void NAME(product)(const call *c, const matrix *w, int64_t panel, int64_t ro
   const int8_t *x = c->q + row * K; const float *xs = c->x_scales + row * groups;
   const int32_t *sums = unit == 128 ? c->group_sums + row * groups : c->sums + row * (K / 32); const int64_t per = unit == 128 ? groups : K / 32;
   vf acc[8][2][PARTS], part[8][2][PARTS]; const int offset = bits == 8 ? OFFSET8 : 8, split = M < 4 && panels == 1;
+  int64_t group = 0, inside = 0, number = 0;  // counted, for a division costs as much as 32 columns
   EACH(M) acc[m][t][h] = (vf){0};
   for (int64_t g = 0; g < groups; g++) {
     EACH(M) part[m][t][h] = (vf){0};
-    for (int64_t u = g * 128; u < (g + 1) * 128 && u < K; u += unit) {
+    for (int64_t u = g * 128; u < (g + 1) * 128 && u < K; u += unit, number++) {
       vi p[8][2][PARTS], r[8][2][PARTS]; const int64_t end = u + unit < K ? u + unit : K;
-      EACH(M) { p[m][t][h] = (vi){0} - offset * sums[m * per + u / unit]; r[m][t][h] = (vi){0}; }
+      EACH(M) { p[m][t][h] = (vi){0} - offset * sums[m * per + number]; r[m][t][h] = (vi){0}; }
       for (int64_t k = u; k < end; k += 8) UNROLL for (int t = 0; t < panels; t++) UNROLL for (int h = 0; h < PARTS; h++) {
         const uint8_t *line = (t ? p1 : p0) + k * 2 * bits + 4 * LANES * h; vi a = NAME(line)(line), b = a;
         AHEAD(line);
@@ -69,9 +70,10 @@ INL void NAME(product)(const call *c, const matrix *w, int64_t panel, int64_t ro
       if (split) EACH(M) p[m][t][h] += r[m][t][h];
       if (w->kind == PER_ROW) EACH(M) part[m][t][h] = TO_FLOAT(p[m][t][h]);
       else UNROLL for (int t = 0; t < panels; t++) UNROLL for (int h = 0; h < PARTS; h++) {
-        const vf s = NAME(scale)(w, panel + t < w->panels ? panel + t : panel, u, h);
+        const vf s = NAME(scale)(w, panel + t < w->panels ? panel + t : panel, group, h);
         UNROLL for (int m = 0; m < M; m++) part[m][t][h] += TO_FLOAT(p[m][t][h]) * s;
       }
+      if ((inside += unit) == w->group) { inside = 0; group++; }
     }
     EACH(M) acc[m][t][h] += part[m][t][h] * xs[m * groups + g];
   }
@@ -94,7 +96,7 @@ PRODUCT(6, 2, 8) PRODUCT(4, 2, 8) PRODUCT(2, 2, 8) PRODUCT(1, 2, 8)
 FN void NAME(widen)(const call *c, const matrix *w, int64_t panel, uint8_t *out) {  // number * byte scale (-128..112) + 128
   const uint8_t *from = w->weight + panel * c->padded * 8; vi s = (vi){0} + 0x00010001;  // both halves of a lane
   for (int64_t k = 0; k < c->padded; k += 8, from += 64, out += 128) {
-    if (w->kind == BYTES && k % 32 == 0) s = TO_INT(NAME(scale)(w, panel, k, 0)) * 0x00010001;
+    if (w->kind == BYTES && k % 32 == 0) s = TO_INT(NAME(scale)(w, panel, k / w->group, 0)) * 0x00010001;
     const vi v = NAME(line)(from), a = WIDEN(LOW(v), s), b = WIDEN(HIGH(v), s);
     memcpy(out, &a, 64); memcpy(out + 64, &b, 64);
   }
@@ -131,10 +133,10 @@ INL void NAME(exact_rows)(const call *c, const float *wide, float *sums, int64_t
 FN void NAME(exact)(const call *c, const matrix *w, int64_t panel, float *wide) {
   const int panels = EXACT_PANELS; float *sums = wide + RUN * panels * 16, out[16];
   for (int64_t from = 0; from < c->columns; from += RUN) {
-    const int64_t to = from + RUN < c->columns ? from + RUN : c->columns; int64_t row = 0;
-    for (int t = 0; t < panels && panel + t < w->panels; t++) for (int64_t k = from; k < to; k += w->bits == 8 ? 4 : 8) UNROLL for (int h = 0; h < PARTS; h++) {
-      const vi v = NAME(line)(w->weight + (panel + t) * c->padded * 2 * w->bits + k * 2 * w->bits + 4 * LANES * h); vf s = SPLAT(1.0f);
-      if (w->kind != PER_ROW) s = NAME(scale)(w, panel + t, k, h);
+    const int64_t to = from + RUN < c->columns ? from + RUN : c->columns; int64_t row = 0; vf s = SPLAT(1.0f);
+    for (int t = 0; t < panels && panel + t < w->panels; t++) for (int h = 0; h < PARTS; h++) for (int64_t k = from; k < to; k += w->bits == 8 ? 4 : 8) {
+      const vi v = NAME(line)(w->weight + (panel + t) * c->padded * 2 * w->bits + k * 2 * w->bits + 4 * LANES * h);
+      if (w->kind != PER_ROW && k % 32 == 0) s = NAME(scale)(w, panel + t, k / w->group, h);
       float *at = wide + ((k - from) * panels + t) * 16 + h * LANES;
       if (w->bits == 8) UNROLL for (int i = 0; i < 4; i++) NAME(store)(at + i * panels * 16, TO_FLOAT(((v >> 8 * i) & 255) - 128) * s);
       else UNROLL for (int i = 0; i < 8; i++) NAME(store)(at + i * panels * 16, TO_FLOAT(((v >> (8 * (i % 4) + i / 4 * 4)) & 15) - 8) * s);
