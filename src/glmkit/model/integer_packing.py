@@ -6,7 +6,7 @@ Sources: ChatGLM-6B's `quantization.py`; `THUDM/GLM-130B:quantization/layers.py`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -60,8 +60,12 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 def is_plain(layer: nn.Module) -> bool:
     """True without hooks, which only a call of the layer runs."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return not any(hooks)
+    return not any(hooks_of(layer))
+
+
+def hooks_of(layer: nn.Module) -> tuple[Collection[object], ...]:
+    """The collections that hold a layer's hooks: live ones, empty without any."""
+    return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
 
 
 def row_count(module: nn.Module) -> int:

@@ -7,9 +7,8 @@ Legend: R tokens, H hidden width, L layers.
 """
 
 import ctypes
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from glmkit.config import GLMConfig
 from glmkit.devices import is_cpu
 from glmkit.model.attention import Attention, Cache
-from glmkit.model.integer_packing import is_plain
-from glmkit.model.paged import PagedStep
+from glmkit.model.integer_packing import hooks_of, is_plain
+from glmkit.model.paged import PagedCache, PagedStep
 from glmkit.model.positions import Rotary
 from glmkit.model.transformer import (
     DeepNormBlock,
@@ -61,26 +60,33 @@ class _Decoding(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
 class _Description:
-    """Numbers of all layers but the arena's address, and what they rest on.
+    """Numbers of all layers as the kernels read them, and what they rest on.
 
-    most: tokens of a step. facts: modules and parameters in the dictionaries that hold them. tensors: with addresses.
+    most: tokens of a step. Checked before every step, so without a loop of Python's own where possible.
     """
 
-    numbers_L: list[list[int]]
-    exact: bool
-    most: int
-    facts: list[tuple[Mapping[str, object], str, object]]
-    tensors: list[tuple[Tensor, int]]
+    def __init__(self, numbers_L: list[list[int]], scribe: "_Scribe") -> None:
+        self._size = 1 + len(numbers_L[0])
+        self.count, self.exact = len(numbers_L), "exact" in scribe.computes
+        self.most = MOST_TOKENS if scribe.only_integers else FEW
+        self.array = (ctypes.c_int64 * (self.count * self._size))(*(n for own in numbers_L for n in (0, *own)))
+        self._owners, self._names, self._values = zip(*scribe.facts, strict=True)
+        self._tensors, self._addresses = scribe.tensors, [tensor.data_ptr() for tensor in scribe.tensors]
+        self._hooks = [hooks for value in self._values if isinstance(value, nn.Module) for hooks in hooks_of(value)]
 
     def holds(self) -> bool:
         """True while nothing was exchanged, moved or hooked."""
         return (
-            all(owner.get(name) is value for owner, name, value in self.facts)
-            and all(tensor.data_ptr() == address for tensor, address in self.tensors)
-            and all(is_plain(value) for _, _, value in self.facts if isinstance(value, nn.Module))
+            all(map(operator.is_, map(dict.get, self._owners, self._names), self._values))
+            and not any(self._hooks)
+            and [*map(Tensor.data_ptr, self._tensors)] == self._addresses
         )
+
+    def put_arenas(self, cache: PagedCache) -> None:
+        """Write down where keys and values lie now."""
+        for layer in range(self.count):
+            self.array[layer * self._size] = cache.arena(layer).data_ptr()
 
 
 class DecodeStack:
@@ -122,8 +128,7 @@ class DecodeStack:
 
     def _run(self, described: _Description, x_RH: Tensor, rotary: Rotary | None, step: PagedStep) -> None:
         config, cache = self._config, step.cache
-        layers = [[cache.arena(layer).data_ptr(), *own] for layer, own in enumerate(described.numbers_L)]
-        flat = list(chain.from_iterable(layers))
+        described.put_arenas(cache)
         groups: list[int] = []
         kept: list[Tensor] = []  # until the call is over
         for group in step.groups:
@@ -132,17 +137,17 @@ class DecodeStack:
             groups += [group.first, group.rows * group.length, seen[0].shape[1], *(x.data_ptr() for x in seen)]
             kept += seen
         cos, sin = (None, None) if rotary is None else (rotary.cos_BT1R.contiguous(), rotary.sin_BT1R.contiguous())
-        layer_array, group_array = (ctypes.c_int64 * len(flat))(*flat), (ctypes.c_int64 * len(groups))(*groups)
+        group_array = (ctypes.c_int64 * len(groups))(*groups)
         slots = step.slots_2RK.contiguous()
         library.decode(
             _Decoding(
-                layers=ctypes.addressof(layer_array),
+                layers=ctypes.addressof(described.array),
                 x=x_RH.data_ptr(),
                 cosines=None if cos is None else cos.data_ptr(),
                 sines=None if sin is None else sin.data_ptr(),
                 slots=slots.data_ptr(),
                 groups=ctypes.addressof(group_array),
-                count=len(layers),
+                count=described.count,
                 group_count=len(step.groups),
                 rows=len(x_RH),
                 hidden=config.hidden_size,
@@ -180,8 +185,7 @@ class DecodeStack:
         scribe.facts += [(holder, name, block) for name, block in holder.items()]
         if len(numbers_L) != config.num_layers or len(scribe.computes) > 1:
             return None
-        most = MOST_TOKENS if scribe.only_integers else FEW
-        return _Description(numbers_L, "exact" in scribe.computes, most, scribe.facts, scribe.tensors)
+        return _Description(numbers_L, scribe)
 
 
 class _UnusualError(Exception):
@@ -195,8 +199,8 @@ class _Scribe:
         self._config, self._dtype = config, dtype
         self.computes: set[str] = set()
         self.only_integers = True
-        self.facts: list[tuple[Mapping[str, object], str, object]] = []
-        self.tensors: list[tuple[Tensor, int]] = []
+        self.facts: list[tuple[dict[str, Any], str, object]] = []
+        self.tensors: list[Tensor] = []
 
     def block(self, layer: int, block: nn.Module) -> list[int]:
         """`layer` of native/decode.h without the arena. Raises _UnusualError."""
@@ -241,7 +245,7 @@ class _Scribe:
 
     def _of(self, tensor: Tensor) -> int:
         self._check(is_cpu(tensor.device))
-        self.tensors.append((tensor, tensor.data_ptr()))
+        self.tensors.append(tensor)
         return tensor.data_ptr()
 
     def _norm(self, owner: nn.Module, name: str) -> list[int]:

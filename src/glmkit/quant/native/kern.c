@@ -291,7 +291,8 @@ API int glm_linear(const described *given, int64_t count, const void *x, int64_t
   }
   int failed = 0;
   if (memory) { const int64_t pieces = rows < 16 ? 1 : 4 * threads; failed = run_pieces(prepare_piece, &c, pieces, pieces == 1 ? 1 : threads, 0); }
-  const int64_t pieces = (c.many ? 8 : 6) * threads;
+  // Pieces of a quarter of a megabyte: the last one that a thread still works at is what the others wait for.
+  const int64_t least = (c.many ? 8 : 6) * threads, small = work / rows * given->bits >> 21, pieces = small > least ? small : least;
   failed |= run_pieces(product_piece, &c, threads == 1 ? 1 : pieces < c.units ? pieces : c.units, threads, need);
   free(memory); return failed;
 }
