@@ -87,12 +87,19 @@ INL void NAME(product)(const call *c, const matrix *w, int64_t panel, int64_t ro
   const uint8_t *p0, const uint8_t *p1) { NAME(product)(c, w, panel, row, p0, p1, M, panels, bits); }
 #define ROWS(block, panels, bits) for (; row + block <= c->rows; row += block) NAME(product_##bits##_##panels##_##block)(c, w, panel, row, p0, p1);
 BLOCKS(PRODUCT, 4) BLOCKS(PRODUCT, 8)
-FN void NAME(few)(const call *c, const matrix *w, int64_t panel) {
-  const uint8_t *p0 = w->weight + panel * c->padded * 2 * w->bits, *p1 = p0; int64_t row = 0;
-  if (w->bits == 8) { BLOCKS(ROWS, 8) } else { BLOCKS(ROWS, 4) }
+PRODUCT(1, 2, 4) PRODUCT(1, 2, 8)
+FN void NAME(few)(const call *c, const matrix *w, int64_t panel, int64_t end) {
+  const int64_t size = c->padded * 2 * w->bits; const uint8_t *p0 = w->weight + panel * size, *p1 = p0 + size;
+  if (c->rows == 1) for (; panel + 2 <= end; panel += 2, p0 += 2 * size, p1 += 2 * size) {  // two streams come faster than one
+    if (w->bits == 8) NAME(product_8_2_1)(c, w, panel, 0, p0, p1); else NAME(product_4_2_1)(c, w, panel, 0, p0, p1);
+  }
+  for (; panel < end; panel++, p0 += size) {
+    int64_t row = 0;
+    if (w->bits == 8) { BLOCKS(ROWS, 8) } else { BLOCKS(ROWS, 4) }
+  }
 }
 #ifdef MANY  // a pair of panels is widened to bytes once, then all rows pass it
-PRODUCT(6, 2, 8) PRODUCT(4, 2, 8) PRODUCT(2, 2, 8) PRODUCT(1, 2, 8)
+PRODUCT(6, 2, 8) PRODUCT(4, 2, 8) PRODUCT(2, 2, 8)
 FN void NAME(widen)(const call *c, const matrix *w, int64_t panel, uint8_t *out) {  // number * byte scale (-128..112) + 128
   const uint8_t *from = w->weight + panel * c->padded * 8; vi s = (vi){0} + 0x00010001;  // both halves of a lane
   for (int64_t k = 0; k < c->padded; k += 8, from += 64, out += 128) {
@@ -201,7 +208,7 @@ FN void NAME(run)(const call *c, const matrix *w, int64_t first, int64_t end, vo
 #ifdef MANY
   else if (c->many) for (; first < end; first += 2) NAME(many)(c, w, first, buffer);
 #endif
-  else for (; first < end; first++) NAME(few)(c, w, first);
+  else NAME(few)(c, w, first, end);
 }
 #undef NAME
 #undef TARGET
