@@ -1,4 +1,4 @@
-"""All layers in one call against the modules one after the other, for every kind of network, type and number of rows."""
+"""All layers in one call against the modules one after the other, for every kind of network and type."""
 
 import copy
 from typing import Any

@@ -200,12 +200,12 @@ class PagedStep:
 
     @property
     def cache(self) -> PagedCache:
-        """Where keys and values lie."""
+        """The arenas."""
         return self._cache
 
     @property
-    def slots_2RK(self) -> Tensor:
-        """Where those of the new tokens go, as rows of D numbers of an arena."""
+    def slots(self) -> Tensor:
+        """(2,R*K) places of the new tokens' keys and values, as rows of D numbers of an arena."""
         return self._slots_2RK
 
     @property

@@ -1,7 +1,8 @@
-"""All layers of a step of few tokens in one call of the kernels: between calls, weights push all else out of the caches.
+"""One call of the kernels for all layers of a step of few tokens.
 
-What a model's modules would do is described once, as addresses (native/decode.h), and used while they are the very same;
-for anything unusual (adapters, hooks, other types, long runs of tokens) the modules run.
+Between calls of Python the weights push all else out of the caches. What a model's modules would do is described once,
+as addresses (native/decode.h), and used while they are the very same; for anything unusual (adapters, hooks, other
+types, long runs of tokens) the modules run.
 
 Legend: R tokens, H hidden width, L layers.
 """
@@ -138,7 +139,7 @@ class DecodeStack:
             kept += seen
         cos, sin = (None, None) if rotary is None else (rotary.cos_BT1R.contiguous(), rotary.sin_BT1R.contiguous())
         group_array = (ctypes.c_int64 * len(groups))(*groups)
-        slots = step.slots_2RK.contiguous()
+        slots = step.slots.contiguous()
         library.decode(
             _Decoding(
                 layers=ctypes.addressof(described.array),
@@ -235,7 +236,7 @@ class _Scribe:
         return part
 
     def _address(self, owner: nn.Module, name: str) -> int:
-        """Of a parameter in the activations' type; 0 where there is none."""
+        """Address of a parameter in the activations' type; 0 where there is none."""
         value = owner._parameters.get(name)
         self.facts.append((owner._parameters, name, value))
         if value is None:

@@ -231,7 +231,7 @@ def rotate(
 
 
 def decode(described: ctypes.Structure) -> None:
-    """All layers of a step, see `decode_stack`. Raises MemoryError."""
+    """Run all layers of a step, see `decode_stack`. Raises MemoryError."""
     functions = kernels().functions
     assert functions is not None
     if functions.glm_decode(ctypes.addressof(described)):
