@@ -41,6 +41,7 @@ from .memory import crowd_out_cache, fits, require_memory, weights_bytes
 from .model import GLM
 from .quant import Compute, set_compute, use_kernels
 from .quant.native import library
+from .read_ahead import read_ahead
 from .tokenizer.composed import ComposedTokenizer
 from .tokenizer.protocol import Tokenizer
 from .tokenizer.trained import TrainedTokenizer, has_tokenizer
@@ -146,6 +147,8 @@ def load_parts(
     use_kernels(model)
     notes = [*remarks, *checkpoint.notes, *([] if checkpoint.guess is None else [checkpoint.guess])]
     notes += compute_notes(settings, set_compute(model, compute))
+    if (ahead := read_ahead(model)) is not None:
+        notes.append(ahead.note)
     if isinstance(loaded, ComposedTokenizer):
         notes += loaded.added.notes
         for note in loaded.added.notes:
