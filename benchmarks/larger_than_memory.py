@@ -12,7 +12,9 @@ import os
 import statistics
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from glmkit.model import GLM, init_weights
 from glmkit.quant import quantize_modules
 from glmkit.read_ahead import VARIABLE, ReadAhead
 
-WIDTH = {
+WIDTH: dict[str, Any] = {
     "vocab_size": 65024, "hidden_size": 4096, "num_heads": 32, "num_kv_heads": 2, "ffn_size": 13696,
     "max_positions": 2048, "positions": "rope", "rope_fraction": 0.5, "rope_pairs": "interleaved", "norm": "rms",
     "mlp": "swiglu", "bias": "qkv", "mask": "causal", "tie_embeddings": False,
@@ -58,6 +60,11 @@ def dd(file: Path) -> float:
     return file.stat().st_size / (time.perf_counter() - begun)
 
 
+def note(ahead: ReadAhead, steps: list[tuple[float, int]], before: object, after: object) -> None:
+    """Keep time and bytes of a step."""
+    steps.append((time.perf_counter(), ahead.read_bytes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True)
@@ -79,15 +86,13 @@ def main() -> None:
         rate = dd(file)
         params = GenerationParams(max_new_tokens=args.tokens + 1, min_new_tokens=args.tokens + 1, prompt_lookup=0)
         job = AnswersJob(Prompt.of([30 + turn], config), params, config)
-        times, read = [], []
-        engine.on_step = lambda before, after, times=times, read=read: (
-            times.append(time.perf_counter()),
-            read.append(ahead.read_bytes),
-        )
+        steps: list[tuple[float, int]] = []
+        engine.on_step = partial(note, ahead, steps)
         engine.run(engine.submit(job))
+        (begun, read), *_, (ended, read_then) = steps
         if turn:
-            taken = (times[-1] - times[0]) / (len(times) - 1)
-            per_token = (read[-1] - read[0]) // (len(times) - 1)
+            taken = (ended - begun) / (len(steps) - 1)
+            per_token = (read_then - read) // (len(steps) - 1)
             seconds.append(taken)
             ratios.append(taken * rate / max(per_token, 1))
             print(f"dd {rate / 1e9:.2f} GB/s, {taken:.2f} s a token, {per_token / 1e9:.2f} GB read: {ratios[-1]:.2f}")
