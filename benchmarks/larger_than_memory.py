@@ -1,9 +1,9 @@
-"""Seconds a token of a model that does not fit memory, over those in which dd reads the same bytes, cold; JSON comes last.
+"""Seconds a token of a model larger than memory, over those in which dd reads the same bytes, cold; JSON comes last.
 
     python benchmarks/larger_than_memory.py --directory DIR [--layers 12] [--resident SHARE] [--tokens 4] [--rounds 3]
 
-DIR gets a model of ChatGLM3-6B's width with random weights in INT4, once. So much of its weights may stay in memory, and
-all other pages are dropped after each use, as a machine with less memory would.
+DIR gets a model of ChatGLM3-6B's width with random weights in INT4, once. So much of its weights may stay in memory,
+and all other pages are dropped after each use, as a machine with less memory would.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Models larger than memory: weights mapped from files, read in order ahead of their use and let go of behind it.
 
-The system alone would read such a file page by page as the kernels come to it, and throw away what is needed next: every
-token reads everything, in the worst order for a cache of what was used last. Here a thread reads the next layer in one
-stream while this one computes. As many layers as fit stay in memory; the pages of the others are dropped after use, so
-that a token reads no more than what does not fit.
+The system alone would read such a file page by page as the kernels come to it, and throw away what is needed next:
+every token reads everything, in the worst order for a cache of what was used last. Here a thread reads the next layer
+in one stream while this one computes. As many layers as fit stay in memory; the pages of the others are dropped after
+use, so that a token reads no more than what does not fit.
 """
 
 import ctypes
@@ -67,8 +67,8 @@ class ReadAhead:
         """Sentence on what is read when."""
         size = sum(part.size for stage in self._stages for part in stage)
         return (
-            f"{size / 1e9:.1f} GB of weights do not fit the memory: {self.kept} of {len(self._stages)} parts stay there, "
-            f"the others are read from the files for every token"
+            f"{size / 1e9:.1f} GB of weights do not fit the memory: {self.kept} of {len(self._stages)} parts stay "
+            f"there, the others are read from the files for every token"
         )
 
     def enter(self, index: int) -> None:
@@ -110,7 +110,7 @@ class ReadAhead:
 
 
 def read_ahead(model: GLM, resident: int | None = None) -> ReadAhead | None:
-    """Let a model on a CPU whose mapped weights do not fit memory be read ahead; None where they do, or nobody can tell.
+    """Let a model on a CPU whose mapped weights do not fit memory be read ahead; None where they do.
 
     resident: bytes of weights that may stay in memory; None: GLMKIT_RESIDENT, else a share of what is free.
     Only passes without gradients are read ahead. Raises RequestError for a variable that is no whole number.
@@ -119,7 +119,8 @@ def read_ahead(model: GLM, resident: int | None = None) -> ReadAhead | None:
     head = model.lm_head if model.lm_head is not None else stack.embed_tokens
     if not (is_cpu(model.device) and hasattr(mmap, "MADV_DONTNEED") and Path("/proc/self/maps").exists()):
         return None
-    assert stack.norm is not None and head is not None, "a whole model"
+    if stack.norm is None or head is None:  # a stage of a pipeline
+        return None
     entries = [*((layer, layer) for layer in stack.layers), (stack.norm, head)]  # the head is used behind the last norm
     maps = _file_maps()
     stages = [_mapped(owner.parameters(), maps) for _, owner in entries]
