@@ -41,7 +41,10 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"--config {args.config} goes with a directory; give DIR, or --preset alone")
     if args.source is None and args.preset is None:
         return _list(as_json=args.json)
-    name, config = _config(args)
+    if args.source is None:
+        name, config = args.preset, preset(args.preset)
+    else:
+        name, config = find_config(args.source, hub=args.hub, config=args.config, family=args.family)
     counted = sizes(config)
     facts = _facts(config)
     if args.json:
@@ -59,16 +62,17 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _config(args: Namespace) -> tuple[str, GLMConfig]:
-    if args.source is None:
-        return args.preset, preset(args.preset)
-    if existing_directory(args.source) is None and args.source in preset_names():
-        return args.source, preset(args.source)
-    if "/" in args.source or Path(args.source).exists():
-        directory = local_directory(args.source, hub=args.hub, need="config")
-        return args.source, config_of_directory(directory, args.config, args.family)
+def find_config(
+    source: str, *, hub: str | None = None, config: str | None = None, family: str | None = None
+) -> tuple[str, GLMConfig]:
+    """The name and shape of a preset, a model directory or a hub name; no weight is read. Raises ConfigError."""
+    if existing_directory(source) is None and source in preset_names():
+        return source, preset(source)
+    if "/" in source or Path(source).exists():
+        directory = local_directory(source, hub=hub, need="config")
+        return source, config_of_directory(directory, config, family)
     raise ConfigError(
-        f"{args.source} is no directory, and no preset is called that", step=did_you_mean(args.source, preset_names())
+        f"{source} is no directory, and no preset is called that", step=did_you_mean(source, preset_names())
     )
 
 

@@ -37,6 +37,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb("glmkit.cli.convert", "write a checkpoint in another published layout, or cut it over other ranks"),
     "merge": Verb("glmkit.cli.merge", "write a base with a LoRA merged into it, in any layout, and compare it", True),
     "quantize": Verb("glmkit.cli.quantize", "write a model with INT8 or INT4 weights, in bounded memory", True),
+    "bench": Verb("glmkit.cli.bench", "measure prefill, decode, load and memory of a model on this machine", True),
     "prepare": Verb("glmkit.cli.prepare", "text files -> tokenizer and memory-mapped token store"),
     "show": Verb("glmkit.cli.show", "print training samples in colour: ids, blanks, positions, mask, targets"),
     "pretrain": Verb("glmkit.cli.pretrain", "train a model from a YAML recipe; --resume auto continues", True),

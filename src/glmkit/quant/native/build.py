@@ -25,7 +25,7 @@ from glmkit.files import sha256_file
 from glmkit.locks import UnguardedWarning, open_lock, try_lock
 
 FOLDER = Path(__file__).parent
-SOURCES = ("kern.c", "level.h", "amx.h", "attend.h", "rows.h", "decode.h", "pack.h", "pool.h")
+SOURCES = ("kern.c", "level.h", "amx.h", "attend.h", "rows.h", "decode.h", "pack.h", "pool.h", "read.h")
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-w")
 INSTALLED = "_kern.abi3.so"
 _LONGEST_BUILD = 60.0  # seconds, of the compiler and of waiting for another process that compiles

@@ -234,6 +234,7 @@ API int glm_abi(void) { return ABI; }
 API const char *glm_source(void) { return GLM_SOURCE; }  // the hash of the files that this was made of
 
 #include "pool.h"
+#include "read.h"
 
 // ---- work on the pool: pieces of rows to be rounded, of units to be multiplied, of panels to be packed ----
 static int64_t block_of(int64_t left, int64_t top) { return left >= top ? top : left >= 4 && top > 4 ? 4 : left >= 2 ? 2 : 1; }

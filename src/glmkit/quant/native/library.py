@@ -250,6 +250,21 @@ def pack(rows: torch.Tensor, columns: int, bits: int, out: torch.Tensor) -> None
         raise MemoryError
 
 
+def read(tensors: Sequence[torch.Tensor], streams: int) -> int:
+    """Read the memory of contiguous tensors once, every thread in 1 or 4 streams; the number of bytes read.
+
+    Bytes behind the last whole 64 of a tensor are left out.
+    """
+    chosen = kernels()
+    assert chosen.functions is not None
+    regions = [(tensor.data_ptr(), tensor.nbytes // 64) for tensor in tensors]
+    numbers = [number for region in regions for number in region]
+    lines = sum(count for _, count in regions)
+    array = (ctypes.c_int64 * len(numbers))(*numbers)
+    chosen.functions.glm_read(array, len(regions), lines, streams, thread_count())
+    return lines * 64
+
+
 def thread_count() -> int:
     """Threads of a call: PyTorch's number, but never more than the cores that this process may use."""
     return min(torch.get_num_threads(), usable_cores())
@@ -270,6 +285,7 @@ def _open(path: Path) -> tuple[ctypes.CDLL, tuple[str, ...]]:
     functions.glm_rms_norm.argtypes = [*[address] * 3, *[number] * 3, ctypes.c_double, number, number]
     functions.glm_rotate.argtypes = [*[address] * 4, *[number] * 9]
     functions.glm_decode.argtypes = [address]
+    functions.glm_read.argtypes = [address, *[number] * 4]
     functions.glm_pack.argtypes = [address, *[number] * 5, address, number]
     mask = functions.glm_built()
     return functions, tuple(level for place, level in enumerate(LEVELS) if mask >> place & 1)
