@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.config import Quantization
-from glmkit.errors import ConfigError
+from glmkit.errors import ConfigError, RequestError
 from glmkit.model import GLM, KVCache, init_weights
 from glmkit.quant import QuantEmbedding, QuantLinear, layers, products, quantize_modules, set_compute
 from glmkit.quant.native import library
@@ -208,6 +208,37 @@ def test_copies_of_a_used_model_read_their_own_weights(copied: Callable[[GLM], G
     floats = layer.floats()
     layer.group_scale = nn.Parameter(torch.ones_like(layer.group_scale), requires_grad=False)
     assert not torch.equal(layer.floats(), floats)
+
+
+def test_tensors_that_are_put_in_place_of_a_parameters_own_are_read() -> None:
+    quantised, _ = pair(Quantization.usual(4))
+    layer, ids = quantised.model.layers[0].mlp.up_proj, random_ids(2, 9)
+    assert isinstance(layer, QuantLinear)
+    before, floats = quantised(ids), layer.floats()
+    layer.row_scale.data = 2 * layer.row_scale.data
+    assert torch.equal(layer.floats(), 2 * floats)
+    assert not torch.equal(quantised(ids), before)
+
+
+def test_inputs_that_no_float_layer_takes_are_refused() -> None:
+    """Nothing is read beside a matrix, and no fraction of a result is lost."""
+    layer = QuantLinear(64, 17, MatrixForm(4, 32, "byte"))
+    for x in (torch.randn(2, 63), torch.randn(2, 65), torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64) * 1j):
+        with pytest.raises(RequestError, match="the matrix takes floats with 64"):
+            layer(x)
+    table = QuantEmbedding(17, 64, MatrixForm(8))
+    assert table(torch.empty(2, 0, dtype=torch.long)).shape == (2, 0, 64)
+    for number in (17, 20, 31, -1):  # rows of the last panel beyond the table's, too
+        with pytest.raises(IndexError):
+            table(torch.tensor([0, number]))
+
+
+def test_a_layer_in_a_compiled_program() -> None:
+    quantised, _ = pair(Quantization.usual(4), mlp="swiglu")
+    layer, x = quantised.model.layers[0].mlp, torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_fast_products_are_near_exact_ones_and_training_is_exact() -> None:

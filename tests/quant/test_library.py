@@ -148,6 +148,17 @@ def test_without_a_cache_a_temporary_file_serves(compiler: Path, home: str, monk
     assert not Path(found.path).exists()  # removed after it was loaded
 
 
+def test_a_relative_place_of_the_cache_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be another folder, and perhaps somebody else's, in every directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build.cache_folder() == tmp_path / "home" / ".cache" / "glmkit" / "kernels"
+    monkeypatch.setenv("HOME", "home")
+    with pytest.raises(OSError, match="no home directory"):
+        build.cache_folder()
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -207,6 +218,15 @@ def test_the_self_test_passes_here_and_survives_a_crash(ready: str, tmp_path: Pa
     assert not library.self_test(tmp_path / "missing.so", "plain")
 
 
+@needs_library
+@pytest.mark.parametrize("executable", ["", "/nowhere/python"])
+def test_within_another_program_the_test_runs_in_this_process(
+    ready: str, executable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    assert library.self_test(Path(ready), HERE[-1])
+
+
 def test_levels_follow_what_the_system_has_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
     monkeypatch.setattr(library, "_flags", lambda: frozenset(flags))
@@ -215,6 +235,18 @@ def test_levels_follow_what_the_system_has_enabled(monkeypatch: pytest.MonkeyPat
     assert library.detected_levels() == ("plain", "avx2", "avx512")
     monkeypatch.setattr(library, "_flags", lambda: frozenset({"avx", "sse4_2"}))
     assert library.detected_levels() == ("plain",)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("level", [library.TORCH, *HERE])
+def test_everything_passes_at_a_level_that_was_asked_for(level: str) -> None:
+    """All tests of this folder but those of the choice itself, where the level is that of the environment."""
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-m", "not exhaustive", "--ignore", __file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--ignore", str(Path(__file__).parent / "calibration"), "."],
+        cwd=Path(__file__).parent, capture_output=True, text=True, env={**os.environ, library.VARIABLE: level},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @needs_library

@@ -78,7 +78,7 @@ def test_a_fork_answers() -> None:
     panels, _ = random_panels(512, 512, 4, 32)
     x = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(2 if library.kernels().there else 1)  # PyTorch's own do not come back
     try:
         with torch.inference_mode():
             (expected,) = linear(x, [panels], "fast")

@@ -22,7 +22,7 @@ KINDS: list[tuple[int, int, Scales]] = [
 
 @pytest.mark.parametrize(("bits", "group", "scales"), KINDS)
 def test_both_computations(bits: int, group: int, scales: Scales) -> None:
-    for rows, columns, count in ((33, 300, 1), (64, 192, 5), (16, 4544, 2)):
+    for rows, columns, count in ((33, 300, 1), (64, 192, 5), (16, 4544, 2), (17, 49954, 2), (49954, 64, 1)):
         panels, floats_RC = random_panels(rows, columns, bits, group, scales)
         x = torch.randn(count, columns, generator=torch.Generator().manual_seed(1))
         (exact,) = linear(x, [panels], "exact")

@@ -80,7 +80,7 @@ def test_the_error_falls_with_the_size_of_the_group() -> None:
     assert errors == sorted(errors)
 
 
-@pytest.mark.parametrize("columns", [1, 15, 17, 172, 192, 4544])
+@pytest.mark.parametrize("columns", [1, 15, 17, 172, 192, 4544, 49954])
 @pytest.mark.parametrize("form", [MatrixForm(8), MatrixForm(4, 32, "byte"), MatrixForm(4, 128)], ids=str)
 def test_any_number_of_columns_and_rows(columns: int, form: MatrixForm) -> None:
     for rows in (1, 17):

@@ -47,7 +47,7 @@ class QuantMatrix(nn.Module):
         """The matrix, one for each block of columns."""
         of = (self.weight, self.row_scale, self.group_scale)
         if self._made is None or any(old is not new for old, new in zip(self._made[0], of, strict=True)):
-            tensors = {name: value.detach() for name, value in self.named_parameters() if name != "bias"}
+            tensors = {name: value for name, value in self.named_parameters() if name != "bias"}
             self._made = (of, panels_of(tensors, self.num_rows, self.num_columns, self.form))
         return self._made[1]
 
@@ -91,8 +91,11 @@ def empty_tensors(
 
 
 def panels_of(tensors: dict[str, Tensor], rows: int, columns: int, form: MatrixForm) -> list[Panels]:
-    """The blocks of a matrix as views of its tensors."""
+    """The blocks of a matrix as views of its tensors; one block is the tensors themselves, whatever `.data` they get."""
     count, width = panel_count(rows), columns // form.blocks
+    if form.blocks == 1:
+        matrix = (tensors["weight"], tensors.get("group_scale"), tensors["row_scale"])
+        return [Panels(form.bits, rows, width, form.group, *matrix)]
     weights, scales = torch.split(tensors["weight"], count), torch.split(tensors["row_scale"], count * PANEL)
     groups = tensors.get("group_scale")
     pairs = zip(weights, scales, strict=True)
@@ -169,7 +172,7 @@ class QuantEmbedding(QuantMatrix):
     def forward(self, ids: Tensor) -> Tensor:
         """(..., H) float32 word vectors of ids (...)."""
         (table,) = self.panels
-        return table.gather(ids.flatten()).view(*ids.shape, -1)
+        return table.gather(ids.flatten()).view(*ids.shape, self.embedding_dim)
 
 
 class FloatLinear(nn.Linear, SharesInputs):

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glmkit.devices import is_cpu
 from glmkit.model.integer_packing import unpack_int4
@@ -134,7 +135,8 @@ class Panels:
         return floats_RC.mul_(self.row_scale[start:end, None]).to(dtype)
 
     def gather(self, ids_N: Tensor) -> Tensor:
-        """Rows of these numbers as floats (N,C) float32: an embedding."""
+        """Rows of these numbers as floats (N,C) float32: an embedding. Raises IndexError for a number that is no row."""
+        row_scale_N1 = functional.embedding(ids_N, self.row_scale[: self.rows, None])  # looks at the numbers
         panel_N, lane_N = ids_N // PANEL, ids_N % PANEL
         lines_NL4 = torch.unflatten(self.weight, -1, (PANEL, 4))[panel_N, :, lane_N]
         if self.bits == 8:
@@ -145,7 +147,7 @@ class Panels:
         if self.scales is not None:
             scales_NG = self.scales[panel_N, :, lane_N].float()
             floats_NC.mul_(scales_NG.repeat_interleave(self.group, 1)[:, : self.columns])
-        return floats_NC.mul_(self.row_scale[ids_N, None])
+        return floats_NC.mul_(row_scale_N1)
 
     def _cut(self, start: int, end: int | None) -> tuple[int, slice, int]:
         """The first panel of rows start..end, the rows in the panels from there on, and the end."""

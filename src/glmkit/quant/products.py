@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glmkit.devices import is_cpu
+from glmkit.errors import RequestError
 
 from .native import library
 from .panels import PANEL, Panels
@@ -41,9 +42,14 @@ _LIBRARY.define("float_linear(Tensor x, Tensor[] weights) -> Tensor[]")  # type:
 
 
 def linear(x: Tensor, panels: Sequence[Panels], compute: Compute) -> list[Tensor]:
-    """x (..., C), of any strides, times every matrix: (..., R) each, in x's dtype; differentiable in x."""
+    """x (..., C), of any strides, times every matrix: (..., R) each, in x's dtype; differentiable in x.
+
+    Raises RequestError for x of another width, whose products would read other memory, and for numbers without fractions.
+    """
     columns = x.shape[-1]
-    assert all(matrix.columns == columns for matrix in panels), (columns, [matrix.columns for matrix in panels])
+    if not x.is_floating_point() or any(matrix.columns != columns for matrix in panels):
+        wanted = panels[0].columns
+        raise RequestError(f"inputs are {x.dtype} with {columns} columns; the matrix takes floats with {wanted}")
     if torch.is_grad_enabled() and x.requires_grad:
         return [_Product.apply(x, matrix, compute) for matrix in panels]  # type: ignore[no-untyped-call]
     x_NC, exact = x.reshape(-1, columns), compute == "exact"

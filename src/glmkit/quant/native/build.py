@@ -70,9 +70,9 @@ def cache_folder() -> Path:
 
     Raises OSError where it cannot be made or is not safe.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") if _has_home() else None
-    if base is None:
-        raise OSError(errno.ENOENT, "no home directory")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # a relative one would be another folder in every directory
+        base = _home() / ".cache"
     folder = base / "glmkit" / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
@@ -85,11 +85,14 @@ def cache_folder() -> Path:
     return folder
 
 
-def _has_home() -> bool:
+def _home() -> Path:
     try:
-        return bool(os.environ.get("XDG_CACHE_HOME")) or Path.home().is_absolute()
-    except RuntimeError:  # a user without a home
-        return False
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        home = Path()
+    if not home.is_absolute():
+        raise OSError(errno.ENOENT, "no home directory")
+    return home
 
 
 def _in_cache(folder: Path, command: list[str] | None, problems: list[str]) -> Iterator[Path]:
