@@ -121,7 +121,7 @@ def kernels() -> Kernels:
 
 def calls_directly() -> bool:
     """True where nothing looks at operators, as in the engine's steps: PyTorch's dispatch costs as much as a norm."""
-    return torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # compilers trace the first alone
 
 
 def detected_levels() -> tuple[str, ...]:
