@@ -26,7 +26,9 @@ def test_both_computations(bits: int, group: int, scales: Scales) -> None:
         panels, floats_RC = random_panels(rows, columns, bits, group, scales)
         x = torch.randn(count, columns, generator=torch.Generator().manual_seed(1))
         (exact,) = linear(x, [panels], "exact")
-        assert difference(exact, x.double() @ floats_RC.T) < (1e-6 if columns < 10_000 else 3e-6)  # PyTorch adds in one row
+        assert difference(exact, x.double() @ floats_RC.T) < (
+            1e-6 if columns < 10_000 else 3e-6
+        )  # PyTorch adds in one row
         (fast,) = linear(x, [panels], "fast")
         assert difference(fast, integer_product(x, floats_RC)) < 1e-5
         assert 0 < difference(fast, x.double() @ floats_RC.T) < 2e-2

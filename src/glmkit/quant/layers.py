@@ -91,7 +91,7 @@ def empty_tensors(
 
 
 def panels_of(tensors: dict[str, Tensor], rows: int, columns: int, form: MatrixForm) -> list[Panels]:
-    """The blocks of a matrix as views of its tensors; one block is the tensors themselves, whatever `.data` they get."""
+    """The blocks of a matrix as views of its tensors; one block is the tensors themselves, so that `.data` is seen."""
     count, width = panel_count(rows), columns // form.blocks
     if form.blocks == 1:
         matrix = (tensors["weight"], tensors.get("group_scale"), tensors["row_scale"])

@@ -135,8 +135,8 @@ class Panels:
         return floats_RC.mul_(self.row_scale[start:end, None]).to(dtype)
 
     def gather(self, ids_N: Tensor) -> Tensor:
-        """Rows of these numbers as floats (N,C) float32: an embedding. Raises IndexError for a number that is no row."""
-        row_scale_N1 = functional.embedding(ids_N, self.row_scale[: self.rows, None])  # looks at the numbers
+        """Rows of these numbers as floats (N,C) float32: an embedding. Raises IndexError for an id that is no row."""
+        row_scale_N1 = functional.embedding(ids_N, self.row_scale[: self.rows, None])  # checks the ids
         panel_N, lane_N = ids_N // PANEL, ids_N % PANEL
         lines_NL4 = torch.unflatten(self.weight, -1, (PANEL, 4))[panel_N, :, lane_N]
         if self.bits == 8:

@@ -44,7 +44,7 @@ _LIBRARY.define("float_linear(Tensor x, Tensor[] weights) -> Tensor[]")  # type:
 def linear(x: Tensor, panels: Sequence[Panels], compute: Compute) -> list[Tensor]:
     """x (..., C), of any strides, times every matrix: (..., R) each, in x's dtype; differentiable in x.
 
-    Raises RequestError for x of another width, whose products would read other memory, and for numbers without fractions.
+    Raises RequestError for x of another width, which would read other memory, and for x that is not floating-point.
     """
     columns = x.shape[-1]
     if not x.is_floating_point() or any(matrix.columns != columns for matrix in panels):
