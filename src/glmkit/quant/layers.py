@@ -4,7 +4,7 @@ Legend: R output rows, C input columns, U blocks of columns with a row scale eac
 groups.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -90,7 +90,7 @@ def empty_tensors(
     return {"weight": weight, "row_scale": row_scale, **groups}
 
 
-def panels_of(tensors: dict[str, Tensor], rows: int, columns: int, form: MatrixForm) -> list[Panels]:
+def panels_of(tensors: Mapping[str, Tensor], rows: int, columns: int, form: MatrixForm) -> list[Panels]:
     """The blocks of a matrix as views of its tensors; one block is the tensors themselves, so that `.data` is seen."""
     count, width = panel_count(rows), columns // form.blocks
     if form.blocks == 1:
