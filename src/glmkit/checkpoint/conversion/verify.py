@@ -12,6 +12,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from glmkit.errors import CheckpointError
 
 BLOCK_BYTES = 16 << 20
+_HELD_BYTES = 256 << 20  # pages of a tensor that stay mapped, on each side
 
 
 def compare(source: Weights, found: Weights, *, where: str, tick: Callable[[int], None] = ignore) -> None:
@@ -39,6 +40,7 @@ def _compare_one(name: str, source: Weights, found: Weights, where: str, tick: C
         raise CheckpointError(f"{where}: {name} has shape {now.shape}, the source {before.shape}")
     rows = now.shape[0] if now.shape else 1
     step = max(1, BLOCK_BYTES * rows // max(now.nbytes, 1))
+    held = 0
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         expected = source.read_rows(name, start, stop).to(now.dtype)
@@ -51,7 +53,12 @@ def _compare_one(name: str, source: Weights, found: Weights, where: str, tick: C
                 f"{where}: {name} differs from the source in row {start + row}; the disk or the memory failed, "
                 f"remove the directory and convert again"
             )
-        tick(block.numel() * block.element_size())
+        tick(block.nbytes)
+        held += block.nbytes
+        if held > _HELD_BYTES:
+            held = 0
+            source.release(name)
+            found.release(name)
 
 
 def config_changes(before: GLMConfig, after: GLMConfig, layout: str) -> list[str]:
