@@ -171,3 +171,13 @@ def _alone(task: Callable[[], T], inference: bool) -> T:
 def _pool(process: int) -> ThreadPoolExecutor:
     """The threads of this process: a fork takes none along."""
     return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="glmkit-part")
+
+
+def _compute_alone() -> None:
+    """Keep PyTorch to one thread: its others do not come along with a fork, and a product would wait for them."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_alone)
