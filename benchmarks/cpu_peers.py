@@ -6,10 +6,11 @@
 Both packages are compiled by pip, 20 to 25 minutes each. Shapes of ChatGLM-6B and ChatGLM3-6B. All programs hold
 the same weights (`peers/weights.py`): INT4 in groups of 32, INT8, bfloat16; word table and head are INT8, in
 chatglm.cpp INT4 as the rest. A round is one process of ours, then one of theirs, with the same number of threads:
-prefill of 512 tokens, one row, eight rows where the peer has batches. Nothing else should run. Ratios are ours / theirs
-of a round; the interval is that of the median, 90 %, by drawing rounds again. Greedy answers to one prompt are compared
-too: the programs round activations in their own ways, so long answers may differ in the end. Files take 4 GB (INT4), 7
-(INT8) or 13 (bfloat16) for each program, in --folder; those that are there are used again.
+prefill of 512 tokens (of a peer the better of two), one row, eight rows where the peer has batches. Nothing else should
+run. Ratios are ours / theirs of a round; the interval is that of the median, 90 %, by drawing rounds again. Greedy
+answers to one prompt are compared too: the programs round activations in their own ways, so long answers may differ in
+the end. Files take 4 GB (INT4), 7 (INT8) or 13 (bfloat16) for each program, in --folder; those that are there are used
+again.
 
 llama.cpp repacks weights while it loads them. Where its products with AMX tiles end the process, as on some virtual
 machines, it runs without, and the result says so ("peer_repacks"); building it with
@@ -32,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from weights import BITS, STEP, bias, numbers, prompt
+from weights import BITS, MATRICES, STEP, bias, numbers, prompt
 
 import glmkit
 from glmkit import threads
@@ -110,9 +112,10 @@ def matrix(stem: str, config: GLMConfig, bits: int, last: str = "weight") -> Ten
     width = config.num_heads * config.head_dim
     fused = _NAMES.get(f"{part}.{short}", "qkv" if part == "self_attn" else "up")
     name = f"{layer}.{fused}"
-    whole = torch.from_numpy(numbers(model, name, bits))
     if last == "bias":
-        whole = torch.from_numpy(bias(name, len(whole)))[:, None]
+        whole = torch.from_numpy(bias(name, MATRICES[model][fused][0]))[:, None]
+    else:
+        whole = torch.from_numpy(numbers(model, name, bits))
     if fused == "qkv" and config.family == "chatglm":  # head by head
         whole = torch.unflatten(whole, 0, (config.num_heads, 3, -1))[:, "qkv".index(short[0])].flatten(0, 1)
     elif fused == "qkv":
@@ -149,7 +152,7 @@ def measure_ours(folder: Path, model: str, tokens: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure_transformers(model: str, layers: int, tokens: int) -> dict[str, Any]:
+def measure_transformers(folder: Path, model: str, layers: int, tokens: int) -> dict[str, Any]:
     """Transformers' own Glm in bfloat16, with its cache."""
     from transformers import GlmConfig, GlmForCausalLM
 
@@ -170,9 +173,7 @@ def measure_transformers(model: str, layers: int, tokens: int) -> dict[str, Any]
     )
     with torch.device("meta"):
         net = GlmForCausalLM(theirs).to(torch.bfloat16)
-    state = {}
-    for name, info in expected_tensors(config, torch.bfloat16).items():
-        (state[name],) = _tensor(name, info.shape, info.dtype, config, "bf16")
+    state = load_file(folder / "model.safetensors")
     for layer in range(layers):
         halves = [state.pop(f"model.layers.{layer}.mlp.{half}_proj.weight") for half in ("gate", "up")]
         state[f"model.layers.{layer}.mlp.gate_up_proj.weight"] = torch.cat(halves)
@@ -183,16 +184,18 @@ def measure_transformers(model: str, layers: int, tokens: int) -> dict[str, Any]
     def answer(rows: int, count: int, ids: list[int]) -> tuple[list[int], float, float, Tensor]:
         """Greedy ids of the first row, seconds of the prompts, seconds of the steps, logits behind the prompt."""
         begun = time.perf_counter()
-        out = net(torch.tensor([ids] * rows), use_cache=True, logits_to_keep=1)
-        first, chosen, read = out.logits[0, -1].float(), [], time.perf_counter()
+        read_ids = net.model(torch.tensor([ids] * rows), use_cache=True)
+        # Not by `logits_to_keep`: on a slice of a prompt's vectors PyTorch's product copies the whole head first.
+        logits = net.lm_head(read_ids.last_hidden_state[:, -1])
+        cache, first, chosen, read = read_ids.past_key_values, logits[0].float(), [], time.perf_counter()
         for _ in range(count):
-            best = out.logits[:, -1:].argmax(-1)
+            best = logits.argmax(-1)
             chosen.append(int(best[0]))
-            out = net(best, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+            logits = net(best[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
         return chosen, read - begun, time.perf_counter() - read, first
 
     checked, _, _, logits = answer(1, CHECKED, prompt(model, CHECKED))
-    _, seconds, _, _ = answer(1, 0, prompt(model, PREFILL, 1))
+    seconds = min(answer(1, 0, prompt(model, PREFILL, seed))[1] for seed in (1, 3))
     one, many = (rows * tokens / answer(rows, tokens, prompt(model, BEFORE, 2))[2] for rows in (1, ROWS))
     top = {index: float(logits[index]) for index in torch.topk(logits, TOP).indices.tolist()}
     return {"prefill": PREFILL / seconds, "one": one, "eight": many, "ids": checked, "top": top}
@@ -233,7 +236,7 @@ def compare(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
     for turn in range(args.rounds):
         mine = run([*own, "--tokens", str(args.tokens), "--measure", "glmkit", model, kind, str(ours)])
         if program == "transformers":
-            other = run([*own, "--tokens", str(args.tokens), "--measure", program, model, kind, ""])
+            other = run([*own, "--tokens", str(args.tokens), "--measure", program, model, kind, str(ours)])
         else:
             command = [args.peers_python, THEIRS, "measure", *common, str(args.tokens)]
             other = run([*command, packing], may_crash=packing == "packed")
@@ -307,7 +310,7 @@ def main() -> None:
         if program == "glmkit":
             print(json.dumps(measure_ours(Path(folder), model, args.tokens)))
         else:
-            print(json.dumps(measure_transformers(model, args.layers, args.tokens)))
+            print(json.dumps(measure_transformers(Path(folder), model, args.layers, args.tokens)))
         return
     chosen = args.only or list(PAIRS)
     if args.peers_python is None:

@@ -177,11 +177,13 @@ def measure_llama(path: Path, model: str, threads: int, tokens: int, packed: boo
         return chosen, time.perf_counter() - begun, first
 
     checked, _, logits = answer(1, CHECKED, prompt(model, 16))
-    ll.llama_memory_clear(ll.llama_get_memory(context), True)
-    long = [(token, at, 0) for at, token in enumerate(prompt(model, PREFILL, 1))]
-    begun = time.perf_counter()
-    feed(long)
-    prefill = PREFILL / (time.perf_counter() - begun)
+    prefill = 0.0
+    for seed in (1, 3):
+        ll.llama_memory_clear(ll.llama_get_memory(context), True)
+        long = [(token, at, 0) for at, token in enumerate(prompt(model, PREFILL, seed))]
+        begun = time.perf_counter()
+        feed(long)
+        prefill = max(prefill, PREFILL / (time.perf_counter() - begun))
     one, many = (rows * tokens / answer(rows, tokens, prompt(model, BEFORE, 2))[1] for rows in (1, ROWS))
     top = {int(token): float(logits[token]) for token in np.argsort(-logits)[:TOP]}
     return {"prefill": prefill, "one": one, "eight": many, "ids": checked, "top": top}
@@ -206,7 +208,7 @@ def measure_chatglm(path: Path, model: str, tokens: int) -> dict[str, Any]:
         return row[before:], read - begun, time.perf_counter() - read
 
     checked, _, _ = answer(prompt(model, 16), CHECKED)
-    _, seconds, _ = answer(prompt(model, PREFILL, 1), 1)
+    seconds = min(answer(prompt(model, PREFILL, seed), 1)[1] for seed in (1, 3))
     _, _, steps = answer(prompt(model, BEFORE, 2), tokens + 1)
     return {"prefill": PREFILL / seconds, "one": tokens / steps, "eight": None, "ids": checked, "top": None}
 
