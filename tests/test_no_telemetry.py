@@ -50,6 +50,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor", "base"),
     "info": ("info", "base"),
     "convert": ("convert", "base", "converted", "--to", "megatron"),
+    "quantize": ("quantize", "base", "int8", "--bits", "8"),
+    "bench": ("bench", "base", "--prompt", "8", "--new", "2", "--rows", "1", "--repetitions", "1"),
     "fill": ("fill", "base", "a [MASK] b", "--max_tokens", "2"),
     "generate": ("generate", "base", "a", "--max_new_tokens", "2"),
     "generate a file": ("generate", "base", "--input", "rows.jsonl", "--output", "out.jsonl", "--max_new_tokens", "2"),

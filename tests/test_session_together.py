@@ -27,7 +27,8 @@ from tokenizer.small_vocabularies import sentencepiece_bytes
 pytestmark = pytest.mark.sampled(4)
 
 TEXTS = ["the fox", "x", "the quick brown fox jumps over the lazy dog and was not seen again", "dog", "the fox was"]
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 4}
+# With seed 4 one draw falls within 1e-6 of the border between two tokens, where rounding decides.
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
 
 
 def glm130b() -> LM:

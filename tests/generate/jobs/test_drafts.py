@@ -139,7 +139,7 @@ def test_a_repeating_answer_takes_few_steps() -> None:
 def test_blanks_too(kind: str, order: Any) -> None:
     draw = random.Random(order + kind)
     accepted = 0
-    for seed in range(10):
+    for seed in range(16):
         model, row = make(kind, seed), repetitive(kind, seed)[:-1]
         for _ in range(draw.randrange(3)):
             row[draw.randrange(len(row))] = draw.choice(SPECIAL.mask_ids())
