@@ -10,7 +10,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/glmkit/quant/native")
-SOURCES = ("kern.c", "level.h", "amx.h", "attend.h", "rows.h", "decode.h", "pack.h", "pool.h", "read.h")  # as in quant/native/build.py
+# As in quant/native/build.py.
+SOURCES = ("kern.c", "level.h", "amx.h", "attend.h", "rows.h", "decode.h", "pack.h", "pool.h", "read.h")
 LOST = "no kernels were compiled: INT8 and INT4 run through PyTorch, several times slower, until there is a C compiler"
 
 
