@@ -4,8 +4,8 @@
 
 Many rows: 512 rows of activations times 4096 x 4096 integers, beside `torch._int_mm`, which has no scales. With --check
 the exit status is 1 where the kernels do less than a share of its work a second (FLOORS): a compiler that keeps sums in
-memory changes no value and halves the speed. --busy: one row through the engine, INT4, ChatGLM3-6B's width, alone and beside
-one process that computes all the time; shares of the rate at which the same weights are read alone.
+memory changes no value and halves the speed. --busy: one row through the engine, INT4, ChatGLM3-6B's width, alone and
+beside one process that computes all the time; shares of the rate at which the same weights are read alone.
 """
 
 import argparse
