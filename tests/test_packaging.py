@@ -35,7 +35,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is built: the build leaves its products in the tree."""
     copy = tmp_path_factory.mktemp("built") / "tree"
     copy.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", ".*_cache", ".hypothesis")
     for name in NEEDED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=ignore)
