@@ -118,7 +118,15 @@ def test_exchanged_weights_are_noticed() -> None:
     model.to(torch.float64).to(torch.float32)
     answer(model, "causal")
     assert max(both.apart) < 5e-6
-    assert not both.refused or both.apart
+
+
+def test_another_way_to_compute_is_noticed() -> None:
+    model = small("causal", torch.float32, INT4)
+    both = Both(model)
+    for compute in ("exact", "fast", "exact"):
+        set_compute(model, compute)  # type: ignore[arg-type]
+        answer(model, "causal")
+    assert max(both.apart) < 5e-6
 
 
 def test_a_copy_reads_its_own_weights() -> None:

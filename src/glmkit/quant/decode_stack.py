@@ -264,6 +264,7 @@ class _Scribe:
             if isinstance(layer, QuantLinear):
                 self._check(layer.form.blocks == 1)
                 self.computes.add(layer.compute)
+                self.facts.append((layer.__dict__, "compute", layer.compute))
                 (panels,) = layer.panels
                 size = panels.rows, panels.columns
                 own = (panels.weight, panels.scales, panels.row_scale)
