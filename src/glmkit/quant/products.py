@@ -118,8 +118,7 @@ def _multiply(x_NC: Tensor, panels: Sequence[Panels], exact: bool) -> list[Tenso
         )
         for matrix, out in zip(panels, outs, strict=True)
     ]
-    for start in range(0, len(described), library.MOST):
-        library.linear(described[start : start + library.MOST], x, exact=exact)
+    library.linear(described, x, exact=exact)
     return outs if x.dtype == x_NC.dtype else [out.to(x_NC.dtype) for out in outs]
 
 
@@ -132,8 +131,7 @@ def _float_linear(x_NC: Tensor, weights: list[Tensor]) -> list[Tensor]:
     outs = [x.new_empty(len(x), len(weight)) for weight in weights]
     bits = FLOAT_BITS[x.dtype]
     matrices = [(w.data_ptr(), 0, 0, out.data_ptr(), len(w), 0, bits, 0) for w, out in zip(weights, outs, strict=True)]
-    for start in range(0, len(matrices), library.MOST):
-        library.linear(matrices[start : start + library.MOST], x)
+    library.linear(matrices, x)
     return outs
 
 

@@ -24,7 +24,7 @@ from .build import candidates, source_hash
 VARIABLE = "GLMKIT_CPU_LEVEL"
 TORCH = "torch"
 LEVELS = ("plain", "avx2", "avx512", "avx512-bf16", "amx")  # numbered as in kern.c
-MOST = 16  # matrices of a call
+_MOST = 16  # matrices of a call of glm_linear
 _ABI = 1
 _AVX512 = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
 _NEEDS = {
@@ -151,21 +151,22 @@ def linear(
     """
     chosen = kernels()
     assert chosen.functions is not None
-    numbers = [number for matrix in matrices for number in matrix]
-    failed = chosen.functions.glm_linear(
-        (ctypes.c_int64 * len(numbers))(*numbers),
-        len(matrices),
-        x.data_ptr(),
-        x.dtype == torch.bfloat16,
-        x.shape[0],
-        x.shape[1],
-        x.stride(0),
-        exact,
-        LEVELS.index(level or chosen.level),
-        threads or thread_count(),
-    )
-    if failed:
-        raise MemoryError
+    for start in range(0, len(matrices), _MOST):
+        numbers = [number for matrix in matrices[start : start + _MOST] for number in matrix]
+        failed = chosen.functions.glm_linear(
+            (ctypes.c_int64 * len(numbers))(*numbers),
+            len(matrices[start : start + _MOST]),
+            x.data_ptr(),
+            x.dtype == torch.bfloat16,
+            x.shape[0],
+            x.shape[1],
+            x.stride(0),
+            exact,
+            LEVELS.index(level or chosen.level),
+            threads or thread_count(),
+        )
+        if failed:
+            raise MemoryError
 
 
 def attend(
