@@ -339,7 +339,7 @@ def test_showing_an_error_is_no_reading() -> None:
 
 # --- the shape of the tree --------------------------------------------------------------------------------------------
 
-MAX_SOURCES, MIN_MEDIAN, SMALL = 440, 125, 60
+MAX_SOURCES, MIN_MEDIAN, SMALL = 460, 125, 60
 QUESTIONS = "What|Where|How|Who|Whose|All|Of|Whether|When|Why|Which|As|That|From|In|To|By|For|With|Raises"
 RIDDLES = re.compile(rf"^({QUESTIONS})\b")
 
