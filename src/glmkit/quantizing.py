@@ -14,7 +14,7 @@ from .checkpoint.conversion.conversion import convert
 from .checkpoint.conversion.outputs import carried_files
 from .checkpoint.files.safetensors_file import safetensors_places
 from .checkpoint.materialize import fetch, refuse_bad
-from .checkpoint.native import CONFIG_FILE, FORMAT, GENERATION_FILE, WEIGHTS_FILE, write_json
+from .checkpoint.native import CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, write_json
 from .checkpoint.open import Checkpoint, open_checkpoint
 from .checkpoint.plain_names import adapter_words
 from .checkpoint.run_directory import model_directory
@@ -24,7 +24,7 @@ from .data.packing import Batch
 from .data.text_rows import text_batches
 from .devices import CPU
 from .errors import CheckpointError, RequestError, names_text
-from .families.common.native_layout import NAME_KEY, OWN
+from .families.common.native_layout import NAME_KEY, OWN, own_values
 from .files import atomic_directory
 from .loading import read_tokenizer
 from .quant.calibration import Method
@@ -321,7 +321,7 @@ def _layer(stem: str) -> str:
 def _write_small(checkpoint: Checkpoint, target: GLMConfig, folder: Path) -> None:
     """Config, generation settings and what is carried along."""
     name = {} if checkpoint.name is None else {NAME_KEY: checkpoint.name}
-    write_json(folder / CONFIG_FILE, {"glmkit_format": FORMAT, **target.to_dict(), **name})
+    write_json(folder / CONFIG_FILE, {**own_values(target), **name})
     if settings := checkpoint.generation.to_dict():
         write_json(folder / GENERATION_FILE, settings)
     for file, path in carried_files(checkpoint.directory, checkpoint.family).items():

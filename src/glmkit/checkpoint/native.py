@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glmkit.config import GenerationSettings, GLMConfig
 from glmkit.errors import CheckpointError, about, closest
-from glmkit.families.common.native_layout import NAME_KEY
+from glmkit.families.common.native_layout import FORMAT, FORMAT_KEY, NAME_KEY, TYPE_KEY, own_values
 from glmkit.small_files import parse_small_json, read_small
 
 from .files.content import check_pointer
@@ -26,7 +26,6 @@ from .files.tensors import TensorInfo
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 GENERATION_FILE = "generation.json"
-FORMAT = 1
 
 
 def write_model(
@@ -41,7 +40,7 @@ def write_model(
     Make it appear at once with `files.atomic_directory`; this function only fills it. Tensors keep their dtype.
     """
     folder = Path(directory)
-    write_json(folder / CONFIG_FILE, {"glmkit_format": FORMAT, **config.to_dict()})
+    write_json(folder / CONFIG_FILE, own_values(config))
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if config.quantization is None:
         write_tensors(folder / WEIGHTS_FILE, tensors)
@@ -98,11 +97,12 @@ def read_config(directory: str | os.PathLike[str]) -> GLMConfig:
     """The GLMConfig of a directory that glmkit wrote. Raises CheckpointError or ConfigError."""
     path = Path(directory) / CONFIG_FILE
     values = read_json(path)
-    version = values.pop("glmkit_format", None)
-    values.pop(NAME_KEY, None)
+    version = values.pop(FORMAT_KEY, None)
+    for key in (NAME_KEY, TYPE_KEY):
+        values.pop(key, None)
     if version is None:
         raise CheckpointError(
-            f"{path} was not written by glmkit (no glmkit_format); this version reads its own layout only"
+            f"{path} was not written by glmkit (no {FORMAT_KEY}); this version reads its own layout only"
         )
     if type(version) is not int or version != FORMAT:
         raise CheckpointError(

@@ -263,12 +263,12 @@ def _pieces(
         step = max(1, _PIECE // (sum(rows) * 4))
         for a in range(0, whole[0].shape[1], step):
             columns = [w[:, a : a + step] for w in whole]
-            yield _converted((_by_head(columns, tensor.head_dim) if heads else torch.cat(columns)).t(), dtype, tensor)
+            yield _converted((by_head(columns, tensor.head_dim) if heads else torch.cat(columns)).t(), dtype, tensor)
     elif heads:
         step = max(1, _PIECE // (tensor.head_dim * width * 4 * len(rows))) * tensor.head_dim
         for a in range(0, rows[0], step):
             blocks = [fetch(index, a, min(a + step, rows[0])) for index in range(len(rows))]
-            yield _converted(_by_head(blocks, tensor.head_dim), dtype, tensor)
+            yield _converted(by_head(blocks, tensor.head_dim), dtype, tensor)
     else:
         step = max(1, _PIECE // (width * 4))
         for index, count in enumerate(rows):
@@ -286,7 +286,7 @@ def _own_columns(tensor: Fused, layout: Layout, block: Tensor, rank: int, ranks:
     return block.squeeze(1) if tensor.flat(layout) else block
 
 
-def _by_head(parts: list[Tensor], head_dim: int) -> Tensor:
+def by_head(parts: list[Tensor], head_dim: int) -> Tensor:
     """(N*D, ...) parts -> (N*P*D, ...): all parts of head 0, then of head 1, ..."""
     return torch.stack([part.view(-1, head_dim, *part.shape[1:]) for part in parts], dim=1).flatten(0, 2)
 

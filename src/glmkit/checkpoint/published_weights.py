@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.layout import Layout, Order
 
 from .files.tensors import TensorInfo
 from .published_tensors import Fused
@@ -86,6 +86,15 @@ class PublishedWeights:
             done.clear()
             for rank in self._ranks:
                 rank[tensor.name].release()
+
+    def stored(self, parts: Sequence[str], order: Order) -> Tensor | None:
+        """The tensor that these of ours are, fused in this order, as it lies in the file; None where none is that."""
+        tensor, _ = self._places[parts[0]]
+        own_order = tensor.rule.order_for(len(self._ranks))
+        alike = tensor.parts == tuple(parts) and (len(parts) == 1 or own_order == order)
+        if len(self._ranks) > 1 or not alike or tensor.turned(self._layout):
+            return None
+        return self._ranks[0][tensor.name].read()
 
     def _slices(self, name: str) -> tuple[list[_Slice], int | None]:
         tensor, index = self._places[name]

@@ -1,7 +1,7 @@
 """The config of a directory, also of one whose weights are missing or broken."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from glmkit.adapters.directory import read_origin
@@ -12,10 +12,9 @@ from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GLMConfig
 from glmkit.errors import CheckpointError, GLMKitError, GuessWarning
 from glmkit.families.common.evidence import Evidence
-from glmkit.families.common.layout import Layout
 from glmkit.families.common.native_layout import FORMAT_KEY
-from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, family_named, first_config
-from glmkit.families.judge import Judgement, judge
+from glmkit.families.family import CONFIG_FILES, Family, all_families, config_beside, family_named
+from glmkit.families.judge import Judgement, judge_config
 from glmkit.loading import base_directory
 
 MOST_LAYERS = 1000
@@ -79,33 +78,4 @@ def config_file_alone(
     except (GLMKitError, OSError):
         return None
     families = list(all_families().values()) if family is None else [family_named(family)]
-    return _published(values, Evidence.of(directory, values), tensors, families)
-
-
-def _published(
-    values: Mapping[str, object], evidence: Evidence, tensors: Collection[str], families: Sequence[Family]
-) -> tuple[Judgement, GLMConfig | None] | None:
-    kind = values.get("model_type")
-    known = [
-        (family, layout)
-        for family in families
-        for layout in family.layouts
-        if kind in layout.model_types and _knows(layout, tensors)
-    ]
-    read = {family.name: first_config((layout,), values) for family, layout in reversed(known)}
-    readable = [family for family, _ in known if read[family.name] is not None] or [family for family, _ in known]
-    if not readable:
-        return None
-    judgement = judge(_each_once(family for family, _ in known), evidence)
-    if judgement.doubt is not None:  # who can read the config says nothing where other signs are sure
-        judgement = judge(_each_once(readable), evidence)
-    return judgement, read[judgement.family.name]
-
-
-def _each_once(families: Iterable[Family]) -> list[Family]:
-    return list({family.name: family for family in families}.values())
-
-
-def _knows(layout: Layout, tensors: Collection[str]) -> bool:
-    """True when most of these are names of the layout: several families would read the config of another."""
-    return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
+    return judge_config(values, Evidence.of(directory, values), tensors, families)

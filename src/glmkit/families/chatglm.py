@@ -15,7 +15,7 @@ from glmkit.errors import ConfigError
 
 from .chatglm_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 from .common.config_keys import BASE, Keys, paddle_degree, rotary_facts
-from .common.layout import Alias, Derived, Extras, Layout, Published, Rule
+from .common.layout import Alias, Derived, Extras, Layout, Published, RemoteCode, Rule
 from .family import Family
 
 _AXES: dict[str, object] = {
@@ -162,6 +162,7 @@ LAYOUTS = (
         model_types=("chatglm",),
         read_config=partial(_read, axes=_REMOTE),
         write_config=_write_huggingface,
+        remote=RemoteCode(mlp="GLU", hidden_masks=True, needs_blank=True),
     ),
     Layout(
         name="paddle",

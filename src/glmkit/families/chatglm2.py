@@ -15,7 +15,7 @@ from glmkit.config import GLMConfig, SpecialIds
 from . import chatglm2_text
 from .common.config_keys import BASE
 from .common.evidence import HINT, LIKELY, SURE, Evidence, Sign
-from .common.layout import Extras, Layout
+from .common.layout import Extras, Layout, RemoteCode
 from .common.multiquery import AXES, LATER_WORDS, Ratio, layout, read, write, write_remote
 from .family import Family
 
@@ -119,6 +119,7 @@ def _layouts(family: str, ratio_of: Ratio, releases: Mapping[float, str]) -> tup
             model_types=("chatglm",),
             read_config=read_config,
             write_config=partial(_write_remote, ratio_of=ratio_of, releases=releases),
+            remote=RemoteCode(),
         ),
         layout(
             "chatglm_v2.",

@@ -13,7 +13,7 @@ from glmkit.config import GLMConfig
 from glmkit.errors import ConfigError
 
 from .common.config_keys import Keys, paddle_degree
-from .common.layout import WRAPPERS, Extras, Layout, Published, Rule
+from .common.layout import WRAPPERS, Extras, Layout, Published, RemoteCode, Rule
 from .family import Family
 from .glm_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 
@@ -149,6 +149,7 @@ LAYOUTS = (
         model_types=("glm",),
         read_config=partial(_read, gelu="erf"),
         write_config=_write_huggingface,
+        remote=RemoteCode(body="GLMModel", shifts_labels=False, sequence_first=False),
     ),
     Layout(
         name="megatron",

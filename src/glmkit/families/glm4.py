@@ -13,7 +13,7 @@ from glmkit.errors import ConfigError
 
 from .common.config_keys import BASE, Keys, ratio, rotary_facts, special_within
 from .common.evidence import LIKELY, SURE, Evidence, Sign
-from .common.layout import Alias, Extras, Layout, Published, Rule
+from .common.layout import Alias, Extras, Layout, Published, RemoteCode, Rule
 from .common.multiquery import AXES, LATER_WORDS, layout, read, write_remote
 from .family import Family
 from .glm4_text import CHAT, CHAT_0414, TOKENIZER_FILES, TUNING, TUNING_0414, load_tokenizer
@@ -185,6 +185,7 @@ FAMILIES = (
                     read, family="glm-4", special=_SPECIAL, full_vocabulary=_VOCABULARY, ratio_of="base"
                 ),
                 write_config=_write_remote,
+                remote=RemoteCode(sequence_first=False),
             ),
             Layout(
                 name="transformers",

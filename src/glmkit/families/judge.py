@@ -1,12 +1,14 @@
 """The one judgement on which family a directory is of, where the names of its tensors leave several."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from glmkit.config import GLMConfig
 
 from .common.config_keys import FAMILY_KEY, NAME_KEY
 from .common.evidence import LIKELY, SURE, Evidence, Sign
 from .common.layout import Layout
-from .family import Family, all_families
+from .family import Family, all_families, first_config
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,44 @@ def with_identity(values: Mapping[str, object], family: Family, layout: Layout, 
     if judgement.family is not family or judgement.doubt is not None:
         written[FAMILY_KEY] = family.name
     return written
+
+
+def judge_config(
+    values: Mapping[str, object],
+    evidence: Evidence,
+    tensors: Collection[str] = (),
+    families: Iterable[Family] | None = None,
+) -> tuple[Judgement, GLMConfig | None] | None:
+    """(judgement on the family, config) by a published config alone; the config is None when it is broken.
+
+    tensors: names in the weight files, which tell families apart whose configs look alike. families: those in question,
+    None for all. None for a model_type that no layout of them has.
+    """
+    families = all_families().values() if families is None else families
+    kind = values.get("model_type")
+    known = [
+        (family, layout)
+        for family in families
+        for layout in family.layouts
+        if kind in layout.model_types and _knows(layout, tensors)
+    ]
+    read = {family.name: first_config((layout,), values) for family, layout in reversed(known)}
+    readable = [family for family, _ in known if read[family.name] is not None] or [family for family, _ in known]
+    if not readable:
+        return None
+    judgement = judge(_each_once(family for family, _ in known), evidence)
+    if judgement.doubt is not None:  # who can read the config says nothing where other signs are sure
+        judgement = judge(_each_once(readable), evidence)
+    return judgement, read[judgement.family.name]
+
+
+def _each_once(families: Iterable[Family]) -> list[Family]:
+    return list({family.name: family for family in families}.values())
+
+
+def _knows(layout: Layout, tensors: Collection[str]) -> bool:
+    """True when most of these are names of the layout: several families would read the config of another."""
+    return 2 * sum(layout.resolve(name.rpartition(".")[0]) is not None for name in tensors) >= len(tensors)
 
 
 def _weight(signs: Iterable[Sign]) -> int:

@@ -240,6 +240,12 @@ class Attention(nn.Module):
         """Heads of keys and values here: those of the whole model, fewer in a shard of it."""
         return row_count(self.k_proj) // self.head_dim
 
+    def queries_keys_values(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,T,N,D), (B,T,K,D) and (B,T,K,D), not yet turned: the seam of one matrix for all three."""
+        projected = project((self.q_proj, self.k_proj, self.v_proj), x_BTH)
+        q_BTND, k_BTKD, v_BTKD = (torch.unflatten(own, -1, (-1, self.head_dim)) for own in projected)
+        return q_BTND, k_BTKD, v_BTKD
+
     def forward(
         self,
         x_BTH: Tensor,
@@ -249,10 +255,7 @@ class Attention(nn.Module):
         prefix: KeyValue | None = None,
     ) -> Tensor:
         """(B,T,H). `prefix`: keys and values to put in front; with a cache they are in it already."""
-        q_BTND, k_BSKD, v_BSKD = (
-            torch.unflatten(projected, -1, (-1, self.head_dim))
-            for projected in project((self.q_proj, self.k_proj, self.v_proj), x_BTH)
-        )
+        q_BTND, k_BSKD, v_BSKD = self.queries_keys_values(x_BTH)
         if rotary is not None:
             q_BTND, k_BSKD = self.rotate(q_BTND, rotary), self.rotate(k_BSKD, rotary)
         if cache is not None:

@@ -166,10 +166,12 @@ class GLM(nn.Module):
         segments: Segments | None = None,
         cache: KVCache | PlannedCache | None = None,
         every_layer: list[Tensor] | None = None,
+        words_BTH: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (B,T,H) after the last norm; arguments as in `forward`.
 
-        `every_layer`: a list that receives the embedding sum and each block's output (before the last norm).
+        every_layer: a list that receives the embedding sum and each block's output (before the last norm). words_BTH:
+        word vectors instead of those of the ids, which then only say what is seen and where it stands.
         """
         if cache is not None and not isinstance(cache, KVCache):
             # A step of the engine, all rows side by side. What is fed was checked row by row before: one wrong row must
@@ -189,7 +191,7 @@ class GLM(nn.Module):
         tuned, extra = self._tuned_prefix(cache)
         plan = self._plan(input_ids, prefix_B, attention_mask, segments, cache, extra)
         rotary = rotary_angles(position_ids, self.config)
-        hidden_BTH = self.model(input_ids, position_ids, plan, rotary, cache, tuned, every_layer)
+        hidden_BTH = self.model(input_ids, position_ids, plan, rotary, cache, tuned, every_layer, words_BTH)
         if cache is not None:
             cache.advance(torch.ones_like(input_ids, dtype=torch.bool) if real_BT is None else real_BT)
         return hidden_BTH  # type: ignore[no-any-return]

@@ -68,8 +68,13 @@ class GegluMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.inner_size, bias=bias)
         self.down_proj = nn.Linear(config.inner_size, config.hidden_size, bias=bias)
 
-    def forward(self, x_BTH: Tensor) -> Tensor:
+    def gate_and_up(self, x_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,T,F) twice: the seam of one matrix for both."""
         gate_BTF, up_BTF = project((self.gate_proj, self.up_proj), x_BTH)
+        return gate_BTF, up_BTF
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_and_up(x_BTH)
         inner_BTF = up_BTF * _gelu(gate_BTF, self.gelu)
         return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
 
@@ -78,7 +83,7 @@ class SwigluMLP(GegluMLP):
     """`down(silu(gate(x)) * up(x))`: ChatGLM2-6B and later activate the first chunk of their fused matrix."""
 
     def forward(self, x_BTH: Tensor) -> Tensor:
-        gate_BTF, up_BTF = project((self.gate_proj, self.up_proj), x_BTH)
+        gate_BTF, up_BTF = self.gate_and_up(x_BTH)
         inner_BTF = functional.silu(gate_BTF) * up_BTF
         return self.down_proj(inner_BTF)  # type: ignore[no-any-return]
 
@@ -214,13 +219,15 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         prefix_L: Sequence[KeyValue] = (),
         every_layer: list[Tensor] | None = None,
+        words_BTH: Tensor | None = None,
     ) -> Tensor:
         """(B,T,H): the last norm's output, or the last block's of a stage without the norm.
 
         inputs: ids (B,T), or hidden states (B,T,H) for a stage without embeddings. prefix_L: a tuned prefix for each
         layer, to put in front where no cache holds it. every_layer: receives the first hidden states and each block's.
+        words_BTH: word vectors that are used instead of the table's.
         """
-        x_BTH = inputs if self.embed_tokens is None else self._embed(inputs, position_ids_B2T)
+        x_BTH = inputs if self.embed_tokens is None else self._embed(inputs, position_ids_B2T, words_BTH)
         if every_layer is not None:
             every_layer.append(x_BTH)
         if self.layers_at_once is not None and every_layer is None:
@@ -234,10 +241,10 @@ class Transformer(nn.Module):
                     every_layer.append(x_BTH)
         return x_BTH if self.norm is None else self.norm(x_BTH)
 
-    def _embed(self, input_ids_BT: Tensor, position_ids_B2T: Tensor) -> Tensor:
+    def _embed(self, input_ids_BT: Tensor, position_ids_B2T: Tensor, words_BTH: Tensor | None) -> Tensor:
         """(B,T,H): word vectors plus both position vectors, after dropout."""
         assert self.embed_tokens is not None
-        x_BTH = self.embed_tokens(input_ids_BT)
+        x_BTH = self.embed_tokens(input_ids_BT) if words_BTH is None else words_BTH
         if not self.embed_tokens.weight.is_floating_point():  # a quantised table gives fp32, rounded once, here
             x_BTH = x_BTH.to(self.norm_weight.dtype)
         if self.training and self.gradient_scale != 1.0 and x_BTH.requires_grad:

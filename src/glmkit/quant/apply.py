@@ -50,14 +50,23 @@ def use_kernels(model: GLM) -> None:
 
     The parameters stay the very same. Without kernels that are faster than PyTorch nothing changes.
     """
-    if not (is_cpu(model.device) and library.kernels().multiplies_floats):
-        return
-    for stem, old in [*model.named_modules()]:
+    if exchange_layers(model, model.model.embed_tokens):
+        model.model.layers_at_once = DecodeStack(model.model, model.config)
+
+
+def exchange_layers(root: nn.Module, table: nn.Module | None) -> bool:
+    """Exchange layers of a model for ones on the kernels, the word table `table` among them; False where none are.
+
+    root: the model, or what holds it and its head. Parameters stay the very same.
+    """
+    if not library.kernels().multiplies_floats or not all(is_cpu(own.device) for own in root.parameters()):
+        return False
+    for stem, old in [*root.named_modules()]:
         new: nn.Module
         if type(old) is nn.Linear:
             new = FloatLinear(old.in_features, old.out_features, old.bias is not None, device="meta")
             new.bias = old.bias
-        elif type(old) is nn.Embedding and stem == "model.embed_tokens":
+        elif type(old) is nn.Embedding and old is table:
             new = FloatEmbedding(old.num_embeddings, old.embedding_dim, device="meta")
         elif type(old) is RMSNorm:
             new = KernelRMSNorm(old.weight.shape[0], old.eps)
@@ -67,8 +76,8 @@ def use_kernels(model: GLM) -> None:
             continue
         if not isinstance(old, Rotation):
             new.weight = old.weight
-        model.set_submodule(stem, new.train(old.training))
-    model.model.layers_at_once = DecodeStack(model.model, model.config)
+        root.set_submodule(stem, new.train(old.training))
+    return True
 
 
 def set_compute(model: GLM, compute: Compute | None) -> Compute | None:

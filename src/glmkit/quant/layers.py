@@ -32,7 +32,7 @@ class QuantMatrix(nn.Module):
     group_scale: nn.Parameter | None
 
     def __init__(self, rows: int, columns: int, form: MatrixForm, *, device: torch.device | str | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # by name: a subclass may be an nn.Linear, whose own tensors it must not get
         assert columns % form.blocks == 0, (columns, form)
         self.num_rows, self.num_columns, self.form = rows, columns, form
         self.compute: Compute = "exact"

@@ -125,6 +125,11 @@ class Keys:
         return GenerationSettings(stop_ids=stops, pad_id=pad, add_cls=add_cls)
 
 
+def names_of_fact(name: str) -> tuple[str, ...]:
+    """The names that libraries have for the fact of this one, itself among them."""
+    return _NAMES_OF.get(name, (name,))
+
+
 def one_value(found: Mapping[str, object], source: str) -> object:
     """The value that these keys, names of one fact, have where they are not null; None without any.
 

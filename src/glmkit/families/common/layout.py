@@ -112,6 +112,26 @@ class Extras:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoteCode:
+    """Habits of the code that was published beside a layout, on which old scripts rely.
+
+    body, attention, mlp, block: names of its classes. hidden_masks: (B,1,T,S) masks are True where a token is hidden.
+    needs_blank: every row must have a mask and a start of piece where masks and positions are not given. shifts_labels:
+    labels stand where their ids stand, and the loss shifts them. sequence_first: hidden states are (T,B,H), and so are
+    past keys.
+    """
+
+    body: str = "ChatGLMModel"
+    attention: str = "SelfAttention"
+    mlp: str = "MLP"
+    block: str = "GLMBlock"
+    hidden_masks: bool = False
+    needs_blank: bool = False
+    shifts_labels: bool = True
+    sequence_first: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """One way in which a family was published.
 
@@ -120,6 +140,7 @@ class Layout:
     wrappers: prefixes that training wrappers leave, maybe several at once, and that are stripped. ignored: patterns of
     whole names that carry nothing learned. axes: GLMConfig fields that this layout's own reference decides.
     config_file: the name to write. tag_files: where the tag of the current folder is written, for mp_rank files.
+    remote: habits of its code, None where old scripts do not know it by `AutoModel`.
     """
 
     name: str
@@ -140,6 +161,7 @@ class Layout:
     config_file: str = "config.json"
     tag_files: tuple[str, ...] = ()
     tag: str = ""  # the folder's name where nothing else is asked for
+    remote: RemoteCode | None = None
     read_config: Callable[[Mapping[str, object]], Published]
     write_config: Callable[[GLMConfig, Extras], dict[str, object]]
 

@@ -9,6 +9,8 @@ from .layout import Alias, Extras, Layout, Published, Rule
 
 FORMAT = 1
 FORMAT_KEY = "glmkit_format"
+MODEL_TYPE = "glmkit"
+TYPE_KEY = "model_type"  # by which transformers finds the classes of `glmkit.hf`
 NAME_KEY = "published_name"  # what the published config called its model, for a conversion back
 
 
@@ -18,7 +20,7 @@ def _read(values: Mapping[str, object]) -> Published:
         raise ConfigError(
             f"config.json has format {version!r}, this glmkit reads {FORMAT}", step="use the version that wrote it"
         )
-    fields = {key: value for key, value in values.items() if key not in (FORMAT_KEY, NAME_KEY)}
+    fields = {key: value for key, value in values.items() if key not in (FORMAT_KEY, NAME_KEY, TYPE_KEY)}
     name = values.get(NAME_KEY)
     if not isinstance(name, str | None):
         raise ConfigError(f"config.json: {NAME_KEY} is {name!r}; it must be a text", param=NAME_KEY)
@@ -26,7 +28,12 @@ def _read(values: Mapping[str, object]) -> Published:
 
 
 def _write(config: GLMConfig, extras: Extras) -> dict[str, object]:
-    return {FORMAT_KEY: FORMAT, **config.to_dict()}
+    return own_values(config)
+
+
+def own_values(config: GLMConfig) -> dict[str, object]:
+    """The content of config.json in our own format."""
+    return {FORMAT_KEY: FORMAT, TYPE_KEY: MODEL_TYPE, **config.to_dict()}
 
 
 _TABLES = ("model.embed_tokens", "model.embed_positions", "model.embed_block_positions")
