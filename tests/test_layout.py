@@ -440,7 +440,7 @@ import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({blocked!r}))  # None: as if not installed
 import glmkit
 for info in pkgutil.walk_packages(glmkit.__path__, "glmkit.", onerror=lambda name: None):
-    if info.name.startswith("glmkit.serve."):  # the server is the extra [serve]; whoever starts it is told
+    if info.name.startswith(("glmkit.serve.", "glmkit.hf")):  # the extras [serve] and [hf]; who asks for them is told
         continue
     if not info.name.endswith("__main__"):
         importlib.import_module(info.name)
@@ -466,7 +466,7 @@ def test_every_module_imports_with_the_core_alone() -> None:
     """And no submodule hides a public name: importing one binds its name in the package, over a function's."""
     assert {"datasets", "matplotlib", "transformers", "importlinter"} <= extra_modules()
     lines = [line.split() for line in run_python(IMPORT_ALL.format(blocked=extra_modules())).splitlines()]
-    core = {name for name in MODULES if not name.startswith("glmkit.serve.")}
+    core = {name for name in MODULES if not name.startswith(("glmkit.serve.", "glmkit.hf"))}
     found = {line[1] for line in lines if line[0] == "module"}
     assert found - {"glmkit.quant.native._kern"} == core - {"glmkit", "glmkit.__main__"}  # compiled at installation
     assert [line[1:] for line in lines if line[0] == "public" and line[2] == "module"] == []

@@ -58,6 +58,25 @@ def choose_device(
     return torch.device(kind, index)
 
 
+def cuda_device(device: int | str | torch.device | None = None) -> torch.device:
+    """The device that `.cuda(device)` of old scripts means. Raises RequestError as `require_present`."""
+    found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+    require_present(found)
+    return found
+
+
+def require_present(device: str | torch.device) -> None:
+    """Raise RequestError for an accelerator that this machine does not have, naming the way of a CPU."""
+    kind, present = torch.device(device).type, accelerator()
+    if kind not in (CPU.type, "meta", present):
+        raise RequestError(
+            f"{device}: PyTorch sees {f'no accelerator but {present}' if present else 'no accelerator'}",
+            step="leave .cuda() and .to(...) away, and .half() too: on a CPU it is .float() or .bfloat16()",
+            param="device",
+            code="no_device",
+        )
+
+
 def accelerator() -> str | None:
     """The kind of this machine's accelerator, such as "cuda"; None where there is none."""
     if not torch.accelerator.is_available():

@@ -3,11 +3,13 @@
 Importing it registers them, so that scripts of published models run by the Auto classes of transformers.
 """
 
-from .configuration import ChatGLMConfig, GLMConfig, GLMKitConfig
-from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
-from .registration import register
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError('glmkit.hf needs transformers and what belongs to it: pip install "glmkit[hf]"') from error
 
-register()
+from .configuration import CONFIGS, ChatGLMConfig, GLMConfig, GLMKitConfig
+from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
 
 __all__ = [
     "ChatGLMConfig",
@@ -16,4 +18,19 @@ __all__ = [
     "GLMForConditionalGeneration",
     "GLMKitConfig",
     "GLMKitForConditionalGeneration",
+    "register",
 ]
+
+_LANGUAGE_MODELS = (ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration)
+
+
+def register() -> None:
+    """Tell the Auto classes of every class; importing the package does it, and again is harmless."""
+    for config in CONFIGS:
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
+        for model in _LANGUAGE_MODELS:
+            auto.register(model.config_class, model, exist_ok=True)
+
+
+register()

@@ -105,7 +105,7 @@ class PublishedConfig(PreTrainedConfig):  # type: ignore[misc]
         values = self.values
         directory = Path(str(values.get("_name_or_path") or ""))
         evidence = Evidence.of(directory, values) if directory.is_dir() else Evidence(values)
-        families = [family for family in all_families().values() if _scripted(family, self.model_type) is not None]
+        families = [family for family in all_families().values() if _scripted(family, self.model_type)]
         found = judge_config(values, evidence, families=families)
         if found is None or found[1] is None:
             _refuse(families, values)
@@ -148,7 +148,7 @@ class GLMConfig(PublishedConfig):
         """Make the config; of transformers' class where the content is that of its GLM-4."""
         values = {**config_dict, "model_type": "glm"}
         found = judge_config(values, Evidence(values))
-        if found is not None and _scripted(found[0].family, "glm") is None:
+        if found is not None and not _scripted(found[0].family, cls.model_type):
             return GlmConfig.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 

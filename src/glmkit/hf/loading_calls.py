@@ -21,8 +21,9 @@ from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GenerationSettings, Quantization
-from glmkit.devices import is_cpu
+from glmkit.devices import cuda_device, is_cpu, require_present
 from glmkit.errors import MismatchWarning, RequestError, UnreadWarning
+from glmkit.families.common.native_layout import MODEL_TYPE, OWN
 from glmkit.families.judge import with_identity
 from glmkit.loading import stored_dtype
 from glmkit.model import GLM
@@ -55,7 +56,6 @@ _REFUSED = {
     "from_tf": "give PyTorch weights",
     "from_flax": "give PyTorch weights",
 }
-_CPU_STEP = "this machine has no CUDA: leave .cuda() away and use model.float() on its CPU"
 
 
 class LoadingCalls:
@@ -193,16 +193,15 @@ class LoadingCalls:
 
     # --- places -------------------------------------------------------------------------------------------------------
 
-    def cuda(self, *arguments: Any, **options: Any) -> Any:
+    def cuda(self, device: int | str | torch.device | None = None) -> Any:
         """Move to a GPU. Raises RequestError naming the way of a CPU where there is none."""
-        _require_cuda()
-        return super().cuda(*arguments, **options)  # type: ignore[misc]
+        return self.to(cuda_device(device))
 
     def to(self, *arguments: Any, **options: Any) -> Any:
-        """Move or convert, as `nn.Module.to`. Raises RequestError for CUDA where there is none."""
+        """Move or convert, as `nn.Module.to`. Raises RequestError for a device that is not there."""
         for value in (*arguments, *options.values()):
-            if isinstance(value, str | torch.device) and torch.device(value).type == "cuda":
-                _require_cuda()
+            if isinstance(value, str | torch.device):
+                require_present(value)
         return super().to(*arguments, **options)  # type: ignore[misc]
 
     def half(self, *arguments: Any) -> Any:
@@ -250,8 +249,8 @@ def _directory(source: str | os.PathLike[str], revision: str | None) -> Path:
 def _agreed(cls: Any, checkpoint: Checkpoint, config: PublishedConfig, bits: int | None) -> Meaning:
     """The meaning of config and files together. Raises RequestError where they are of different kinds of model."""
     remote = next((own for own in checkpoint.family.layouts if own.remote is not None), checkpoint.layout)
-    own = config.model_type == "glmkit"
-    if own != (checkpoint.layout.name == "glmkit") or (not own and config.model_type not in remote.model_types):
+    own = config.model_type == MODEL_TYPE
+    if own != (checkpoint.layout is OWN) or (not own and config.model_type not in remote.model_types):
         raise RequestError(
             f"{checkpoint.directory} is {checkpoint.family.title} in the layout {checkpoint.layout.name}, which "
             f"{cls.__name__} (model_type {config.model_type!r}) does not read",
@@ -344,11 +343,6 @@ def _refuse(name: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -
 def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
     if unknown := sorted(set(options) - set(_REFUSED)):
         raise TypeError(f"{name}.from_pretrained has no option {unknown[0]!r}")
-
-
-def _require_cuda() -> None:
-    if not torch.cuda.is_available():
-        raise RequestError("CUDA is not there", step=_CPU_STEP, param="device", code="no_cuda")
 
 
 def _dispatched(model: Any, device_map: Any, placing: Mapping[str, Any]) -> Any:

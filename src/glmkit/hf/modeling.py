@@ -54,7 +54,7 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         meaning = config.meaning if meaning is None else meaning
         core = GLM(meaning.config)
-        if core.device.type != "meta":
+        if not core.model.norm_weight.is_meta:
             init_weights(core, meaning.config, int(torch.randint(1 << 31, ())))
         remote, quantization = meaning.layout.remote, meaning.config.quantization
         if quantization is not None and remote is None:
