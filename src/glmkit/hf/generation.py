@@ -116,6 +116,15 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         """
         known = one_cache(past_key_values, cache)
         past = 0 if known is None else int(known.get_seq_length())
+        if inputs_embeds is not None and past == 0:
+            if input_ids.shape[1]:
+                raise RequestError("generate takes inputs_embeds without input_ids", param="inputs_embeds")
+            return {
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "cache": known,
+                "use_cache": use_cache,
+            }
         new = input_ids.shape[1] - past if next_sequence_length is None else next_sequence_length
         if next_sequence_length is None and new <= 0:
             new = input_ids.shape[1]
@@ -150,8 +159,6 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
             "cache": known,
             "use_cache": use_cache,
         }
-        if inputs_embeds is not None and past == 0:
-            step["inputs_embeds"] = inputs_embeds
         if logits_to_keep is not None:
             step["logits_to_keep"] = logits_to_keep
         for name in ("output_hidden_states", "output_attentions"):
