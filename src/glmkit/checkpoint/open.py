@@ -10,13 +10,13 @@ Loading, conversion and diagnosis all come this way. Read are names, shapes and 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glmkit.config import GenerationSettings, GLMConfig, Quantization
 from glmkit.errors import CheckpointError, ConfigError, GuessWarning, message_text, names_text
-from glmkit.families.common.layout import Layout
+from glmkit.families.common.layout import Layout, Rule
 from glmkit.families.family import Family
 from glmkit.families.judge import Judgement
 from glmkit.families.strangers import stranger
@@ -35,6 +35,9 @@ from .published_weights import PublishedWeights
 from .sources import Source, name_sources, same_bytes
 from .validate import canonical_names, check_copies, check_derived, check_tensors, stored_quantization, unexplained
 from .weights import expected_tensors
+
+# Tensors (published name -> dtype and shape) that modules of the caller's own have beside a model of this config.
+Added = Callable[[GLMConfig], Mapping[str, TensorInfo]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Opened:
 class Identified:
     """Family and layout of an opened directory, its config (quantised as the tensors are) and generation settings.
 
-    judgement: how the family was told from others with the same names. name: what the config calls the model.
+    judgement: how the family was told from others with the same names. name: what the config calls the model. added:
+    tensors beside the model's that belong to it for the caller.
     """
 
     opened: Opened
@@ -66,13 +70,14 @@ class Identified:
     notes: tuple[str, ...]
     judgement: Judgement
     name: str | None = None
+    added: Added | None = None
 
 
 @dataclass(frozen=True)
 class Matched:
     """The tensors that a config asks for, per rank the sources by published name, and the names that are left over.
 
-    bare: names lack the prefix of the head class.
+    bare: names lack the prefix of the head class. added: names of those of the caller's own.
     """
 
     identified: Identified
@@ -82,6 +87,7 @@ class Matched:
     sources: Sequence[Mapping[str, Source]]
     extra: Sequence[str]
     bare: bool
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Checkpoint:
     """A checked model directory. `notes`: what was decided or left out, one line each.
 
     ranks: tensor-parallel files it is cut into. bare: names lack the prefix of the head class. adapter: stored names of
-    an adapter (a P-Tuning prefix, LoRA matrices) that lies among the weights. judgement, name: see `Identified`.
+    an adapter (a P-Tuning prefix, LoRA matrices) that lies among the weights. judgement, name: see `Identified`. added:
+    names of tensors of the caller's own, which `weights` has as well.
     """
 
     directory: Path
@@ -105,6 +112,7 @@ class Checkpoint:
     bare: bool = False
     adapter: tuple[str, ...] = ()
     name: str | None = None
+    added: tuple[str, ...] = ()
 
     @property
     def guess(self) -> str | None:
@@ -113,17 +121,22 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    directory: str | Path, *, config: ConfigLike | None = None, family: str | None = None
+    directory: str | Path,
+    *,
+    config: ConfigLike | None = None,
+    family: str | None = None,
+    added: Added | None = None,
 ) -> Checkpoint:
     """Open a model directory in any layout it was ever published in, or glmkit's own.
 
     config: a preset's name, a file (a published config, or fields of ours in JSON or YAML), fields, or a GLMConfig; for
     directories that ship none, or to override fields of the one they ship. family: decides where several share a
-    layout. Raises CheckpointError, ConfigError; a guess about the family is a GuessWarning.
+    layout. added: tensors that modules of the caller's own have; all of them are there, or none.
+    Raises CheckpointError, ConfigError; a guess about the family is a GuessWarning.
     """
     found = detect(Path(directory))
     given = read_given(config)
-    checkpoint = check(match(identify(open_files(found), given, family)))
+    checkpoint = check(match(replace(identify(open_files(found), given, family), added=added)))
     if checkpoint.guess is not None:
         warnings.warn(f"{directory}: {checkpoint.guess}", GuessWarning, stacklevel=2)
     return checkpoint
@@ -280,13 +293,30 @@ def match(identified: Identified, config: GLMConfig | None = None) -> Matched:
     expected = expected_tensors(config)
     fused = fused_tensors(layout, config, expected, copies=False)
     check_ranks(layout, config, fused, len(ranks))
+    added = _added_tensors(identified, config)
+    expected = {**expected, **{tensor.parts[0]: info for tensor, info in added}}
+    fused += [tensor for tensor, _ in added]
     known = {tensor.name for tensor in fused}
     if config.tie_embeddings:
         known |= {f"{alias.theirs}.{parameter}" for alias in layout.aliases for parameter in ("weight", "weight_scale")}
     named = [canonical_names(layout, known, rank, where) for rank in ranks]
     sources, extras, bare = zip(*named, strict=True)
     extra = list(dict.fromkeys(name for names in extras for name in names))
-    return Matched(identified, config, expected, fused, sources, extra, any(bare))
+    names = tuple(tensor.name for tensor, _ in added)
+    return Matched(identified, config, expected, fused, sources, extra, any(bare), names)
+
+
+def _added_tensors(identified: Identified, config: GLMConfig) -> list[tuple[Fused, TensorInfo]]:
+    """The tensors of the caller's own; none where no file has any of them."""
+    infos = {} if identified.added is None else identified.added(config)
+    layout, found = identified.layout, identified.opened.ranks[0]
+    if not any(spelling in infos for name in found for spelling in layout.spellings(name)):
+        return []
+    stems = [name.rpartition(".") for name in infos]
+    return [
+        (Fused(name, Rule(stem, (stem,)), parameter, (name,), (info.shape,), config.head_dim), info)
+        for (stem, _, parameter), (name, info) in zip(stems, infos.items(), strict=True)
+    ]
 
 
 # --- Checkpoint -------------------------------------------------------------------------------------------------------
@@ -323,6 +353,7 @@ def check(matched: Matched) -> Checkpoint:
         matched.bare,
         opened.adapter,
         identified.name,
+        matched.added,
     )
 
 

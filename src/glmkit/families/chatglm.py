@@ -162,7 +162,7 @@ LAYOUTS = (
         model_types=("chatglm",),
         read_config=partial(_read, axes=_REMOTE),
         write_config=_write_huggingface,
-        remote=RemoteCode(mlp="GLU", hidden_masks=True, needs_blank=True),
+        remote=RemoteCode(mlp="GLU", hidden_masks=True, needs_blank=True, classifies=False),
     ),
     Layout(
         name="paddle",

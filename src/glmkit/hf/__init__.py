@@ -9,13 +9,18 @@ except ImportError as error:
     raise ImportError('glmkit.hf needs transformers and what belongs to it: pip install "glmkit[hf]"') from error
 
 from .configuration import CONFIGS, ChatGLMConfig, GLMConfig, GLMKitConfig
+from .heads import ChatGLMForSequenceClassification, GLMForSequenceClassification
 from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
+from .multiple_choice import GLMForMultipleChoice
 
 __all__ = [
     "ChatGLMConfig",
     "ChatGLMForConditionalGeneration",
+    "ChatGLMForSequenceClassification",
     "GLMConfig",
     "GLMForConditionalGeneration",
+    "GLMForMultipleChoice",
+    "GLMForSequenceClassification",
     "GLMKitConfig",
     "GLMKitForConditionalGeneration",
     "register",
@@ -31,6 +36,9 @@ def register() -> None:
     for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
         for model in _LANGUAGE_MODELS:
             auto.register(model.config_class, model, exist_ok=True)
+    transformers.AutoModelForMultipleChoice.register(GLMConfig, GLMForMultipleChoice, exist_ok=True)
+    for model in (ChatGLMForSequenceClassification, GLMForSequenceClassification):
+        transformers.AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
 
 
 register()

@@ -6,8 +6,9 @@ before the first one is read, whatever layout the directory has.
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +18,11 @@ from transformers import GenerationConfig
 
 from glmkit.adapters.attach import find_attached
 from glmkit.adapters.directory import apply_adapter
+from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.hub import local_directory
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
-from glmkit.config import GenerationSettings, Quantization
+from glmkit.config import GenerationSettings, GLMConfig, Quantization
 from glmkit.devices import cuda_device, is_cpu, require_present
 from glmkit.errors import MismatchWarning, RequestError, UnreadWarning
 from glmkit.families.common.native_layout import MODEL_TYPE, OWN
@@ -68,6 +70,7 @@ class LoadingCalls:
     meaning: Meaning
     names: TreeNames
     device: torch.device
+    _drawn: Collection[str] = ()  # parameters of a head that no file had
 
     @classmethod
     def from_pretrained(
@@ -78,7 +81,7 @@ class LoadingCalls:
         Options are those of transformers. dtype (torch_dtype): "auto" is that of the files. quantize on the way in:
         load_in_8bit, load_in_4bit or a BitsAndBytesConfig, which all mean glmkit's INT8 and INT4. device, device_map
         (through accelerate). state_dict: tensors by published names instead of the directory's. output_loading_info:
-        the pair with transformers' report, whose lists are empty, for whatever does not fit is an error.
+        the pair with transformers' report; whatever does not fit is an error, and missing may be a new head alone.
         Raises CheckpointError, ConfigError, RequestError; TypeError for an unknown option.
         """
         options = {name: value for name, value in options.items() if name not in _HARMLESS}
@@ -113,7 +116,7 @@ class LoadingCalls:
         if device_map is not None:
             model = _dispatched(model, device_map, placing)
         report: dict[str, Any] = {
-            "missing_keys": set(),
+            "missing_keys": set(model._drawn),
             "unexpected_keys": set(),
             "mismatched_keys": set(),
             "error_msgs": [],
@@ -122,25 +125,26 @@ class LoadingCalls:
 
     @classmethod
     def _read(cls, directory: Path, config: PublishedConfig, dtype: torch.dtype | None, bits: int | None) -> Any:
-        checkpoint = open_checkpoint(directory)
+        checkpoint = open_checkpoint(directory, added=partial(cls._added, config))
         meaning = _agreed(cls, checkpoint, config, bits)
         with torch.device("meta"):
             model: Any = cls(config, meaning=meaning)  # type: ignore[call-arg]
         dtype = stored_dtype(checkpoint) if dtype is None else dtype
         read_tree(model, checkpoint, meaning, dtype)
-        model._fresh_heads(directory, dtype)
+        model._fill_added(checkpoint, dtype)
         _read_prefix(model, checkpoint, directory, dtype)
         model.generation_config = generation_config(checkpoint.generation)
         config.dtype = dtype
         exchange_layers(model, model.get_input_embeddings())
         return model
 
-    def _is_added(self, name: str) -> bool:
-        """True for a parameter of a head that this class adds; here none."""
-        return False
+    @classmethod
+    def _added(cls, config: PublishedConfig, core: GLMConfig) -> dict[str, TensorInfo]:
+        """Parameters that a class adds to the model, all of which a directory has, or none; here none."""
+        return {}
 
-    def _fresh_heads(self, directory: Path, dtype: torch.dtype) -> None:
-        """Fill what a class adds to the model; nothing here."""
+    def _fill_added(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        """Read them, or draw first values; here none."""
 
     @classmethod
     def _of_state(cls, config: Any, state: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> Any:

@@ -1,6 +1,6 @@
 """Inputs of a call in the forms of the published code, made into those of the core.
 
-Legend: B batch, T tokens of the call, M cached tokens, S = M + T, V vocabulary rows.
+Legend: B batch, T tokens of the call, M cached tokens, S = M + T, V vocabulary rows, C classes or choices.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from torch.nn import functional
 from glmkit.config import GLMConfig
 from glmkit.errors import RequestError
 from glmkit.families.common.layout import RemoteCode
+
+from .configuration import PublishedConfig
 
 IGNORED = -100  # the label that does not count
 
@@ -143,3 +145,43 @@ def label_loss(logits_BTV: Tensor, labels_BT: Tensor, *, shifts: bool) -> Tensor
         logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
     labels_BT = labels_BT.to(logits_BTV.device)
     return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED)
+
+
+def class_loss(logits_BC: Tensor, labels: Tensor, config: PublishedConfig) -> Tensor:
+    """The loss of a classifier in float32, by `config.problem_type`, which is set by the labels where it is None.
+
+    "regression": mean squared error, labels (B,) or (B,C); one class alone means it. "single_label_classification":
+    cross-entropy, labels (B,) whole numbers. "multi_label_classification": one yes or no for each class, labels (B,C).
+    Raises RequestError for labels that do not fit.
+    """
+    batch, classes = logits_BC.shape
+    if config.problem_type is None:
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        kind = "single_label_classification" if whole else "multi_label_classification"
+        config.problem_type = "regression" if classes == 1 else kind
+    if config.problem_type == "single_label_classification":
+        return one_of(logits_BC, labels)
+    if labels.numel() != batch * classes:
+        raise RequestError(
+            f"labels have shape {tuple(labels.shape)} for {config.problem_type} of {batch} texts in {classes} classes",
+            step=f"give ({batch}, {classes}), or another problem_type or num_labels on loading",
+            param="labels",
+        )
+    wanted_BC = labels.reshape(batch, classes).to(logits_BC.device).float()
+    if config.problem_type == "regression":
+        return functional.mse_loss(logits_BC.float(), wanted_BC)
+    return functional.binary_cross_entropy_with_logits(logits_BC.float(), wanted_BC)
+
+
+def one_of(scores_BC: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in float32 of one right number a row. Raises RequestError for labels that are none."""
+    batch, classes = scores_BC.shape
+    if labels.numel() != batch or labels.is_floating_point():
+        what = f"labels have shape {tuple(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')}"
+        raise RequestError(what, step=f"give ({batch},) whole numbers below {classes}", param="labels")
+    labels_B = labels.reshape(batch).to(scores_BC.device).long()
+    wrong_B = ((labels_B < 0) | (labels_B >= classes)) & (labels_B != IGNORED)
+    if bool(wrong_B.any()):
+        what = f"a label is {int(labels_B[wrong_B][0])}, and there are {classes} to choose from"
+        raise RequestError(what, step="count from 0", param="labels")
+    return functional.cross_entropy(scores_BC.float(), labels_B, ignore_index=IGNORED)

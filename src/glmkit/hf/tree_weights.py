@@ -87,7 +87,8 @@ def read_tree(model: Any, checkpoint: Checkpoint, meaning: Meaning, dtype: torch
         setattr(module, parameter, nn.Parameter(tensor, requires_grad=tensor.is_floating_point() and old.requires_grad))
     for tied, name in (model._tied_weights_keys or {}).items():
         model.get_submodule(tied.rpartition(".")[0]).weight = model.get_parameter(name)
-    left = [name for name in _meta_names(model) if "prefix_encoder" not in name and not model._is_added(name)]
+    added = model._added(model.config, meaning.config)
+    left = [name for name in _meta_names(model) if "prefix_encoder" not in name and name not in added]
     assert not left, f"not filled: {left[:4]}"
 
 

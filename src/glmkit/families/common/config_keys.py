@@ -17,7 +17,7 @@ attention_softmax_in_fp32 apply_query_key_layer_scaling bias_dropout_fusion atte
 spell_func num_image_tokens classifier_dropout hidden_dropout attention_dropout bos_token_id eos_token_id
 pad_token_id model_class tokenizer_type fused_bias_dropout pretraining_tp quantization_bit
 quantization_bit_width quantization_embeddings pre_seq_len prefix_projection use_flash_attention recompute
-fuse_attention_qkv problem_type
+fuse_attention_qkv problem_type num_labels id2label label2id
 """
 _BOILERPLATE = frozenset(_BOILERPLATE_TEXT.split())
 # The names that libraries have for one fact: any of them is read, and two of them must not say different things.

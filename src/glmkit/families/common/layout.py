@@ -118,7 +118,7 @@ class RemoteCode:
     body, attention, mlp, block: names of its classes. hidden_masks: (B,1,T,S) masks are True where a token is hidden.
     needs_blank: every row must have a mask and a start of piece where masks and positions are not given. shifts_labels:
     labels stand where their ids stand, and the loss shifts them. sequence_first: hidden states are (T,B,H), and so are
-    past keys.
+    past keys. classifies: it has a class for the classification of texts.
     """
 
     body: str = "ChatGLMModel"
@@ -129,6 +129,7 @@ class RemoteCode:
     needs_blank: bool = False
     shifts_labels: bool = True
     sequence_first: bool = True
+    classifies: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
