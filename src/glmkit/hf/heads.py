@@ -55,7 +55,12 @@ class HeadModel(GLMPreTrainedModel):
 
 
 class _Classifier(HeadModel):
-    """A model with a head for whole texts, which is read where it is stored, else new."""
+    """A model with a head for whole texts, which is read where it is stored, else new.
+
+    per_choice: ids may be (B,C,T), of which each text has one score.
+    """
+
+    per_choice = False
 
     def __init__(self, config: PublishedConfig, *, meaning: Meaning | None = None) -> None:
         """Build the modules; a new head is drawn from torch's generator. Raises RequestError where none was published.
@@ -114,7 +119,7 @@ class _Classifier(HeadModel):
             assert isinstance(layer, nn.Linear)
             self._draw(layer)
             layer.to(dtype)
-        self.__dict__["_drawn"] = names
+        self._drawn = names
         warnings.warn(
             f"{checkpoint.directory} has no {' and no '.join(names)}: the head is new and must be trained",
             MismatchWarning,
@@ -142,6 +147,11 @@ class _Classifier(HeadModel):
         labels decide where it is None. The loss is taken in float32 and given in the model's dtype.
         Raises RequestError for what contradicts or does not fit.
         """
+        shape = None
+        if input_ids is not None and input_ids.dim() == 3:
+            shape = self._choices(input_ids)
+            given = (input_ids, position_ids, attention_mask)
+            input_ids, position_ids, attention_mask = (None if own is None else own.flatten(0, 1) for own in given)
         known = one_cache(past_key_values, cache)
         if use_cache and known is None:
             known = self.new_cache()
@@ -151,12 +161,26 @@ class _Classifier(HeadModel):
         inputs = input_ids, position_ids, attention_mask, inputs_embeds
         hidden_BTH, shown = self._pass(inputs, known, output_hidden_states, output_attentions)
         logits_BC = self._classes(hidden_BTH, real_BT)
+        logits_BC = logits_BC if shape is None else logits_BC.view(shape)
         loss = None
         if labels is not None:
             self._check_training()
-            loss = class_loss(logits_BC, labels, self.config).to(hidden_BTH.dtype)
+            loss = class_loss(logits_BC, labels, self.config) if shape is None else one_of(logits_BC, labels)
+            loss = loss.to(hidden_BTH.dtype)
         parts = {"loss": loss, "logits": logits_BC, CACHE_NAME: known if use_cache else None, "hidden_states": shown}
         return self._output(SequenceClassifierOutputWithPast, return_dict, **parts)
+
+    def _choices(self, ids_BCT: Tensor) -> torch.Size:
+        """(B,C) of texts with choices. Raises RequestError where a choice has not one score."""
+        if not self.per_choice:
+            raise RequestError(f"input_ids are {tuple(ids_BCT.shape)}", step="give ids (B,T)", param="input_ids")
+        if self.num_labels != 1:
+            raise RequestError(
+                f"input_ids are {tuple(ids_BCT.shape)}, and the head has {self.num_labels} outputs for a choice",
+                step="give num_labels=1 on loading, or ids (B,T)",
+                param="input_ids",
+            )
+        return ids_BCT.shape[:2]
 
     def _real(self, ids_BT: Tensor, positions: Tensor | None, mask: Tensor | None, past: int) -> Tensor | None:
         """(B,T) True where a token is; of a mask (B,1,T,S) where a token sees itself, as padding does not."""
@@ -177,7 +201,7 @@ class _Classifier(HeadModel):
                 MismatchWarning,
                 stacklevel=4,
             )
-            self.__dict__["_drawn"] = ()
+            self._drawn = ()
 
 
 class ChatGLMForSequenceClassification(_Classifier):
@@ -214,6 +238,7 @@ class GLMForSequenceClassification(_Classifier):
     """
 
     config_class = GLMConfig
+    per_choice = True
 
     @staticmethod
     def _layers(config: PublishedConfig, width: int) -> dict[str, nn.Linear]:
@@ -231,26 +256,6 @@ class GLMForSequenceClassification(_Classifier):
     def _classes(self, hidden_BTH: Tensor, real_BT: Tensor | None) -> Tensor:
         pooled_BH = self.dropout(_state_of(hidden_BTH, real_BT, last=False))
         return _run(self.out_proj, self.dropout(torch.tanh(_run(self.dense, pooled_BH))))
-
-    def forward(self, input_ids: Tensor | None = None, *arguments: Any, **options: Any) -> Any:
-        """Logits (B,C), as of any classifier; see the class for ids (B,C,T)."""
-        if input_ids is None or input_ids.dim() != 3:
-            return super().forward(input_ids, *arguments, **options)
-        if self.num_labels != 1:
-            raise RequestError(
-                f"input_ids are {tuple(input_ids.shape)}, and the head has {self.num_labels} outputs for a choice",
-                step="give num_labels=1 on loading, or ids (B,T)",
-                param="input_ids",
-            )
-        names = ("position_ids", "attention_mask")
-        options = {**dict(zip(names, arguments, strict=False)), **options}
-        labels, return_dict = options.pop("labels", None), options.pop("return_dict", None)
-        flat = {name: options[name].flatten(0, 1) for name in names if options.get(name) is not None}
-        found = super().forward(input_ids.flatten(0, 1), **{**options, **flat}, return_dict=True)
-        logits_BC = found.logits.view(input_ids.shape[:2])
-        loss = None if labels is None else one_of(logits_BC, labels).to(self.dtype)
-        parts = {"loss": loss, "logits": logits_BC, "hidden_states": found.hidden_states}
-        return self._output(SequenceClassifierOutputWithPast, return_dict, **parts)
 
 
 def _run(layer: nn.Module, x: Tensor) -> Tensor:

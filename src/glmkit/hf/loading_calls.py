@@ -102,6 +102,8 @@ class LoadingCalls:
             if not isinstance(config, PublishedConfig):
                 where = directory if config is None else config
                 config, options = cls.config_class.from_pretrained(where, return_unused_kwargs=True, **options)
+            if not isinstance(config, PublishedConfig):  # a model_type may be that of a class of transformers as well
+                raise RequestError(f"{directory} is none that {cls.__name__} reads", step="load it with AutoModel")
             if attention is not None:
                 config._attn_implementation = attention
             _refuse_unknown(cls.__name__, options)
