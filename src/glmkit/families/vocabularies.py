@@ -27,7 +27,20 @@ def load_tokenizer(
     config: str | GLMConfig | None = None,
     kind: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a local directory; no weights and no config file are needed.
+    """The tokenizer of a local directory, see `find_tokenizer`."""
+    return find_tokenizer(directory, family=family, config=config, kind=kind)[1]
+
+
+def find_tokenizer(
+    directory: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    config: str | GLMConfig | None = None,
+    kind: str | None = None,
+) -> tuple[Family | None, Tokenizer]:
+    """The family and the tokenizer of a local directory; no weights and no config file are needed.
+
+    The family is None where a tokenizer that glmkit trained lies there.
 
     family: "glm", "glm-130b", "chatglm", "chatglm2", "chatglm3", "glm-4", "glm-4-0414". config: a preset's name
     ("chatglm-6b-v0") or a config, which also says the family and which ids a vocabulary of two releases has. Without
@@ -50,7 +63,7 @@ def load_tokenizer(
     if kind is not None:
         families = [replace(GLM, tokenizer=partial(load_glm, kind=cast(Kind, kind)))]
     elif has_tokenizer(folder):
-        return TrainedTokenizer.load(folder)
+        return None, TrainedTokenizer.load(folder)
     name, values = config_beside(folder)
     found, errors = _readable(folder, families, values, given)
     if not found:
@@ -64,7 +77,7 @@ def load_tokenizer(
         titles = " and of ".join(each.title for each, _ in chosen)
         names = " or ".join(f"family={each.name!r}" for each, _ in chosen)
         raise TokenizerError(f"{folder} holds the vocabulary of {titles}; say which with {names}")
-    return chosen[0][1]
+    return chosen[0]
 
 
 _Read = list[tuple[Family, Tokenizer]]

@@ -12,17 +12,30 @@ from .configuration import CONFIGS, ChatGLMConfig, GLMConfig, GLMKitConfig
 from .heads import ChatGLMForSequenceClassification, GLMForSequenceClassification
 from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
 from .multiple_choice import GLMForMultipleChoice
+from .published_tokenizers import NAMES, register_tokenizers
+
+ChatGLMTokenizer, ChatGLM4Tokenizer = NAMES["ChatGLMTokenizer"], NAMES["ChatGLM4Tokenizer"]
+GLMKitTokenizer, GLMChineseTokenizer = NAMES["GLMKitTokenizer"], NAMES["GLMChineseTokenizer"]
+GLMGPT2Tokenizer, GLMBertTokenizer = NAMES["GLMGPT2Tokenizer"], NAMES["GLMBertTokenizer"]
+GLMRobertaTokenizer = NAMES["GLMRobertaTokenizer"]
 
 __all__ = [
     "ChatGLMConfig",
+    "ChatGLM4Tokenizer",
     "ChatGLMForConditionalGeneration",
     "ChatGLMForSequenceClassification",
+    "ChatGLMTokenizer",
+    "GLMBertTokenizer",
+    "GLMChineseTokenizer",
     "GLMConfig",
     "GLMForConditionalGeneration",
     "GLMForMultipleChoice",
     "GLMForSequenceClassification",
+    "GLMGPT2Tokenizer",
     "GLMKitConfig",
     "GLMKitForConditionalGeneration",
+    "GLMKitTokenizer",
+    "GLMRobertaTokenizer",
     "register",
 ]
 
@@ -39,6 +52,7 @@ def register() -> None:
     transformers.AutoModelForMultipleChoice.register(GLMConfig, GLMForMultipleChoice, exist_ok=True)
     for model in (ChatGLMForSequenceClassification, GLMForSequenceClassification):
         transformers.AutoModelForSequenceClassification.register(model.config_class, model, exist_ok=True)
+    register_tokenizers()
 
 
 register()

@@ -174,6 +174,11 @@ class ChatTemplate(ABC):
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as people can read it. Encoding this text may give other ids than `build`."""
 
+    @property
+    @abstractmethod
+    def jinja(self) -> str:
+        """A Jinja template that writes what `text` does of plain conversations, for programs that ask for one."""
+
     @abstractmethod
     def history(self, messages: Sequence[Message]) -> Turns:
         """Finished turns in the published form of this model's history; `to_messages` inverts it."""

@@ -91,6 +91,12 @@ class RoleTemplate(ChatTemplate):
         written = "".join(self.message_text(written.message) for written in self.expand(messages))
         return self.opening + written + (_NEXT if add_generation_prompt else "")
 
+    @property
+    def jinja(self) -> str:
+        head = "'<|' ~ message['role'] ~ '|>' ~ (message['metadata'] or '') ~ '\\n' ~ message['content']"
+        prompt = f"{{% if add_generation_prompt %}}{_NEXT}{{% endif %}}"
+        return f"{self.opening}{{% for message in messages %}}{{{{ {head} }}}}{{% endfor %}}{prompt}"
+
     def history(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Dictionaries; those of the assistant always have metadata."""
         own: dict[str, dict[str, object]] = {"assistant": {"metadata": ""}}

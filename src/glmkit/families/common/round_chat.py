@@ -84,6 +84,19 @@ class RoundTemplate(ChatTemplate):
         text = "".join(rounds)
         return text.removesuffix(self.gap) if query is None and add_generation_prompt else text
 
+    @property
+    def jinja(self) -> str:
+        gap = self.gap.replace("\n", "\\n")
+        number = f"loop.index0 // 2 + {self.first}"
+        question = f"{{{{ '[Round ' ~ ({number}) ~ ']{gap}问：' ~ message['content'] ~ '{gap}答：' }}}}"
+        if self.bare_start:
+            question = (
+                f"{{% if messages | length == 1 %}}{{{{ message['content'] }}}}{{% else %}}{question}{{% endif %}}"
+            )
+        answer = f"{{{{ message['content'] ~ '{gap}' }}}}"
+        turn = f"{{% if message['role'] == 'user' %}}{question}{{% else %}}{answer}{{% endif %}}"
+        return f"{{% for message in messages %}}{turn}{{% endfor %}}"
+
     def history(self, messages: Sequence[Message]) -> Turns:
         """(query, response) pairs; dictionaries where these would not hold who said what.
 
