@@ -175,9 +175,9 @@ class ChatTemplate(ABC):
         """The conversation as people can read it. Encoding this text may give other ids than `build`."""
 
     @property
-    @abstractmethod
     def jinja(self) -> str:
         """A Jinja template that writes what `text` does of plain conversations, for programs that ask for one."""
+        return ""
 
     @abstractmethod
     def history(self, messages: Sequence[Message]) -> Turns:
