@@ -162,7 +162,9 @@ LAYOUTS = (
         model_types=("chatglm",),
         read_config=partial(_read, axes=_REMOTE),
         write_config=_write_huggingface,
-        remote=RemoteCode(mlp="GLU", hidden_masks=True, needs_blank=True, classifies=False),
+        remote=RemoteCode(
+            mlp="GLU", hidden_masks=True, needs_blank=True, guard_id=2, guard_from_pad=True, classifies=False
+        ),
     ),
     Layout(
         name="paddle",

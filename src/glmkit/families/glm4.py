@@ -185,7 +185,7 @@ FAMILIES = (
                     read, family="glm-4", special=_SPECIAL, full_vocabulary=_VOCABULARY, ratio_of="base"
                 ),
                 write_config=_write_remote,
-                remote=RemoteCode(sequence_first=False),
+                remote=RemoteCode(sequence_first=False, guard_id=198),
             ),
             Layout(
                 name="transformers",

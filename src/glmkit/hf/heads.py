@@ -21,8 +21,8 @@ from glmkit.errors import MismatchWarning, RequestError
 
 from .configuration import ChatGLMConfig, GLMConfig, Meaning, PublishedConfig
 from .model_inputs import class_loss, one_of, read_inputs
-from .modeling import CACHE_NAME, GLMPreTrainedModel
-from .past_keys import one_cache
+from .modeling import GLMPreTrainedModel
+from .past_keys import CACHE_NAME, one_cache
 
 _DROPOUT = 0.1  # of the published config, where a config.json does not say it
 _DEVIATION = 0.02  # likewise, of first weights

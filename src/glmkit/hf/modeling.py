@@ -19,16 +19,15 @@ from glmkit.model import GLM
 from glmkit.model.parameters import init_weights
 from glmkit.quant import quantize_modules
 
+from .chat_calls import ChatCalls
 from .configuration import ChatGLMConfig, GLMConfig, GLMKitConfig, Meaning, PublishedConfig
 from .generation import BlankGeneration
 from .loading_calls import LoadingCalls
 from .model_inputs import label_loss, read_inputs
-from .past_keys import PassCache, PublishedCache, one_cache
+from .past_keys import CACHE_NAME, PassCache, PublishedCache, one_cache
 from .published_integers import quantize_tree
 from .published_tree import publish
 
-# The name by which outputs carry their cache: it changed in transformers 5.24.
-CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 _BLOCKS = ("GLMBlock", "PreNormBlock", "DeepNormBlock", "SandwichBlock")
 
 
@@ -212,7 +211,7 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         return states
 
 
-class CausalModel(BlankGeneration, GLMPreTrainedModel):
+class CausalModel(ChatCalls, BlankGeneration, GLMPreTrainedModel):
     """A model with its head over the vocabulary, for training and generation."""
 
     def forward(

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmkit.errors import RequestError
 from glmkit.model import GLM
 from glmkit.model.cache import KVCache
+
+# The name by which outputs carry their cache: it changed in transformers 5.24.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class PublishedCache(DynamicCache):  # type: ignore[misc]

@@ -129,6 +129,8 @@ class RemoteCode:
     needs_blank: bool = False
     shifts_labels: bool = True
     sequence_first: bool = True
+    guard_id: int = 5
+    guard_from_pad: bool = False
     classifies: bool = True
 
 
