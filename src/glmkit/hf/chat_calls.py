@@ -26,7 +26,7 @@ _CERTAIN = 5e4  # the score of the one id that is left where logits are no numbe
 
 
 class NumberGuard(LogitsProcessor):  # type: ignore[misc]
-    """Where logits are NaN or infinite, one id is certain instead: sampling goes on."""
+    """A guard against logits that are NaN or infinite: one id is certain instead, and sampling goes on."""
 
     def __init__(self, index: int) -> None:
         self.index = index
