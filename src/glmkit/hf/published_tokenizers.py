@@ -125,6 +125,8 @@ class BlankTokenizer(CoreTokenizer):
             index = getattr(special, name.removesuffix("_token"))
             if index < core.model.size:  # the vocabulary's own name, which the training code does not use
                 named[name] = core.model.token(index)
+        if core.kind == "chinese":
+            named["unk_token"] = "[UNK]"  # id 0; the training code has another one
         ends = {"gpt2": ("bos_token", "unk_token")}.get(core.kind, ())
         return {**named, **dict.fromkeys(ends, named["eos_token"])}
 
@@ -134,7 +136,6 @@ class BlankTokenizer(CoreTokenizer):
         max_gen_length: int = 512,
         targets: Any = None,
         padding: bool = False,
-        is_train: bool = False,
     ) -> BatchEncoding:
         """Rows with the first blank opened behind them: input_ids, position_ids (B,2,T+G) and a mask over all columns.
 

@@ -362,12 +362,19 @@ def read_settings(directory: Path) -> dict[str, Any]:
 def _assistant_mask(
     template: ChatTemplate, core: InputTokenizer, messages: Sequence[Message], row: Sequence[int]
 ) -> list[int]:
-    """1 on the ids of the assistant's messages. Raises RequestError where they are not at the end of what is before."""
+    """1 on the ids of the assistant's messages. Raises RequestError where a longer conversation begins otherwise."""
     mask = [0] * len(row)
     for place, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        start = len(template.build(core, messages[:place], add_generation_prompt=True))
-        end = len(template.build(core, messages[: place + 1], add_generation_prompt=False))
-        mask[start:end] = [1] * max(0, min(end, len(row)) - start)
+        before = template.build(core, messages[:place], add_generation_prompt=True)
+        after = template.build(core, messages[: place + 1], add_generation_prompt=False)
+        if list(row[: len(before)]) != before:
+            raise RequestError(
+                f"answers cannot be marked in {template.name}'s conversations: a longer one begins otherwise",
+                step="use glm finetune, which counts answers alone",
+                param="return_assistant_tokens_mask",
+            )
+        end = min(len(after), len(row))
+        mask[len(before) : end] = [1] * max(0, end - len(before))
     return mask

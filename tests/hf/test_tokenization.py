@@ -1,0 +1,313 @@
+"""Tokenizers under the published names: recorded ids, batches, conversations; files; no code of a directory runs."""
+
+import copy
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import glmkit.hf
+from glmkit.errors import DataError, RequestError
+from glmkit.families.vocabularies import load_tokenizer
+from support.published_scripts import RELEASES, release
+from support.shared import shared_dir
+
+# release -> folder of its recordings
+RECORDED = {
+    "chatglm-6b": "chatglm-6b",
+    "chatglm2-6b": "chatglm2-6b",
+    "chatglm3-6b": "chatglm3-6b",
+    "glm-4-9b-chat": "glm-4-9b",
+    "glm-large-chinese": "glm-chinese",
+    "glm-10b": "glm-gpt2",
+}
+
+
+def opened(name: str, **options: Any) -> Any:
+    return AutoTokenizer.from_pretrained(release(name), **options)
+
+
+@cache
+def recorded(name: str) -> dict[str, Any]:
+    cases: dict[str, Any] = json.loads(
+        (shared_dir("fixtures", "tokenizers", RECORDED[name]) / "cases.json").read_text()
+    )
+    return cases
+
+
+def plain(value: Any) -> Any:
+    """Nested lists of whole numbers of whatever a call gives."""
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return np.asarray(value).astype(int).tolist() if isinstance(value, np.ndarray | torch.Tensor) else int(value)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_texts(name: str) -> None:
+    tokenizer, count = opened(name), 0
+    for case in recorded(name)["cases"]:
+        if not isinstance(case.get("ids"), list):
+            continue
+        count += 1
+        assert tokenizer.encode(case["text"], add_special_tokens=False) == case["ids"], case["text"]
+        if isinstance(case.get("ids_special"), list):
+            assert tokenizer.encode(case["text"]) == case["ids_special"], case["text"]
+        if isinstance(case.get("decoded"), str):
+            assert tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
+    assert count > 90
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_batches(name: str) -> None:
+    """Masks and positions too: (B,1,T,T) and (B,2,T) where ChatGLM-6B pads."""
+    tokenizer, count = opened(name), 0
+    for case in recorded(name)["batches"]:
+        out = case["out"]
+        if "error" in out:
+            continue
+        texts = [case["texts"]] if "texts" in case else case["pair"]
+        found = tokenizer(*texts, **case["kwargs"])
+        for key, value in out.items():
+            if key != "token_type_ids":
+                assert plain(found[key]) in (value, value[:1] and value[0], [value]), (key, case["kwargs"])
+                count += 1
+    assert count > 5
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_names(name: str) -> None:
+    tokenizer, special = opened(name), recorded(name)["special"]
+    for attribute, value in special["attributes"].items():
+        known = attribute in ("mask_token", "mask_token_id", "unk_token", "unk_token_id")
+        if value is not None and not known:
+            assert getattr(tokenizer, attribute) == value, attribute
+    assert len(tokenizer) == special["len"]
+    for token, index in special.get("ids", {}).items():
+        if index not in (None, tokenizer.unk_token_id):
+            assert tokenizer.convert_tokens_to_ids(token) == index
+    assert tokenizer.padding_side == special["padding_side"]
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+@pytest.mark.parametrize("damage", ["none", "no class", "no settings"])
+@pytest.mark.parametrize("name", ["chatglm-6b", "glm-4-9b-chat", "glm-large-chinese"])
+@pytest.mark.sampled(4)
+def test_ours_whatever_is_said_of_remote_code(name: str, damage: str, trust: bool | None, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(release(name), folder)
+    settings = folder / "tokenizer_config.json"
+    if damage == "no settings":
+        settings.unlink()
+    elif damage == "no class":
+        values = json.loads(settings.read_text())
+        del values["tokenizer_class"]
+        settings.write_text(json.dumps(values))
+    options = {} if trust is None else {"trust_remote_code": trust}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    assert type(tokenizer).__module__.startswith("glmkit.hf")
+    assert tokenizer.encode("你好") == load_tokenizer(release(name)).encode_inputs("你好", specials=True)  # type: ignore[attr-defined]
+
+
+AUDIT = """
+import sys
+import glmkit.hf
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+folder, seen = sys.argv[1], []
+names = ("tokenization_", "modeling_", "configuration_", "quantization_")
+
+def hook(event, arguments):
+    text = " ".join(str(argument) for argument in arguments[:2])
+    ours = "glmkit" in text or not any(f"{name}chatglm" in text for name in names)
+    if event in ("exec", "compile", "import") and not ours:
+        seen.append((event, text[:200]))
+
+sys.addaudithook(hook)
+AutoConfig.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).float()
+model.chat(tokenizer, "hi", do_sample=False, max_new_tokens=2)
+AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+assert seen == [], seen
+assert not any("transformers_modules" in name for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm3-6b"])
+@pytest.mark.sampled(2)
+def test_no_code_of_a_directory_is_executed(name: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", AUDIT, str(release(name))], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.sampled(2)
+def test_saved_files_are_the_same_and_load_again(name: str, tmp_path: Path) -> None:
+    tokenizer = opened(name)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(tmp_path)
+    for file in RELEASES[name][3].values():
+        assert (tmp_path / file).read_bytes() == (release(name) / file).read_bytes()
+    values = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert values["tokenizer_class"] == RELEASES[name][4]
+    assert "AutoTokenizer" in values["auto_map"]
+    shutil.copy(release(name) / "config.json", tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again.padding_side == "right"
+    text = "你好 [MASK] hello\n world"
+    assert again.encode(text) == tokenizer.encode(text)
+    assert load_tokenizer(tmp_path).encode(text, specials=True) == load_tokenizer(release(name)).encode(
+        text, specials=True
+    )
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.encode(text) == tokenizer.encode(text)
+        assert type(other) is type(tokenizer)
+
+
+def test_names_that_are_gone_or_were_never_there() -> None:
+    tokenizer = opened("chatglm-6b")
+    assert not hasattr(tokenizer, "build_prompt")
+    assert tokenizer.encode_plus("a")["input_ids"] == tokenizer("a")["input_ids"]
+    assert tokenizer.batch_encode_plus(["a", "b"])["input_ids"] == tokenizer(["a", "b"])["input_ids"]
+    assert tokenizer.sp_tokenizer["[gMASK]"] == 130001
+    assert tokenizer.get_command("<eos>") == 130005
+    assert "[gMASK]" in tokenizer.additional_special_tokens
+    later = opened("chatglm2-6b")
+    assert [later.get_command(name) for name in ("[gMASK]", "sop", "<bos>", "<eos>", "<pad>")] == [
+        64790,
+        64792,
+        1,
+        2,
+        0,
+    ]
+    assert later.tokenizer.n_words == len(later)
+    with pytest.raises(RequestError, match="<nothing>"):
+        later.get_command("<nothing>")
+
+
+def test_another_padding_token_is_taken() -> None:
+    tokenizer = opened("chatglm2-6b")
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer(["a", "a longer one"], padding=True)["input_ids"][0][0] == 2
+    right = tokenizer(["a", "a longer one"], padding=True, padding_side="right")
+    assert right["attention_mask"][0][0] == 1
+    assert right["position_ids"][0][:2] == [0, 1]
+
+
+def test_a_pair_and_where_its_answer_begins() -> None:
+    tokenizer = opened("chatglm-6b")
+    question, answer = (tokenizer.encode(text, add_special_tokens=False) for text in ("问题", "答案"))
+    row = tokenizer.build_inputs_with_special_tokens(question, answer)
+    assert row == [*question, 130001, 130004, *answer, 130005]
+    assert row.index(tokenizer.bos_token_id) == len(question) + 1
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def test_recorded_prompts() -> None:
+    tokenizer = opened("chatglm2-6b")
+    for case in recorded("chatglm2-6b")["chat"]:
+        history = [tuple(pair) for pair in case["history"]]
+        assert tokenizer.build_prompt(case["query"], history) == case["prompt"]
+    tokenizer = opened("chatglm3-6b")
+    for case in recorded("chatglm3-6b")["chat"]:
+        if "error" in case or "input_ids" not in case:
+            continue
+        found = tokenizer.build_chat_input(case["query"], history=case["history"], role=case["role"])
+        assert found.input_ids.tolist() == case["input_ids"]
+        assert found.to("cpu")["position_ids"].tolist() == case.get("position_ids", found["position_ids"].tolist())
+    for name in ("chatglm3-6b", "glm-4-9b-chat"):
+        tokenizer = opened(name)
+        for case in recorded(name)["messages"]:
+            if "ids" in case:
+                assert tokenizer.build_single_message(case["role"], case["metadata"], case["message"]) == case["ids"]
+
+
+def test_recorded_templates_of_glm_4() -> None:
+    tokenizer = opened("glm-4-9b-chat")
+    for case in recorded("glm-4-9b-chat")["chat"]:
+        if "ids" not in case:
+            continue
+        found = tokenizer.apply_chat_template(case["conversation"], add_generation_prompt=True, return_dict=False)
+        assert found == case["ids"]
+        shown = tokenizer.apply_chat_template(case["conversation"], add_generation_prompt=True, tokenize=False)
+        assert shown == case["text"]
+
+
+CONVERSATION = [
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "<|user|> more"},
+]
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat"])
+def test_a_template_gives_the_cores_ids_and_marks_answers(name: str) -> None:
+    tokenizer = opened(name)
+    core, template = tokenizer.core, tokenizer.template
+    wanted = template.build(core, glmkit.hf.tokenization.to_messages(CONVERSATION))
+    found = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_tensors="pt")
+    assert found["input_ids"].tolist() == [wanted]
+    marking = {"return_assistant_tokens_mask": True, "add_generation_prompt": False}
+    if name == "chatglm-6b":  # its first turn is written otherwise once there is a second one
+        with pytest.raises(RequestError, match="answers"):
+            tokenizer.apply_chat_template(CONVERSATION[:2], **marking)
+    else:
+        whole = tokenizer.apply_chat_template(CONVERSATION[:2], **marking)
+        marked = [index for index, mark in zip(whole["input_ids"], whole["assistant_masks"], strict=True) if mark]
+        assert core.decode(marked, skip_specials=False).strip() == "Hello!"
+    several = tokenizer.apply_chat_template([CONVERSATION, CONVERSATION[:1]], padding=True, add_generation_prompt=True)
+    assert several["input_ids"][0] == wanted
+    assert len(several["input_ids"][1]) == len(wanted)
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat"])
+def test_the_jinja_form_writes_the_same_text(name: str) -> None:
+    tokenizer = opened(name)
+    own = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(
+        CONVERSATION, tokenize=False, add_generation_prompt=True, chat_template=tokenizer.chat_template
+    )
+    assert rendered == own
+
+
+# --- blanks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["glm-large-chinese", "glm-10b"])
+def test_recorded_inputs_of_blanks(name: str) -> None:
+    tokenizer, count = opened(name), 0
+    for case in recorded(name)["build_inputs_for_generation"]:
+        out = case.get("out", {})
+        if "error" in out or "texts" not in case:
+            continue
+        count += 1
+        side = case["padding_side"]
+        encoded = tokenizer(
+            case["texts"], return_tensors="pt", padding=True, padding_side=side, **case["encode_kwargs"]
+        )
+        targets = {"targets": case["targets"]} if "targets" in case else {}
+        found = tokenizer.build_inputs_for_generation(encoded, **targets, **case["kwargs"])
+        for key, value in out.items():
+            if key not in ("source_attention_mask", "target_attention_mask"):  # of the recorded copy of the code alone
+                assert plain(found[key]) == value, (key, case["kwargs"])
+    assert count > 3
+    for case in recorded(name)["build_inputs_for_multiple_choice"]:
+        out = case.get("out", {})
+        if "error" in out:
+            continue
+        encoded = tokenizer(case["texts"], return_tensors="pt", padding=True, padding_side=case["padding_side"])
+        found = tokenizer.build_inputs_for_multiple_choice(encoded, case["choices"])
+        for key, value in out.items():
+            assert plain(found[key]) == value, key
+    with pytest.raises(DataError, match="no mask"):
+        tokenizer.build_inputs_for_generation(tokenizer("plain", return_tensors="pt"))
