@@ -25,6 +25,10 @@ RELEASES: dict[str, tuple[str, dict[str, Any], str, dict[str, str], str, dict[st
         "chatglm-6b", SMALL, "chatglm-6b", {"ice_text.model": "ice_text.model"}, "ChatGLMTokenizer",
         {"num_image_tokens": 0, "do_lower_case": False, "remove_space": False},
     ),
+    "chatglm-6b-v0": (
+        "chatglm-6b-v0", SMALL, "chatglm-6b", {"ice_text.model": "ice_text.model"}, "ChatGLMTokenizer",
+        {"num_image_tokens": 20000, "do_lower_case": False, "remove_space": False},
+    ),
     "chatglm2-6b": (
         "chatglm2-6b", GROUPED, "chatglm2-chatglm3", {"tokenizer.model": "tokenizer.model"}, "ChatGLMTokenizer", {},
     ),

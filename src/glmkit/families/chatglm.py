@@ -163,7 +163,13 @@ LAYOUTS = (
         read_config=partial(_read, axes=_REMOTE),
         write_config=_write_huggingface,
         remote=RemoteCode(
-            mlp="GLU", hidden_masks=True, needs_blank=True, guard_id=2, guard_from_pad=True, classifies=False
+            mlp="GLU",
+            hidden_masks=True,
+            needs_blank=True,
+            guard_id=2,
+            guard_from_pad=True,
+            classifies=False,
+            streams_past=False,
         ),
     ),
     Layout(

@@ -3,8 +3,9 @@
 Sampling is transformers', from torch's own generator, so that scripts which seed it get what they got.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -26,16 +27,50 @@ _CERTAIN = 5e4  # the score of the one id that is left where logits are no numbe
 
 
 class NumberGuard(LogitsProcessor):  # type: ignore[misc]
-    """A guard against logits that are NaN or infinite: one id is certain instead, and sampling goes on."""
+    """A guard against logits that are no scores: one id is certain instead, and sampling goes on.
+
+    Minus infinity alone is what processors forbid a token with (the published guard takes it for a fault).
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not bool(torch.isfinite(scores).all()):
+        broken = scores.isnan() | (scores == torch.inf)
+        if bool(broken.any()) or not bool(scores.isfinite().any(-1).all()):
             scores = torch.zeros_like(scores)
             scores[..., self.index] = _CERTAIN
         return scores
+
+
+def _lacking(model: "ChatCalls") -> frozenset[str]:
+    """Arguments that the model's own `chat` and `stream_chat` lack, so that they are given by name alone."""
+    past = () if model.remote.streams_past else ("past_key_values", "return_past_key_values")
+    roles = () if isinstance(model.chat_template, RoleTemplate) else ("role",)
+    return frozenset([*past, *roles])
+
+
+def _in_order(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let arguments behind the history be given by place, in the order of the model's own code, which may lack some."""
+
+    def of(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def placed(
+            self: "ChatCalls", tokenizer: Any, query: str, history: Any = None, *given: Any, **named: Any
+        ) -> Any:
+            own = [name for name in names if name not in _lacking(self)]
+            if len(given) > len(own):
+                step = f"the history is followed by {', '.join(own)}; give others by name"
+                raise RequestError(f"{len(given)} arguments stand behind the history", step=step)
+            for name, value in zip(own, given, strict=False):
+                if name in named:
+                    raise RequestError(f"{name} is given twice", step="give it by place or by name", param=name)
+                named[name] = value
+            return call(self, tokenizer, query, history, **named)
+
+        return placed
+
+    return of
 
 
 class ChatCalls:
@@ -60,6 +95,7 @@ class ChatCalls:
             )
         return template
 
+    @_in_order("role", "max_length", "num_beams", "do_sample", "top_p", "temperature", "logits_processor")
     @torch.no_grad()
     def chat(
         self,
@@ -78,19 +114,25 @@ class ChatCalls:
         """Answer one turn: (response, history).
 
         history: pairs, or dictionaries of role and content, as the model's own code has them; models with roles add the
-        turn to the caller's list, as published, others leave it alone. max_length counts the prompt; it, top_p and
-        temperature have the published defaults of the family. options: those of `generate`. Raises RequestError for a
-        conversation that the model has no form for.
+        turn to the caller's list, as published, others leave it alone. role: of the query, where the model has roles.
+        max_length counts the prompt; it, top_p and temperature have the published defaults of the family. options:
+        those of `generate`. Raises RequestError for a conversation that the model has no form for.
         """
         template, core = self.chat_template, _core_of(tokenizer)
-        messages = _begun(template, history, query, role)
+        messages = _asked(template, history, query, role)
         prompt = self._batch(template.build(core, messages, specials=True))
         settings = self._settings(template, core, max_length, num_beams, do_sample, top_p, temperature, options)
         found = self.generate(**prompt, **settings, logits_processor=self._guarded(logits_processor))
         ids = _only(found, int(prompt["input_ids"].shape[1]))
+        turns_of = _continued(template, history)
+        _grow(history, template, messages[-1])
         result, longer = template.process_response(template.reply_text(core, ids), messages)
-        return result, template.history(longer)
+        return result, turns_of(longer)
 
+    @_in_order(
+        "role", "past_key_values", "max_length", "do_sample", "top_p", "temperature", "logits_processor",
+        "return_past_key_values",
+    )  # fmt: skip
     @torch.no_grad()
     def stream_chat(
         self,
@@ -110,25 +152,24 @@ class ChatCalls:
         """`chat` as it is written: (whole response so far, history so far) for every token that shows something.
 
         return_past_key_values: triples, with the cache; given back as past_key_values with the history, the next turn
-        reads its new tokens alone, in the form in which the model's own code goes on.
+        reads its new tokens alone, in the form in which the model's own code goes on, and max_length counts these
+        alone. ChatGLM-6B reads the whole conversation every time, with a new cache.
         """
         template, core = self.chat_template, _core_of(tokenizer)
-        messages = _begun(template, history, query, role)
+        messages = _asked(template, history, query, role)
         past = one_cache(past_key_values, None)
         ids = template.build_turn(core, messages) if past is not None and past.get_seq_length() else None
         prompt = self._batch(template.build(core, messages, specials=True) if ids is None else ids)
         past = None if ids is None else past
         settings = self._settings(template, core, max_length, 1, do_sample, top_p, temperature, options)
-        if past is not None and "max_length" in settings:
-            settings["max_length"] = max(
-                settings["max_length"] - past.get_seq_length(), prompt["input_ids"].shape[1] + 1
-            )
+        turns_of = _continued(template, history)
+        _grow(history, template, messages[-1])
         steps = self.stream_generate(
             **prompt, **settings, past_key_values=past, return_past_key_values=True,
             logits_processor=self._guarded(logits_processor),
         )  # fmt: skip
         start = int(prompt["input_ids"].shape[1])
-        for shown, turns, cache in _shown(template, core, messages, steps, start):
+        for shown, turns, cache in _shown(template, core, messages, steps, start, turns_of):
             yield (shown, turns, cache) if return_past_key_values else (shown, turns)
 
     @torch.no_grad()
@@ -165,19 +206,20 @@ class ChatCalls:
         template = self.chat_template
         messages = to_messages(history or [])
         result, longer = template.process_response(output, messages)
-        return (result, template.history(longer)) if isinstance(template, RoleTemplate) else result
+        return (result, _continued(template, history)(longer)) if isinstance(template, RoleTemplate) else result
 
     def build_inputs(self, tokenizer: Any, query: str, history: Any = None) -> BatchEncoding:
-        """The inputs of a conversation that waits for an answer."""
+        """The inputs of a conversation that waits for an answer: ids, mask and positions."""
         template, core = self.chat_template, _core_of(tokenizer)
-        return self._batch(template.build(core, [*to_messages(history or []), Message("user", query)], specials=True))
+        messages = [*to_messages(history or []), Message("user", query)]
+        return self._padded(tokenizer, template.build(core, messages, specials=True))
 
     def build_stream_inputs(self, tokenizer: Any, query: str, history: Any = None) -> BatchEncoding:
         """The inputs of the new turn alone, behind a cache of the others; of a first turn the whole conversation."""
         template, core = self.chat_template, _core_of(tokenizer)
         messages = [*to_messages(history or []), Message("user", query)]
         ids = template.build_turn(core, messages) if history else None
-        return self._batch(template.build(core, messages, specials=True) if ids is None else ids)
+        return self._padded(tokenizer, template.build(core, messages, specials=True) if ids is None else ids)
 
     def _get_logits_warper(self, *arguments: Any, **options: Any) -> LogitsProcessorList:
         """Nothing: temperature and filters are among the processors since transformers 4.46; copies apply both."""
@@ -191,6 +233,11 @@ class ChatCalls:
 
     def _batch(self, ids: Sequence[int]) -> BatchEncoding:
         return BatchEncoding({"input_ids": torch.tensor([list(ids)], device=self.device)})
+
+    def _padded(self, tokenizer: Any, ids: Sequence[int]) -> BatchEncoding:
+        """One row with mask and positions in the published form, which scripts shift behind a cache."""
+        row: BatchEncoding = tokenizer.pad({"input_ids": [list(ids)]}, return_tensors="pt")
+        return row.to(self.device)
 
     def _guarded(self, given: Any) -> LogitsProcessorList:
         """The caller's processors, then the guard, in a list of its own."""
@@ -234,15 +281,29 @@ def _core_of(tokenizer: Any) -> InputTokenizer:
     return core
 
 
-def _begun(template: ChatTemplate, history: Any, query: str, role: str) -> list[Message]:
-    """The messages up to the new one; models with roles put it into the caller's list, too."""
+def _asked(template: ChatTemplate, history: Any, query: str, role: str) -> list[Message]:
+    """The messages up to the new one."""
     if not isinstance(query, str):
         raise RequestError(f"query is a {type(query).__name__}", step="give a text", param="query")
     messages = [*to_messages(history or []), Message(role, query)]
     template.check_roles(messages)
-    if isinstance(history, list) and isinstance(template, RoleTemplate):
-        history.append({"role": role, "content": query})
     return messages
+
+
+def _grow(history: Any, template: ChatTemplate, asked: Message) -> None:
+    """Put the turn into the caller's own list, as models with roles do."""
+    if isinstance(history, list) and isinstance(template, RoleTemplate):
+        history.append(asked.to_dict())
+
+
+def _continued(template: ChatTemplate, history: Any) -> Callable[[list[Message]], Turns]:
+    """Make the longer history of the messages; the caller's items in the published form stay as they are, copied."""
+    items = list(history or [])
+    kind = Mapping if isinstance(template, RoleTemplate) else list | tuple
+    if not all(isinstance(item, kind) for item in items):
+        return template.history
+    kept, count = copy.deepcopy(items), len(to_messages(items))
+    return lambda longer: [*kept, *template.history(longer[count:])]
 
 
 def _only(found: Any, start: int) -> list[int]:
@@ -253,7 +314,12 @@ def _only(found: Any, start: int) -> list[int]:
 
 
 def _shown(
-    template: ChatTemplate, core: InputTokenizer, messages: list[Message], steps: Iterator[Any], start: int
+    template: ChatTemplate,
+    core: InputTokenizer,
+    messages: list[Message],
+    steps: Iterator[Any],
+    start: int,
+    turns_of: Callable[[list[Message]], Turns],
 ) -> Iterator[tuple[str | Call, Turns, Any]]:
     """(response so far, history so far, cache) of each step that shows something, and of the finished reply."""
     offered = offered_tools(messages).keys()
@@ -261,12 +327,15 @@ def _shown(
     stops, ids = template.stop_ids(core), []
     for rows, cache in steps:
         ids = rows[0, start:].tolist()
-        shown = stream.push(ids[-1])
+        shown, said = stream.push(ids[-1]), template.read_reply(stream.text, offered)
+        if shown is None and template.shows_empty:  # such a model shows every step, broken characters as well
+            shown = template.shown(core.decode([i for i in ids if i not in stops], skip_specials=False))
+            said = [Message("assistant", shown)]
         if shown is not None and (ids[-1] not in stops or template.shows_stop):
-            last = shown, template.history([*messages, *template.read_reply(stream.text, offered)])
+            last = shown, turns_of([*messages, *said])
             yield (*last, cache)
     result, longer = template.process_response(template.reply_text(core, ids), messages)
-    end = result, template.history(longer)
+    end = result, turns_of(longer)
     if end != last:
         yield (*end, cache)
 
@@ -282,6 +351,12 @@ def _steps(
     **options: Any,
 ) -> Iterator[Any]:
     """transformers' loop of one step a token, as an iterator. fresh: the new tokens where others are cached already."""
+    if generation_config.num_beams > 1:
+        raise RequestError(
+            f"{generation_config.num_beams} beams: a stream has one, for the others change what was shown",
+            step="leave num_beams out, or call chat or generate",
+            param="num_beams",
+        )
     options.pop("synced_gpus", None)
     options.pop("streamer", None)
     unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -104,6 +104,7 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         prompt_mask: Tensor | None = None,
         prompt_positions: Tensor | None = None,
         is_first_iteration: bool = False,
+        is_first_forward: bool = True,
         use_cache: bool | None = None,
         logits_to_keep: int | None = None,
         **options: Any,
@@ -111,8 +112,9 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         """Inputs of the next call: the tokens that are not cached, where they stand and what they see.
 
         prompt_length: L. prompt_mask (B,1,L',L'), prompt_positions (B,2,L'): those of the prompt, and of the answer as
-        far as they reach. Raises RequestError when tokens were left out that no cache holds: transformers would have to
-        pass its cache by a name that is not known here.
+        far as they reach. is_first_forward: False in later steps of published loops, which give no
+        next_sequence_length. Raises RequestError when tokens were left out that no cache holds: transformers would have
+        to pass its cache by a name that is not known here.
         """
         known = one_cache(past_key_values, cache)
         past = 0 if known is None else int(known.get_seq_length())
@@ -125,9 +127,10 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
                 "cache": known,
                 "use_cache": use_cache,
             }
-        new = input_ids.shape[1] - past if next_sequence_length is None else next_sequence_length
-        if next_sequence_length is None and new <= 0:
-            new = input_ids.shape[1]
+        new = next_sequence_length
+        if new is None:
+            new = input_ids.shape[1] - past if is_first_forward or not past else 1
+            new = new if new > 0 else input_ids.shape[1]
         if past == 0 and new < input_ids.shape[1]:
             raise RequestError(
                 f"a step of {new} token(s) without a cache, after {input_ids.shape[1] - new}",
@@ -166,12 +169,21 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
                 step[name] = options[name]
         return step
 
+    def _get_logits_processor(self, generation_config: Any, *arguments: Any, **options: Any) -> Any:
+        """transformers' processors, also for copies of published loops, which do not prepare the config for them."""
+        if not hasattr(generation_config, "_eos_token_tensor"):
+            defaults: dict[str, Any] = getattr(generation_config, "_get_default_generation_params", dict)()
+            generation_config.update(**defaults, defaults_only=True)
+            self._prepare_special_tokens(generation_config, True, device=self.device)
+        return super()._get_logits_processor(generation_config, *arguments, **options)
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: Mapping[str, Any]) -> None:
         """Leave positions to the steps."""
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **options: Any) -> Any:
         """Let the 2-D mask grow, and see to it that the cache of the call goes on."""
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **options)
+        updated["is_first_forward"] = False
         used = one_cache(getattr(outputs, "past_key_values", None), getattr(outputs, "cache", None))
         kept = one_cache(updated.get("past_key_values"), updated.get("cache"))
         if used is not kept:

@@ -105,6 +105,8 @@ class Renamed(nn.Module):
 class PublishedBody(Renamed):
     """The transformer; the core calls it, and people should call the model."""
 
+    pre_seq_len: ClassVar[None] = None  # scripts take so many off a cache's length; here a prefix is never in a cache
+
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
         if len(arguments) < 3 or not hasattr(arguments[2], "attend"):
             raise RequestError(

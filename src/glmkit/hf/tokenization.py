@@ -147,6 +147,8 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             return self._ids(text) or ""
         if words and isinstance(text, list | tuple) and text and isinstance(text[0], str):
             return [index for word in text for index in self._ids(word)] or ""
+        if isinstance(text, tuple) and len(text) == 2 and text[1] is None:
+            return self._as_ids(text[0], words)
         if isinstance(text, list | tuple) and text and isinstance(text[0], str | list | tuple):
             return type(text)(self._as_ids(part, words) for part in text)
         return text

@@ -118,7 +118,8 @@ class RemoteCode:
     body, attention, mlp, block: names of its classes. hidden_masks: (B,1,T,S) masks are True where a token is hidden.
     needs_blank: every row must have a mask and a start of piece where masks and positions are not given. shifts_labels:
     labels stand where their ids stand, and the loss shifts them. sequence_first: hidden states are (T,B,H), and so are
-    past keys. classifies: it has a class for the classification of texts.
+    past keys. guard_id: what its chat writes where scores are NaN; guard_from_pad: it is counted from the padding's id.
+    classifies: it has a class for the classification of texts. streams_past: its stream_chat takes and gives past keys.
     """
 
     body: str = "ChatGLMModel"
@@ -132,6 +133,7 @@ class RemoteCode:
     guard_id: int = 5
     guard_from_pad: bool = False
     classifies: bool = True
+    streams_past: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
