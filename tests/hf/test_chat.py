@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def test_two_turns_are_the_cores(name: str) -> None:
     first, history = model.chat(tokenizer, query, history=[], **GREEDY)
     wanted, longer = lm.chat(query, [], temperature=0, max_new_tokens=12, specials=True)
     assert (first, history) == (wanted, longer)
+    assert len(set(first)) > 5
     second = model.chat(tokenizer, again, history=copy.deepcopy(history), **GREEDY)
     assert second == lm.chat(again, longer, temperature=0, max_new_tokens=12, specials=True)
     *_, last = model.stream_chat(tokenizer, again, history=copy.deepcopy(history), **GREEDY)
@@ -115,8 +117,9 @@ def test_seeded_sampling_is_one_by_every_way(name: str) -> None:
     thread.join()
 
 
-def test_two_threads_answer_as_one_does() -> None:
-    tokenizer, model, _ = opened("chatglm-6b")
+@pytest.mark.parametrize("name", CHATS)
+def test_two_threads_answer_as_one_does(name: str) -> None:
+    tokenizer, model, _ = opened(name)
     queries = ["一", "two words", "三个字符 and more", "4"]
     alone = [model.chat(tokenizer, query, **GREEDY)[0] for query in queries]
     found: dict[str, str] = {}
@@ -129,6 +132,12 @@ def test_two_threads_answer_as_one_does() -> None:
     for thread in threads:
         thread.join()
     assert [found[query] for query in queries] == alone
+    assert len(set(alone)) == len(queries)
+    streams = [model.stream_chat(tokenizer, query, **GREEDY) for query in queries[:2]]
+    last: list[Any] = [None, None]
+    for pair in zip_longest(*streams):  # one step of each in turn
+        last = [new or old for new, old in zip(pair, last, strict=True)]
+    assert [text for text, _ in last] == alone[:2]
 
 
 class Broken(LogitsProcessor):  # type: ignore[misc]

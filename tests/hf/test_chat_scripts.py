@@ -168,6 +168,8 @@ def test_options_of_generate() -> None:
                 assert model.chat(tokenizer, "hi", max_new_tokens=12, **options)[0] == whole
             assert model.chat(tokenizer, "hi", bad_words_ids=[[100]], min_new_tokens=3, **GREEDY)[0] == whole
             assert model.chat(tokenizer, "hi", num_beams=2, **GREEDY)[0]
+            for cache in ({"use_cache": False}, {"cache_implementation": "static"}):
+                assert list(model.stream_chat(tokenizer, "hi", **cache, **GREEDY))[-1][0] == whole
     finally:
         logger.removeHandler(handler)
     assert messages == []

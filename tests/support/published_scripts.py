@@ -76,8 +76,12 @@ def _write_weights(folder: Path, config: GLMConfig) -> None:
     model = GLM(config)
     init_weights(model, config, 0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4)  # so that answers are not all the same token
+            if config.tie_embeddings and name == "model.norm.weight":
+                parameter[::2] *= -1  # or a word table that is the head would say again what it read
+            if config.residual == "deepnorm" and name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(32)  # so that the whole text counts, not the last token alone
     folder.mkdir(parents=True)
     write_model(folder, config, dict(model.named_parameters()))

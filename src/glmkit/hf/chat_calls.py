@@ -165,9 +165,11 @@ class ChatCalls:
         turns_of = _continued(template, history)
         _grow(history, template, messages[-1])
         steps = self.stream_generate(
-            **prompt, **settings, past_key_values=past, return_past_key_values=True,
+            **prompt, **settings, past_key_values=past, return_past_key_values=return_past_key_values,
             logits_processor=self._guarded(logits_processor),
         )  # fmt: skip
+        if not return_past_key_values:
+            steps = ((rows, None) for rows in steps)
         start = int(prompt["input_ids"].shape[1])
         for shown, turns, cache in _shown(template, core, messages, steps, start, turns_of):
             yield (shown, turns, cache) if return_past_key_values else (shown, turns)
