@@ -1,5 +1,6 @@
 """Model directories as old scripts meet them: real vocabularies, random weights, code that must not run."""
 
+import atexit
 import json
 import shutil
 from dataclasses import replace
@@ -54,6 +55,7 @@ CODE = ("tokenization", "modeling", "configuration", "quantization")
 def release(name: str, dtype: str = "float16") -> Path:
     """The directory of a release, made once a process. Tests that change it copy it first."""
     folder = Path(mkdtemp(prefix="release-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     named, sizes, vocabulary, files, kind, settings = RELEASES[name]
     config = replace(preset(named), **sizes)
     _write_weights(folder / "own", config)
