@@ -1,11 +1,7 @@
-"""Tokenizers under the published names: recorded ids, batches, conversations; files; no code of a directory runs."""
+"""Tokenizers under the published names: recorded ids, batches, names, conversations and blanks."""
 
-import copy
 import json
-import pickle
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-import glmkit.hf
-from glmkit.errors import DataError, RequestError
+import glmkit.hf  # noqa: F401
+from glmkit.errors import DataError, RequestError, TokenizerError
 from glmkit.families.vocabularies import load_tokenizer
-from support.published_scripts import RELEASES, release
+from glmkit.tokenizer.chat_template import to_messages
+from support.published_scripts import release
 from support.shared import shared_dir
 
 # release -> folder of its recordings
@@ -30,6 +27,9 @@ RECORDED = {
     "glm-large-chinese": "glm-chinese",
     "glm-10b": "glm-gpt2",
 }
+
+
+RECORDED_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
 def opened(name: str, **options: Any) -> Any:
@@ -84,6 +84,39 @@ def test_recorded_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
+def test_recorded_truncation(name: str) -> None:
+    """Where max_length does not hold the special tokens, the published classes cut nothing: ours is an error."""
+    tokenizer, refused = opened(name), 0
+    for case in recorded(name)["truncation"]:
+        if not isinstance(case["ids_special"], list):  # no form for pairs
+            continue
+        texts = case["pair"] if "pair" in case else [case["text"]]
+        tokenizer.truncation_side = case.get("truncation_side", recorded(name)["special"]["truncation_side"])
+        options = {"truncation": case.get("strategy", True), "max_length": case.get("max_length", 100)}
+        if len(case["ids_special"]) > options["max_length"]:
+            refused += 1
+            with pytest.raises(TokenizerError, match="max_length leaves"):
+                tokenizer.encode(*texts, **options)
+        else:
+            assert tokenizer.encode(*texts, **options) == case["ids_special"]
+        if "ids" in case:
+            assert tokenizer.encode(*texts, add_special_tokens=False, **options) == case["ids"]
+    assert 0 < refused < len(recorded(name)["truncation"])
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b"])
+def test_recorded_commands(name: str) -> None:
+    tokenizer = opened(name)
+    for token, index in recorded(name)["commands"].items():
+        if isinstance(index, int):
+            assert tokenizer.get_command(token) == index
+        elif token not in ("<unk>", "<s>", "</s>", "<sop>", "<eop>"):  # names that other generations have
+            with pytest.raises(RequestError, match="no special token"):
+                tokenizer.get_command(token)
+    assert set(RECORDED_ROLES) & set(tokenizer.special_tokens) == (set(RECORDED_ROLES) if name[7] == "3" else set())
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded_names(name: str) -> None:
     tokenizer, special = opened(name), recorded(name)["special"]
     for attribute, value in special["attributes"].items():
@@ -115,61 +148,6 @@ def test_ours_whatever_is_said_of_remote_code(name: str, damage: str, trust: boo
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     assert type(tokenizer).__module__.startswith("glmkit.hf")
     assert tokenizer.encode("你好") == load_tokenizer(release(name)).encode_inputs("你好", specials=True)  # type: ignore[attr-defined]
-
-
-AUDIT = """
-import sys
-import glmkit.hf
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-
-folder, seen = sys.argv[1], []
-names = ("tokenization_", "modeling_", "configuration_", "quantization_")
-
-def hook(event, arguments):
-    text = " ".join(str(argument) for argument in arguments[:2])
-    ours = "glmkit" in text or not any(f"{name}chatglm" in text for name in names)
-    if event in ("exec", "compile", "import") and not ours:
-        seen.append((event, text[:200]))
-
-sys.addaudithook(hook)
-AutoConfig.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).float()
-model.chat(tokenizer, "hi", do_sample=False, max_new_tokens=2)
-AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-assert seen == [], seen
-assert not any("transformers_modules" in name for name in sys.modules)
-"""
-
-
-@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm3-6b"])
-@pytest.mark.sampled(2)
-def test_no_code_of_a_directory_is_executed(name: str) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", AUDIT, str(release(name))], check=True, timeout=120)
-
-
-@pytest.mark.parametrize("name", RELEASES)
-@pytest.mark.sampled(2)
-def test_saved_files_are_the_same_and_load_again(name: str, tmp_path: Path) -> None:
-    tokenizer = opened(name)
-    tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(tmp_path)
-    for file in RELEASES[name][3].values():
-        assert (tmp_path / file).read_bytes() == (release(name) / file).read_bytes()
-    values = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert values["tokenizer_class"] == RELEASES[name][4]
-    assert "AutoTokenizer" in values["auto_map"]
-    shutil.copy(release(name) / "config.json", tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
-    assert again.padding_side == "right"
-    text = "你好 [MASK] hello\n world"
-    assert again.encode(text) == tokenizer.encode(text)
-    assert load_tokenizer(tmp_path).encode(text, specials=True) == load_tokenizer(release(name)).encode(
-        text, specials=True
-    )
-    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
-        assert other.encode(text) == tokenizer.encode(text)
-        assert type(other) is type(tokenizer)
 
 
 def test_names_that_are_gone_or_were_never_there() -> None:
@@ -254,7 +232,7 @@ CONVERSATION = [
 def test_a_template_gives_the_cores_ids_and_marks_answers(name: str) -> None:
     tokenizer = opened(name)
     core, template = tokenizer.core, tokenizer.template
-    wanted = template.build(core, glmkit.hf.tokenization.to_messages(CONVERSATION))
+    wanted = template.build(core, to_messages(CONVERSATION))
     found = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_tensors="pt")
     assert found["input_ids"].tolist() == [wanted]
     marking = {"return_assistant_tokens_mask": True, "add_generation_prompt": False}

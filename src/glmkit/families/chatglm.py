@@ -7,7 +7,7 @@ And the remote code's DeepNorm factor is sqrt(2 * 28) whatever num_layers is, Pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from glmkit.config import GenerationSettings, GLMConfig, Quantization, SpecialIds
@@ -15,6 +15,7 @@ from glmkit.errors import ConfigError
 
 from .chatglm_text import CHAT, TOKENIZER_FILES, TUNING, load_tokenizer
 from .common.config_keys import BASE, Keys, paddle_degree, rotary_facts
+from .common.evidence import SURE, Evidence, Sign
 from .common.layout import Alias, Derived, Extras, Layout, Published, RemoteCode, Rule
 from .family import Family
 
@@ -188,6 +189,11 @@ LAYOUTS = (
 )
 
 
+def _signs(evidence: Evidence) -> Iterator[Sign]:
+    if place := evidence.seen('"num_image_tokens"'):  # a setting that only the published tokenizer of this family has
+        yield Sign(SURE, f"{place} has num_image_tokens")
+
+
 def _preset(vocabulary: int, special: SpecialIds) -> GLMConfig:
     return GLMConfig.from_dict(
         {
@@ -213,6 +219,7 @@ FAMILY = Family(
         "chatglm-6b-v0": _preset(150528, _special(150004, 150005, 150000, 150001, 20003)),
     },
     layouts=LAYOUTS,
+    signs=_signs,
     tokenizer=load_tokenizer,
     tokenizer_files=TOKENIZER_FILES,
     chat=CHAT,

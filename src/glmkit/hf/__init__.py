@@ -12,7 +12,8 @@ from .configuration import CONFIGS, ChatGLMConfig, GLMConfig, GLMKitConfig
 from .heads import ChatGLMForSequenceClassification, GLMForSequenceClassification
 from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
 from .multiple_choice import GLMForMultipleChoice
-from .published_tokenizers import NAMES, register_tokenizers
+from .published_tokenizers import NAMES
+from .remote_code import register_tokenizers
 
 ChatGLMTokenizer, ChatGLM4Tokenizer = NAMES["ChatGLMTokenizer"], NAMES["ChatGLM4Tokenizer"]
 GLMKitTokenizer, GLMChineseTokenizer = NAMES["GLMKitTokenizer"], NAMES["GLMChineseTokenizer"]

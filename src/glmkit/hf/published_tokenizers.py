@@ -3,13 +3,11 @@
 Legend: B batch, T tokens of a row, G columns of an answer.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import BatchEncoding
 
 from glmkit.families.common.role_chat import RoleTemplate
 from glmkit.families.common.round_chat import RoundTemplate
@@ -19,16 +17,23 @@ from glmkit.objective.generation_inputs import build_generation_inputs
 from glmkit.tokenizer.chat_template import Message, to_messages
 from glmkit.tokenizer.trained import TrainedTokenizer
 
-from .configuration import CONFIGS, PublishedConfig
 from .tokenization import CoreTokenizer
 
 
 class ChatGLMTokenizer(CoreTokenizer):
+    """Tokenizers of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B: one published name, what it does is said by the files."""
+
+
+class BehindTokenizer(CoreTokenizer):
     """ChatGLM-6B: texts are followed by [gMASK] <sop>; padded rows carry (1,T,T) masks, True = hidden, and (2,T)
     positions.
     """
 
     counts_positions = False
+
+    def __init__(self, core: Any, template: Any = None, **settings: Any) -> None:
+        """Say among the settings how many image codes stand before <unk>, the first id of texts."""
+        super().__init__(core, template, **{**settings, "num_image_tokens": core.special.unk})
 
     def _special_names(self) -> dict[str, str]:
         named = super()._special_names()
@@ -80,6 +85,13 @@ class RoleTokenizer(CoreTokenizer):
     """
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by name, roles too."""
+        assert self.template is not None
+        roles = (f"<|{role}|>" for role in self.template.roles)
+        return {**super().special_tokens, **{token: self._require(token) for token in roles}}
+
+    @property
     def encode_special_tokens(self) -> bool:
         """The core's switch."""
         return bool(getattr(self.core, "encode_special_tokens", True))
@@ -127,8 +139,11 @@ class BlankTokenizer(CoreTokenizer):
                 named[name] = core.model.token(index)
         if core.kind == "chinese":
             named["unk_token"] = "[UNK]"  # id 0; the training code has another one
-        ends = {"gpt2": ("bos_token", "unk_token")}.get(core.kind, ())
-        return {**named, **dict.fromkeys(ends, named["eos_token"])}
+        if core.kind == "gpt2":
+            named["bos_token"] = named["unk_token"] = named["eos_token"]
+        elif core.kind == "roberta":
+            named["bos_token"] = named["cls_token"]
+        return named
 
     def build_inputs_for_generation(
         self,
@@ -183,17 +198,18 @@ class GLMKitTokenizer(CoreTokenizer):
     counts_positions = False
 
 
-def _named(base: type[CoreTokenizer], name: str) -> type[CoreTokenizer]:
+def _named(base: type[CoreTokenizer], name: str, *others: type[CoreTokenizer]) -> type[CoreTokenizer]:
     """A class under a published name, found again by its qualified one."""
-    made = type(name, (base,), {"__module__": __name__, "__qualname__": f"{base.__name__}.{name}"})
+    made = type(name, (base, *others), {"__module__": __name__, "__qualname__": f"{base.__name__}.{name}"})
     setattr(base, name, made)
     return made
 
 
 # Published names -> classes. One name serves three generations; the files say which is meant.
-_ROUNDS, _ROLES_3, _ROLES_4 = (
-    _named(RoundTokenizer, "ChatGLMTokenizer"),
-    _named(RoleTokenizer, "ChatGLMTokenizer"),
+_BEHIND, _ROUNDS, _ROLES_3, _ROLES_4 = (
+    _named(BehindTokenizer, "ChatGLMTokenizer", ChatGLMTokenizer),
+    _named(RoundTokenizer, "ChatGLMTokenizer", ChatGLMTokenizer),
+    _named(RoleTokenizer, "ChatGLMTokenizer", ChatGLMTokenizer),
     _named(RoleTokenizer, "ChatGLM4Tokenizer"),
 )
 _BLANKS = {
@@ -213,50 +229,10 @@ def class_of(family: Family | None, core: Any) -> type[CoreTokenizer]:
     if family is None or isinstance(core, TrainedTokenizer):
         return GLMKitTokenizer
     if isinstance(family.chat, RoundTemplate):
-        return _ROUNDS if family.chat.opened else ChatGLMTokenizer
+        return _ROUNDS if family.chat.opened else _BEHIND
     if isinstance(family.chat, RoleTemplate):
         return _ROLES_3 if family.chat.spaced else _ROLES_4
     return _BLANKS.get(getattr(core, "kind", ""), GLMKitTokenizer)
 
 
 CoreTokenizer.class_of = staticmethod(class_of)
-_auto_tokenizer = AutoTokenizer.from_pretrained.__func__
-_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def register_tokenizers() -> None:
-    """Let AutoTokenizer give our class for every directory of these models, whatever trust_remote_code says.
-
-    transformers would run the directory's own class where its settings do not name one that is registered.
-    """
-    AutoTokenizer.from_pretrained = classmethod(_from_pretrained)
-
-
-def _from_pretrained(
-    cls: type, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **options: Any
-) -> Any:
-    """AutoTokenizer's call: ours for models of ours, transformers' for all others."""
-    if _is_ours(pretrained_model_name_or_path, options):
-        return CoreTokenizer.from_pretrained(pretrained_model_name_or_path, *inputs, **options)
-    return _auto_tokenizer(cls, pretrained_model_name_or_path, *inputs, **options)
-
-
-def _is_ours(name: str | os.PathLike[str], options: Mapping[str, Any]) -> bool:
-    """True for a class of ours in the tokenizer's settings, or a config of ours."""
-    config = options.get("config")
-    if isinstance(config, PreTrainedConfig):
-        return isinstance(config, PublishedConfig)
-    where = {key: options[key] for key in _HUB if key in options}
-    try:
-        named = get_tokenizer_config(name, **where).get("tokenizer_class")
-    except (OSError, ValueError):
-        named = None
-    if isinstance(named, str) and named.removesuffix("Fast") in NAMES:
-        return True
-    try:
-        values = PreTrainedConfig.get_config_dict(name, **where)[0]
-    except (OSError, ValueError):
-        return False
-    kinds = {config.model_type: config for config in CONFIGS}
-    made = kinds.get(values.get("model_type"))
-    return made is not None and isinstance(made.from_dict(dict(values)), PublishedConfig)

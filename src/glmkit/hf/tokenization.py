@@ -3,22 +3,25 @@
 What differs between the published classes is in `published_tokenizers.py`.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import BatchEncoding
 from transformers.utils import PaddingStrategy
 
 from glmkit.checkpoint.hub import local_directory
 from glmkit.errors import RequestError, TokenizerError
+from glmkit.families.common.config_keys import FAMILY_KEY
 from glmkit.families.family import Family
 from glmkit.families.vocabularies import find_tokenizer
 from glmkit.small_files import parse_small_json, read_small
-from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
+from glmkit.tokenizer.chat_template import ChatTemplate
 from glmkit.tokenizer.inputs import InputTokenizer
-from glmkit.tokenizer.tools import offer_tools
+
+from .templated import TemplatedTokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
 # Role in the core -> attribute of the published classes.
@@ -28,14 +31,16 @@ _ROLES = {
 }  # fmt: skip
 _STANDARD = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # Settings of a tokenizer_config.json that the core's own tokenizer has read, or that name what is no text setting.
-_NOT_KEPT = ("tokenizer_class", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens", "backend")
+_DECLARED = ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens")  # written again as they were
+_NOT_KEPT = ("tokenizer_class", "backend", *_DECLARED)
+_DECIDED = {"num_image_tokens", FAMILY_KEY}  # facts of the files
 _HUB_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "token", "use_auth_token", "resume_download", "proxies",
     "_commit_hash", "trust_remote_code", "use_fast", "code_revision", "config", "_from_auto", "_from_pipeline",
 )  # fmt: skip
 
 
-class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
+class CoreTokenizer(TemplatedTokenizer):
     """A tokenizer of the core as transformers' tools use one.
 
     core: the tokenizer. template: how its models were taught to chat, None when they were not.
@@ -51,6 +56,8 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         """settings: of a tokenizer_config.json; they are written again, and special ids are those of the core."""
         self.core, self.template = core, template
         self._vocabulary: dict[str, int] | None = None
+        self._known = {}
+        self.declared: dict[str, Any] = {}  # what the settings that were read say of tokens
         names = {name: token for name, token in self._special_names().items() if name in _STANDARD}
         for key in _STANDARD:
             settings.pop(key, None)
@@ -83,9 +90,22 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             named = f"{named}@{revision}"
         directory = local_directory(named, need="tokenizer", param="pretrained_model_name_or_path")
         family, core = find_tokenizer(directory)
-        settings = {key: value for key, value in read_settings(directory).items() if key not in _NOT_KEPT}
-        made = CoreTokenizer.class_of(family, core)
-        return made(core, None if family is None else family.chat, **{**settings, **options, "name_or_path": named})
+        read = {**_template_beside(directory), **read_settings(directory)}
+        settings = {key: value for key, value in read.items() if key not in _NOT_KEPT}
+        if family is not None:
+            settings[FAMILY_KEY] = family.name
+        given = {key: options.pop(key) for key in _STANDARD if key in options}
+        made = CoreTokenizer.class_of(family, core)(
+            core, None if family is None else family.chat, **{**settings, **options, "name_or_path": named}
+        )
+        made.declared = {key: read[key] for key in _DECLARED if key in read}
+        for key in options.keys() & _DECIDED:
+            if options[key] != made.init_kwargs.get(key):
+                wanted = f"{key} is {options[key]!r}, but the files here say {made.init_kwargs.get(key)!r}"
+                raise RequestError(wanted, step="give the directory of the release that is meant", param=key)
+        for key, token in given.items():
+            setattr(made, key, token)
+        return made
 
     # --- ids ----------------------------------------------------------------------------------------------------------
 
@@ -116,9 +136,7 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def _find(self, token: str) -> int | None:
         find = getattr(self.core, "token_to_id", None)
         found = find(token) if find is not None else None
-        if found is None and find is None:
-            found = self.get_vocab().get(token)
-        return found
+        return self.get_vocab().get(token) if found is None else found
 
     def _convert_token_to_id(self, token: str) -> int | None:
         found = self._find(token)
@@ -127,6 +145,10 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def _convert_id_to_token(self, index: int) -> str:
         name: str = self.core.id_to_token(index)
         return name
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens as `tokenize` names them."""
+        return self._decode(self.convert_tokens_to_ids(tokens))
 
     def tokenize(self, text: str, **options: Any) -> list[str]:
         """Tokens of a text as people can read them."""
@@ -166,6 +188,23 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     ) -> list[int]:
         """Zeros: these models have no such ids."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+
+    def truncate_sequences(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: Any = "longest_first",
+        stride: int = 0,
+    ) -> tuple[list[int], list[int] | None, list[int]]:
+        """Cut as the core does. Raises TokenizerError where nothing would be left of what may be cut."""
+        strategy = getattr(truncation_strategy, "value", truncation_strategy)
+        cut: tuple[list[int], list[int] | None, list[int]]
+        cut = super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, strategy, stride)
+        if num_tokens_to_remove <= 0 or strategy == "do_not_truncate" or not isinstance(self.core, InputTokenizer):
+            return cut
+        room = len(ids) + len(pair_ids or []) - num_tokens_to_remove
+        return (*self.core.truncate(ids, pair_ids, room, side=self.truncation_side, strategy=strategy), cut[2])
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
@@ -215,11 +254,12 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary's files, byte for byte as they were read."""
         kept = Path(save_directory) / CONFIG_FILE
-        settings = kept.read_bytes() if kept.is_file() else None
+        settings = read_settings(Path(save_directory)) if kept.is_file() else None
         before = set(os.listdir(save_directory))
         self.core.save(save_directory)
         if settings is not None:  # some vocabularies bring the file that was read
-            kept.write_bytes(settings)
+            written = json.dumps({**settings, **self.declared}, indent=2, sort_keys=True, ensure_ascii=False)
+            kept.write_text(written + "\n", encoding="utf-8")
         return tuple(str(Path(save_directory) / name) for name in sorted(set(os.listdir(save_directory)) - before))
 
     # --- names that 5.x no longer has, and stand-ins for objects of the published classes -----------------------------
@@ -238,6 +278,11 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         named = self._special_names()
         return [token for name, token in named.items() if name not in _STANDARD]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STANDARD and value is not None and "core" in self.__dict__:
+            self._add_tokens([value])
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         base = name.removesuffix("_id")
         if base.endswith("_token") and base not in _STANDARD and "core" in self.__dict__:
@@ -247,9 +292,15 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return super().__getattr__(name)
 
     def get_command(self, token: str) -> int:
-        """The id of a special token by its name. Raises RequestError for a name that is none."""
-        named = {f"<{attribute.removesuffix('_token')}>": token for attribute, token in self._special_names().items()}
-        found = self._find(named.get(token, token)) if token not in ("<bos>",) else self._find("<s>")
+        """The id of a special token by its name or its role. Raises RequestError for a name that is none."""
+        roles, named = self._special_names(), self.special_tokens
+        role = token.removeprefix("<").removesuffix(">")
+        found = named.get(token, named.get(roles.get(f"{role}_token", "")))
+        if found is None and token == "<bos>":
+            found = self._find("<s>")
+        kind_of = getattr(self.core, "kind_of", None)
+        if found is None and kind_of is not None and (index := self._find(token)) is not None:
+            found = index if kind_of(index) in ("special", "added") else None
         if found is None:
             raise RequestError(f"{token!r} is no special token of this tokenizer", param="token")
         return found
@@ -279,65 +330,6 @@ class CoreTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         """A stand-in that gives ids by token and tokens by id."""
         return _ByName(self)
 
-    # --- conversations ------------------------------------------------------------------------------------------------
-
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        documents: Any = None,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        tokenize: bool = True,
-        padding: bool | str = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        return_dict: bool = True,
-        return_assistant_tokens_mask: bool = False,
-        tokenizer_kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Any:
-        """The prompt of a conversation as the model was trained on it, ids or text; several in a list give a batch.
-
-        Role tokens come from the roles, never from texts. A chat_template of one's own is rendered by transformers.
-        Raises RequestError for a conversation that the model has no form for.
-        """
-        own = self.template
-        if own is None or chat_template is not None or self.chat_template != own.jinja:
-            return super().apply_chat_template(
-                conversation, tools=tools, documents=documents, chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message,
-                tokenize=tokenize, padding=padding, truncation=truncation, max_length=max_length,
-                return_tensors=return_tensors, return_dict=return_dict,
-                return_assistant_tokens_mask=return_assistant_tokens_mask, tokenizer_kwargs=tokenizer_kwargs, **options,
-            )  # fmt: skip
-        if documents is not None or continue_final_message:
-            name = "documents" if documents is not None else "continue_final_message"
-            raise RequestError(f"{name} has no form in {own.name}", step="leave it out", param=name)
-        batched = isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list)
-        several = [to_messages(one) for one in (conversation if batched else [conversation])]
-        if tools:
-            several = [offer_tools(messages, own, list(tools), None) for messages in several]
-        if not tokenize:
-            texts = [own.text(messages, add_generation_prompt=add_generation_prompt) for messages in several]
-            return texts if batched else texts[0]
-        rows = [own.build(self.core, messages, add_generation_prompt=add_generation_prompt) for messages in several]
-        if truncation and max_length is not None:
-            left = self.truncation_side == "left"
-            rows = [row[-max_length:] if left else row[:max_length] for row in rows]
-        encoded = self.pad({"input_ids": rows}, padding=padding, max_length=max_length, return_tensors=None)
-        if return_assistant_tokens_mask:
-            encoded["assistant_masks"] = [
-                _assistant_mask(own, self.core, messages, row) for messages, row in zip(several, rows, strict=True)
-            ]
-        if not batched and not return_tensors:
-            encoded = BatchEncoding({key: value[0] for key, value in encoded.items()})
-        elif return_tensors:
-            encoded = BatchEncoding(dict(encoded), tensor_type=return_tensors)
-        return encoded if return_dict else encoded["input_ids"]
-
 
 class _ByName:
     """Ids by token, tokens by id."""
@@ -350,6 +342,12 @@ class _ByName:
         return self._owner.get_command(key) if isinstance(key, str) else self._owner.core.id_to_token(key)
 
 
+def _template_beside(directory: Path) -> dict[str, str]:
+    """The chat template that lies beside the settings."""
+    path = directory / "chat_template.jinja"
+    return {"chat_template": read_small(path, TokenizerError).decode("utf-8", "replace")} if path.is_file() else {}
+
+
 def read_settings(directory: Path) -> dict[str, Any]:
     """The content of tokenizer_config.json, empty without one. Raises TokenizerError for a damaged file."""
     path = directory / CONFIG_FILE
@@ -359,24 +357,3 @@ def read_settings(directory: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TokenizerError(f"{path}: holds {type(values).__name__}, not an object", step="copy it again")
     return values
-
-
-def _assistant_mask(
-    template: ChatTemplate, core: InputTokenizer, messages: Sequence[Message], row: Sequence[int]
-) -> list[int]:
-    """1 on the ids of the assistant's messages. Raises RequestError where a longer conversation begins otherwise."""
-    mask = [0] * len(row)
-    for place, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = template.build(core, messages[:place], add_generation_prompt=True)
-        after = template.build(core, messages[: place + 1], add_generation_prompt=False)
-        if list(row[: len(before)]) != before:
-            raise RequestError(
-                f"answers cannot be marked in {template.name}'s conversations: a longer one begins otherwise",
-                step="use glm finetune, which counts answers alone",
-                param="return_assistant_tokens_mask",
-            )
-        end = min(len(after), len(row))
-        mask[len(before) : end] = [1] * max(0, end - len(before))
-    return mask

@@ -17,9 +17,9 @@ from .config_keys import FAMILY_KEY
 # Weights of a sign. One sure sign decides; without any, the sum of the others makes a guess.
 SURE, LIKELY, HINT = 8, 4, 2
 RANKS_FILE = "tokenizer.model"  # lines of base64 in GLM-4, a SentencePiece model in the generations before it
-_CONFIG = "config.json"
+_CONFIG, _SETTINGS = "config.json", "tokenizer_config.json"
 TEXT_FILES = (
-    "tokenization_*.py", "modeling_*.py", "configuration_*.py", "tokenizer_config.json", "special_tokens_map.json",
+    "tokenization_*.py", "modeling_*.py", "configuration_*.py", _SETTINGS, "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 _LIMIT = 1 << 20  # bytes of a file that is looked into
@@ -70,9 +70,14 @@ class Evidence:
     def names(self) -> tuple[tuple[str, str], ...]:
         """(file and key, the name that it gives the model)."""
         found = [(f"{_CONFIG}: _name_or_path", self.config.get("_name_or_path"))]
-        settings = self._table("tokenizer_config.json")
-        found += [(f"tokenizer_config.json: {key}", settings.get(key)) for key in ("name_or_path", "_name_or_path")]
+        settings = self._table(_SETTINGS)
+        found += [(f"{_SETTINGS}: {key}", settings.get(key)) for key in ("name_or_path", "_name_or_path")]
         return tuple((where, name) for where, name in found if isinstance(name, str) and name.strip())
+
+    @cached_property
+    def tokenizer_family(self) -> object:
+        """The family that a tokenizer's settings give by glmkit's key."""
+        return self._table(_SETTINGS).get(FAMILY_KEY)
 
     @cached_property
     def stops(self) -> tuple[tuple[str, int], ...]:
@@ -90,7 +95,7 @@ class Evidence:
         for name, index in self._table("added_tokens.json").items():
             if type(index) is int:
                 found[index] = name
-        declared = self._table("tokenizer_config.json").get("added_tokens_decoder")
+        declared = self._table(_SETTINGS).get("added_tokens_decoder")
         for index, entry in declared.items() if isinstance(declared, dict) else ():
             if index.isascii() and index.isdigit() and len(index) <= _MOST_DIGITS and isinstance(entry, dict):
                 found[int(index)] = str(entry.get("content"))
@@ -112,6 +117,8 @@ def signs_of_names(evidence: Evidence, family: str, releases: Iterable[str], ste
     """
     said = evidence.config.get(FAMILY_KEY)
     signs = [Sign(4 * SURE, f"{_CONFIG}: {FAMILY_KEY} {family!r}")] if said == family else []
+    if evidence.tokenizer_family == family:
+        signs.append(Sign(SURE, f"{_SETTINGS}: {FAMILY_KEY} {family!r}"))
     published, stems = set(releases), tuple(stems)
     for where, name in evidence.names:
         *above, last = [part for part in re.split(r"[/\\]+", name.lower()) if part] or [""]

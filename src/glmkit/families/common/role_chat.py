@@ -93,9 +93,16 @@ class RoleTemplate(ChatTemplate):
 
     @property
     def jinja(self) -> str:
-        head = "'<|' ~ message['role'] ~ '|>' ~ (message['metadata'] or '') ~ '\\n' ~ message['content']"
+        roles = ", ".join(f"'{role}'" for role in self.roles)
+        odd = f"tools or message['tools'] or message['role'] not in [{roles}] or not message['content']"
+        refused = f"{{{{ raise_exception('{self.name}: this form has no tools, other roles or empty messages') }}}}"
+        head = "{{ '<|' ~ message['role'] ~ '|>' ~ (message['metadata'] or '') ~ '\\n' }}"
+        content = "{{ message['content'] }}"
+        marked = f"{{% generation %}}{content}{{% endgeneration %}}"
+        text = f"{{% if message['role'] == 'assistant' %}}{marked}{{% else %}}{content}{{% endif %}}"
         prompt = f"{{% if add_generation_prompt %}}{_NEXT}{{% endif %}}"
-        return f"{self.opening}{{% for message in messages %}}{{{{ {head} }}}}{{% endfor %}}{prompt}"
+        turn = f"{{% if {odd} %}}{refused}{{% endif %}}{head}{text}"
+        return f"{self.opening}{{% for message in messages %}}{turn}{{% endfor %}}{prompt}"
 
     def history(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Dictionaries; those of the assistant always have metadata."""

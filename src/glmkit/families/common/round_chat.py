@@ -28,6 +28,7 @@ from glmkit.tokenizer.inputs import InputTokenizer
 from glmkit.tokenizer.reply_cleaning import StrippedReply
 
 _WIDE_MARKS = dict(zip(",!:;?", "，！：；？", strict=True))
+_REFUSAL = "{{{{ raise_exception('{}') }}}}"  # a function that every renderer of such templates gives them
 _NARROW_BESIDE_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
 
@@ -87,15 +88,21 @@ class RoundTemplate(ChatTemplate):
     @property
     def jinja(self) -> str:
         gap = self.gap.replace("\n", "\\n")
+        refusal = _REFUSAL.format(f"{self.name} writes questions and answers in turn, without tools")
         number = f"loop.index0 // 2 + {self.first}"
-        question = f"{{{{ '[Round ' ~ ({number}) ~ ']{gap}问：' ~ message['content'] ~ '{gap}答：' }}}}"
-        if self.bare_start:
+        asked = "('' if loop.last and not add_generation_prompt else '答：')"
+        question = f"{{{{ '[Round ' ~ ({number}) ~ ']{gap}问：' ~ message['content'] ~ '{gap}' ~ {asked} }}}}"
+        answer = f"{{{{ message['content'] ~ ('' if loop.last and add_generation_prompt else '{gap}') }}}}"
+        if self.bare_start:  # what is written before an answer changes with what follows it, so none can be marked
             question = (
                 f"{{% if messages | length == 1 %}}{{{{ message['content'] }}}}{{% else %}}{question}{{% endif %}}"
             )
-        answer = f"{{{{ message['content'] ~ '{gap}' }}}}"
+        else:
+            answer = f"{{% generation %}}{answer}{{% endgeneration %}}"
+        expected = "('user' if loop.index0 % 2 == 0 else 'assistant')"
+        odd = f"{{% if tools or message['role'] != {expected} %}}{refusal}{{% endif %}}"
         turn = f"{{% if message['role'] == 'user' %}}{question}{{% else %}}{answer}{{% endif %}}"
-        return f"{{% for message in messages %}}{turn}{{% endfor %}}"
+        return f"{{% for message in messages %}}{odd}{turn}{{% endfor %}}"
 
     def history(self, messages: Sequence[Message]) -> Turns:
         """(query, response) pairs; dictionaries where these would not hold who said what.
