@@ -145,6 +145,12 @@ class BlankTokenizer(CoreTokenizer):
             named["bos_token"] = named["cls_token"]
         return named
 
+    @property
+    def mask_token_ids(self) -> list[int]:
+        """Ids of the tokens that a blank can be."""
+        special = self.core.special
+        return list(dict.fromkeys(i for i in (special.mask, special.smask, special.gmask) if i is not None))
+
     def build_inputs_for_generation(
         self,
         model_input: Mapping[str, Any],

@@ -52,10 +52,9 @@ def _checked_file(
     """A file of code that transformers is about to execute. Raises RequestError for one of our models."""
     if _PUBLISHED.fullmatch(module_file) or is_ours(pretrained_model_name_or_path, options):
         raise RequestError(
-            f"{pretrained_model_name_or_path}: its {module_file} was about to be executed, which never happens here, "
-            "and this Auto class has none of ours",
-            step="use AutoTokenizer, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, "
-            "AutoModelForMultipleChoice or AutoModelForSequenceClassification; config.json must have its model_type",
+            f"{pretrained_model_name_or_path}: {module_file} was about to be executed; such code never is",
+            step="use AutoTokenizer, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForMultipleChoice"
+            " or AutoModelForSequenceClassification, with a model_type in config.json",
             param="trust_remote_code",
         )
     return _cached_file(pretrained_model_name_or_path, module_file, *inputs, **options)

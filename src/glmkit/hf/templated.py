@@ -68,7 +68,7 @@ class TemplatedTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             name = "documents" if documents is not None else "continue_final_message"
             raise RequestError(f"{name} has no form in {own.name}", step="leave it out", param=name)
         batched = isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list)
-        several = [to_messages(one) for one in (conversation if batched else [conversation])]
+        several = [_to_messages(one) for one in (conversation if batched else [conversation])]
         if tools:
             several = [offer_tools(messages, own, list(tools), None) for messages in several]
         if not tokenize:
@@ -130,6 +130,15 @@ class TemplatedTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
                         step="leave chat_template out: the model's own form is used",
                         param="chat_template",
                     )
+
+
+def _to_messages(conversation: Any) -> list[Message]:
+    """Messages; fields without a value, which tables of conversations give every one, are left out."""
+    turns = conversation if isinstance(conversation, list | tuple) else to_messages(conversation)
+    return to_messages(
+        {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else turn
+        for turn in turns
+    )
 
 
 def _assistant_mask(

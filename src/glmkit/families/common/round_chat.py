@@ -93,12 +93,11 @@ class RoundTemplate(ChatTemplate):
         asked = "('' if loop.last and not add_generation_prompt else '答：')"
         question = f"{{{{ '[Round ' ~ ({number}) ~ ']{gap}问：' ~ message['content'] ~ '{gap}' ~ {asked} }}}}"
         answer = f"{{{{ message['content'] ~ ('' if loop.last and add_generation_prompt else '{gap}') }}}}"
-        if self.bare_start:  # what is written before an answer changes with what follows it, so none can be marked
+        if self.bare_start:
             question = (
                 f"{{% if messages | length == 1 %}}{{{{ message['content'] }}}}{{% else %}}{question}{{% endif %}}"
             )
-        else:
-            answer = f"{{% generation %}}{answer}{{% endgeneration %}}"
+        answer = f"{{% generation %}}{answer}{{% endgeneration %}}"
         expected = "('user' if loop.index0 % 2 == 0 else 'assistant')"
         odd = f"{{% if tools or message['role'] != {expected} %}}{refusal}{{% endif %}}"
         turn = f"{{% if message['role'] == 'user' %}}{question}{{% else %}}{answer}{{% endif %}}"
