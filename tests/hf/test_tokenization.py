@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TextIteratorStreamer
 
 import glmkit.hf  # noqa: F401
 from glmkit.errors import DataError, RequestError, TokenizerError
@@ -29,6 +29,7 @@ RECORDED = {
 }
 
 
+LINES = ("books", "tinyshakespeare")
 RECORDED_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
@@ -67,6 +68,38 @@ def test_recorded_texts(name: str) -> None:
         if isinstance(case.get("decoded"), str):
             assert tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
     assert count > 90
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_streamed_texts_are_the_decoded_ones(name: str) -> None:
+    """Token by token, indentation and line breaks too; the prompt is left out where that is asked for."""
+    tokenizer = known(name)
+    for case in recorded(name)["cases"]:
+        if not isinstance(case.get("ids_special"), list):
+            continue
+        for skip in (False, True):
+            streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=skip)
+            for _ in range(2):  # a streamer can be used again
+                streamer.put(torch.tensor([[1, 2, 3]]))
+                for index in case["ids_special"]:
+                    streamer.put(torch.tensor([index]))
+                streamer.end()
+                assert "".join(streamer) == tokenizer.decode(case["ids_special"], skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name in RECORDED for file in LINES])
+@pytest.mark.sampled(3)
+def test_lines_of_real_texts_have_the_cores_ids(name: str, file: str) -> None:
+    tokenizer, core = known(name), load_tokenizer(release(name))
+    if name in ("glm-large-chinese", "glm-10b"):
+        core = tokenizer.core  # reads special strings as the hub's classes do
+    path = next(iter(sorted(shared_dir("data", "text", file).rglob("*.txt"))), None)
+    assert path is not None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:200]
+    found = tokenizer(lines, padding=True, return_tensors="pt")
+    for line, row in zip(lines, found["input_ids"].tolist(), strict=True):
+        wanted = core.encode_inputs(line, specials=True)
+        assert (row[len(row) - len(wanted) :] if tokenizer.padding_side == "left" else row[: len(wanted)]) == wanted
 
 
 @pytest.mark.parametrize("name", RECORDED)

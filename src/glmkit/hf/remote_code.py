@@ -17,6 +17,7 @@ from glmkit.errors import RequestError
 
 from .configuration import CONFIGS, PublishedConfig
 from .published_tokenizers import NAMES
+from .templated import register_streaming
 from .tokenization import CoreTokenizer
 
 _PUBLISHED = re.compile(r"(?:.*/)?(?:tokenization|modeling|configuration|quantization)_chatglm\.py")
@@ -31,6 +32,7 @@ def register_tokenizers() -> None:
     transformers would run the directory's own class where its settings do not name one that is registered, and where
     an Auto class has none for these models.
     """
+    register_streaming()
     AutoTokenizer.from_pretrained = classmethod(_from_pretrained)
     dynamic_module_utils.get_cached_module_file = _checked_file
     generation_utils.get_cached_module_file = _checked_file

@@ -1,9 +1,9 @@
-"""Conversations of a tokenizer: `apply_chat_template` by the core's template, with the answers marked."""
+"""Conversations of a tokenizer by the core's template, with the answers marked; streamed answers by its decoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer, TextStreamer
 
 from glmkit.errors import RequestError
 from glmkit.tokenizer.chat_template import ChatTemplate, Message, to_messages
@@ -160,3 +160,47 @@ def _assistant_mask(
         end = min(len(after), len(row))
         mask[len(before) : end] = [1] * max(0, end - len(before))
     return mask
+
+
+# --- streamers --------------------------------------------------------------------------------------------------------
+
+_put, _end = TextStreamer.put, TextStreamer.end
+
+
+def register_streaming() -> None:
+    """Let transformers' streamers take the text of our tokenizers from the core's step-by-step decoder.
+
+    They decode what they hold anew after every line break, where a SentencePiece vocabulary drops a space: code loses
+    its indentation. Tokenizers of others are streamed as before.
+    """
+    TextStreamer.put, TextStreamer.end = _stream_put, _stream_end
+
+
+def _stream_put(streamer: Any, value: Any) -> None:
+    if not isinstance(streamer.tokenizer, TemplatedTokenizer):
+        _put(streamer, value)
+        return
+    if value.dim() > 1 and len(value) > 1:
+        raise ValueError("TextStreamer only supports batch size 1")  # as transformers says it
+    if streamer.skip_prompt and streamer.next_tokens_are_prompt:
+        streamer.next_tokens_are_prompt = False
+        return
+    streamer.on_finalized_text(_decoder(streamer).feed(value.flatten().tolist()))
+
+
+def _stream_end(streamer: Any) -> None:
+    if not isinstance(streamer.tokenizer, TemplatedTokenizer):
+        _end(streamer)
+        return
+    text = _decoder(streamer).finish()
+    del streamer.core_stream
+    streamer.next_tokens_are_prompt = True
+    streamer.on_finalized_text(text, stream_end=True)
+
+
+def _decoder(streamer: Any) -> Any:
+    """The core's decoder of the text that is being streamed."""
+    if "core_stream" not in vars(streamer):
+        skip = bool(streamer.decode_kwargs.get("skip_special_tokens"))
+        streamer.core_stream = streamer.tokenizer.core.stream(skip_specials=skip)
+    return streamer.core_stream
