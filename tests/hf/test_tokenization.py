@@ -71,6 +71,7 @@ def test_recorded_texts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.sampled(3)
 def test_streamed_texts_are_the_decoded_ones(name: str) -> None:
     """Token by token, indentation and line breaks too; the prompt is left out where that is asked for."""
     tokenizer = known(name)
@@ -88,7 +89,7 @@ def test_streamed_texts_are_the_decoded_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name in RECORDED for file in LINES])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_lines_of_real_texts_have_the_cores_ids(name: str, file: str) -> None:
     tokenizer, core = known(name), load_tokenizer(release(name))
     if name in ("glm-large-chinese", "glm-10b"):
@@ -120,6 +121,7 @@ def test_recorded_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.sampled(2)
 def test_recorded_truncation(name: str) -> None:
     """Where max_length does not hold the special tokens, the published classes cut nothing: ours is an error."""
     tokenizer, refused = opened(name), 0
