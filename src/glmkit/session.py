@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import Unpack
 
@@ -12,7 +11,7 @@ from .checkpoint.configure import ConfigLike
 from .checkpoint.hub import local_directory
 from .config import SpecialIds
 from .errors import RequestError, TrimmedHistoryWarning
-from .generate.conversation import ChatStep, ReplyJob, Turn, with_system
+from .generate.conversation import ChatStep, ReplyJob, Turn, shown_pairs, with_system
 from .generate.engine import Engine, EngineLimits
 from .generate.job_maker import as_params, list_of, one_answer
 from .generate.jobs.answers import AnswersJob, text_pieces
@@ -30,6 +29,7 @@ from .generate.params import (
     check_type,
     read_params,
 )
+from .generate.score_calls import ScoreCalls
 from .generate.wording import Wording
 from .loading import DType, Parts, Quantize, load_parts
 from .model import GLM
@@ -40,7 +40,7 @@ from .tokenizer.protocol import Tokenizer
 __all__ = ["LM", "Filled", "load"]
 
 
-class LM:
+class LM(ScoreCalls):
     """A model, its tokenizer and its config. Made by `glmkit.load`.
 
     prompts: makes the prompts of the model without a named adapter. Texts and questions are put into the template that
@@ -290,7 +290,7 @@ class LM:
         The response is always the whole text, as in the published code; its end may still change. The last pair is what
         `chat` gives. Closing or dropping the iterator cancels the rest. Options and errors as in `chat`.
         """
-        return _pairs(self._turn(query, history, options, adapter).steps(self.engine))
+        return shown_pairs(self._turn(query, history, options, adapter).steps(self.engine))
 
     def chat_steps(
         self,
@@ -343,13 +343,6 @@ class LM:
                 stacklevel=3,
             )
         return turn
-
-
-def _pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, Turns]]:
-    with closing(steps):
-        for step in steps:
-            if step.response is not None:
-                yield step.response, step.history
 
 
 def load(

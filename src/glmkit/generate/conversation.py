@@ -276,6 +276,14 @@ def with_system(
     return offer_tools(messages, template, tools, system)
 
 
+def shown_pairs(steps: Generator[ChatStep]) -> Generator[tuple[str | Call, Turns]]:
+    """(response so far, history so far) of each step that shows something."""
+    with closing(steps):
+        for step in steps:
+            if step.response is not None:
+                yield step.response, step.history
+
+
 def _defaults(template: ChatTemplate, given: Values) -> Values:
     """The family's published sampling and a seed of its own; beams are greedy."""
     values: dict[str, int | float] = {"seed": random.getrandbits(48)}

@@ -41,6 +41,29 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Likelihood of a given continuation.
+
+    ids: its tokens. token_logprobs: the natural-log probability of each, given the context and the ones before it,
+    over all rows of the vocabulary. greedy: True when each is the likeliest one, so that greedy decoding writes them.
+    """
+
+    ids: list[int]
+    token_logprobs: list[float]
+    greedy: bool
+
+    @property
+    def logprob(self) -> float:
+        """The natural-log probability of all tokens: the sum."""
+        return sum(self.token_logprobs)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
 class Piece:
     """New tokens of one answer, and the text that became certain with them, which may be none.
 

@@ -1,7 +1,7 @@
 """A prompt ready for prefill: ids, positions, and the limits of what may follow."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,7 +55,7 @@ class Prompt:
         Raises RequestError for no tokens, more than the model's positions, or an id that the model lacks.
         """
         ids = tuple(ids)
-        _check_row(ids, config, name)
+        check_ids(ids, config, name)
         part_a = int(infer_prefix(torch.tensor([ids]), config.special)) if config.mask == "prefix" else 0
         # The token that opens a span comes on top of the text, as it does for every blank of `jobs.infill`; families
         # whose prompts are whole rows count it.
@@ -67,14 +67,30 @@ class Prompt:
         positions = PositionRows.of(ids, part_a, config, running=running, block_positions=block_positions)
         return cls(ids, part_a, positions, frozenset(stops), tuple(forbidden), max_positions, tuple(padding), adapter)
 
+    def check_room(self, count: int, config: GLMConfig, name: str) -> None:
+        """Raise RequestError where `count` given tokens behind the prompt leave the model's positions.
+
+        A span has positions of its own: it must fit them alone. The last token of all is never read.
+        """
+        last = len(self.ids) + count - 2
+        rows = replace(self.positions, max_position=None).at(last, last + 1)
+        used = max(row[0] for row in rows) + (config.positions != "learned_2d")
+        if used > config.max_positions:
+            raise RequestError(
+                f"{name} has {count} tokens behind {len(self.ids)} of its context, which need {used} positions; the "
+                f"model has {config.max_positions}",
+                step="shorten one of them",
+                code="context_length_exceeded",
+            )
+
     @property
     def given(self) -> tuple[int, ...]:
         """The ids as penalties count them, padding included."""
         return self.padding + self.ids
 
 
-def _check_row(ids: Sequence[int], config: GLMConfig, name: str) -> None:
-    """Raise RequestError for a prompt without tokens or with an unknown id."""
+def check_ids(ids: Sequence[int], config: GLMConfig, name: str) -> None:
+    """Raise RequestError for no tokens, or an id that the model lacks."""
     if not ids:
         raise RequestError(f"{name} has no tokens; give at least 1")
     low, high = min(ids), max(ids)

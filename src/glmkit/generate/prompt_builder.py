@@ -136,6 +136,43 @@ class Prompts:
             adapter=self.adapter,
         )
 
+    def left_to_right(self, ids: Sequence[int], *, name: str = "the text") -> Prompt:
+        """The ids of a text where the model reads them one after the other: nothing but a mask stands in part A.
+
+        The left-to-right protocol of models of spans (`--unidirectional` of `THUDM/GLM` and `THUDM/GLM-130B`); causal
+        models read every text so. Raises RequestError as `continuation` does.
+        """
+        return self._scored([*self._around([]), *ids], name, running=True)
+
+    def window(self, context: Sequence[int], *, name: str = "the text") -> Prompt:
+        """The ids of a part of a text, read as a text without words of a template, for what follows it."""
+        return self._scored(self._around([*context]), name, running=True)
+
+    def blank(self, text: str, *, name: str = "the text") -> Prompt:
+        """The answer to the one blank of a text, as `jobs.infill` asks for it. Raises RequestError for several."""
+        _, ids = self.blanks(text, name=name)
+        count = sum(token in self.special.mask_ids() for token in ids)
+        if count > 1:
+            raise RequestError(
+                f"{name} has {count} blanks, and an answer to one of them is scored",
+                step="put the answers to the others in their places",
+            )
+        return self._scored([*ids, self.special.sop], name)
+
+    def _scored(self, ids: Sequence[int], name: str, *, running: bool = False) -> Prompt:
+        """running: as generation has its positions, where the model was trained so."""
+        config = self._parts.config
+        if config.mask != "causal":
+            config = replace(config, special=self.special)
+        return Prompt.of(
+            ids or [self.special.eos],  # nothing stands in front of texts: the end of another one does
+            config,
+            running=running and self._fills_spans and bool(self._parts.generation.running_positions),
+            block_positions=self.block_positions,
+            name=name,
+            adapter=self.adapter,
+        )
+
     def reply(self, ids: Sequence[int]) -> Prompt:
         """The model's reply to a conversation whose ids `template` built."""
         return Prompt.of(
@@ -167,6 +204,13 @@ class Prompts:
         # With spans of their own part A is always closed, else where no blank ends it, or never.
         closed = order == "gmask_first" or (order == "mask_first" and read.ids[-1] in special.mask_ids())
         return read, [*self._opening(), *read.ids, *([] if closed else [special.eos])]
+
+    def has_blank(self, text: str) -> bool:
+        """True when the model fills blanks and a mask of its own is written in the text."""
+        if self._parts.config.mask == "causal":
+            return False
+        tokenizer = self.tokenizer
+        return any(tokenizer.id_to_token(index) in text for index in tokenizer.special.mask_ids())
 
     @property
     def block_positions(self) -> bool:
@@ -222,7 +266,7 @@ class Prompts:
         """Ids that a text may have. Raises RequestError for others, by name."""
         tokenizer, special = self.tokenizer, self.special
         roles = {index for index in vars(special).values() if index is not None} - {special.unk}
-        row, size = _whole_numbers(ids, name), tokenizer.vocab_size
+        row, size = whole_numbers(ids, name), tokenizer.vocab_size
         for index in {*row}:
             if not 0 <= index < size:
                 raise RequestError(f"{name} has the id {index}; the vocabulary's ids are 0 to {size - 1}")
@@ -233,7 +277,7 @@ class Prompts:
 
     def _given(self, ids: Sequence[int], name: str) -> tuple[list[int], tuple[int, ...]]:
         """Ids of a whole prompt and the padding in front of them."""
-        row = _whole_numbers(ids, name)
+        row = whole_numbers(ids, name)
         special, start = self._parts.config.special, 0
         while special is not None and start < len(row) - 1 and row[start] == special.pad:
             start += 1
@@ -245,7 +289,7 @@ class Prompts:
         return [cls] if cls is not None and (usual if added is None else added) else []
 
 
-def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:
+def whole_numbers(ids: Sequence[int], name: str) -> list[int]:
     """Raise RequestError for what is no list of them."""
     if not isinstance(ids, Iterable) or isinstance(ids, bytes | Mapping):
         raise RequestError(f"text is {reprlib.repr(ids)}; give a text (str), or token ids where they are taken")

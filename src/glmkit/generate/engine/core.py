@@ -229,6 +229,7 @@ class EngineCore:
         assert length == len(first) == len(second) > 0, "each token has two positions"
         assert 0 <= branch.logits <= length, f"logits of {branch.logits} of {length} tokens"
         assert branch.parent is None or branch.part_a == 0, "a part A begins a sequence"
+        assert len(branch.targets) in (0, branch.logits), "each token whose score is wanted has a target"
         if min(tokens) < 0 or max(tokens) >= config.vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < config.vocab_size)
             raise RequestError(f"id {wrong} is outside the vocabulary of {config.vocab_size} rows")

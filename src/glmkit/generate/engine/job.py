@@ -23,6 +23,7 @@ class Branch:
     before that this one continues (several may name the same: a fork); None begins a new one. dropped: tokens at the
     end of the parent to forget first (drafts that were rejected). part_a: of a new sequence, how many of its first
     tokens see each other in both directions. logits: for how many of the last tokens they are wanted.
+    targets: the token that comes after each of these, where only scores of them are wanted (`head_pass.target_scores`).
     """
 
     tokens: Sequence[int]
@@ -31,6 +32,7 @@ class Branch:
     dropped: int = 0
     part_a: int = 0
     logits: int = 1
+    targets: Sequence[int] = ()
 
 
 class Job(Protocol):
@@ -55,5 +57,6 @@ class Job(Protocol):
     def advance(self, logits_MV: Sequence[Tensor]) -> Sequence[Branch]:
         """Take the logits (M,V) of every branch of the step before, in order, in the model's dtype; the next branches.
 
+        Of a branch with targets their scores (M,2) in place of logits.
         None left means that the job is done. An exception ends this job alone; its ticket gives the exception.
         """

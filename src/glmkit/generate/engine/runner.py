@@ -18,6 +18,7 @@ from glmkit.quant import rows_alike
 from glmkit.quant.paged_attention import attend, attends_in_place
 from glmkit.threads import LayerWork, one_thread, share
 
+from .head_pass import Asked, head_pass
 from .sequence import Chunk, Plan
 
 # Numbers that may be gathered for nothing to fill up a table, before sequences get a call of their own.
@@ -69,7 +70,7 @@ class Runner:
         self._columns = torch.zeros(0, dtype=torch.long, device=model.device)
 
     def forward(self, plan: Plan) -> list[Tensor | None]:
-        """Logits (wanted,V) of the last tokens of every chunk, None where none are wanted."""
+        """Logits (wanted,V), or scores (wanted,2), of the last tokens of every chunk; None where none are wanted."""
         self._make_room(plan)
         for chunk in plan.chunks:
             if chunk.fresh or chunk.slot >= len(self._filled) or self._filled[chunk.slot] != chunk.num_blocks:
@@ -113,31 +114,24 @@ class Runner:
         numbers = torch.tensor([ids, first, second, blocks, offsets]).to(self._model.device)
         slots_2RK = self.cache.slots(numbers[3], numbers[4])
         step = PagedStep(self.cache, slots_2RK, self._groups(chunks), part, attend)
-        counts = [chunk.wanted for chunk in chunks]
-        routes: tuple[Route | None, Route | None] = None, None
+        route = None
         if self._model.variants:
             owners, lengths = [chunk.adapter for chunk in chunks], [len(chunk.tokens) for chunk in chunks]
-            routes = Route.of(owners, lengths, numbers.device), Route.of(owners, counts, numbers.device)
-        return partial(self._run, numbers[:3], step, wanted, counts, routes)
+            route = Route.of(owners, lengths, numbers.device)
+        asked = [Asked(chunk.wanted, chunk.targets, chunk.adapter) for chunk in chunks]
+        return partial(self._run, numbers[:3], step, wanted, asked, route)
 
     def _run(
-        self,
-        inputs_3R: Tensor,
-        step: PagedStep,
-        wanted: Sequence[int],
-        counts: list[int],
-        routes: tuple[Route | None, Route | None],
+        self, inputs_3R: Tensor, step: PagedStep, wanted: Sequence[int], asked: Sequence[Asked], route: Route | None
     ) -> list[Tensor | None]:
-        """The logits. routes: of all tokens, and of the wanted ones."""
-        with on_route(routes[0]):
+        """The logits or scores. wanted: the tokens that `asked` is about."""
+        with on_route(route):
             hidden_RH = self._model.hidden(inputs_3R[:1], position_ids=inputs_3R[None, 1:], cache=step)[0]
         if not wanted:
-            return [None] * len(counts)
+            return [None] * len(asked)
         if len(wanted) < len(hidden_RH):
             hidden_RH = hidden_RH.index_select(0, torch.tensor(wanted, device=hidden_RH.device))
-        with on_route(routes[1]):
-            own = torch.split(self._model.head(hidden_RH), counts)
-        return [logits if count else None for logits, count in zip(own, counts, strict=True)]
+        return head_pass(self._model, hidden_RH, asked)
 
     def _parts(self, plan: Plan) -> list[list[int]]:
         """Numbers of the chunks that run together: all, or for each thread some where weights are small.

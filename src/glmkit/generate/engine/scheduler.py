@@ -109,6 +109,7 @@ class Scheduler:
                 first, second = branch.positions
                 positions, adapter = ([*first], [*second]), ticket.job.adapter
                 sequence = CachedSequence([*branch.tokens], positions, branch.part_a, branch.logits, adapter)
+                sequence.targets = [*branch.targets]
                 sequence.slot = self._slots.pop() if ticket.running else -1
             else:
                 sequence = old[parent]
@@ -123,7 +124,8 @@ class Scheduler:
                     sequence.slot = self._slots.pop()
                 if given_up := sequence.grow(branch, self.limits.block):
                     self.pool.release(given_up)
-                sequence.prefill = len(branch.tokens) > self.limits.step_tokens
+                # Given tokens are no decoding: many rows of them at once would have no bound.
+                sequence.prefill = bool(branch.targets) or len(branch.tokens) > self.limits.step_tokens
             ticket.sequences.append(sequence)
 
     # --- one pass ---
@@ -236,6 +238,7 @@ class Scheduler:
         return Chunk(
             sequence.slot, start, sequence.tokens[start:stop], (first[start:stop], second[start:stop]),
             sequence.part_a, wanted, len(sequence.blocks), known, sequence.blocks[known:], sequence.adapter,
+            sequence.targets_of(stop, wanted),
         )  # fmt: skip
 
     def _find(self, sequence: CachedSequence) -> list[int]:

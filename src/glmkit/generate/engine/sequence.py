@@ -2,6 +2,7 @@
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,10 +16,10 @@ class CachedSequence:
     """Tokens of a job, and the blocks that hold their keys and values.
 
     tokens: all of them. read: how many of them have keys and values in `blocks`, one after the other. prefill: the rest
-    is read within the prompt budget, not in every step. logits: of how many last tokens they are wanted; outputs: those
-    that are there already. adapter: the one that reads them, None for the model alone. slot: its line of the runner's
-    block table, -1 without one; the runner knows the first `synced` blocks. drafts: how many of the newest tokens the
-    job fed ahead of the model's choice.
+    is read within the prompt budget, not in every step. logits: of how many last tokens they are wanted; targets: what
+    follows these, where scores are wanted in place of logits; outputs: those that are there already. adapter: the one
+    that reads them, None for the model alone. slot: its line of the runner's block table, -1 without one; the runner
+    knows the first `synced` blocks. drafts: how many of the newest tokens the job fed ahead of the model's choice.
     """
 
     tokens: list[int]
@@ -33,6 +34,7 @@ class CachedSequence:
     slot: int = -1
     synced: int = 0
     drafts: int = 0
+    targets: list[int] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
     def fork(self) -> "CachedSequence":
@@ -64,8 +66,14 @@ class CachedSequence:
         self.tokens += branch.tokens
         first += branch.positions[0]
         second += branch.positions[1]
-        self.logits, self.drafts = branch.logits, branch.logits - 1
+        self.logits, self.targets = branch.logits, [*branch.targets]
+        self.drafts = 0 if self.targets else branch.logits - 1
         return given_up
+
+    def targets_of(self, stop: int, wanted: int) -> list[int]:
+        """The targets of the last `wanted` tokens before place `stop`."""
+        end = len(self.targets) - (len(self.tokens) - stop)
+        return self.targets[end - wanted : end] if self.targets and wanted else []
 
     def forget_blocks(self) -> None:
         """Keep the tokens alone: what was in the cache must be read again."""
@@ -97,9 +105,9 @@ def _seed(adapter: str | None) -> bytes:
 class Chunk(NamedTuple):
     """Tokens [start, start + len(tokens)) of the sequence in a slot, to go through the model.
 
-    part_a: length of the sequence's part A. wanted: for how many of the last tokens logits are needed. num_blocks: of
-    the whole sequence; fresh: those from number `first_fresh` on, which the runner does not know yet. adapter: the
-    one of the sequence.
+    part_a: length of the sequence's part A. wanted: for how many of the last tokens logits are needed, or with targets
+    the scores of these. num_blocks: of the whole sequence; fresh: those from number `first_fresh` on, which the runner
+    does not know yet. adapter: the one of the sequence.
     """
 
     slot: int
@@ -112,6 +120,7 @@ class Chunk(NamedTuple):
     first_fresh: int
     fresh: list[int]
     adapter: str | None = None
+    targets: Sequence[int] = ()
 
     @property
     def stop(self) -> int:
