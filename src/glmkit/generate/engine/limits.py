@@ -65,9 +65,10 @@ class EngineLimits:
 class EngineCounters:
     """Counts since the engine was made; none ever falls.
 
-    read_tokens: of prompts, and of sequences that had lost their blocks, through the model. reused_tokens: of prompts,
-    found in the cache. decode_rows: sequences that decoded, summed over steps. preemptions: jobs that gave up their
-    blocks for a while. drafted: tokens fed ahead of the model's choice; accepted: those of them that stayed.
+    read_tokens: of prompts, of given continuations, and of sequences that had lost their blocks, through the model.
+    reused_tokens: of prompts, found in the cache. decode_rows: sequences that decoded, summed over steps. preemptions:
+    jobs that gave up their blocks for a while. drafted: tokens fed ahead of the model's choice; accepted: those of them
+    that stayed.
     written_tokens: of answers, as told in the events of tickets.
     """
 
