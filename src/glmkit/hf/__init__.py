@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError('glmkit.hf needs transformers and what belongs to it: pip install "glmkit[hf]"') from error
 
-from .configuration import CONFIGS, ChatGLMConfig, GLMConfig, GLMKitConfig
+from .configuration import ChatGLMConfig, GLMConfig, GLMKitConfig, register_configs
 from .heads import ChatGLMForSequenceClassification, GLMForSequenceClassification
 from .modeling import ChatGLMForConditionalGeneration, GLMForConditionalGeneration, GLMKitForConditionalGeneration
 from .multiple_choice import GLMForMultipleChoice
@@ -45,8 +45,7 @@ _LANGUAGE_MODELS = (ChatGLMForConditionalGeneration, GLMForConditionalGeneration
 
 def register() -> None:
     """Tell the Auto classes of every class; importing the package does it, and again is harmless."""
-    for config in CONFIGS:
-        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    register_configs()
     for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
         for model in _LANGUAGE_MODELS:
             auto.register(model.config_class, model, exist_ok=True)

@@ -1,10 +1,11 @@
 """Configs: a published config.json, or glmkit's own, with its values under the names that they have there."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.glm import GlmConfig
 
 from glmkit.config import GLMConfig as CoreConfig
@@ -12,7 +13,7 @@ from glmkit.errors import ConfigError
 from glmkit.families.common.config_keys import names_of_fact
 from glmkit.families.common.evidence import Evidence
 from glmkit.families.common.layout import Layout
-from glmkit.families.common.native_layout import FORMAT, FORMAT_KEY, OWN
+from glmkit.families.common.native_layout import FORMAT, FORMAT_KEY, NAME_KEY, OWN, own_values
 from glmkit.families.family import Family, all_families
 from glmkit.families.judge import judge_config
 
@@ -41,6 +42,20 @@ class Meaning(NamedTuple):
     family: Family
     layout: Layout
     config: CoreConfig
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Names instead of tables, which hold functions that no pickle takes."""
+        return _meaning, (self.family.name, self.layout.name, self.config)
+
+
+def _meaning(family: str, layout: str, config: CoreConfig) -> Meaning:
+    known = _family(family)
+    return Meaning(known, next(own for own in (OWN, *known.layouts) if own.name == layout), config)
+
+
+def _family(name: str) -> Family:
+    """The family, also one that no table has, as glmkit's own format may name it."""
+    return all_families().get(name, Family(name=name, title=name))
 
 
 class PublishedConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -164,9 +179,35 @@ class GLMKitConfig(PublishedConfig):
         values = {FORMAT_KEY: FORMAT, **self.values}
         known = {key: value for key, value in values.items() if key in _OWN_KEYS}
         config = OWN.read_config(known).config
-        family = all_families().get(config.family, Family(name=config.family, title=config.family))
-        return Meaning(family, OWN, config)
+        return Meaning(_family(config.family), OWN, config)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The content of config.json, in which glmkit reads no other keys."""
+        name = self.__dict__.get(NAME_KEY)
+        return {**own_values(self.meaning.config), **({} if name is None else {NAME_KEY: name})}
 
 
 _OWN_KEYS = {FORMAT_KEY, *CoreConfig.__dataclass_fields__}
 CONFIGS = (ChatGLMConfig, GLMConfig, GLMKitConfig)
+
+_auto_config = AutoConfig.from_pretrained.__func__
+
+
+def _from_pretrained(cls: type, /, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+    """AutoConfig's call; what it does not know may be glmkit's own format as versions wrote it without a model_type."""
+    try:
+        return _auto_config(cls, pretrained_model_name_or_path, **options)
+    except ValueError:
+        where = Path(pretrained_model_name_or_path)
+        if not (where / OWN.config_file).is_file() or FORMAT_KEY not in PreTrainedConfig.get_config_dict(where)[0]:
+            raise
+        for name in ("trust_remote_code", "code_revision"):
+            options.pop(name, None)
+        return GLMKitConfig.from_pretrained(where, **options)
+
+
+def register_configs() -> None:
+    """Tell AutoConfig of every class."""
+    for config in CONFIGS:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoConfig.from_pretrained = classmethod(_from_pretrained)

@@ -21,6 +21,7 @@ from .past_keys import one_cache
 
 _NOT_HERE = "transformers' own {} attends as a causal model does, by its own masks and positions"
 _ENGINE_STEP = "use glmkit.load(...).answers or glm serve, which batch requests continuously"
+PREFIX_STEP = "use P-Tuning v2 (pre_seq_len in the config, or glm finetune) or LoRA"
 _PLAIN_STEP = "leave it out; glmkit.load(...) guesses ahead by itself"
 
 
@@ -43,6 +44,13 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         stands. Raises RequestError for ways of decoding that a prefix model cannot go.
         """
         _refuse_ways(options)
+        if getattr(self.prepare_inputs_for_generation, "__self__", self) is not self:  # how PEFT puts prompts in front
+            raise RequestError(
+                "prompts that PEFT learns stand in front of the text, where this model's masks and positions begin",
+                step=PREFIX_STEP,
+                code="learned_prompt",
+            )
+        self.warn_untrained()
         ids = options.get("input_ids") if inputs is None else inputs
         if isinstance(ids, Tensor) and ids.dim() == 2:
             options.setdefault("prompt_length", ids.shape[1])
@@ -107,13 +115,15 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         is_first_forward: bool = True,
         use_cache: bool | None = None,
         logits_to_keep: int | None = None,
-        **options: Any,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next call: the tokens that are not cached, where they stand and what they see.
 
         prompt_length: L. prompt_mask (B,1,L',L'), prompt_positions (B,2,L'): those of the prompt, and of the answer as
         far as they reach. is_first_forward: False in later steps of published loops, which give no
-        next_sequence_length. Raises RequestError when tokens were left out that no cache holds: transformers would have
+        next_sequence_length. kwargs: by this name transformers lets all arguments of `forward` through.
+
+        Raises RequestError when tokens were left out that no cache holds: transformers would have
         to pass its cache by a name that is not known here.
         """
         known = one_cache(past_key_values, cache)
@@ -165,8 +175,8 @@ class BlankGeneration(GenerationMixin):  # type: ignore[misc]
         if logits_to_keep is not None:
             step["logits_to_keep"] = logits_to_keep
         for name in ("output_hidden_states", "output_attentions"):
-            if options.get(name):
-                step[name] = options[name]
+            if kwargs.get(name):
+                step[name] = kwargs[name]
         return step
 
     def _get_logits_processor(self, generation_config: Any, *arguments: Any, **options: Any) -> Any:

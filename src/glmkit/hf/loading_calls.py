@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from glmkit.adapters.attach import find_attached
-from glmkit.adapters.directory import apply_adapter
+from glmkit.adapters.adapter import Base, all_kinds
+from glmkit.adapters.directory import open_adapter
+from glmkit.adapters.prefix.prefix_adapter import PrefixAdapter
 from glmkit.checkpoint.files.tensors import TensorInfo
 from glmkit.checkpoint.hub import local_directory
+from glmkit.checkpoint.native import read_generation
 from glmkit.checkpoint.open import Checkpoint, open_checkpoint
 from glmkit.checkpoint.run_directory import model_directory
 from glmkit.config import GenerationSettings, GLMConfig, Quantization
@@ -30,10 +32,11 @@ from glmkit.families.judge import with_identity
 from glmkit.loading import stored_dtype
 from glmkit.model import GLM
 from glmkit.quant.apply import exchange_layers
+from glmkit.quant.layers import QuantMatrix
 
 from .configuration import Meaning, PublishedConfig
 from .published_integers import checked_bits, quantize_tree
-from .published_tree import TreeNames
+from .state_calls import StateCalls
 from .tree_weights import read_tree
 
 # Options of transformers that change nothing here: there is one reader, and it maps files and executes nothing.
@@ -60,7 +63,7 @@ _REFUSED = {
 }
 
 
-class LoadingCalls:
+class LoadingCalls(StateCalls):
     """Mixin of the calls that read, place, convert and write a model."""
 
     config_class: ClassVar[Any]
@@ -68,7 +71,6 @@ class LoadingCalls:
     generation_config: Any
     core: GLM
     meaning: Meaning
-    names: TreeNames
     device: torch.device
     _drawn: Collection[str] = ()  # parameters of a head that no file had
 
@@ -135,7 +137,10 @@ class LoadingCalls:
         read_tree(model, checkpoint, meaning, dtype)
         model._fill_added(checkpoint, dtype)
         _read_prefix(model, checkpoint, directory, dtype)
-        model.generation_config = generation_config(checkpoint.generation)
+        own = checkpoint.layout is OWN
+        settings = read_generation(directory, meaning.config.vocab_size) if own else checkpoint.generation
+        model.generation_config = generation_config(settings)
+        model.__dict__["settings"] = settings
         config.dtype = dtype
         exchange_layers(model, model.get_input_embeddings())
         return model
@@ -220,24 +225,6 @@ class LoadingCalls:
             )
         return super().half(*arguments)  # type: ignore[misc]
 
-    # --- writing ------------------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """Write config.json and safetensors under the published names, a tied head as often as it was published.
-
-        Options are those of transformers (state_dict, max_shard_size, ...). The directory loads here and in the core.
-        """
-        state = options.pop("state_dict", None)
-        state = dict(self.state_dict() if state is None else state)  # type: ignore[attr-defined]
-        layout, config = self.meaning.layout, self.meaning.config
-        aliases = [alias for alias in layout.aliases if alias.stored and config.tie_embeddings]
-        table = f"{self.names.body}.{self.names.top['embed_tokens']}"
-        for alias in aliases:
-            for part in ("weight", "weight_scale"):
-                if f"{table}.{part}" in state:
-                    state[f"{alias.theirs}.{part}"] = state[f"{table}.{part}"].clone()
-        super().save_pretrained(save_directory, state_dict=state, **options)  # type: ignore[misc]
-
 
 def generation_config(settings: GenerationSettings) -> GenerationConfig:
     """The ids that end and fill answers, for transformers."""
@@ -286,11 +273,16 @@ def _read_prefix(model: Any, checkpoint: Checkpoint, directory: Path, dtype: tor
     """Put the prefix that lies among the weights in its place; an untrained one gets its first weights."""
     encoder = getattr(model.body, "prefix_encoder", None)
     if checkpoint.adapter:
-        apply_adapter(model.core, directory, family=checkpoint.family, layout=checkpoint.layout, beside_weights=True)
-        if find_attached(model.core) is not None and model.core.prefix is not None:
-            model.set_prefix(model.core.prefix)
-            model.config.pre_seq_len = model.core.prefix.length
-            return
+        files = open_adapter(directory, beside_weights=True)
+        adapter = all_kinds()[files.kind].read(files, Base(model.core, checkpoint.family, checkpoint.layout), None)
+        if not isinstance(adapter, PrefixAdapter):
+            raise RequestError(
+                f"{directory} holds a {adapter.kind} among its weights, as {checkpoint.adapter[0]}",
+                step=f"make one model of them with glm merge {directory} OUT",
+            )
+        model.set_prefix(adapter.encoder)
+        model.config.pre_seq_len, model.config.prefix_projection = adapter.stated.values()
+        return
     if encoder is None:
         return
     model.config.pre_seq_len = model.config.pre_seq_len or encoder.length
@@ -366,7 +358,15 @@ def _dispatched(model: Any, device_map: Any, placing: Mapping[str, Any]) -> Any:
     if isinstance(device_map, str):
         memory = accelerate.utils.get_balanced_memory(model, placing["max_memory"], no_split_module_classes=blocks)
         device_map = accelerate.infer_auto_device_map(model, max_memory=memory, no_split_module_classes=blocks)
-    if "disk" in map(str, device_map.values()) and placing["offload_folder"] is None:
+    places = set(map(str, device_map.values()))
+    offloaded = places & {"disk"} or (places & {"cpu"} and places - {"cpu"})
+    if offloaded and any(isinstance(module, QuantMatrix) for module in model.modules()):
+        raise RequestError(
+            f"device_map puts modules with integers on the {min(offloaded)}, from where they would be fetched",
+            step="put all of them on devices that compute, or load floats",
+            param="device_map",
+        )
+    if "disk" in places and placing["offload_folder"] is None:
         raise RequestError(
             "device_map puts modules on the disk", step="give offload_folder=DIR", param="offload_folder"
         )

@@ -15,6 +15,7 @@ from glmkit.families.common.layout import RemoteCode
 
 from .configuration import PublishedConfig
 
+PACKING_STEP = "leave packing and padding_free out, or use glm finetune, which packs"
 IGNORED = -100  # the label that does not count
 
 
@@ -55,6 +56,8 @@ def read_inputs(
         mask = None if real_BS is None else real_BS[:, past:]
     if position_ids is not None:
         position_ids = _positions(position_ids, batch, length)
+        if attention_mask is None and past == 0:
+            _refuse_packed(position_ids)
     elif remote.needs_blank and past == 0:
         _require_blank(ids_BT, config)
     return CoreInputs(position_ids, prefix_B, mask, real_BS)
@@ -108,6 +111,20 @@ def _positions(position_ids: Tensor, batch: int, length: int) -> Tensor:
             param="position_ids",
         )
     return position_ids[..., -length:].expand(batch, *position_ids.shape[1:-1], length)
+
+
+def _refuse_packed(position_ids: Tensor) -> None:
+    """Raise RequestError for positions that begin anew inside a row: texts behind each other, and no mask between."""
+    if position_ids.dim() != 2 or position_ids.shape[1] < 3:
+        return
+    before, here, after = position_ids[:, :-2], position_ids[:, 1:-1], position_ids[:, 2:]
+    if bool(((before > 0) & (here == 0) & (after == 1)).any()):
+        raise RequestError(
+            "position_ids begin at 0 again inside a row: its texts would see each other",
+            step=f"give attention_mask (B,1,T,T) as well; or {PACKING_STEP}",
+            param="position_ids",
+            code="packed",
+        )
 
 
 def _require_blank(ids_BT: Tensor, config: GLMConfig) -> None:

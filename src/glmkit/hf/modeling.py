@@ -3,6 +3,7 @@
 Legend: B batch, T tokens, S tokens cached and new, H hidden width, V vocabulary rows.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,18 +14,19 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmkit.adapters.prefix.encoder import PrefixEncoder
-from glmkit.errors import RequestError
+from glmkit.errors import MismatchWarning, RequestError
 from glmkit.families.common.layout import RemoteCode
 from glmkit.model import GLM
 from glmkit.model.parameters import init_weights
 from glmkit.quant import quantize_modules
 
+from .body_view import BodyView
 from .chat_calls import ChatCalls
 from .configuration import ChatGLMConfig, GLMConfig, GLMKitConfig, Meaning, PublishedConfig
-from .generation import BlankGeneration
+from .generation import PREFIX_STEP, BlankGeneration
 from .loading_calls import LoadingCalls
 from .model_inputs import label_loss, read_inputs
-from .past_keys import CACHE_NAME, PassCache, PublishedCache, one_cache
+from .past_keys import CACHE_NAME, WRITTEN, PassCache, PublishedCache, one_cache
 from .published_integers import quantize_tree
 from .published_tree import publish
 
@@ -93,12 +95,23 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         encoder = PrefixEncoder(
             self.meaning.config, config.pre_seq_len, projection=bool(config.prefix_projection), dtype=self.core.dtype
         )
-        self.set_prefix(encoder, filled=False)
+        self.set_prefix(encoder)
+        self.__dict__["_first_prefix"] = _versions(encoder)
 
-    def set_prefix(self, encoder: nn.Module, *, filled: bool = True) -> None:
-        """Put a prefix encoder in front of every text. filled: its weights are not just the first, random ones."""
+    def set_prefix(self, encoder: nn.Module) -> None:
+        """Put a prefix encoder in front of every text."""
         self.body.prefix_encoder = encoder
-        self.__dict__["_prefix_filled"] = filled
+
+    def warn_untrained(self) -> None:
+        """Warn, once, when the prefix in front of every text has the random numbers that it was made with."""
+        first = self.__dict__.pop("_first_prefix", None)
+        if first and first == _versions(self.body.get_submodule("prefix_encoder")):
+            warnings.warn(
+                f"the prefix (pre_seq_len={self.config.pre_seq_len}) was neither loaded nor trained: random numbers "
+                "stand in front of every text; load it with transformer.prefix_encoder.load_state_dict(...)",
+                MismatchWarning,
+                stacklevel=4,
+            )
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -106,6 +119,11 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
     def body(self) -> nn.Module:
         """The module that holds everything but some heads: `transformer`, `glm` or `model`."""
         return getattr(self, self.names.body)  # type: ignore[no-any-return]
+
+    @property
+    def base_model(self) -> BodyView:
+        """The model below its head, as tools of transformers call it."""
+        return BodyView(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,6 +149,8 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
             raise RequestError("this model's head is its word table", step="call set_input_embeddings")
         outer, _, leaf = self.names.head.rpartition(".")
         setattr(self.get_submodule(outer), leaf, value)
+        if self.core.lm_head is not None:
+            self.core.lm_head = value  # type: ignore[assignment]
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Logits (...,V) of final hidden states (...,H), by the module that stands at the head's place."""
@@ -153,6 +173,9 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         every_layer: list[Tensor] | None,
     ) -> Tensor:
         """(B,T,H) final hidden states."""
+        encoder = getattr(self.body, "prefix_encoder", None)
+        if encoder is not self.core.prefix:
+            self.core.prefix = encoder
         ids_BT = self._ids(input_ids, inputs_embeds)
         past = 0 if cache is None else int(cache.get_seq_length())
         self._check_past(cache, past, position_ids)
@@ -163,9 +186,6 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         if cache is not None:
             batch, new = ids_BT.shape
             held = PassCache(cache, self.core, batch, new, given.real_BS)
-        encoder = getattr(self.body, "prefix_encoder", None)
-        if encoder is not self.core.prefix:
-            self.core.prefix = encoder
         return self.core.hidden(
             ids_BT,
             position_ids=given.position_ids,
@@ -190,12 +210,21 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
 
     def _check_past(self, cache: Cache | None, past: int, position_ids: Tensor | None) -> None:
-        """Refuse keys of others in front of a text whose own prefix would not be found behind them."""
-        if past and position_ids is None and self.core.config.mask == "prefix":
+        """Refuse keys of others in front of a text: PEFT's prefixes, whose positions nothing says."""
+        if past == 0 or position_ids is not None:
+            return
+        if self.core.config.mask == "prefix":
             raise RequestError(
                 f"{past} keys and values are cached, and nothing says where the new tokens stand",
-                step="give position_ids (B,2,T); for a prefix of PEFT use glmkit's own P-Tuning v2 (pre_seq_len)",
+                step=f"give position_ids (B,2,T); for a prefix that PEFT learns {PREFIX_STEP}",
                 param="position_ids",
+            )
+        if not getattr(cache, WRITTEN, False):
+            raise RequestError(
+                f"{past} keys and values are cached that this model did not compute, as PEFT's prefix tuning does",
+                step=f"{PREFIX_STEP}; or give position_ids",
+                param="past_key_values",
+                code="learned_prompt",
             )
 
     def new_cache(self) -> Cache:
@@ -209,6 +238,11 @@ class GLMPreTrainedModel(LoadingCalls, PreTrainedModel):  # type: ignore[misc]
         if self.remote.sequence_first if first is None else first:
             return tuple(state.transpose(0, 1) for state in states)
         return states
+
+
+def _versions(encoder: nn.Module) -> list[tuple[int, int]]:
+    """Something that changes with every parameter that is exchanged or written to."""
+    return [(id(parameter), parameter._version) for parameter in encoder.parameters()]
 
 
 class CausalModel(ChatCalls, BlankGeneration, GLMPreTrainedModel):

@@ -18,6 +18,7 @@ from glmkit.model.cache import KVCache
 
 # The name by which outputs carry their cache: it changed in transformers 5.24.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+WRITTEN = "_glmkit_written"  # on a cache whose keys and values a model here computed
 
 
 class PublishedCache(DynamicCache):  # type: ignore[misc]
@@ -76,6 +77,7 @@ class PassCache(KVCache):
     def advance(self, real_BT: Tensor) -> None:
         """Count the tokens just written."""
         self.length = self._end
+        setattr(self.wrapped, WRITTEN, True)
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Cache | None:

@@ -201,6 +201,7 @@ class FloatEmbedding(nn.Embedding, HeadTable):
 
 
 def _is_small(x: Tensor, weight: Tensor) -> bool:
-    """True for a few rows of inference, in the weight's own type."""
+    """True for a few rows of inference, in the weight's own type, but in traces: exporters do not know the kernels."""
     few = 0 < x.numel() <= FEW * x.shape[-1] and x.dtype == weight.dtype and is_cpu(x.device)
-    return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    plain = not (torch.is_grad_enabled() or torch._C._is_tracing() or torch.is_autocast_enabled(x.device.type))
+    return few and plain

@@ -51,7 +51,9 @@ class KernelRotation(Rotation):
 
 
 def _fits(x: Tensor, width: int) -> bool:
-    """True for activations that the kernels take, and outside of autocast, which has its own types."""
+    """True for activations that the kernels take, outside of autocast, which has its own types, and of traces."""
+    if torch._C._is_tracing():
+        return False
     known = x.dtype in _TYPES and width % _STEP == 0 and x.is_contiguous() and is_cpu(x.device)
     return known and library.kernels().multiplies_floats and not torch.is_autocast_enabled(x.device.type)
 
