@@ -142,7 +142,10 @@ class LoadingCalls(StateCalls):
         model.generation_config = generation_config(settings)
         model.__dict__["settings"] = settings
         config.dtype = dtype
+        encoder = model.body._modules.pop("prefix_encoder", None)  # in float32 for good, and computed as it is
         exchange_layers(model, model.get_input_embeddings())
+        if encoder is not None:
+            model.set_prefix(encoder)
         return model
 
     @classmethod
